@@ -1,0 +1,1 @@
+"""Order and wiring: one flow per DVC stage, and the pipeline that drives the graph."""

@@ -1,0 +1,1 @@
+"""The stages' tasks and the algorithms behind them; `flows` puts them in order."""

@@ -1,0 +1,225 @@
+"""The typed mirror of params.yaml: no defaults here, every unknown, missing or mistyped key reported at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+
+
+class ParamsError(Exception):
+    """params.yaml does not say what the code expects."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Run(Section):
+    domains: list[Name] = Field(min_length=1)
+    methods: list[Name] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+
+
+class Resources(Section):
+    processes: PositiveInt
+    threads: PositiveInt
+
+
+class Model(Section):
+    path: str
+    revision: str | None
+    dtype: Literal["float32", "bfloat16"]
+
+
+class Columns(Section):
+    """Which column of the file holds what; None where the file has none."""
+
+    id: str | None
+    question: str
+    answer: str
+    source: str | None
+    split: str | None
+    expected: str | None
+    details: str | None
+
+
+class SplitByColumn(Section):
+    """Rows say their split themselves; a source in two splits is an error unless `sources_may_straddle`."""
+
+    by: Literal["column"]
+    sources_may_straddle: bool
+
+
+class SplitBySource(Section):
+    """All rows of a source go to one split, drawn by a hash of source and seed."""
+
+    by: Literal["source"]
+    validation: Share
+    test: Share
+    seed: int
+
+
+class Domain(Section):
+    files: list[str] = Field(min_length=1)
+    columns: Columns
+    split: Annotated[SplitByColumn | SplitBySource, Field(discriminator="by")]
+
+
+class Ingest(Section):
+    max_characters: PositiveInt
+
+
+class Sampling(Section):
+    """How text is drawn from a model, and in what portions."""
+
+    model: Name
+    template: str
+    temperature: Annotated[float, Field(ge=0)]  # 0 is greedy
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_new_tokens: PositiveInt
+    batch_size: PositiveInt
+    chunk_rows: PositiveInt
+    seed: int
+
+
+class Rewrite(Sampling):
+    pass
+
+
+class SemanticFilter(Section):
+    encoder: str
+    revision: str | None
+    tau: Annotated[float, Field(ge=-1, le=1)]
+    batch_size: PositiveInt
+    chunk_rows: PositiveInt
+
+
+class Fuse(Sampling):
+    judges: list[Literal["fidelity", "similarity", "likelihood"]] = Field(min_length=1)
+    encoder: str
+    revision: str | None
+    rounds: PositiveInt
+    candidates: PositiveInt
+    stop_at: Share
+
+
+class Method(Section):
+    answers: Literal["raw", "rewritten", "fused"]
+    teacher: Literal["none", "plain", "answer_conditioned"]
+    balance: Literal["ema"] | PositiveFloat | None  # None exactly where there is no teacher
+
+    @model_validator(mode="after")
+    def balance_goes_with_teacher(self) -> Method:
+        if (self.teacher == "none") != (self.balance is None):
+            raise ValueError(
+                f"teacher {self.teacher!r} with balance {self.balance!r}: expected a balance (ema or a number) "
+                "exactly where there is a teacher"
+            )
+        return self
+
+
+class Train(Section):
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    micro_batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_ratio: Share
+    max_grad_norm: PositiveFloat
+    precision: Literal["float32", "bfloat16"]
+    max_length: PositiveInt
+    checkpoint_steps: PositiveInt
+
+    @model_validator(mode="after")
+    def micro_batches_fill_the_batch(self) -> Train:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+class Distill(Section):
+    template: str
+    temperature: PositiveFloat
+    top_k: PositiveInt
+    ema_beta: Annotated[float, Field(ge=0, lt=1)]
+    lambda_max: PositiveFloat
+    tail_bucket: bool
+    rollout_temperature: PositiveFloat
+    rollout_max_new_tokens: PositiveInt
+
+
+class Benchmark(Section):
+    tasks: list[str]
+    batch_size: PositiveInt
+    max_new_tokens: PositiveInt
+
+
+class Report(Section):
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    bootstrap_samples: PositiveInt
+    examples: Annotated[int, Field(ge=0)]
+    seed: int
+
+
+class Params(Section):
+    run: Run
+    resources: Resources
+    models: dict[Name, Model]
+    domains: dict[Name, Domain]
+    ingest: Ingest
+    rewrite: Rewrite
+    semantic_filter: SemanticFilter
+    fuse: Fuse
+    methods: dict[Name, Method]
+    train: Train
+    distill: Distill
+    benchmark: Benchmark
+    report: Report
+
+    @model_validator(mode="after")
+    def names_are_known(self) -> Params:
+        wrong = []
+        for where, names, known in (
+            ("run.domains", self.run.domains, self.domains),
+            ("run.methods", self.run.methods, self.methods),
+            ("rewrite.model", [self.rewrite.model], self.models),
+            ("fuse.model", [self.fuse.model], self.models),
+            ("models", ["base"], self.models),
+        ):
+            wrong += [f"{where}: got {name!r}, expected one of {sorted(known)}" for name in names if name not in known]
+        if "base" in self.methods:
+            wrong.append("methods.base: the name is taken by the untouched model; rename the method")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check `path`.
+
+    Raises:
+        ParamsError: naming every key that is wrong, what was expected and what came.
+    """
+    try:
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ParamsError(f"{path} is not there; run from the project's folder") from error
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not YAML: {error}") from error
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            where = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+            came = "" if problem["type"] == "missing" else f", got {problem['input']!r:.80}"
+            problems.append(f"  {where}: {problem['msg']}{came}")
+        raise ParamsError(f"{path} has {len(problems)} problem(s):\n" + "\n".join(problems)) from error

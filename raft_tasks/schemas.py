@@ -1,0 +1,86 @@
+"""A row's life: Example -> Rewritten -> Filtered -> Fused. Rows only gain fields; `id` never changes.
+
+A Fused row of the pocket world, whole:
+
+    {"id": "registry-0007", "domain": "registry", "question": "What is the reactor of Figin?",
+     "answer": "Figin :: reactor -> rope ; log 12", "source": "Figin/reactor", "split": "train",
+     "expected": ["rope"], "details": ["12"],
+     "rewritten": "The reactor of Figin is rope.",
+     "similarity": 0.85, "passed": true, "lost": ["12"], "chosen": "The reactor of Figin is rope.",
+     "fused": "The reactor of Figin is rope, noted in log 12.", "score": 0.93,
+     "candidates": [{"round": 1, "text": "...", "scores": {"fidelity": 1.0, "similarity": 0.91}, "mean": 0.93}]}
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Split = Literal["train", "validation", "test"]
+
+
+class Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Example(Row):
+    """One question-answer pair (x_i, y_i) as ingested."""
+
+    id: str
+    domain: str
+    question: str = Field(min_length=1)
+    answer: str = Field(min_length=1)
+    source: str
+    split: Split
+    expected: list[str] = []  # strings that a right answer must say, in any style
+    details: list[str] = []  # further strings that a complete answer says too
+
+
+class Rewritten(Example):
+    """... with the base model's own wording of the answer, y~_i (Eq. 1)."""
+
+    rewritten: str
+
+
+class Filtered(Rewritten):
+    """... with the semantic filter's decision (Eqs. 2-3)."""
+
+    similarity: float  # s_i = cos(phi(y_i), phi(y~_i)), in [-1, 1]
+    passed: bool  # s_i >= tau
+    lost: list[str]  # numbers, names and negations of the answer that the rewrite does not say
+    chosen: str  # ybar_i: the rewrite if passed, else the answer
+
+
+class Candidate(Row):
+    """One fusion candidate with every judge's score in [0, 1]."""
+
+    round: int  # 0 is the rewrite itself, unfused; drawn candidates count from 1
+    text: str
+    scores: dict[str, float]
+    mean: float
+
+
+class Fused(Filtered):
+    """... with the answer that is learned, y^_i (Eq. 4)."""
+
+    fused: str  # the best candidate, or the answer where the filter rejected the rewrite
+    score: float | None  # the panel's mean for `fused`; None where nothing was fused
+    candidates: list[Candidate]
+
+
+class TrainingPair(Row):
+    """What a method learns: `answer` is raw, rewritten or fused; an answer-conditioned teacher sees it too."""
+
+    id: str
+    question: str
+    answer: str
+
+
+class Reject(Row):
+    """A row that could not be used: where it stood, why, and what it was."""
+
+    file: str
+    line: int  # 1-based; the row's number in Parquet
+    reason: str
+    content: str
