@@ -23,14 +23,14 @@ class ContentPolicy(CachePolicy):
     """Key = digest(task name, arguments, source of `modules`); `ignore`d arguments change no result."""
 
     def __init__(self, modules: tuple[ModuleType, ...], ignore: tuple[str, ...]) -> None:
-        self.modules = modules
+        self.sources = [inspect.getsource(module) for module in modules]
         self.ignore = ignore
 
     def compute_key(
         self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str | None:
         arguments = {name: value for name, value in inputs.items() if name not in self.ignore}
-        return digest([task_ctx.task.name, arguments, [inspect.getsource(module) for module in self.modules]])
+        return digest([task_ctx.task.name, arguments, self.sources])
 
 
 def cached_task(*modules: ModuleType, ignore: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
