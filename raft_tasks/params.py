@@ -109,17 +109,30 @@ class Fuse(Sampling):
     stop_at: Share
 
 
+class Distill(Section):
+    template: str
+    temperature: PositiveFloat
+    top_k: PositiveInt
+    ema_beta: Annotated[float, Field(ge=0, lt=1)]
+    lambda_max: PositiveFloat
+    tail_bucket: bool
+    rollout_temperature: PositiveFloat
+    rollout_max_new_tokens: PositiveInt
+
+
 class Method(Section):
     answers: Literal["raw", "rewritten", "fused"]
     teacher: Literal["none", "plain", "answer_conditioned"]
-    balance: Literal["ema"] | PositiveFloat | None  # None exactly where there is no teacher
+    balance: Literal["ema"] | PositiveFloat | None
+    distill: Distill | None
 
     @model_validator(mode="after")
-    def balance_goes_with_teacher(self) -> Method:
-        if (self.teacher == "none") != (self.balance is None):
+    def settings_go_with_teacher(self) -> Method:
+        without = self.teacher == "none"
+        if without != (self.balance is None) or without != (self.distill is None):
             raise ValueError(
-                f"teacher {self.teacher!r} with balance {self.balance!r}: expected a balance (ema or a number) "
-                "exactly where there is a teacher"
+                f"teacher {self.teacher!r} with balance {self.balance!r} and distill {'null' if self.distill is None else 'set'}: "
+                "expected both exactly where there is a teacher"
             )
         return self
 
@@ -143,17 +156,6 @@ class Train(Section):
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
         return self
-
-
-class Distill(Section):
-    template: str
-    temperature: PositiveFloat
-    top_k: PositiveInt
-    ema_beta: Annotated[float, Field(ge=0, lt=1)]
-    lambda_max: PositiveFloat
-    tail_bucket: bool
-    rollout_temperature: PositiveFloat
-    rollout_max_new_tokens: PositiveInt
 
 
 class Benchmark(Section):
@@ -180,7 +182,6 @@ class Params(Section):
     fuse: Fuse
     methods: dict[Name, Method]
     train: Train
-    distill: Distill
     benchmark: Benchmark
     report: Report
 
