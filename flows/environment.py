@@ -1,0 +1,42 @@
+"""What every process of the project runs in: settings for the libraries, and an end together with its pipeline."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+PIPELINE_PID = "RAFT_PIPELINE_PID"  # set by flows.pipeline for the processes that it starts
+
+
+def prepare() -> None:
+    """Set the environment of this process and its children, where the user has not; keep all state inside the project."""
+    project = Path.cwd()
+    defaults = {
+        "PREFECT_HOME": project / ".prefect",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # the run's page has everything
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",
+        "HF_DATASETS_CACHE": project / ".cache" / "datasets",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, str(value))
+    pipeline = os.environ.get(PIPELINE_PID)
+    if pipeline and int(pipeline) != os.getpid():
+        threading.Thread(target=_end_with, args=(int(pipeline),), daemon=True).start()
+
+
+def _end_with(pid: int) -> None:
+    """Kill this process group once process `pid` is gone, so that a killed pipeline leaves nothing running."""
+    while True:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            os.killpg(os.getpgid(0), signal.SIGKILL)
+        time.sleep(0.5)
