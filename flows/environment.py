@@ -6,9 +6,11 @@ import os
 import signal
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 PIPELINE_PID = "RAFT_PIPELINE_PID"  # set by flows.pipeline for the processes that it starts
+PREFECT_PORT = 4200  # Prefect's own default
 
 
 def prepare() -> None:
@@ -18,7 +20,7 @@ def prepare() -> None:
         "PREFECT_HOME": project / ".prefect",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # the run's page has everything
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the page of the run has everything; errors end the process
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",
         "HF_DATASETS_CACHE": project / ".cache" / "datasets",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -40,3 +42,13 @@ def _end_with(pid: int) -> None:
         except ProcessLookupError:
             os.killpg(os.getpgid(0), signal.SIGKILL)
         time.sleep(0.5)
+
+
+def answering_server() -> str | None:
+    """The API's URL of a Prefect server that answers on the default port of this machine, or None."""
+    url = f"http://127.0.0.1:{PREFECT_PORT}/api"
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
+            return url if answer.status == 200 else None
+    except OSError:
+        return None

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from prefect import Flow
-from prefect.settings import get_current_settings
+from prefect.client.schemas import FlowRun
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.states import State
 
+from flows.environment import answering_server
 from raft_tasks.params import ParamsError
 
+RUN_LINE = "flow run: "
 PROGRESS_SECONDS = 2.0  # between two lines of one stage
 
 
@@ -20,12 +25,23 @@ def main(stage: Flow[..., Any], *kinds: Callable[[str], Any]) -> None:
     arguments = sys.argv[1:]
     if len(arguments) > len(kinds):
         sys.exit(f"error: {stage.name} takes at most {len(kinds)} argument(s), got {arguments}")
-    # The heartbeat thread's join would add a second to every stage; DVC sees a stage that dies.
-    get_current_settings().flows.heartbeat_frequency = None
+    # Without a server Prefect starts a temporary one for every stage, which takes seconds: use one that runs.
+    # The heartbeat thread's join would add a second to every stage, and DVC sees a stage that dies.
+    server = os.environ.get("PREFECT_API_URL") or answering_server()
+    settings = {PREFECT_API_URL: server} if server else {}
+    announced = stage.with_options(on_running=[_announce])
     try:
-        stage(*(kind(argument) for kind, argument in zip(kinds, arguments, strict=False)))
+        with temporary_settings(settings):
+            get_current_settings().flows.heartbeat_frequency = None
+            announced(*(kind(argument) for kind, argument in zip(kinds, arguments, strict=False)))
     except (ParamsError, ValueError, FileNotFoundError, FileExistsError) as error:
         sys.exit(f"error: {stage.name} {' '.join(arguments)}: {error}")
+
+
+def _announce(flow: Flow[..., Any], run: FlowRun, state: State) -> None:
+    page = PREFECT_API_URL.value()
+    if page:
+        print(f"{RUN_LINE}{page.removesuffix('/api')}/runs/flow-run/{run.id}", flush=True)
 
 
 class Progress:

@@ -1,0 +1,39 @@
+# `make` lists the targets. Everything is installed into .venv by the first one that needs it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test check ui clean smoke
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## the whole pipeline on the embedded pocket world, then its results (minutes; again: seconds)
+	@$(BIN)/python -m flows.pipeline
+	@$(BIN)/python -m raft_tasks.reporting.tables reports/metrics.json
+
+test: $(STAMP)  ## the tests
+	@$(BIN)/python -m pytest
+
+check: $(STAMP)  ## style, types, import contracts, tests
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest
+
+smoke: $(STAMP)  ## a short real run of the pipeline, from scratch, in a temporary clone
+	@$(BIN)/python tests/smoke.py
+
+ui: $(STAMP)  ## Prefect's page on http://127.0.0.1:4200; pipelines started meanwhile use it
+	@$(BIN)/python -m flows.server
+
+clean:  ## remove everything that runs made: artifacts, reports, caches, the Prefect database (not .venv)
+	rm -rf artifacts reports .cache .prefect .dvc/cache .dvc/tmp .pytest_cache .mypy_cache .ruff_cache

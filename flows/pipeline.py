@@ -1,0 +1,186 @@
+"""The parent flow: drives the DVC graph, one task per stage, independent stages side by side.
+
+DVC decides whether a stage runs; this flow adds the budget of processes, progress, a page to look at and a clean end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+
+import networkx as nx
+from dvc.repo import Repo
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.context import get_run_context
+from prefect.futures import PrefectFuture, wait
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.environment import PIPELINE_PID
+from flows.server import prefect_server
+from flows.stage import RUN_LINE
+from raft_tasks.params import Params, ParamsError, load_params
+
+TAIL_LINES = 30  # of a failed stage's output, repeated in its error
+
+
+class StageFailed(Exception):
+    """A stage ended with an error; the message holds the end of its output."""
+
+
+def stage_graph() -> tuple[dict[str, list[str]], set[str]]:
+    """DVC's stages in topological order, each with the stages it waits for; and those whose own files or params changed."""
+    with Repo() as repo, repo.lock:
+        graph: nx.DiGraph = repo.index.graph  # edges point from a stage to what it depends on
+        order = list(nx.dfs_postorder_nodes(graph))
+        upstream = {stage.addressing: [dep.addressing for dep in graph.successors(stage)] for stage in order}
+        changed = {stage.addressing for stage in order if not stage.frozen and stage.changed()}
+    return upstream, changed
+
+
+def stale_stages(upstream: dict[str, list[str]], changed: set[str]) -> list[str]:
+    """The stages that may have to run, in order: the changed ones and all that is downstream of them."""
+    stale: list[str] = []
+    for name, waits_for in upstream.items():
+        if name in changed or any(dep in stale for dep in waits_for):
+            stale.append(name)
+    return stale
+
+
+@dataclass
+class Board:
+    """What the run has done so far; prints a line for each event."""
+
+    total: int
+    slots: threading.BoundedSemaphore
+    environment: dict[str, str]
+    started: float = field(default_factory=time.monotonic)
+    rows: list[dict[str, str]] = field(default_factory=list)
+    processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    stopped: bool = False
+
+    def say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.started:6.1f} s] {text}", flush=True)
+
+    def finish(self, name: str, result: str, seconds: float, link: str) -> None:
+        self.rows.append({"stage": name, "result": result, "seconds": f"{seconds:.1f}", "flow run": link})
+        rate = (time.monotonic() - self.started) / len(self.rows)
+        left = rate * (self.total - len(self.rows))
+        self.say(f"{len(self.rows):3d}/{self.total} {name}: {result} in {seconds:.1f} s; about {left:.0f} s left in all")
+
+    def stop(self) -> None:
+        """Start nothing more, and kill every stage that still runs, each with its whole process group."""
+        self.stopped = True
+        for process in list(self.processes.values()):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@task(task_run_name="{name}", cache_policy=NO_CACHE)
+def run_stage(name: str, board: Board) -> str:
+    """`dvc repro --single-item` of one stage in its own process group; returns ran | unchanged.
+
+    Raises:
+        StageFailed: with the end of the stage's output.
+    """
+    with board.slots:
+        if board.stopped:
+            raise StageFailed(f"{name} was not started: the pipeline was stopped")
+        began = time.monotonic()
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+        process = subprocess.Popen(
+            command,
+            env=board.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        board.processes[name] = process
+        output: list[str] = []
+        link, ran = "", False
+        assert process.stdout is not None
+        for line in process.stdout:
+            line = line.rstrip()
+            output.append(line)
+            if line.startswith(RUN_LINE):
+                link = line.removeprefix(RUN_LINE)
+                board.say(f"        {name}: started, {link}")
+            elif line.startswith(f"{name}: "):  # a stage's own progress
+                board.say(f"        {line}")
+            ran = ran or line.startswith("> python")
+        code = process.wait()
+        seconds = time.monotonic() - began
+        get_run_logger().info("\n".join(output))
+        if code:
+            board.finish(name, "FAILED", seconds, link)
+            raise StageFailed(f"{name} ended with code {code}; the end of its output:\n" + "\n".join(output[-TAIL_LINES:]))
+        result = "ran" if ran else "unchanged"
+        board.finish(name, result, seconds, link)
+        return result
+
+
+@flow(name="pipeline", validate_parameters=False)
+def pipeline(params: Params, stale: list[str], upstream: dict[str, list[str]], api_url: str) -> None:
+    """Run the `stale` stages in the graph's order.
+
+    Raises:
+        StageFailed: naming every stage that failed; the others ran as far as they could.
+    """
+    threads = str(params.resources.threads)
+    board = Board(
+        total=len(stale),
+        slots=threading.BoundedSemaphore(params.resources.processes),
+        environment={
+            **os.environ,
+            PIPELINE_PID: str(os.getpid()),
+            "PREFECT_API_URL": api_url,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+        },
+    )
+    board.say(f"{len(stale)} stages to run, {params.resources.processes} at a time, {threads} thread(s) each")
+    board.say(f"this run: {api_url.removesuffix('/api')}/runs/flow-run/{get_run_context().flow_run.id}")
+    futures: dict[str, PrefectFuture[str]] = {}
+    try:
+        for name in stale:
+            waits_for = [futures[dep] for dep in upstream[name] if dep in futures]
+            futures[name] = run_stage.submit(name, board, wait_for=waits_for)
+        wait(list(futures.values()))
+    finally:
+        board.stop()
+        if board.rows:
+            create_table_artifact(key="pipeline", table=board.rows, description="Every stage of this run")
+    failed = [row["stage"] for row in board.rows if row["result"] == "FAILED"]
+    if failed:
+        errors = [str(futures[name].state.result(raise_on_failure=False)) for name in failed]
+        raise StageFailed("\n\n".join(errors))
+
+
+def main() -> None:
+    try:
+        params = load_params()
+        upstream, changed = stage_graph()
+        stale = stale_stages(upstream, changed)
+        if not stale:
+            print(f"Nothing to do: all {len(upstream)} stages are up to date.")
+            return
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: SIGTERM"))
+        # A thread for every stage: they wait for their upstream, and then for one of the board's slots.
+        run = pipeline.with_options(task_runner=ThreadPoolTaskRunner(max_workers=len(stale)))
+        with prefect_server() as api_url, temporary_settings({PREFECT_API_URL: api_url}):
+            run(params, stale, upstream, api_url)
+    except (ParamsError, StageFailed, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""A Prefect server for this project: one that answers already, or one of our own for as long as a command runs.
+
+`python -m flows.server [PORT]` serves in the foreground (`make ui`), on 127.0.0.1 only.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from flows.environment import PIPELINE_PID, PREFECT_PORT, answering_server
+
+START_SECONDS = 90
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", PREFECT_PORT))
+            return PREFECT_PORT
+        except OSError:
+            pass
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def prefect_server() -> Iterator[str]:
+    """Yield the API's URL: PREFECT_API_URL if set, a server that answers on the default port, or an own one, stopped at the end.
+
+    Raises:
+        RuntimeError: if the server named by PREFECT_API_URL does not answer, or our own does not start.
+    """
+    given = os.environ.get("PREFECT_API_URL")
+    if given:
+        try:
+            httpx.get(f"{given}/health", timeout=10).raise_for_status()
+        except httpx.HTTPError as error:
+            raise RuntimeError(
+                f"PREFECT_API_URL is {given}, which does not answer ({error}); start that server or unset the variable"
+            ) from error
+        yield given
+        return
+    running = answering_server()
+    if running:
+        yield running
+        return
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "flows.server", str(port)],
+        env={**os.environ, PIPELINE_PID: str(os.getpid())},
+        start_new_session=True,
+    )
+    try:
+        _wait_until_healthy(url, server)
+        yield url
+    finally:
+        server.terminate()
+        try:
+            server.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise RuntimeError(f"the Prefect server ended with code {server.returncode} before it answered on {url}")
+        try:
+            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass  # not up yet; the deadline decides
+        time.sleep(0.1)
+    raise RuntimeError(f"the Prefect server did not answer on {url} within {START_SECONDS} s")
+
+
+def serve(port: int) -> None:
+    """Serve API and pages on 127.0.0.1:`port` until interrupted."""
+    os.environ["PREFECT_SERVER_API_HOST"] = "127.0.0.1"
+    os.environ["PREFECT_SERVER_API_PORT"] = str(port)
+    os.environ["PREFECT_UI_API_URL"] = f"http://127.0.0.1:{port}/api"
+    os.environ["PREFECT__SERVER_FINAL"] = "1"
+    import uvicorn
+
+    uvicorn.run(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        host="127.0.0.1",
+        port=port,
+        log_level="error",
+        timeout_graceful_shutdown=3,
+    )
+
+
+if __name__ == "__main__":
+    chosen = int(sys.argv[1]) if len(sys.argv) > 1 else PREFECT_PORT
+    if PIPELINE_PID not in os.environ:
+        print(f"Prefect's page: http://127.0.0.1:{chosen} (Ctrl-C ends it)", flush=True)
+    serve(chosen)
