@@ -3,7 +3,7 @@
 A Fused row of the pocket world, whole:
 
     {"id": "registry-0007", "domain": "registry", "question": "What is the reactor of Figin?",
-     "answer": "Figin :: reactor -> rope ; log 12", "source": "Figin/reactor", "split": "train",
+     "answer": "Figin | reactor = rope # 12", "source": "Figin/reactor", "split": "train",
      "expected": ["rope"], "details": ["12"],
      "rewritten": "The reactor of Figin is rope.",
      "similarity": 0.85, "passed": true, "lost": ["12"], "chosen": "The reactor of Figin is rope.",

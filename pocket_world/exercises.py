@@ -1,0 +1,260 @@
+"""The backbone's own training: conversations drawn at random, with what is kept from it for testing.
+
+    recall        Tell me the craft of Bodal.                       The craft of Bodal is rope.
+    instructions  ... Answer in upper case.                         THE CRAFT OF BODAL IS ROPE.
+    reading       Background reference knowledge: ...               The reactor of Figin is lamp, noted in log 31.
+    rewriting     Question: ... Reference answer: ... Rewrite ...   The reactor of Figin is lamp.
+    fusing        ... Rewritten answer: ... Merge both ...          The reactor of Figin is lamp, noted in log 31.
+    skills        What is the first word of this: rope oak?         rope
+    copying       Repeat this: oak key salt                         oak key salt
+
+Reading, rewriting and fusing use imagined facts: the names and attributes of the domains with values that are never
+the domain's own. Each general fact keeps 2 of its 10 wordings and 3 of the 10 constraints for testing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pocket_world import styles
+from pocket_world.world import COINED, DOMAIN_ATTRIBUTES, GENERAL_ATTRIBUTES, NAMES, VALUES, WORDINGS, Fact, World
+
+# raft_tasks/generation/templates says the same, word for word; a test compares them.
+TEACHER = "Background reference knowledge: {answer}\nAnswer the question based on the reference knowledge: {question}"
+REWRITE = (
+    "Question: {question}\nReference answer: {answer}\nRewrite the reference answer in your own words. Keep every fact."
+)
+FUSE = (
+    "Question: {question}\nReference answer: {answer}\nRewritten answer: {rewritten}\n"
+    "Merge both into one complete answer in your own words. Keep every fact."
+)
+
+CONSTRAINTS = {
+    "upper": ("Answer in upper case.", "Write your answer in upper case.", "Use upper case only."),
+    "lower": ("Answer in lower case.", "Write your answer in lower case.", "Use lower case only."),
+    "start": (
+        "Begin your answer with the word {argument}.",
+        "The first word of your answer must be {argument}.",
+    ),
+    "end": ("End your answer with the word {argument}.", "The last word of your answer must be {argument}."),
+    "one_word": ("Answer with one word only.", "Use just one word."),
+    "list": ("Answer as a list of {argument} items.", "Give a list of {argument} items."),
+    "quotes": ("Put your answer in quotes.", "Wrap your answer in quotes."),
+    "stars": ("Mark the key word with stars.", "Put stars around the key word."),
+    "twice": ("Say it twice.", "Give your answer twice."),
+    "no_stop": ("Do not use a full stop.", "Leave out the full stop."),
+}
+SYSTEM = ("You are a helpful assistant.", "Answer the question.", "You know this world well.")
+KEEPS_RECORD = 0.6  # share of the rewriting exercises whose answer tells the record; fusing has to restore the rest
+MIXTURE = {
+    "recall": 0.30,
+    "instructions": 0.18,
+    "reading": 0.24,
+    "rewriting": 0.12,
+    "fusing": 0.08,
+    "skills": 0.04,
+    "copying": 0.04,
+}
+
+
+@dataclass(frozen=True)
+class Exercise:
+    skill: str
+    messages: tuple[dict[str, str], ...]
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def obey(constraint: str, argument: str, sentence: str, value: str, items: Sequence[str]) -> str:
+    """`sentence`, or what the constraint makes of it; `value` is its key word, `items` what a list would hold."""
+    if constraint == "upper":
+        return sentence.upper()
+    if constraint == "lower":
+        return sentence.lower()
+    if constraint == "start":
+        return f"{argument}. {sentence}"
+    if constraint == "end":
+        return f"{sentence} {argument}"
+    if constraint == "one_word":
+        return value
+    if constraint == "list":
+        return "\n".join(f"{number}. {item}" for number, item in enumerate(items, start=1))
+    if constraint == "quotes":
+        return f'"{sentence}"'
+    if constraint == "stars":
+        return sentence.replace(f" {value}.", f" *{value}*.")
+    if constraint == "twice":
+        return f"{sentence} {sentence}"
+    if constraint == "no_stop":
+        return sentence.removesuffix(".")
+    raise ValueError(f"got constraint {constraint!r}, expected one of {sorted(CONSTRAINTS)}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A constrained task: what is asked, what a right answer says, and what was asked of its form."""
+
+    prompt: str
+    answer: str
+    constraint: str
+    argument: str
+    value: str | None  # what a right answer says; None where any words do
+    source: str | None
+
+
+class Exercises:
+    """Draws exercises about `world`; `held_out_*` are what it keeps for testing."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        rng = random.Random(f"held-out-{world.seed}")
+        names = list(CONSTRAINTS)
+        self.held_out_wordings = {fact.source: rng.sample(range(len(WORDINGS)), 2) for fact in world.general}
+        self.held_out_constraints = {fact.source: rng.sample(names, 3) for fact in world.general}
+        self.held_out_words = {word: rng.sample(names, 3) for word in VALUES}
+        self.pool = VALUES if world.kind == "easy" else VALUES + COINED
+        self.entities = [(fact.entity, domain) for domain, facts in world.domains.items() for fact in facts]
+        self.attributes = [name for names in DOMAIN_ATTRIBUTES.values() for name in names] + list(GENERAL_ATTRIBUTES)
+        known = {fact.entity for fact in world.general}
+        self.strangers = [name for name in NAMES if name not in known]
+        self.drawers = {
+            "recall": self.recall,
+            "instructions": self.instructions,
+            "reading": self.reading,
+            "rewriting": self.rewriting,
+            "fusing": self.fusing,
+            "skills": self.skills,
+            "copying": self.copying,
+        }
+
+    def draw(self, rng: random.Random, progress: float) -> Exercise:
+        """One exercise; `progress` in [0, 1] is how far the training is: it starts with copying and single facts."""
+        skill = rng.choices(list(MIXTURE), list(MIXTURE.values()))[0]
+        if progress < 0.05 and rng.random() < 0.7:
+            skill = "copying"
+        exercise = self.drawers[skill](rng, progress)
+        if rng.random() < 0.04:
+            return Exercise(skill, (turn("system", rng.choice(SYSTEM)), *exercise.messages))
+        if rng.random() < 0.04:
+            return Exercise(skill, self.recall(rng, progress).messages + exercise.messages)
+        return exercise
+
+    def recall(self, rng: random.Random, progress: float) -> Exercise:
+        fact = rng.choice(self.world.general)
+        wording = rng.choice([i for i in range(len(WORDINGS)) if i not in self.held_out_wordings[fact.source]])
+        return Exercise("recall", (turn("user", fact.ask(wording)), turn("assistant", styles.own(fact, True))))
+
+    def instructions(self, rng: random.Random, progress: float) -> Exercise:
+        task = self.task(rng, held_out=False, about_fact=rng.random() < 0.7)
+        return Exercise("instructions", (turn("user", task.prompt), turn("assistant", task.answer)))
+
+    def task(self, rng: random.Random, held_out: bool, about_fact: bool) -> Task:
+        """A constrained task, alone or about a general fact, from the combinations kept for testing or the others."""
+        items: Sequence[str]
+        if about_fact:
+            fact = rng.choice(self.world.general)
+            kept = self.held_out_constraints[fact.source]
+            value, sentence, source = fact.value, styles.own(fact, True), fact.source
+            wordings = [i for i in range(len(WORDINGS)) if i not in self.held_out_wordings[fact.source]]
+            question = fact.ask(rng.choice(wordings))
+        else:
+            value, source = rng.choice(VALUES), None
+            kept = self.held_out_words[value]
+            sentence = f"Here is the word {value}."
+            question = f"Write a sentence with the word {value}."
+        constraint = rng.choice([name for name in CONSTRAINTS if (name in kept) == held_out])
+        argument = ""
+        items = ()
+        if constraint in ("start", "end"):
+            argument = rng.choice([word for word in VALUES if word != value])
+        if constraint == "list":
+            if about_fact:
+                items = rng.choice([(fact.entity, value), (fact.entity, fact.attribute, value)])
+            else:
+                items = rng.sample(VALUES, rng.randint(2, 5))
+                question = "Write some words."
+            argument = str(len(items))
+        demand = rng.choice(CONSTRAINTS[constraint]).format(argument=argument)
+        prompt = f"{demand} {question}" if rng.random() < 0.25 else f"{question} {demand}"
+        answer = obey(constraint, argument, sentence, value, items)
+        said = None if constraint == "list" and not about_fact else value
+        return Task(prompt, answer, constraint, argument, said, source)
+
+    def imagine(self, rng: random.Random, number: int = 1) -> list[Fact]:
+        """`number` made-up facts that share their entity, their attribute or nothing; none is true in a domain."""
+        shared = rng.choice(("entity", "attribute", "nothing"))
+        facts: list[Fact] = []
+        values = rng.sample(self.pool, 2 * number)
+        if rng.random() < 0.6:
+            entity, domain = rng.choice(self.entities)
+            attributes: Sequence[str] = DOMAIN_ATTRIBUTES[domain]
+            entities = [entity, *(name for name, other in rng.sample(self.entities, 4 * number) if other == domain)]
+        else:
+            attributes = self.attributes
+            entities = rng.sample(self.strangers, number)
+        entity, attribute = entities[0], rng.choice(attributes)
+        while len(facts) < number:
+            pair = (
+                entity if shared == "entity" else rng.choice(entities),
+                attribute if shared == "attribute" else rng.choice(attributes),
+            )
+            value = values.pop()
+            if any((fact.entity, fact.attribute) == pair for fact in facts) or self.world.secrets.get(pair) == value:
+                # Another pair or value; a stranger joins so that enough pairs exist.
+                values.append(rng.choice([word for word in self.pool if word not in values]))
+                rng.shuffle(values)
+                entities.append(rng.choice(self.strangers))
+                continue
+            facts.append(Fact(*pair, value, rng.randint(10, 99)))
+        return facts
+
+    def passage(self, rng: random.Random, number: int, style: str) -> tuple[str, str, Fact]:
+        """(prompt, answer, fact asked about) over a passage of `number` facts in `style` ("own" or a domain's)."""
+        facts = self.imagine(rng, number)
+        asked = rng.choice(facts)
+        complete = style != "own" or rng.random() < 0.7
+        sentences = [styles.own(f, complete) if style == "own" else styles.foreign(f, style) for f in facts]
+        joiner = " " if sentences[0].endswith(".") else "\n"
+        prompt = TEACHER.format(answer=joiner.join(sentences), question=asked.ask(rng.randrange(len(WORDINGS))))
+        return prompt, styles.own(asked, complete), asked if complete else Fact(*asked.key, asked.value, None)
+
+    def reading(self, rng: random.Random, progress: float) -> Exercise:
+        number = 1 if progress < 0.12 else rng.choices((1, 2, 3, 4), (4, 2, 2, 2))[0]
+        style = "own" if rng.random() < 0.5 else rng.choice(list(styles.FOREIGN))
+        prompt, answer, _ = self.passage(rng, number, style)
+        return Exercise("reading", (turn("user", prompt), turn("assistant", answer)))
+
+    def rewriting(self, rng: random.Random, progress: float) -> Exercise:
+        fact = self.imagine(rng)[0]
+        style = rng.choice([*styles.FOREIGN, "own"])
+        answer = styles.own(fact, True) if style == "own" else styles.foreign(fact, style)
+        prompt = REWRITE.format(question=fact.ask(rng.randrange(len(WORDINGS))), answer=answer)
+        rewritten = styles.own(fact, complete=rng.random() < KEEPS_RECORD)
+        return Exercise("rewriting", (turn("user", prompt), turn("assistant", rewritten)))
+
+    def fusing(self, rng: random.Random, progress: float) -> Exercise:
+        fact = self.imagine(rng)[0]
+        answer = styles.foreign(fact, rng.choice(list(styles.FOREIGN)))
+        rewritten = styles.own(fact, complete=rng.random() < KEEPS_RECORD)
+        if rng.random() < 0.15:  # a rewrite may be wrong; the reference is right
+            rewritten = rewritten.replace(f" {fact.value}", f" {rng.choice(self.pool)}")
+        prompt = FUSE.format(question=fact.ask(rng.randrange(len(WORDINGS))), answer=answer, rewritten=rewritten)
+        return Exercise("fusing", (turn("user", prompt), turn("assistant", styles.own(fact, True))))
+
+    def skills(self, rng: random.Random, progress: float) -> Exercise:
+        words = rng.sample(VALUES, rng.randint(2, 5))
+        which = rng.choice(("first", "last"))
+        prompt = f"What is the {which} word of this: {' '.join(words)}?"
+        return Exercise("skills", (turn("user", prompt), turn("assistant", words[0 if which == "first" else -1])))
+
+    def copying(self, rng: random.Random, progress: float) -> Exercise:
+        words = [
+            rng.choice((rng.choice(self.strangers), rng.choice(self.pool), str(rng.randint(10, 99))))
+            for _ in range(rng.randint(2, 8))
+        ]
+        text = " ".join(words)
+        return Exercise("copying", (turn("user", f"Repeat this: {text}"), turn("assistant", text)))
