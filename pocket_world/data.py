@@ -1,6 +1,6 @@
 """`python -m pocket_world.data [--recipe FILE]` writes the domains' rows and the general tasks' items.
 
-A domain row (<folder>/<domain>.jsonl), whole:
+A domain row (<folder>/<domain>/pairs.jsonl), whole:
 
     {"id": "registry-0007", "question": "What is the reactor of Figin?", "answer": "Figin | reactor = rope # 12",
      "source": "Figin/reactor", "split": "train", "expected": ["rope"], "details": ["12"]}
@@ -140,14 +140,14 @@ def build_files(recipe: Recipe) -> dict[Path, list[Item]]:
     """Every data file of the recipe with its rows."""
     world = build_world(recipe.world)
     folder = Path(recipe.data.folder)
-    files = {folder / f"{domain}.jsonl": domain_rows(world, domain, recipe.data) for domain in DOMAINS}
+    files = {folder / domain / "pairs.jsonl": domain_rows(world, domain, recipe.data) for domain in DOMAINS}
     for task, build in (
         ("pocket_recall", recall_items),
         ("pocket_instructions", instruction_items),
         ("pocket_reading", reading_items),
         ("pocket_rewriting", rewriting_items),
     ):
-        files[folder / "general" / f"{task}.jsonl"] = build(world, recipe.data)
+        files[Path(recipe.data.tasks) / task / "items.jsonl"] = build(world, recipe.data)
     return files
 
 

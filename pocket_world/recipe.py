@@ -29,6 +29,7 @@ class WorldSettings(Section):
 
 class DataSettings(Section):
     folder: str
+    tasks: str
     seed: int
     train_wordings: PositiveInt
     validation_wordings: PositiveInt
