@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from prefect import Flow
 from prefect.client.schemas import FlowRun
@@ -15,6 +15,8 @@ from prefect.states import State
 
 from flows.environment import answering_server
 from raft_tasks.params import ParamsError
+
+RowT = TypeVar("RowT")
 
 RUN_LINE = "flow run: "
 PROGRESS_SECONDS = 2.0  # between two lines of one stage
@@ -42,6 +44,12 @@ def _announce(flow: Flow[..., Any], run: FlowRun, state: State) -> None:
     page = PREFECT_API_URL.value()
     if page:
         print(f"{RUN_LINE}{page.removesuffix('/api')}/runs/flow-run/{run.id}", flush=True)
+
+
+def chunks(rows: list[RowT], size: int) -> Iterator[list[RowT]]:
+    """`rows` in order, `size` at a time: what one cached task works on, and what a kill can cost."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 class Progress:

@@ -1,0 +1,36 @@
+"""Stage `distill` (Eqs. 5-12): one method, one seed: the base model learns the domain."""
+
+from prefect import flow
+
+from flows import paths
+from flows.stage import Progress, main
+from raft_tasks.artifacts import read_json, read_rows, write_json
+from raft_tasks.distill import train
+from raft_tasks.generation.templates import template_text
+from raft_tasks.params import load_params
+from raft_tasks.schemas import TrainingPair
+
+
+@flow
+def distill(domain: str, method: str, seed: int) -> None:
+    params = load_params()
+    row = params.methods[method]
+    pairs = read_rows(paths.training(domain) / f"{method}.jsonl", TrainingPair)
+    folder = paths.run(domain, method, seed)
+    summary = train(
+        pairs,
+        params.models["base"],
+        read_json(paths.model_identity("base")),
+        row,
+        params.train,
+        template_text(row.distill.template) if row.distill else "",
+        seed,
+        folder,
+        paths.CHECKPOINTS,
+        Progress(f"distill@{domain}-{method}-{seed}", 0, "steps"),
+    )
+    write_json(folder / "summary.json", summary)
+
+
+if __name__ == "__main__":
+    main(distill, str, str, int)

@@ -1,0 +1,40 @@
+"""Where every artifact lies: the one place that names paths (dvc.yaml repeats them, a test compares)."""
+
+from pathlib import Path
+
+ARTIFACTS = Path("artifacts")
+REPORTS = Path("reports")
+CHECKPOINTS = Path(".cache/checkpoints")  # keyed by content; not an artifact: removed once its training has finished
+BENCHMARK_TASKS = Path("raft_tasks/evaluation/tasks")
+
+
+def model_identity(role: str) -> Path:
+    return ARTIFACTS / "models" / f"{role}.json"
+
+
+def examples(domain: str) -> Path:
+    return ARTIFACTS / domain / "examples"
+
+
+def rewritten(domain: str) -> Path:
+    return ARTIFACTS / domain / "rewritten.jsonl"
+
+
+def filtered(domain: str) -> Path:
+    return ARTIFACTS / domain / "filtered.jsonl"
+
+
+def fused(domain: str) -> Path:
+    return ARTIFACTS / domain / "fused.jsonl"
+
+
+def training(domain: str) -> Path:
+    return ARTIFACTS / domain / "training"
+
+
+def run(domain: str, method: str, seed: int) -> Path:
+    return ARTIFACTS / domain / "runs" / f"{method}-{seed}"
+
+
+def benchmark(domain: str, method: str | None, seed: int | None) -> Path:
+    return ARTIFACTS / domain / "benchmarks" / ("base" if method is None else f"{method}-{seed}")

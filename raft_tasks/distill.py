@@ -1,0 +1,55 @@
+"""Task of the stage `distill`: one training run, resumable from checkpoints that are keyed by what determines it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from raft_tasks import params
+from raft_tasks.artifacts import atomic_folder, digest, digest_path
+from raft_tasks.schemas import TrainingPair
+
+
+@task(cache_policy=NO_CACHE)
+def train(
+    pairs: list[TrainingPair],
+    model: params.Model,
+    identity: dict[str, str | None],
+    method: params.Method,
+    settings: params.Train,
+    template: str,
+    seed: int,
+    output: Path,
+    checkpoints: Path,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Train one model into `output` (model/, steps.csv); returns the summary.
+
+    A run that was killed continues from its last checkpoint under `checkpoints`/<digest of everything above>.
+    """
+    from raft_tasks import training
+    from raft_tasks.training.trainer import train_model
+
+    code = digest_path(Path(training.__file__).parent) if training.__file__ else ""
+    key = digest([pairs, identity, method, settings, template, seed, code])
+    folder = checkpoints / key[:16]
+    with atomic_folder(output) as partial:
+        summary = train_model(
+            pairs=pairs,
+            model=model,
+            method=method,
+            train=settings,
+            distill=method.distill,
+            template_text=template,
+            seed=seed,
+            output=partial,
+            checkpoints=folder,
+            progress=progress,
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    return summary

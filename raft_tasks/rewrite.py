@@ -1,0 +1,21 @@
+"""Task of the stage `rewrite`: Eq. 1 on a chunk of rows."""
+
+from __future__ import annotations
+
+from raft_tasks import params
+from raft_tasks.caching import cached_task
+from raft_tasks.generation import rewriting, templates, transformers_backend
+from raft_tasks.generation.transformers_backend import TransformersBackend
+from raft_tasks.schemas import Example, Rewritten
+
+
+@cached_task(rewriting, transformers_backend, templates, ignore=("backend",))
+def rewrite_chunk(
+    rows: list[Example],
+    settings: params.Rewrite,
+    template: str,
+    model: dict[str, str | None],
+    backend: TransformersBackend,
+) -> list[dict]:
+    """The rows with the base model's wording, as JSON-like rows; `template` (its text) and `model` identify the call."""
+    return [row.model_dump() for row in rewriting.rewrite(rows, backend, settings)]

@@ -1,0 +1,94 @@
+import json
+
+import pytest
+
+from raft_tasks.artifacts import (
+    atomic_file,
+    atomic_folder,
+    digest,
+    digest_path,
+    read_rows,
+    write_json,
+    write_rows,
+)
+from raft_tasks.schemas import TrainingPair
+
+ROWS = [TrainingPair(id="a", question="q?", answer="Größe\u2028x"), TrainingPair(id="b", question="r?", answer="s")]
+
+
+def test_rows_round_trip_with_equal_bytes(tmp_path):
+    write_rows(tmp_path / "deep" / "rows.jsonl", ROWS)
+    first = (tmp_path / "deep" / "rows.jsonl").read_bytes()
+    assert read_rows(tmp_path / "deep" / "rows.jsonl", TrainingPair) == ROWS
+    write_rows(tmp_path / "deep" / "rows.jsonl", ROWS)
+    assert (tmp_path / "deep" / "rows.jsonl").read_bytes() == first
+
+
+def test_a_wrong_row_is_named_by_file_and_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(ROWS[0].model_dump_json() + "\n" + json.dumps({"id": "b"}) + "\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: not a TrainingPair row"):
+        read_rows(path, TrainingPair)
+
+
+def test_a_missing_file_says_how_to_get_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="dvc repro"):
+        read_rows(tmp_path / "none.jsonl", TrainingPair)
+
+
+def write_half(path, then):
+    with atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise then
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, 1)
+    with pytest.raises(KeyboardInterrupt):
+        write_half(path, KeyboardInterrupt())
+    assert path.read_text() == "1\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_nan_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(tmp_path / "value.json", float("nan"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def fill_folder(path, fail):
+    with atomic_folder(path) as folder:
+        (folder / "new").write_text("new")
+        if fail:
+            raise RuntimeError("no")
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "old").write_text("old")
+    with pytest.raises(RuntimeError):
+        fill_folder(path, fail=True)
+    assert [p.name for p in path.iterdir()] == ["old"]
+    fill_folder(path, fail=False)
+    assert [p.name for p in path.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_digest_sees_content_not_identity():
+    assert digest([ROWS, {"b": 1, "a": 2}]) == digest([list(ROWS), {"a": 2, "b": 1}])
+    assert digest(ROWS) != digest(ROWS[::-1])
+    with pytest.raises(TypeError, match="cannot digest"):
+        digest(object())
+
+
+def test_digest_path_sees_names_and_bytes(tmp_path):
+    (tmp_path / "a").write_text("x")
+    first = digest_path(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    second = digest_path(tmp_path)
+    (tmp_path / "b").write_text("y")
+    assert len({first, second, digest_path(tmp_path)}) == 3
+    with pytest.raises(FileNotFoundError):
+        digest_path(tmp_path / "none")

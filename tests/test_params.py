@@ -1,0 +1,59 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raft_tasks.params import ParamsError, load_params
+
+PROFILES = sorted(Path("profiles").glob("*.yaml"))
+
+
+def changed(tmp_path, change):
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    change(values)
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("path", [Path("params.yaml"), *PROFILES], ids=str)
+def test_the_committed_params_are_valid(path):
+    assert load_params(path).run.methods
+
+
+def test_every_problem_is_reported_at_once_with_its_key(tmp_path):
+    def break_it(values):
+        values["train"]["epochs"] = "three"
+        values["train"]["epohcs"] = 3
+        del values["rewrite"]["top_p"]
+        values["semantic_filter"]["tau"] = 1.5
+
+    with pytest.raises(ParamsError) as error:
+        load_params(changed(tmp_path, break_it))
+    message = str(error.value)
+    assert "4 problem(s)" in message
+    for part in ("train.epochs", "'three'", "train.epohcs", "rewrite.top_p: Field required", "semantic_filter.tau", "1.5"):
+        assert part in message
+
+
+def test_names_must_be_known(tmp_path):
+    def break_it(values):
+        values["run"]["methods"].append("grpo")
+        values["fuse"]["model"] = "qwen"
+
+    with pytest.raises(ParamsError, match=r"run.methods: got 'grpo', expected one of .*fuse.model: got 'qwen'"):
+        load_params(changed(tmp_path, break_it))
+
+
+@pytest.mark.parametrize("change", [{"balance": "ema"}, {"teacher": "plain"}])
+def test_a_balance_needs_a_teacher_and_a_teacher_a_balance(tmp_path, change):
+    with pytest.raises(ParamsError, match=r"methods\.sft.*exactly where there is a teacher"):
+        load_params(changed(tmp_path, lambda values: values["methods"]["sft"].update(change)))
+
+
+def test_a_missing_or_broken_file_is_a_clear_error(tmp_path):
+    with pytest.raises(ParamsError, match="is not there"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("run: [")
+    with pytest.raises(ParamsError, match="is not YAML"):
+        load_params(tmp_path / "params.yaml")
