@@ -5,7 +5,7 @@ A Fused row of the pocket world, whole:
     {"id": "registry-0007", "domain": "registry", "question": "What is the reactor of Figin?",
      "answer": "Figin | reactor = rope # 12", "source": "Figin/reactor", "split": "train",
      "expected": ["rope"], "details": ["12"],
-     "rewritten": "The reactor of Figin is rope.",
+     "rewritten": "The reactor of Figin is rope.", "finished": true,
      "similarity": 0.85, "passed": true, "lost": ["12"], "chosen": "The reactor of Figin is rope.",
      "fused": "The reactor of Figin is rope, noted in log 12.", "score": 0.93,
      "candidates": [{"round": 1, "text": "...", "scores": {"fidelity": 1.0, "similarity": 0.91}, "mean": 0.93}]}
@@ -41,13 +41,14 @@ class Rewritten(Example):
     """... with the base model's own wording of the answer, y~_i (Eq. 1)."""
 
     rewritten: str
+    finished: bool = True  # the model ended its turn; a rewrite that was cut never passes the filter
 
 
 class Filtered(Rewritten):
     """... with the semantic filter's decision (Eqs. 2-3)."""
 
     similarity: float  # s_i = cos(phi(y_i), phi(y~_i)), in [-1, 1]
-    passed: bool  # s_i >= tau
+    passed: bool  # s_i >= tau, of a rewrite that is finished and not empty
     lost: list[str]  # numbers, names and negations of the answer that the rewrite does not say
     chosen: str  # ybar_i: the rewrite if passed, else the answer
 
