@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import networkx as nx
 from dvc.repo import Repo
@@ -142,6 +143,7 @@ def pipeline(params: Params, stale: list[str], upstream: dict[str, list[str]], a
         environment={
             **os.environ,
             PIPELINE_PID: str(os.getpid()),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # whose python the stages run
             "PREFECT_API_URL": api_url,
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
