@@ -14,13 +14,13 @@ PREFECT_PORT = 4200  # Prefect's own default
 
 
 def prepare() -> None:
-    """Set the environment of this process and its children, where the user has not; keep all state inside the project."""
+    """Set the environment of this process and its children, where the user has not; keep state inside the project."""
     project = Path.cwd()
     defaults = {
         "PREFECT_HOME": project / ".prefect",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the page of the run has everything; errors end the process
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the run's page has all
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",
         "HF_DATASETS_CACHE": project / ".cache" / "datasets",
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -27,7 +27,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.environment import PIPELINE_PID
 from flows.server import prefect_server
 from flows.stage import RUN_LINE
-from raft_tasks.params import Params, ParamsError, load_params
+from raft_tasks.errors import InputError
+from raft_tasks.params import Params, load_params
 
 TAIL_LINES = 30  # of a failed stage's output, repeated in its error
 
@@ -74,7 +75,9 @@ class Board:
         self.rows.append({"stage": name, "result": result, "seconds": f"{seconds:.1f}", "flow run": link})
         rate = (time.monotonic() - self.started) / len(self.rows)
         left = rate * (self.total - len(self.rows))
-        self.say(f"{len(self.rows):3d}/{self.total} {name}: {result} in {seconds:.1f} s; about {left:.0f} s left in all")
+        self.say(
+            f"{len(self.rows):3d}/{self.total} {name}: {result} in {seconds:.1f} s; about {left:.0f} s left in all"
+        )
 
     def stop(self) -> None:
         """Start nothing more, and kill every stage that still runs, each with its whole process group."""
@@ -123,7 +126,9 @@ def run_stage(name: str, board: Board) -> str:
         get_run_logger().info("\n".join(output))
         if code:
             board.finish(name, "FAILED", seconds, link)
-            raise StageFailed(f"{name} ended with code {code}; the end of its output:\n" + "\n".join(output[-TAIL_LINES:]))
+            raise StageFailed(
+                f"{name} ended with code {code}; the end of its output:\n" + "\n".join(output[-TAIL_LINES:])
+            )
         result = "ran" if ran else "unchanged"
         board.finish(name, result, seconds, link)
         return result
@@ -180,7 +185,7 @@ def main() -> None:
         run = pipeline.with_options(task_runner=ThreadPoolTaskRunner(max_workers=len(stale)))
         with prefect_server() as api_url, temporary_settings({PREFECT_API_URL: api_url}):
             run(params, stale, upstream, api_url)
-    except (ParamsError, StageFailed, RuntimeError) as error:
+    except (InputError, StageFailed, RuntimeError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -6,7 +6,7 @@ from raft_tasks import params
 from raft_tasks.caching import cached_task
 from raft_tasks.generation import rewriting, templates, transformers_backend
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.schemas import Example, Rewritten
+from raft_tasks.schemas import Example
 
 
 @cached_task(rewriting, transformers_backend, templates, ignore=("backend",))

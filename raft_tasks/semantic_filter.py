@@ -9,7 +9,12 @@ from raft_tasks.generation.encoding import SentenceEncoder
 
 @cached_task(encoding, ignore=("encoder", "batch_size"))
 def similarity_chunk(
-    pairs: list[tuple[str, str]], name: str, revision: str | None, encoder: SentenceEncoder, batch_size: int
+    answers: list[str],
+    rewrites: list[str],
+    name: str,
+    revision: str | None,
+    encoder: SentenceEncoder,
+    batch_size: int,
 ) -> list[float]:
-    """cos(phi(a), phi(b)) of each pair of texts (Eq. 2), in [-1, 1]; `name` and `revision` identify the encoder."""
-    return encoder.similarities(pairs, batch_size)
+    """s_i = cos(phi(y_i), phi(y~_i)) of each row (Eq. 2), in [-1, 1]; `name` and `revision` identify the encoder."""
+    return encoder.similarities(answers, rewrites, batch_size)

@@ -1,7 +1,6 @@
-from types import SimpleNamespace
-
-import json as one_module
 import csv as another_module
+import json as one_module
+from types import SimpleNamespace
 
 from raft_tasks.caching import ContentPolicy, cached_task
 from raft_tasks.schemas import TrainingPair

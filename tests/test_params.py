@@ -32,7 +32,14 @@ def test_every_problem_is_reported_at_once_with_its_key(tmp_path):
         load_params(changed(tmp_path, break_it))
     message = str(error.value)
     assert "4 problem(s)" in message
-    for part in ("train.epochs", "'three'", "train.epohcs", "rewrite.top_p: Field required", "semantic_filter.tau", "1.5"):
+    for part in (
+        "train.epochs",
+        "'three'",
+        "train.epohcs",
+        "rewrite.top_p: Field required",
+        "semantic_filter.tau",
+        "1.5",
+    ):
         assert part in message
 
 
