@@ -22,7 +22,11 @@ def ingest(domain: str) -> None:
             write_rows(folder / f"{split}.jsonl", [row for row in examples if row.split == split])
         write_rows(folder / "rejects.jsonl", rejects)
         counts = Counter(row.split for row in examples)
-        summary = {"rows": len(examples) + len(rejects), "rejected": len(rejects), **dict(sorted(counts.items()))}
+        summary: dict[str, int] = {
+            "rows": len(examples) + len(rejects),
+            "rejected": len(rejects),
+            **dict(sorted(counts.items())),
+        }
         write_json(folder / "summary.json", summary)
     print(f"ingest@{domain}: {summary}", flush=True)
 

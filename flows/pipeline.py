@@ -13,14 +13,15 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 from dvc.repo import Repo
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.context import get_run_context
 from prefect.futures import PrefectFuture, wait
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -38,7 +39,7 @@ class StageFailed(Exception):
 
 
 def stage_graph() -> tuple[dict[str, list[str]], set[str]]:
-    """DVC's stages in topological order, each with the stages it waits for; and those whose own files or params changed."""
+    """DVC's stages in topological order, each with what it waits for; and those whose own files or params changed."""
     with Repo() as repo, repo.lock:
         graph: nx.DiGraph = repo.index.graph  # edges point from a stage to what it depends on
         order = list(nx.dfs_postorder_nodes(graph))
@@ -75,9 +76,7 @@ class Board:
         self.rows.append({"stage": name, "result": result, "seconds": f"{seconds:.1f}", "flow run": link})
         rate = (time.monotonic() - self.started) / len(self.rows)
         left = rate * (self.total - len(self.rows))
-        self.say(
-            f"{len(self.rows):3d}/{self.total} {name}: {result} in {seconds:.1f} s; about {left:.0f} s left in all"
-        )
+        self.say(f"{len(self.rows):3d}/{self.total} {name}: {result} in {seconds:.1f} s; {left:.0f} s left in all")
 
     def stop(self) -> None:
         """Start nothing more, and kill every stage that still runs, each with its whole process group."""
@@ -155,12 +154,12 @@ def pipeline(params: Params, stale: list[str], upstream: dict[str, list[str]], a
         },
     )
     board.say(f"{len(stale)} stages to run, {params.resources.processes} at a time, {threads} thread(s) each")
-    board.say(f"this run: {api_url.removesuffix('/api')}/runs/flow-run/{get_run_context().flow_run.id}")
+    board.say(f"this run: {api_url.removesuffix('/api')}/runs/flow-run/{flow_run.id}")
     futures: dict[str, PrefectFuture[str]] = {}
     try:
         for name in stale:
             waits_for = [futures[dep] for dep in upstream[name] if dep in futures]
-            futures[name] = run_stage.submit(name, board, wait_for=waits_for)
+            futures[name] = run_stage.submit(name, board, return_state=False, wait_for=waits_for)
         wait(list(futures.values()))
     finally:
         board.stop()
@@ -182,7 +181,8 @@ def main() -> None:
             return
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: SIGTERM"))
         # A thread for every stage: they wait for their upstream, and then for one of the board's slots.
-        run = pipeline.with_options(task_runner=ThreadPoolTaskRunner(max_workers=len(stale)))
+        threads: Any = ThreadPoolTaskRunner(max_workers=len(stale))
+        run = pipeline.with_options(task_runner=threads)
         with prefect_server() as api_url, temporary_settings({PREFECT_API_URL: api_url}):
             run(params, stale, upstream, api_url)
     except (InputError, StageFailed, RuntimeError) as error:

@@ -34,7 +34,7 @@ def _free_port() -> int:
 
 @contextmanager
 def prefect_server() -> Iterator[str]:
-    """Yield the API's URL: PREFECT_API_URL if set, a server that answers on the default port, or an own one, stopped at the end.
+    """Yield an API's URL: PREFECT_API_URL, or a server on the default port, or one of our own, stopped at the end.
 
     Raises:
         RuntimeError: if the server named by PREFECT_API_URL does not answer, or our own does not start.

@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 from prefect.states import State
 
 from flows.environment import answering_server
-from raft_tasks.params import ParamsError
+from raft_tasks.errors import InputError
 
 RowT = TypeVar("RowT")
 
@@ -23,7 +23,7 @@ PROGRESS_SECONDS = 2.0  # between two lines of one stage
 
 
 def main(stage: Flow[..., Any], *kinds: Callable[[str], Any]) -> None:
-    """Run `stage` with the command line's arguments, each converted by its kind; end with 1 and a message on bad input."""
+    """Run `stage` with the command line's arguments, each converted by its kind; bad input ends it with a message."""
     arguments = sys.argv[1:]
     if len(arguments) > len(kinds):
         sys.exit(f"error: {stage.name} takes at most {len(kinds)} argument(s), got {arguments}")
@@ -36,14 +36,14 @@ def main(stage: Flow[..., Any], *kinds: Callable[[str], Any]) -> None:
         with temporary_settings(settings):
             get_current_settings().flows.heartbeat_frequency = None
             announced(*(kind(argument) for kind, argument in zip(kinds, arguments, strict=False)))
-    except (ParamsError, ValueError, FileNotFoundError, FileExistsError) as error:
+    except InputError as error:
         sys.exit(f"error: {stage.name} {' '.join(arguments)}: {error}")
 
 
-def _announce(flow: Flow[..., Any], run: FlowRun, state: State) -> None:
+def _announce(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     page = PREFECT_API_URL.value()
     if page:
-        print(f"{RUN_LINE}{page.removesuffix('/api')}/runs/flow-run/{run.id}", flush=True)
+        print(f"{RUN_LINE}{page.removesuffix('/api')}/runs/flow-run/{flow_run.id}", flush=True)
 
 
 def chunks(rows: list[RowT], size: int) -> Iterator[list[RowT]]:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from raft_tasks.errors import InputError
+
 RowT = TypeVar("RowT", bound=BaseModel)
 
 
@@ -54,18 +56,17 @@ def read_rows(path: Path, kind: type[RowT]) -> list[RowT]:
     """Read what `write_rows` wrote.
 
     Raises:
-        FileNotFoundError: with the stage to run first.
-        ValueError: naming the file and line that is not a `kind`.
+        InputError: naming the file and line that is not a `kind`; or, if it is not there, how to get it.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there; run `dvc repro` (or `dvc pull`) to get it")
+        raise InputError(f"{path} is not there; run `dvc repro` (or `dvc pull`) to get it")
     rows = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 rows.append(kind.model_validate_json(line))
             except ValueError as error:
-                raise ValueError(f"{path}:{number}: not a {kind.__name__} row: {error}") from error
+                raise InputError(f"{path}:{number}: not a {kind.__name__} row: {error}") from error
     return rows
 
 

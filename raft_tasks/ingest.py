@@ -12,5 +12,5 @@ from raft_tasks.sources.examples import ingest_rows
 
 @task(cache_policy=NO_CACHE)
 def ingest_domain(name: str, domain: params.Domain, ingest: params.Ingest) -> tuple[list[Example], list[Reject]]:
-    """Every row of the domain's files, as an example or as a reject with its reason. Reading is cheaper than a cache."""
+    """Every row of the domain's files, as an example or as a reject. Reading is cheaper than a cache."""
     return ingest_rows(name, domain, ingest)

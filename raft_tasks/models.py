@@ -9,6 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks.artifacts import digest_path
+from raft_tasks.errors import InputError
 from raft_tasks.params import Model
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -19,21 +20,21 @@ def identify(role: str, model: Model) -> dict[str, str | None]:
     """The identity of `model`: its folder's digest, or its hub id with the pinned commit.
 
     Raises:
-        FileNotFoundError: if `model.path` is neither a folder with a config.json nor a hub id.
-        ValueError: if a hub id is not pinned to a commit.
+        InputError: if `model.path` is neither a folder with a config.json nor a hub id.
+        InputError: if a hub id is not pinned to a commit.
     """
     folder = Path(model.path)
     identity: dict[str, str | None] = {"path": model.path, "revision": model.revision, "dtype": model.dtype}
     if (folder / "config.json").is_file():
         return {**identity, "sha256": digest_path(folder)}
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith("models/"):
-        raise FileNotFoundError(
+        raise InputError(
             f"params.yaml: models.{role}.path: got {model.path!r}, expected a folder with a config.json, "
             "or a hub id (owner/name); put the model there or correct the path"
         )
     if not model.revision or not COMMIT.fullmatch(model.revision):
-        raise ValueError(
-            f"params.yaml: models.{role}.revision: got {model.revision!r}, expected the 40 hexadecimal digits of a commit "
-            f"of {model.path}: a branch or tag can move, and every result below would silently be another model's"
+        raise InputError(
+            f"params.yaml: models.{role}.revision: got {model.revision!r}, expected the 40 hexadecimal digits of a "
+            f"commit of {model.path}: a branch or tag can move, and every result below would be another model's"
         )
     return identity

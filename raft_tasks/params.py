@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from raft_tasks.errors import InputError
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 
-class ParamsError(Exception):
+class ParamsError(InputError):
     """params.yaml does not say what the code expects."""
 
 
@@ -131,8 +133,8 @@ class Method(Section):
         without = self.teacher == "none"
         if without != (self.balance is None) or without != (self.distill is None):
             raise ValueError(
-                f"teacher {self.teacher!r} with balance {self.balance!r} and distill {'null' if self.distill is None else 'set'}: "
-                "expected both exactly where there is a teacher"
+                f"teacher {self.teacher!r} with balance {self.balance!r} and distill "
+                f"{'null' if self.distill is None else 'set'}: expected both exactly where there is a teacher"
             )
         return self
 

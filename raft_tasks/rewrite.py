@@ -17,5 +17,5 @@ def rewrite_chunk(
     model: dict[str, str | None],
     backend: TransformersBackend,
 ) -> list[dict]:
-    """The rows with the base model's wording, as JSON-like rows; `template` (its text) and `model` identify the call."""
+    """The rows with the base model's wording, as plain rows; `template` (its text) and `model` identify the call."""
     return [row.model_dump() for row in rewriting.rewrite(rows, backend, settings)]

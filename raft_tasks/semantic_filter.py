@@ -1,4 +1,4 @@
-"""Task of the stage `semantic_filter`: similarities of a chunk of rows; the rule itself costs nothing and is not cached."""
+"""Task of the stage `semantic_filter`: similarities of a chunk of rows. The rule itself costs nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A short real run of the whole pipeline, from scratch, in a temporary clone of HEAD; then again, which must do nothing.
+"""A short real run of the whole pipeline, from scratch, in a temporary clone of HEAD; then once more.
 
 Small in seeds, methods and epochs, whole in stages: what `.ci/run` runs after the tests. It shows that the parts work
 together, not that the method does: that is what `make demo` is for.

@@ -11,6 +11,7 @@ from raft_tasks.artifacts import (
     write_json,
     write_rows,
 )
+from raft_tasks.errors import InputError
 from raft_tasks.schemas import TrainingPair
 
 ROWS = [TrainingPair(id="a", question="q?", answer="Größe\u2028x"), TrainingPair(id="b", question="r?", answer="s")]
@@ -27,12 +28,12 @@ def test_rows_round_trip_with_equal_bytes(tmp_path):
 def test_a_wrong_row_is_named_by_file_and_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(ROWS[0].model_dump_json() + "\n" + json.dumps({"id": "b"}) + "\n")
-    with pytest.raises(ValueError, match=r"rows\.jsonl:2: not a TrainingPair row"):
+    with pytest.raises(InputError, match=r"rows\.jsonl:2: not a TrainingPair row"):
         read_rows(path, TrainingPair)
 
 
 def test_a_missing_file_says_how_to_get_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="dvc repro"):
+    with pytest.raises(InputError, match="dvc repro"):
         read_rows(tmp_path / "none.jsonl", TrainingPair)
 
 
