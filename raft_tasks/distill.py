@@ -44,7 +44,6 @@ def train(
             model=model,
             method=method,
             train=settings,
-            distill=method.distill,
             template_text=template,
             seed=seed,
             output=partial,

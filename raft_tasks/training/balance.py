@@ -1,0 +1,62 @@
+"""How L_SFT and L_KL are weighed against each other: lambda of L = L_SFT + lambda L_KL (Eqs. 11-12)."""
+
+from __future__ import annotations
+
+from raft_tasks.params import Method
+
+EPSILON = 1e-8
+
+
+class EmaBalance:
+    """lambda = m^_SFT / (m^_KL + eps), the m^ being bias-corrected exponential moving averages of the two losses.
+
+    Args:
+        beta: of the averages, in [0, 1).
+        bound: lambda is never larger. Without one it explodes where teacher and student agree (L_KL ~ 0).
+    """
+
+    def __init__(self, beta: float, bound: float) -> None:
+        if not 0 <= beta < 1 or bound <= 0:
+            raise ValueError(f"got beta {beta} and bound {bound}; expected beta in [0, 1) and a positive bound")
+        self.beta, self.bound = beta, bound
+        self.sft, self.kl, self.steps = 0.0, 0.0, 0
+
+    def update(self, sft: float, kl: float) -> float:
+        """Take in the losses of one optimiser step; return its lambda, a constant to the gradient."""
+        self.steps += 1
+        self.sft = self.beta * self.sft + (1 - self.beta) * sft
+        self.kl = self.beta * self.kl + (1 - self.beta) * kl
+        correction = 1 - self.beta**self.steps
+        # KL is never negative, but its sum may round below zero
+        return min(self.sft / correction / (max(self.kl / correction, 0.0) + EPSILON), self.bound)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"sft": self.sft, "kl": self.kl, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.sft, self.kl, self.steps = state["sft"], state["kl"], int(state["steps"])
+
+
+class FixedBalance:
+    """The same lambda at every step."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def update(self, sft: float, kl: float) -> float:
+        return self.value
+
+    def state_dict(self) -> dict[str, float]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        pass
+
+
+def make_balance(method: Method) -> EmaBalance | FixedBalance | None:
+    """The balance of a method's row; None where there is no teacher."""
+    if method.distill is None or method.balance is None:
+        return None
+    if method.balance == "ema":
+        return EmaBalance(method.distill.ema_beta, method.distill.lambda_max)
+    return FixedBalance(method.balance)

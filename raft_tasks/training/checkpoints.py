@@ -1,0 +1,64 @@
+"""Which checkpoint a training may resume from: the last one that was written to its end, of the same training.
+
+The Trainer writes a checkpoint file by file into `checkpoint-<step>`. When it is done, `mark_complete` adds
+`complete.json` with the size of every file; a folder without it, or whose files differ from it, was cut short.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from raft_tasks.artifacts import read_json, write_json
+
+MARK = "complete.json"
+
+
+class CheckpointError(Exception):
+    """Checkpoints that do not belong to this training."""
+
+
+def mark_complete(checkpoint: Path, fingerprint: str, state: dict[str, Any]) -> None:
+    """Declare that everything in `checkpoint` is written; keep `state` with it."""
+    write_json(checkpoint / MARK, {"fingerprint": fingerprint, "state": state, "sizes": file_sizes(checkpoint)})
+
+
+def last_complete(folder: Path, fingerprint: str) -> tuple[Path, dict[str, Any]] | None:
+    """The newest complete checkpoint in `folder` and its state; incomplete ones are removed. None: start afresh.
+
+    Raises:
+        CheckpointError: if a complete checkpoint comes from other data, settings or weights.
+    """
+    found = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        mark = read_mark(checkpoint)
+        if mark is None:
+            shutil.rmtree(checkpoint)
+        elif mark["fingerprint"] != fingerprint:
+            raise CheckpointError(
+                f"{checkpoint} belongs to a training with other data, settings or base weights (its fingerprint is "
+                f"{mark['fingerprint'][:12]}, this training's {fingerprint[:12]}). Delete {folder} to start afresh, or "
+                "give this training a folder of its own"
+            )
+        else:
+            found.append((int(checkpoint.name.split("-")[1]), checkpoint, mark["state"]))
+    return max(found)[1:] if found else None
+
+
+def read_mark(checkpoint: Path) -> dict[str, Any] | None:
+    """What `mark_complete` wrote, if it still holds."""
+    try:
+        mark: dict[str, Any] = read_json(checkpoint / MARK)
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return mark if mark["sizes"] == file_sizes(checkpoint) else None
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MARK
+    }

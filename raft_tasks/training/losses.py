@@ -1,0 +1,351 @@
+"""The losses of RAFT (Eqs. 6-10), stateless: tensors and numbers in, values per token out.
+
+Axes: B sequences, L positions of a padded sequence, T positions in one flat list, V vocabulary, K kept tokens,
+H hidden size. `logits` are unnormalised and untempered. Every mean of the project is `masked_mean`.
+
+Two ways to the same values. The plain functions take logits [T, V]. The lean ones (`lean_*`) take hidden states
+[T, H] and the output head, and walk over tiles of positions, so that no [T, V] tensor outlives its tile, neither for
+the teacher nor for the student, neither forward nor backward. That is possible because on the renormalised top-K set
+the full-vocabulary normaliser cancels: p~ = softmax(v[K_t] / T).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TILE_ELEMENTS = 2**23  # logits of one tile (32 MB in float32): large enough for the matrix product to run at full rate
+
+
+# --- means ------------------------------------------------------------------------------------------------------------
+
+
+def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None, count: int | None = None) -> Tensor:
+    """Mean of `values` where `mask` is true.
+
+    Args:
+        values: any shape.
+        mask: bool, same shape.
+        dim: the axis to average over; None averages over everything.
+        count: divide by this instead of the number of true entries: the whole's number, when `values` is a part
+            of it (one micro-batch of an optimiser step) and the parts' results are to be added.
+
+    Raises:
+        ValueError: if nothing is left to average: the zero that would come out looks like success.
+    """
+    if mask.shape != values.shape:
+        raise ValueError(f"mask has shape {list(mask.shape)}, values have {list(values.shape)}; expected equal shapes")
+    number = mask.sum() if dim is None else mask.sum(dim)
+    if not bool((number > 0).all()):
+        raise ValueError("a mean over no token: every position is masked; check the lengths of the answers")
+    kept = torch.where(mask, values, values.new_zeros(()))  # not values * mask: a masked inf must not become nan
+    total = kept.sum() if dim is None else kept.sum(dim)
+    return total / (number if count is None else count)
+
+
+def trajectory_loss(per_token: Tensor, mask: Tensor, temperature: float, samples: int | None = None) -> Tensor:
+    """L_KL of Eq. 10: T^2 x mean over samples of the mean over positions.
+
+    Args:
+        per_token: [B, L] KL of each sampled position.
+        mask: [B, L] bool, true at the positions that a sample has.
+        temperature: T of Eq. 8; the factor T^2 keeps gradients comparable across temperatures.
+        samples: number of samples of the whole optimiser step, when these B are a part of it.
+    """
+    of_samples = masked_mean(per_token, mask, dim=-1)
+    return temperature**2 * masked_mean(of_samples, torch.ones_like(of_samples, dtype=torch.bool), count=samples)
+
+
+# --- from logits ------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log p(label): logits [T, V], labels [T] -> [T], in at least float32."""
+    return F.cross_entropy(logits.to(wide(logits.dtype)), labels, reduction="none")
+
+
+def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """K_t of Eq. 9: the k most likely tokens of each position. logits [T, V] -> ids [T, K], logits [T, K]."""
+    if k > logits.shape[-1]:
+        raise ValueError(f"top_k {k} exceeds the vocabulary of {logits.shape[-1]}; lower distill.top_k")
+    values, ids = logits.topk(k)
+    return ids, values
+
+
+def log_mass_outside(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """Unnormalised log mass outside K_t: logsumexp of logits / temperature over V without `ids`. -> [T]; -inf if K = V."""
+    outside = logits.scatter(-1, ids, float("-inf"))
+    return (outside / temperature).logsumexp(-1)
+
+
+def top_k_forward_kl(
+    student_logits_at_ids: Tensor,
+    teacher_logits_at_ids: Tensor,
+    temperature: float,
+    tail: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """KL(q~ || p~) of Eqs. 8-10 at each position, without the factor T^2.
+
+    q~ and p~ are teacher and student at temperature T, restricted to the teacher's K_t and renormalised. Both lists
+    of logits stand at the same ids; a constant added to one side's logits changes nothing, so no normaliser is needed.
+
+    Args:
+        student_logits_at_ids: [T, K].
+        teacher_logits_at_ids: [T, K].
+        temperature: T of Eq. 8.
+        tail: (student's, teacher's) `log_mass_outside` [T], each at `temperature`. With it the distributions have a
+            (K+1)st class that holds everything outside K_t: the renormalised form is blind to what the student
+            puts there.
+
+    Returns:
+        [T], >= 0 up to rounding. It is not clamped: a clamp would kill the gradient.
+    """
+    if student_logits_at_ids.shape != teacher_logits_at_ids.shape:
+        raise ValueError(
+            f"student's logits have shape {list(student_logits_at_ids.shape)}, teacher's "
+            f"{list(teacher_logits_at_ids.shape)}; expected both at the teacher's ids, [T, K]"
+        )
+    student = student_logits_at_ids.to(wide(student_logits_at_ids.dtype)) / temperature
+    teacher = teacher_logits_at_ids.to(wide(teacher_logits_at_ids.dtype)) / temperature
+    if tail is not None:
+        student_tail, teacher_tail = (side.to(student.dtype).unsqueeze(-1) for side in tail)
+        if bool(teacher_tail.isneginf().any()):
+            raise ValueError(
+                "K_t is the whole vocabulary: there is no tail; lower distill.top_k or drop the tail bucket"
+            )
+        student = torch.cat([student, student_tail], dim=-1)
+        teacher = torch.cat([teacher, teacher_tail], dim=-1)
+    log_p = student.log_softmax(-1)
+    log_q = teacher.log_softmax(-1)
+    return (log_q.exp() * (log_q - log_p)).sum(-1)
+
+
+# --- from hidden states, tile by tile ---------------------------------------------------------------------------------
+
+
+class Head(NamedTuple):
+    """A model's output head: logits = cap(scale * (hidden @ weight.T + bias)), cap(x) = soft_cap * tanh(x / soft_cap)."""
+
+    weight: Tensor  # [V, H]; may be the input embedding too (tied)
+    bias: Tensor | None = None  # [V]
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+
+class TopK(NamedTuple):
+    """What is kept of T positions."""
+
+    ids: Tensor  # [T, K] int32
+    logits: Tensor  # [T, K], float32 or wider
+    log_mass: Tensor  # [T] log probability of the kept ids, at temperature 1; no gradient
+    tail: Tensor | None  # [T] `log_mass_outside` at the tail's temperature, if asked for
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to accumulate in: float32 for the half types, else the type itself."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def head_logits(hidden: Tensor, head: Head) -> Tensor:
+    """Logits [T, V] of hidden [T, H], multiplied in the dtype of `hidden`, in at least float32 from there on."""
+    logits = (hidden @ head.weight.to(hidden.dtype).T).to(wide(hidden.dtype))
+    if head.bias is not None:
+        logits = logits + head.bias
+    if head.scale != 1.0:
+        logits = logits * head.scale
+    if head.soft_cap is not None:
+        logits = head.soft_cap * torch.tanh(logits / head.soft_cap)
+    return logits
+
+
+def lean_top_k(
+    hidden: Tensor, head: Head, k: int, tail_temperature: float | None = None, tile: int | None = None
+) -> TopK:
+    """The teacher's side of Eq. 9 without [T, V]: hidden [T, H] -> its k most likely tokens per position. No gradient.
+
+    Args:
+        hidden: [T, H].
+        head: the teacher's.
+        k: K.
+        tail_temperature: also return the tail at this temperature.
+        tile: positions per tile; by default as many as TILE_ELEMENTS allows.
+    """
+    parts = []
+    with torch.no_grad():
+        for rows in tiles(hidden, head, tile):
+            logits = head_logits(hidden[rows], head)
+            ids, kept = top_k(logits, k)
+            outside = None if tail_temperature is None else log_mass_outside(logits, ids, tail_temperature)
+            parts.append((ids.int(), kept, kept.logsumexp(-1) - log_sum_exp(logits), outside))
+    ids, kept, log_mass, outside = (
+        None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)
+    )
+    return TopK(ids, kept, log_mass, outside)
+
+
+def lean_logits_at(
+    hidden: Tensor, head: Head, ids: Tensor, tail_temperature: float | None = None, tile: int | None = None
+) -> TopK:
+    """The student's side of Eq. 9 without [T, V]: hidden [T, H] -> its logits at the teacher's ids [T, K].
+
+    The gradient of `logits` (and of `tail`) reaches `hidden` and, where they require it, the head's weight and bias.
+    Only K rows of the head enter it, so the backward pass has no product with the whole vocabulary (the tail's has).
+    """
+    kept, log_mass, outside = _LogitsAt.apply(
+        hidden, head.weight, head.bias, ids, head.scale, head.soft_cap, tail_temperature, tile
+    )
+    return TopK(ids, kept, log_mass, None if tail_temperature is None else outside)
+
+
+def lean_cross_entropy(hidden: Tensor, head: Head, labels: Tensor, tile: int | None = None) -> Tensor:
+    """`cross_entropy` without [T, V]: hidden [T, H], labels [T] -> [T]. The backward pass computes each tile anew."""
+    return _CrossEntropy.apply(hidden, head.weight, head.bias, labels, head.scale, head.soft_cap, tile)
+
+
+def tiles(hidden: Tensor, head: Head, tile: int | None) -> list[slice]:
+    """Slices over the positions of `hidden`, TILE_ELEMENTS logits each."""
+    size = tile or max(1, TILE_ELEMENTS // head.weight.shape[0])
+    return [slice(start, start + size) for start in range(0, len(hidden), size)] or [slice(0, 0)]
+
+
+def log_sum_exp(logits: Tensor) -> Tensor:
+    """logsumexp over the last axis; overwrites `logits`, which saves two passes over the tile."""
+    highest = logits.amax(-1, keepdim=True)
+    return logits.sub_(highest).exp_().sum(-1).log_().add_(highest.squeeze(-1))
+
+
+def through_cap(grad: Tensor, logits: Tensor, scale: float, soft_cap: float | None) -> Tensor:
+    """Gradient of the logits -> gradient of hidden @ weight.T + bias, for the head's scale and soft cap."""
+    if soft_cap is not None:
+        grad = grad * (1 - (logits / soft_cap) ** 2)
+    return grad if scale == 1.0 else grad * scale
+
+
+class _HeadGradients:
+    """Sums the gradients of one head over tiles, in at least float32."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, ...]) -> None:
+        self.source, self.weight = hidden, weight.to(hidden.dtype)
+        self.like = (weight, bias)
+        self.hidden = torch.zeros_like(hidden) if needs[0] else None
+        self.of_weight = torch.zeros_like(weight, dtype=wide(weight.dtype)) if needs[1] else None
+        self.of_bias = torch.zeros_like(bias, dtype=wide(bias.dtype)) if bias is not None and needs[2] else None
+
+    def add(self, rows: slice, grad: Tensor) -> None:
+        """grad [t, V] of hidden @ weight.T + bias at positions `rows`."""
+        if self.of_bias is not None:
+            self.of_bias += grad.sum(0)
+        grad = grad.to(self.weight.dtype)
+        if self.hidden is not None:
+            self.hidden[rows] = grad @ self.weight
+        if self.of_weight is not None:
+            if self.of_weight.dtype == grad.dtype:
+                self.of_weight.addmm_(grad.T, self.source[rows])
+            else:
+                self.of_weight += grad.T @ self.source[rows]
+
+    def add_at(self, ids: Tensor, grad: Tensor) -> None:
+        """grad [T, K] of the same at `ids` [T, K], all positions at once: a weighted sum of K rows of the head."""
+        weight = self.weight.detach().requires_grad_(self.of_weight is not None)
+        with torch.enable_grad():
+            of_hidden = F.embedding_bag(ids, weight, mode="sum", per_sample_weights=grad.to(weight.dtype))
+        if self.hidden is not None:
+            self.hidden += of_hidden.detach()
+        if self.of_weight is not None:
+            self.of_weight += torch.autograd.grad(of_hidden, weight, self.source)[0]
+        if self.of_bias is not None:
+            self.of_bias.index_add_(0, ids.flatten(), grad.flatten().to(self.of_bias.dtype))
+
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        weight, bias = self.like
+        return (
+            self.hidden,
+            None if self.of_weight is None else self.of_weight.to(weight.dtype),
+            None if self.of_bias is None or bias is None else self.of_bias.to(bias.dtype),
+        )
+
+
+class _LogitsAt(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        ids: Tensor,
+        scale: float,
+        soft_cap: float | None,
+        tail_temperature: float | None,
+        tile: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        head = Head(weight, bias, scale, soft_cap)
+        parts = []
+        for rows in tiles(hidden, head, tile):
+            logits, at = head_logits(hidden[rows], head), ids[rows].long()
+            kept = logits.gather(-1, at)
+            outside = None if tail_temperature is None else log_mass_outside(logits, at, tail_temperature)
+            parts.append((kept, kept.logsumexp(-1) - log_sum_exp(logits), outside))
+        kept, log_mass, outside = (
+            None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)
+        )
+        ctx.save_for_backward(hidden, weight, bias, ids, kept, outside)
+        ctx.settings = (scale, soft_cap, tail_temperature, tile)
+        ctx.mark_non_differentiable(log_mass)
+        return kept, log_mass, outside
+
+    @staticmethod
+    def backward(ctx: Any, grad_kept: Tensor, _: Tensor, grad_outside: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, ids, kept, outside = ctx.saved_tensors
+        scale, soft_cap, temperature, tile = ctx.settings
+        gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad[:3])
+        if temperature is not None and grad_outside is not None:
+            head = Head(weight, bias, scale, soft_cap)
+            for rows in tiles(hidden, head, tile):
+                logits = head_logits(hidden[rows], head)
+                # d log_mass_outside / d logit = softmax over what is outside / temperature; none at K = V
+                share = (logits / temperature - outside[rows, None]).exp_().scatter_(-1, ids[rows].long(), 0.0)
+                grad = share * (grad_outside[rows, None] / temperature)
+                gradients.add(rows, through_cap(grad, logits, scale, soft_cap))
+        gradients.add_at(ids.long(), through_cap(grad_kept, kept, scale, soft_cap))
+        return (*gradients.result(), None, None, None, None, None)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        scale: float,
+        soft_cap: float | None,
+        tile: int | None,
+    ) -> Tensor:
+        head = Head(weight, bias, scale, soft_cap)
+        normalisers, losses = [], []
+        for rows in tiles(hidden, head, tile):
+            logits = head_logits(hidden[rows], head)
+            at_label = logits.gather(-1, labels[rows, None]).squeeze(-1)
+            normalisers.append(log_sum_exp(logits))
+            losses.append(normalisers[-1] - at_label)
+        ctx.save_for_backward(hidden, weight, bias, labels, torch.cat(normalisers))
+        ctx.settings = (scale, soft_cap, tile)
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, labels, normaliser = ctx.saved_tensors
+        scale, soft_cap, tile = ctx.settings
+        head = Head(weight, bias, scale, soft_cap)
+        gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad[:3])
+        for rows in tiles(hidden, head, tile):
+            logits = head_logits(hidden[rows], head)
+            grad = (logits - normaliser[rows, None]).exp_()  # the probabilities
+            grad.scatter_add_(-1, labels[rows, None], grad.new_full((len(grad), 1), -1.0))
+            grad.mul_(grad_loss[rows, None])
+            gradients.add(rows, through_cap(grad, logits, scale, soft_cap))
+        return (*gradients.result(), None, None, None, None)

@@ -1,0 +1,76 @@
+"""The README.md that a trained model carries."""
+
+from __future__ import annotations
+
+import json
+
+from raft_tasks.params import Method, Model, Train
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+base_model: {base}
+tags: [raft, domain-adaptation, knowledge-distillation]
+---
+
+# {base}, taught a domain
+
+| | |
+|---|---|
+| base model | `{base}`, revision `{revision}` |
+| learned answers | {answers} |
+| teacher | {teacher} |
+| balance of the two losses | {balance} |
+| training pairs | {rows} ({answer_tokens} answer tokens) |
+| data digest | `{data_digest}` |
+| base weights digest | `{base_digest}` |
+| seed | {seed} |
+
+Loss: {loss}.
+
+## Settings
+
+```json
+{settings}
+```
+
+## Scores
+
+Not measured by training. The benchmark stage writes them beside this folder, the report compares them with the base.
+
+## Use
+
+Ask as a user turn through the chat template that the tokenizer carries; the model ends its turn with its own
+end-of-turn token. It was trained with thinking switched off.
+"""
+
+
+def model_card(
+    *, model: Model, method: Method, train: Train, seed: int, rows: int, answer_tokens: int,
+    data_digest: str, base_digest: str,
+) -> str:  # fmt: skip
+    """Markdown with Hugging Face front matter; equal trainings give equal text."""
+    settings = {"train": train.model_dump()}
+    if method.distill is None:
+        loss = "mean token cross-entropy of the answers"
+    else:
+        loss = "cross-entropy of the answers + lambda x KL(teacher || student) on the student's own samples, top-K, T^2"
+        settings["distill"] = method.distill.model_dump()
+    return CARD.format(
+        base=model.path,
+        revision=model.revision,
+        answers=method.answers,
+        teacher={
+            "none": "none",
+            "plain": "the frozen base model, same prompt",
+            "answer_conditioned": "the frozen base model, which also sees the answer",
+        }[method.teacher],
+        balance=method.balance,
+        rows=rows,
+        answer_tokens=answer_tokens,
+        data_digest=data_digest,
+        base_digest=base_digest,
+        seed=seed,
+        loss=loss,
+        settings=json.dumps(settings, indent=2),
+    )

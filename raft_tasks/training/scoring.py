@@ -1,0 +1,68 @@
+"""Hidden states of a model at the positions that predict given completions; its output head.
+
+Student and teacher are scored by the same function: right-padded, without an attention mask. In a causal model no
+position sees the padding behind it, so a batch gives what one-by-one scoring gives (a test compares), and attention
+takes its fast causal path.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from raft_tasks.training.losses import Head, head_logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def completion_mask(completions: list[list[int]]) -> Tensor:
+    """[B, L] bool: true at the positions that each completion has; L is the longest."""
+    lengths = torch.tensor([len(tokens) for tokens in completions])
+    return torch.arange(int(lengths.max())) < lengths[:, None]
+
+
+def completion_states(model: PreTrainedModel, prompts: list[list[int]], completions: list[list[int]]) -> Tensor:
+    """Hidden states [T, H] that predict the completions' tokens, all completions in one list (T = sum of lengths).
+
+    Row order is that of `completion_mask`: completion by completion, position by position.
+    """
+    rows = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    # the state at position t predicts token t + 1
+    where = [
+        (number, position)
+        for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+        for position in range(len(prompt) - 1, len(prompt) + len(completion) - 1)
+    ]
+    row, position = torch.tensor(where, device=hidden.device).T
+    return hidden[row, position]
+
+
+def output_head(model: PreTrainedModel) -> Head:
+    """The output head of a causal language model, with its scale and soft cap where the architecture has them.
+
+    Raises:
+        ValueError: if head and hidden states do not give the model's own logits: an architecture that we do not know.
+    """
+    linear = model.get_output_embeddings()
+    if linear is None:
+        raise ValueError(f"{type(model).__name__} has no output head; expected a causal language model")
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    head = Head(linear.weight, getattr(linear, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
+    with torch.no_grad():
+        ids = torch.arange(4, device=model.device)[None] % len(linear.weight)
+        expected = model(input_ids=ids, use_cache=False).logits[0].float()
+        got = head_logits(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0], head).float()
+    apart = (got - expected).abs().max().item() / (expected.abs().max().item() + 1e-6)
+    if not apart < 0.02:  # bfloat16 rounds at .004
+        raise ValueError(
+            f"{type(model).__name__} computes its logits in a way that scoring.output_head does not know: relative "
+            f"difference {apart:.3g}. Supported: a linear head, logit_scale, logits_scaling, final_logit_softcapping"
+        )
+    return head
