@@ -1,0 +1,91 @@
+"""dvc.yaml, params.yaml, the flows and the README tell the same story."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import paths
+from raft_tasks.params import Params, load_params
+
+GRAPH = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+STAGES = {name: stage for name, stage in GRAPH.items() if not stage.get("frozen")}
+
+
+def outputs(stage):
+    for kind in ("outs", "metrics", "plots"):
+        for out in stage.get(kind, []):
+            yield next(iter(out)) if isinstance(out, dict) else out
+
+
+def fill(text):
+    values = {"item.domain": "d", "item.method": "m", "item.seed": "7", "rewrite.model": "base", "fuse.model": "base"}
+    return re.sub(r"\$\{([\w.]+)\}", lambda match: values[match.group(1)], text)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_command_is_a_flow_module_of_that_name(name):
+    module = re.fullmatch(r"python -m (flows\.\w+)( \$\{item\.\w+\})*", STAGES[name]["cmd"]).group(1)
+    assert module == f"flows.{name.removesuffix('_base')}"
+    assert importlib.util.find_spec(module)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_declares_its_own_code(name):
+    word = name.removesuffix("_base")
+    assert {f"flows/{word}.py", f"raft_tasks/{word}.py"} <= set(STAGES[name]["deps"])
+
+
+def test_outputs_are_where_the_flows_write():
+    run, bench, base = paths.run("d", "m", 7), paths.benchmark("d", "m", 7), paths.benchmark("d", None, None)
+    expected = {
+        "models": [paths.model_identity("base").parent],
+        "ingest": [paths.examples("d")],
+        "rewrite": [paths.rewritten("d")],
+        "semantic_filter": [paths.filtered("d")],
+        "fuse": [paths.fused("d"), paths.training("d")],
+        "distill": [run / "model", run / "summary.json", run / "steps.csv"],
+        "benchmark": [bench / "items.jsonl", bench / "scores.json"],
+        "benchmark_base": [base / "items.jsonl", base / "scores.json"],
+        "report": [paths.REPORTS / "report.html", paths.REPORTS / "metrics.json"],
+    }
+    found = {name: [Path(fill(out)) for out in outputs(stage)] for name, stage in STAGES.items()}
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", GRAPH)
+def test_every_declared_dependency_on_code_exists(name):
+    for dep in GRAPH[name]["deps"]:
+        if not dep.startswith(("artifacts", "data/${")):
+            assert Path(dep).exists(), dep
+
+
+def test_params_of_stages_exist():
+    known = load_params().model_dump()
+    for name, stage in STAGES.items():
+        for key in stage.get("params", []):
+            node = known
+            for part in key.split("."):
+                if part.startswith("${"):
+                    break
+                assert part in node, f"{name}: {key}"
+                node = node[part]
+
+
+def test_every_section_of_params_is_some_stages_param():
+    used = {key.split(".")[0] for stage in STAGES.values() for key in stage.get("params", [])}
+    assert set(Params.model_fields) - used == {"resources"}  # changes no result, so no stage depends on it
+
+
+def test_domain_files_lie_where_dvc_watches():
+    for name, domain in load_params().domains.items():
+        assert all(file.startswith(f"data/{name}/") for file in domain.files)
+
+
+def test_the_readme_tree_names_files_that_exist():
+    tree = re.search(r"```text\n(.*?)```", Path("README.md").read_text(), re.DOTALL).group(1)
+    names = re.findall(r"^(\S+)\s{2,}\S", tree, re.MULTILINE)
+    assert len(names) > 15
+    assert [name for name in names if not Path(name).exists()] == []
