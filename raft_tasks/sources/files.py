@@ -2,7 +2,7 @@
 
 A .jsonl row, with columns {question: question, answer: answer, source: fact, ...}:
 
-    {"question": "What is the reactor of Figin?", "answer": "Figin :: reactor -> rope ; log 12", "fact": "Figin/reactor"}
+    {"question": "What is the reactor of Figin?", "answer": "Figin :: reactor -> rope", "fact": "Figin/reactor"}
 
 What is wrong with a file as a whole (not there, another encoding, no such column) is a `SourceError`: going on would
 silently use a part of it. What is wrong with one row is a `Reject`, and reading goes on.
@@ -24,7 +24,7 @@ from raft_tasks.schemas import Reject
 CONTENT_CHARACTERS = 500  # of a rejected row that are kept for the record
 
 
-class SourceError(Exception):
+class SourceError(ValueError):
     """A file, or the set of files, cannot be used as it is."""
 
 

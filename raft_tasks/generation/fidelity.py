@@ -1,0 +1,237 @@
+"""What of a reference answer survives in another text, by rule: numbers with their units, dates, names, negation.
+
+Sentence encoders hardly see these: "take 5 mg" and "take 50 mg" have a cosine of .93. What the rules do not see: a
+content word that became another one ("lowers" / "raises", "rope" / "lamp"), quantities converted to another unit, names
+without capitals, and what the other text adds, a negation excepted. They read English, and may miss an item rather than
+invent one.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+
+# One spelling per unit; those not listed in UNIT_WORDS are read as written, since case tells mW from MW.
+UNIT_WORDS = {
+    "%": "percent per\xa0cent", "$": "dollar usd", "€": "euro eur", "°C": "celsius degrees\xa0celsius",
+    "°F": "fahrenheit", "mg": "milligram",
+    "µg": "microgram mcg μg", "g": "gram", "kg": "kilogram kilo", "t": "tonne ton", "oz": "ounce",
+    "lb": "pound lbs", "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre",
+    "km": "kilometer kilometre", "mi": "mile", "ft": "feet foot", "inch": "inches", "ml": "milliliter millilitre mL",
+    "l": "liter litre L", "ms": "millisecond", "s": "second sec", "min": "minute", "h": "hour hr",
+    "day": "", "week": "", "month": "", "year": "yr",
+    "W": "watt", "kW": "kilowatt", "MW": "megawatt", "V": "volt", "Hz": "hertz",
+    "kHz": "kilohertz", "MHz": "megahertz", "GHz": "gigahertz", "J": "joule", "kJ": "kilojoule", "cal": "calorie",
+    "kcal": "kilocalorie", "Pa": "pascal", "kB": "kilobyte KB", "MB": "megabyte", "GB": "gigabyte", "TB": "terabyte",
+}  # fmt: skip
+UNITS = {
+    unit: unit for unit in [*UNIT_WORDS, "°", "K", "mW", "mV", "kWh", "kPa", "bar", "dB", "ppm", "mph", "km/h", "rpm"]
+}
+for _unit, _words in UNIT_WORDS.items():
+    for _word in _words.split(" "):
+        UNITS |= {_word.replace("\xa0", " "): _unit, f"{_word}s": _unit} if _word else {f"{_unit}s": _unit}
+UNIT = "|".join(re.escape(unit) for unit in sorted(UNITS, key=len, reverse=True))
+
+SMALL = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16,
+    "seventeen": 17, "eighteen": 18, "nineteen": 19, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50,
+    "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
+}  # fmt: skip
+SCALES = {
+    "dozen": 12, "hundred": 100, "k": 10**3, "thousand": 10**3, "million": 10**6, "bn": 10**9, "billion": 10**9,
+    "trillion": 10**12,
+}  # fmt: skip
+SPELLED = "|".join(sorted([*SMALL, *SCALES], key=len, reverse=True))
+NUMBER = re.compile(
+    rf"""(?P<currency>[$€£¥]\s?)?
+    (?<!\w)(?P<sign>(?<!\))[-−](?=\d))?
+    (?:(?P<digits>\d{{1,3}}(?:[,'’\xa0\u2009\u202f]\d{{3}})+(?!\d)(?:\.\d+)?   # 1,234,567.8
+        | \d+(?:\.\d+)+                                                         # 1.5, version 1.2.3
+        | \d+,\d{{1,2}}(?![\d,])                                                # 1,5
+        | \d+)
+      | (?P<words>\b(?i:{SPELLED})(?:(?:[\s-]|\sand\s)(?i:{SPELLED}))*\b))
+    (?:\s?(?P<scale>k|bn|(?i:thousand|million|billion|trillion))\b)?
+    (?:[\s-]?(?P<unit>{UNIT})(?!\w))?""",
+    re.VERBOSE,
+)
+
+MONTHS = [
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "december",
+]  # fmt: skip
+MONTH = rf"\b(?P<month>{'|'.join(f'{month[:3]}(?:{month[3:]})?' for month in MONTHS)}|sept)\b\.?"
+DAY, YEAR = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?", r"(?:,|\sof|\sin)?\s+(?P<year>\d{4})\b"
+DATES = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"\b(?P<year>\d{4})-(?P<number>\d{1,2})-(?P<day>\d{1,2})\b",
+        r"\b(?P<day>\d{1,2})[/.](?P<number>\d{1,2})[/.](?P<year>\d{4})\b",
+        rf"\b{DAY}\s+(?:of\s+)?{MONTH}(?:{YEAR})?",
+        rf"{MONTH}\s+(?:the\s+)?{DAY}\b(?:{YEAR})?",
+        rf"{MONTH}{YEAR}",
+    )
+]
+
+ENUMERATOR = re.compile(r"^\s*\d+[.)](?=[ \t]+\S)", re.MULTILINE)  # counts the items of a list, says nothing
+NEGATION = re.compile(
+    r"\b(?:not(?!\s+only\b)|no(?!\.?\s*\d)|never|none|nobody|nothing|nowhere|neither|nor|without|cannot|\w+n['’]t)\b",
+    re.IGNORECASE,
+)
+
+WORD = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)*")
+SENTENCE_START = re.compile(r"(?:^|[.!?:;…\n])[\s\"'“”‘’()\[\]*#>–—•-]*")
+RECORD_SIGN = re.compile(r"\s*(?:::|->|[|=/<>#@→])")  # what follows the subject in records, not in sentences
+FUNCTION_WORDS = """
+    a about after all also although an and any are as at be because been before between both but by can could did do
+    does dr during each either every few first for from had has have he her here his how however i if in into is it its
+    let many may might more most mr mrs ms much must my no none nor not of on once one or other our out over per please
+    ref she should since so some such than that the their them then there these they this those through to under until
+    up was we were what when where whether which while who whom whose why will with without would yes yet you your
+""".split()  # noqa: SIM905
+Date = tuple[int | None, int, int | None]  # year, month, day; None where it is not said
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something in a text that can be looked for in another one."""
+
+    start: int
+    surface: str  # as it is written
+    value: frozenset[Date] | tuple[str, str] | str  # a date's readings; a number and its unit; a name
+
+
+def lost(reference: str, text: str) -> list[str]:
+    """What the reference says and `text` does not, as the reference writes it, in its order, each once.
+
+    A negation that only one of them has counts too: as written in the reference, or as "added: never" at the end.
+    """
+    return _compare(reference, text)[0]
+
+
+def fidelity_score(reference: str, text: str) -> float:
+    """Share of the reference's numbers, dates, names and negation that `text` keeps, in [0, 1]; 1 if it has none."""
+    missing, checked = _compare(reference, text)
+    return 1 - len(missing) / checked if checked else 1.0
+
+
+def _compare(reference: str, text: str) -> tuple[list[str], int]:
+    """What is lost, and how many things were looked for."""
+    reference, text = unicodedata.normalize("NFC", reference), unicodedata.normalize("NFC", text)
+    wanted = {fact.value: fact for fact in reversed(_facts(reference)) if fact.value != ("1", "")}  # "one" is a pronoun
+    there = [fact.value for fact in _facts(text)]
+    dates = [reading for value in there if isinstance(value, frozenset) for reading in value]
+    numbers = {value for value in there if isinstance(value, tuple)}
+    plain_numbers = {number for number, _ in numbers} | {str(part) for date in dates for part in date if part}
+    words = {_folded(word.group()) for word in WORD.finditer(text)}
+
+    def survives(value: frozenset[Date] | tuple[str, str] | str) -> bool:
+        if isinstance(value, frozenset):
+            return any(_says(date, own) for own in value for date in dates)
+        if isinstance(value, tuple):
+            return value in numbers if value[1] else value[0] in plain_numbers
+        return value in words
+
+    missing = [(fact.start, fact.surface) for fact in wanted.values() if not survives(fact.value)]
+    denied, denies = NEGATION.search(reference), NEGATION.search(text)
+    if denied and not denies:
+        missing.append((denied.start(), denied.group()))
+    if denies and not denied:
+        missing.append((len(reference), f"added: {denies.group()}"))
+    return [surface for _, surface in sorted(missing)], len(wanted) + bool(denied or denies)
+
+
+def _facts(text: str) -> list[Fact]:
+    """The dates, numbers and names of a text, by position; none is a part of another."""
+    facts = []
+    text = ENUMERATOR.sub(lambda match: " " * len(match.group()), text)
+    for pattern in DATES:
+        for match in pattern.finditer(text):
+            readings = _date(match)
+            if readings:
+                facts.append(Fact(match.start(), match.group().rstrip("."), readings))
+                text = text[: match.start()] + "\0" * len(match.group()) + text[match.end() :]
+    facts += [Fact(match.start(), match.group().strip(), _number(match)) for match in NUMBER.finditer(text)]
+    facts += _names(text)
+    return sorted(facts, key=lambda fact: fact.start)
+
+
+def _date(match: re.Match[str]) -> frozenset[Date]:
+    """Every way to read the date (3/4/2020 has two); empty if it is none ("may 3" is mostly the verb)."""
+    found = match.groupdict()
+    year, day = (int(found[part]) if found.get(part) else None for part in ("year", "day"))
+    if found.get("month"):
+        name = found["month"]
+        if name in ("may", "march", "mar"):
+            return frozenset()
+        readings = [(year, [month[:3] for month in MONTHS].index(name[:3].lower()) + 1, day)]
+    else:
+        number = int(found["number"])
+        readings = [(year, number, day)] if "-" in match.group() else [(year, number, day), (year, day or 0, number)]
+    return frozenset((y, m, d) for y, m, d in readings if 1 <= m <= 12 and (d is None or 1 <= d <= 31))
+
+
+def _says(date: Date, reference: Date) -> bool:
+    return all(part is None or part == other for part, other in zip(reference, date, strict=True))
+
+
+def _number(match: re.Match[str]) -> tuple[str, str]:
+    """The value in plain digits, and the unit in its one spelling ("" without)."""
+    if match["words"]:
+        value = _spelled(re.findall(SPELLED, match["words"].lower()))
+    else:
+        digits = re.sub(r"[,'’\xa0\u2009\u202f](?=\d{3})", "", match["digits"]).replace(",", ".")
+        if digits.count(".") > 1:  # a version or a section, not a quantity
+            return digits, ""
+        value = Decimal(digits)
+    value *= SCALES[match["scale"].lower()] if match["scale"] else 1
+    sign = "-" if match["sign"] else ""
+    unit = (match["currency"] or "").strip() or UNITS.get(match["unit"] or "", "")
+    return f"{sign}{value.normalize():f}", unit
+
+
+def _spelled(words: list[str]) -> Decimal:
+    total = current = 0
+    for word in words:
+        if word in SMALL:
+            current += SMALL[word]
+        elif SCALES[word] < 1000:
+            current = max(current, 1) * SCALES[word]
+        else:
+            total, current = total + max(current, 1) * SCALES[word], 0
+    return Decimal(total + current)
+
+
+def _names(text: str) -> Iterator[Fact]:
+    """Capitalised words inside sentences, words of letters and digits (B12), words with inner capitals (iPhone).
+
+    At the start of a sentence a capital says nothing, so there the word must be a possessive, stand before a sign of
+    records (`Figin :: reactor`), or be capitalised elsewhere too. Words in capitals count like others, unless most of
+    the text is in capitals. All are compared without regard to case, accents and plural.
+    """
+    words = [(match.start(), match.end(), match.group()) for match in WORD.finditer(text)]
+    letters = [word for _, _, word in words if len(word) > 1 and not word[0].isdigit()]
+    shouting = sum(word.isupper() for word in letters) * 2 > len(letters)
+    starts = {match.end() for match in SENTENCE_START.finditer(text)}
+    inside = {word for start, _, word in words if start not in starts and word[0].isupper()}
+    for start, end, word in words:
+        stem = word.replace("’", "'").split("'")[0].lower()
+        if len(word) == 1 or word[0].isdigit() or stem in FUNCTION_WORDS or NEGATION.fullmatch(word):
+            continue
+        code = any(character.isdigit() for character in word)
+        mixed = not word.isupper() and any(character.isupper() for character in word[1:])
+        capital = word[0].isupper() and not shouting
+        if start in starts:
+            capital = capital and (word in inside or "'" in word or "’" in word or bool(RECORD_SIGN.match(text, end)))
+        if code or mixed or capital:
+            yield Fact(start, word, _folded(word))
+
+
+def _folded(word: str) -> str:
+    """Lower case, without accents, possessive and plural endings."""
+    plain = unicodedata.normalize("NFKD", word).replace("’", "'").casefold()
+    plain = "".join(character for character in plain if not unicodedata.combining(character)).removesuffix("'s")
+    return plain[:-1] if len(plain) > 3 and plain.endswith("s") and not plain.endswith("ss") else plain

@@ -1,0 +1,28 @@
+"""Self-conditioned rewriting (Eq. 1): the base model says the reference answer in its own words."""
+
+from __future__ import annotations
+
+from raft_tasks.generation.templates import render
+from raft_tasks.generation.transformers_backend import TransformersBackend, row_seed
+from raft_tasks.params import Rewrite
+from raft_tasks.schemas import Example, Rewritten
+
+
+def rewrite(rows: list[Example], backend: TransformersBackend, settings: Rewrite) -> list[Rewritten]:
+    """Draw y~_i ~ p_theta(. | x_i, y_i) for every row; a row's rewrite does not depend on the rows beside it.
+
+    A rewrite that was cut at `max_new_tokens` is kept for the record, marked as not `finished`; it, like an empty
+    one, never passes the semantic filter.
+    """
+    completions = backend.generate(
+        [render(settings.template, question=row.question, answer=row.answer) for row in rows],
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        seeds=[row_seed(settings.seed, "rewrite", row.id) for row in rows],
+    )
+    return [
+        Rewritten(**dict(row), rewritten=completion.text.strip(), finished=completion.finished)
+        for row, completion in zip(rows, completions, strict=True)
+    ]

@@ -1,0 +1,31 @@
+"""The semantic filter (Eqs. 2-3): a rewrite that moved away from the reference is not learned from."""
+
+from __future__ import annotations
+
+from raft_tasks.generation.fidelity import lost
+from raft_tasks.schemas import Filtered, Rewritten
+
+
+def semantic_filter(rows: list[Rewritten], similarities: list[float], tau: float) -> list[Filtered]:
+    """Decide ybar_i = y~_i if s_i >= tau else y_i, row by row.
+
+    Args:
+        similarities: s_i = cos(phi(y_i), phi(y~_i)), one per row, see `SentenceEncoder.similarities`.
+        tau: the threshold of Eq. 3. Whatever it is, an empty or unfinished rewrite does not pass.
+
+    Beside the paper's decision, which it does not change, each row says which numbers, dates, names and negations of
+    the reference its rewrite has lost: cosine hardly sees them.
+    """
+    filtered = []
+    for row, similarity in zip(rows, similarities, strict=True):
+        passed = row.finished and bool(row.rewritten) and similarity >= tau
+        filtered.append(
+            Filtered(
+                **dict(row),
+                similarity=similarity,
+                passed=passed,
+                lost=lost(row.answer, row.rewritten),
+                chosen=row.rewritten if passed else row.answer,
+            )
+        )
+    return filtered

@@ -1,0 +1,248 @@
+"""Text from a causal language model in this process: sampling and likelihoods, batched by length.
+
+What a row gets does not depend on the rows that share its batch: every row brings its own seed, and its draws come
+from its own stream. (Up to floating point: padding changes the last digits of the logits, which can move a draw that
+falls within about 1e-6 of the boundary between two tokens.) So a resumed or grown run gives the old rows their
+old texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raft_tasks.params import Model
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Completion:
+    text: str
+    finished: bool  # the model ended its turn; False: cut at max_new_tokens
+    tokens: int  # drawn, the end-of-turn token included
+
+
+def row_seed(seed: int, *parts: str | int) -> int:
+    """A 63-bit seed for one draw of one row, e.g. row_seed(settings.seed, row.id, round, candidate)."""
+    text = "\x1f".join(map(str, (seed, *parts)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+
+class TransformersBackend:
+    """A model folder or pinned hub id; weights are loaded at the first use, onto the GPU where there is one.
+
+    Raises (at the first use):
+        FileNotFoundError: the model is neither a folder nor on the hub.
+        ValueError: the tokenizer has no chat template.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.settings = model
+
+    @cached_property
+    def device(self) -> str:
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        tokenizer = self._load(AutoTokenizer)
+        if tokenizer.chat_template is None:
+            raise ValueError(f"model {self.settings.path!r} has no chat template; expected an instruction-tuned model")
+        return tokenizer
+
+    @cached_property
+    def model(self) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        model = self._load(AutoModelForCausalLM, dtype=getattr(torch, self.settings.dtype)).to(self.device).eval()
+        # The model's own sampling defaults (top_k 50, repetition penalties) must not add to the settings given here.
+        ends = model.generation_config.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        ends = sorted({*ends, self.end_of_turn})
+        model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=self.pad, do_sample=False)
+        return model
+
+    @cached_property
+    def end_of_turn(self) -> int:
+        """The token that the chat template puts after an answer; the tokenizer's end of text if it puts none."""
+        mark = "ANSWER"
+        messages = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": mark}]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False)
+        after = text.rsplit(mark, 1)[1].strip()
+        if after:
+            return int(self.tokenizer(after, add_special_tokens=False)["input_ids"][0])
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(f"model {self.settings.path!r} has no end-of-turn token, in its chat template or by name")
+        return int(self.tokenizer.eos_token_id)
+
+    @cached_property
+    def pad(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.end_of_turn if pad is None else int(pad)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        batch_size: int,
+        seeds: Sequence[int],
+    ) -> list[Completion]:
+        """Draw one completion per prompt, in the prompts' order. Each prompt is one user message.
+
+        Args:
+            temperature: 0 takes the likeliest token; `top_p` and `seeds` then change nothing.
+            top_p: draw among the likeliest tokens that together hold this much probability.
+            seeds: one per prompt, see `row_seed`.
+
+        Raises:
+            ValueError: a prompt and its completion do not fit into the model's context; nothing is cut silently.
+        """
+        import torch
+        from transformers import LogitsProcessorList
+
+        if len(prompts) != len(seeds):
+            raise ValueError(f"got {len(seeds)} seeds for {len(prompts)} prompts")
+        encoded = self._encode(prompts)
+        self._check_lengths([len(ids) + max_new_tokens for ids in encoded])
+        completions: dict[int, Completion] = {}
+        for batch in _batches([len(ids) for ids in encoded], batch_size):
+            ids, mask = self._left_padded([encoded[i] for i in batch])
+            processors = LogitsProcessorList()
+            if temperature > 0:
+                draws = _uniforms([seeds[i] for i in batch], max_new_tokens).to(self.device)
+                processors.append(_Draw(draws, prompt_length=ids.shape[1], temperature=temperature, top_p=top_p))
+            with torch.inference_mode():
+                output = self.model.generate(
+                    input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, logits_processor=processors
+                )
+            ends = set(self.model.generation_config.eos_token_id)
+            for i, drawn in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
+                length = next((n for n, token in enumerate(drawn, start=1) if token in ends), 0)
+                kept = drawn[:length] if length else drawn
+                text = self.tokenizer.decode(kept, skip_special_tokens=True)
+                completions[i] = Completion(text, finished=length > 0, tokens=len(kept))
+        return [completions[i] for i in range(len(prompts))]
+
+    def mean_log_likelihood(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int) -> list[float]:
+        """Mean log-probability of the tokens of each answer, end-of-turn included, given its prompt; at most 0."""
+        import torch
+
+        answer_ids = [[*ids, self.end_of_turn] for ids in self._tokens(answers)]
+        encoded = [prompt + answer for prompt, answer in zip(self._encode(prompts), answer_ids, strict=True)]
+        self._check_lengths([len(ids) for ids in encoded])
+        means: dict[int, float] = {}
+        for batch in _batches([len(ids) for ids in encoded], batch_size):
+            ids, mask = self._left_padded([encoded[i] for i in batch])
+            # With padding on the left, all answers end at the last position: just their logits are computed.
+            kept = max(len(answer_ids[i]) for i in batch)
+            with torch.inference_mode():
+                logits = self.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                    logits_to_keep=kept + 1,
+                ).logits[:, -kept - 1 : -1]
+            targets = ids[:, -kept:]
+            log_probs = -torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+            for i, row in zip(batch, log_probs.cpu(), strict=True):
+                means[i] = row[-len(answer_ids[i]) :].mean().item()
+        return [means[i] for i in range(len(prompts))]
+
+    def _load(self, loader: Any, **options: Any) -> Any:
+        path, revision = self.settings.path, self.settings.revision
+        try:
+            return loader.from_pretrained(path, revision=revision, **options)
+        except OSError as error:
+            kind = "is not a folder here, nor" if not Path(path).is_dir() else "is a folder that cannot be loaded, not"
+            raise FileNotFoundError(f"model {path!r} {kind} a hub model at revision {revision}: {error}") from error
+
+    def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        return self._tokens(
+            [
+                self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": prompt}],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    enable_thinking=False,  # templates that do not know it pass it over
+                )
+                for prompt in prompts
+            ]
+        )
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+    def _check_lengths(self, lengths: list[int]) -> None:
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit is not None and lengths and max(lengths) > limit:
+            row = lengths.index(max(lengths))
+            raise ValueError(
+                f"prompt {row} needs {lengths[row]} tokens with its completion, model {self.settings.path!r} takes "
+                f"{limit}; lower ingest.max_characters or max_new_tokens"
+            )
+
+    def _left_padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask [B, T]."""
+        import torch
+
+        width = max(map(len, rows))
+        ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        return ids, mask
+
+
+def _batches(lengths: list[int], batch_size: int) -> list[list[int]]:
+    """Indices in batches of like length, the longest first: memory runs out at once or never."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _uniforms(seeds: list[int], steps: int) -> torch.Tensor:
+    """Uniform draws in [0, 1) [B, steps]; row i depends on seeds[i] alone. On the CPU: the same for every device."""
+    import torch
+
+    return torch.stack(
+        [torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+    )
+
+
+class _Draw:
+    """A logits processor that decides the next token by inverse CDF, and leaves the greedy search just that one.
+
+    The cumulative sum runs in the order of the vocabulary, not of the probabilities, where a rounding error that swaps
+    two near-equal tokens would change the draw.
+    """
+
+    def __init__(self, draws: torch.Tensor, *, prompt_length: int, temperature: float, top_p: float) -> None:
+        self.draws, self.prompt_length = draws, prompt_length
+        self.temperature, self.top_p = temperature, top_p
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [B, V] -> 0 at the drawn token, -inf elsewhere [B, V]."""
+        import torch
+
+        probs = torch.softmax(scores.double() / self.temperature, dim=-1)
+        if self.top_p < 1:
+            ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+            before = ordered.cumsum(-1) - ordered  # a token stays while those before it hold less than top_p
+            probs = probs.masked_fill(
+                torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, before >= self.top_p), 0
+            )
+        cumulative = probs.cumsum(-1)
+        draws = self.draws[:, input_ids.shape[1] - self.prompt_length, None] * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, draws, right=True)
+        return torch.full_like(scores, float("-inf")).scatter(-1, tokens, 0.0)
