@@ -85,3 +85,14 @@ class Reject(Row):
     line: int  # 1-based; the row's number in Parquet
     reason: str
     content: str
+
+
+class ItemResult(Row):
+    """What one model answered to one item of a benchmark task, and how that was scored."""
+
+    task: str
+    id: str  # the item's; for the domain's own task the Example's
+    source: str  # items of one source (fact, document) succeed and fail together: the cluster of the statistics
+    metrics: dict[str, float]
+    prompt: str  # as the model saw it: chat template applied
+    answer: str
