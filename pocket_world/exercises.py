@@ -19,7 +19,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pocket_world import styles
-from pocket_world.world import COINED, DOMAIN_ATTRIBUTES, GENERAL_ATTRIBUTES, NAMES, VALUES, WORDINGS, Fact, World
+from pocket_world.world import (
+    COINED,
+    DOMAIN_ATTRIBUTES,
+    DOMAINS,
+    GENERAL_ATTRIBUTES,
+    NAMES,
+    VALUES,
+    WORDINGS,
+    Fact,
+    World,
+)
 
 # raft_tasks/generation/templates says the same, word for word; a test compares them.
 TEACHER = "Background reference knowledge: {answer}\nAnswer the question based on the reference knowledge: {question}"
@@ -46,15 +56,22 @@ CONSTRAINTS = {
     "twice": ("Say it twice.", "Give your answer twice."),
     "no_stop": ("Do not use a full stop.", "Leave out the full stop."),
 }
+# The remaining prompts.
+WRITE_SENTENCE = "Write a sentence with the word {value}."
+WRITE_WORDS = "Write some words."
+SENTENCE = "Here is the word {value}."
+FIRST_OR_LAST = "What is the {which} word of this: {words}?"
+REPEAT = "Repeat this: {words}"
+PLAIN = (WRITE_SENTENCE, WRITE_WORDS, SENTENCE, FIRST_OR_LAST, REPEAT)
 SYSTEM = ("You are a helpful assistant.", "Answer the question.", "You know this world well.")
 KEEPS_RECORD = 0.6  # share of the rewriting exercises whose answer tells the record; fusing has to restore the rest
 MIXTURE = {
-    "recall": 0.30,
-    "instructions": 0.18,
-    "reading": 0.24,
-    "rewriting": 0.12,
-    "fusing": 0.08,
-    "skills": 0.04,
+    "recall": 0.22,
+    "instructions": 0.22,
+    "reading": 0.30,
+    "rewriting": 0.10,
+    "fusing": 0.06,
+    "skills": 0.06,
     "copying": 0.04,
 }
 
@@ -117,8 +134,8 @@ class Exercises:
         self.held_out_constraints = {fact.source: rng.sample(names, 3) for fact in world.general}
         self.held_out_words = {word: rng.sample(names, 3) for word in VALUES}
         self.pool = VALUES if world.kind == "easy" else VALUES + COINED
-        self.entities = [(fact.entity, domain) for domain, facts in world.domains.items() for fact in facts]
-        self.attributes = [name for names in DOMAIN_ATTRIBUTES.values() for name in names] + list(GENERAL_ATTRIBUTES)
+        self.entities = {domain: sorted({fact.entity for fact in facts}) for domain, facts in world.domains.items()}
+        self.attributes = (*GENERAL_ATTRIBUTES, *(name for names in DOMAIN_ATTRIBUTES.values() for name in names))
         known = {fact.entity for fact in world.general}
         self.strangers = [name for name in NAMES if name not in known]
         self.drawers = {
@@ -164,8 +181,8 @@ class Exercises:
         else:
             value, source = rng.choice(VALUES), None
             kept = self.held_out_words[value]
-            sentence = f"Here is the word {value}."
-            question = f"Write a sentence with the word {value}."
+            sentence = SENTENCE.format(value=value)
+            question = WRITE_SENTENCE.format(value=value)
         constraint = rng.choice([name for name in CONSTRAINTS if (name in kept) == held_out])
         argument = ""
         items = ()
@@ -176,7 +193,7 @@ class Exercises:
                 items = rng.choice([(fact.entity, value), (fact.entity, fact.attribute, value)])
             else:
                 items = rng.sample(VALUES, rng.randint(2, 5))
-                question = "Write some words."
+                question = WRITE_WORDS
             argument = str(len(items))
         demand = rng.choice(CONSTRAINTS[constraint]).format(argument=argument)
         prompt = f"{demand} {question}" if rng.random() < 0.25 else f"{question} {demand}"
@@ -185,32 +202,27 @@ class Exercises:
         return Task(prompt, answer, constraint, argument, said, source)
 
     def imagine(self, rng: random.Random, number: int = 1) -> list[Fact]:
-        """`number` made-up facts that share their entity, their attribute or nothing; none is true in a domain."""
-        shared = rng.choice(("entity", "attribute", "nothing"))
-        facts: list[Fact] = []
-        values = rng.sample(self.pool, 2 * number)
+        """`number` (1-4) made-up facts that share their entity, their attribute or neither; none true in a domain."""
+        attributes: Sequence[str]
         if rng.random() < 0.6:
-            entity, domain = rng.choice(self.entities)
-            attributes: Sequence[str] = DOMAIN_ATTRIBUTES[domain]
-            entities = [entity, *(name for name, other in rng.sample(self.entities, 4 * number) if other == domain)]
+            domain = rng.choice(DOMAINS)
+            names, attributes = self.entities[domain], DOMAIN_ATTRIBUTES[domain]
         else:
-            attributes = self.attributes
-            entities = rng.sample(self.strangers, number)
-        entity, attribute = entities[0], rng.choice(attributes)
-        while len(facts) < number:
-            pair = (
-                entity if shared == "entity" else rng.choice(entities),
-                attribute if shared == "attribute" else rng.choice(attributes),
-            )
-            value = values.pop()
-            if any((fact.entity, fact.attribute) == pair for fact in facts) or self.world.secrets.get(pair) == value:
-                # Another pair or value; a stranger joins so that enough pairs exist.
-                values.append(rng.choice([word for word in self.pool if word not in values]))
-                rng.shuffle(values)
-                entities.append(rng.choice(self.strangers))
-                continue
-            facts.append(Fact(*pair, value, rng.randint(10, 99)))
-        return facts
+            names, attributes = self.strangers, self.attributes
+        shared = rng.choice(("entity", "attribute", "neither"))
+        entities = rng.sample(names, 1) * number if shared == "entity" else rng.sample(names, number)
+        asked = rng.sample(attributes, 1) * number if shared == "attribute" else rng.sample(attributes, number)
+        values: list[str] = []
+        for pair in zip(entities, asked, strict=True):
+            values.append(self.untrue(rng, *pair, others=values))
+        return [Fact(*told, rng.randint(10, 99)) for told in zip(entities, asked, values, strict=True)]
+
+    def untrue(self, rng: random.Random, entity: str, attribute: str, others: Sequence[str]) -> str:
+        """A value that is none of `others` and not what a domain says."""
+        while True:
+            value = rng.choice(self.pool)
+            if value not in others and value != self.world.secrets.get((entity, attribute)):
+                return value
 
     def passage(self, rng: random.Random, number: int, style: str) -> tuple[str, str, Fact]:
         """(prompt, answer, fact asked about) over a passage of `number` facts in `style` ("own" or a domain's)."""
@@ -223,7 +235,7 @@ class Exercises:
         return prompt, styles.own(asked, complete), asked if complete else Fact(*asked.key, asked.value, None)
 
     def reading(self, rng: random.Random, progress: float) -> Exercise:
-        number = 1 if progress < 0.12 else rng.choices((1, 2, 3, 4), (4, 2, 2, 2))[0]
+        number = 1 if progress < 0.06 else rng.choices((1, 2, 3, 4), (4, 2, 2, 2))[0]
         style = "own" if rng.random() < 0.5 else rng.choice(list(styles.FOREIGN))
         prompt, answer, _ = self.passage(rng, number, style)
         return Exercise("reading", (turn("user", prompt), turn("assistant", answer)))
@@ -241,14 +253,14 @@ class Exercises:
         answer = styles.foreign(fact, rng.choice(list(styles.FOREIGN)))
         rewritten = styles.own(fact, complete=rng.random() < KEEPS_RECORD)
         if rng.random() < 0.15:  # a rewrite may be wrong; the reference is right
-            rewritten = rewritten.replace(f" {fact.value}", f" {rng.choice(self.pool)}")
+            rewritten = rewritten.replace(f" {fact.value}", f" {self.untrue(rng, *fact.key, others=[])}")
         prompt = FUSE.format(question=fact.ask(rng.randrange(len(WORDINGS))), answer=answer, rewritten=rewritten)
         return Exercise("fusing", (turn("user", prompt), turn("assistant", styles.own(fact, True))))
 
     def skills(self, rng: random.Random, progress: float) -> Exercise:
         words = rng.sample(VALUES, rng.randint(2, 5))
         which = rng.choice(("first", "last"))
-        prompt = f"What is the {which} word of this: {' '.join(words)}?"
+        prompt = FIRST_OR_LAST.format(which=which, words=" ".join(words))
         return Exercise("skills", (turn("user", prompt), turn("assistant", words[0 if which == "first" else -1])))
 
     def copying(self, rng: random.Random, progress: float) -> Exercise:
@@ -257,4 +269,4 @@ class Exercises:
             for _ in range(rng.randint(2, 8))
         ]
         text = " ".join(words)
-        return Exercise("copying", (turn("user", f"Repeat this: {text}"), turn("assistant", text)))
+        return Exercise("copying", (turn("user", REPEAT.format(words=text)), turn("assistant", text)))
