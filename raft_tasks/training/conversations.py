@@ -52,7 +52,8 @@ def teacher_message(template_text: str) -> Callable[[TrainingPair], str]:
         template.render(question="?", answer="!")
     except TemplateError as error:
         raise ConversationError(
-            f"the teacher's template cannot be rendered: {error}; expected Jinja over `question` and `answer`, got:\n{template_text}"
+            f"the teacher's template cannot be rendered: {error}; expected Jinja over `question` and `answer`, "
+            f"got:\n{template_text}"
         ) from error
     return lambda pair: template.render(question=pair.question, answer=pair.answer)
 
@@ -84,7 +85,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
         if token in special:
             return int(token)
-        if tokenizer.decode([token]).strip():
+        if str(tokenizer.decode([token])).strip():
             break
     raise ConversationError(
         f"the chat template ends an assistant's turn with {after!r}; expected a special token there, without which "
@@ -125,7 +126,8 @@ def encode_pairs(
             problems.append(f"{pair.id}: the answer {pair.answer!r} has no token")
         if unknown is not None and unknown in answer:
             problems.append(
-                f"{pair.id}: {answer.count(unknown)} token(s) of the answer are unknown to the tokenizer: {pair.answer!r:.200}"
+                f"{pair.id}: the tokenizer does not know {answer.count(unknown)} token(s) of the answer: "
+                f"{pair.answer!r:.200}"
             )
         elif special & set(answer):
             names = tokenizer.convert_ids_to_tokens(sorted(special & set(answer)))

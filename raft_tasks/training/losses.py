@@ -76,7 +76,7 @@ def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def log_mass_outside(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """Unnormalised log mass outside K_t: logsumexp of logits / temperature over V without `ids`. -> [T]; -inf if K = V."""
+    """Unnormalised log mass outside K_t: logsumexp of logits / temperature over V less `ids`. -> [T]; -inf if K = V."""
     outside = logits.scatter(-1, ids, float("-inf"))
     return (outside / temperature).logsumexp(-1)
 
@@ -127,7 +127,7 @@ def top_k_forward_kl(
 
 
 class Head(NamedTuple):
-    """A model's output head: logits = cap(scale * (hidden @ weight.T + bias)), cap(x) = soft_cap * tanh(x / soft_cap)."""
+    """logits = cap(scale * (hidden @ weight.T + bias)), where cap(x) = soft_cap * tanh(x / soft_cap)."""
 
     weight: Tensor  # [V, H]; may be the input embedding too (tied)
     bias: Tensor | None = None  # [V]
@@ -179,11 +179,8 @@ def lean_top_k(
             logits = head_logits(hidden[rows], head)
             ids, kept = top_k(logits, k)
             outside = None if tail_temperature is None else log_mass_outside(logits, ids, tail_temperature)
-            parts.append((ids.int(), kept, kept.logsumexp(-1) - log_sum_exp(logits), outside))
-    ids, kept, log_mass, outside = (
-        None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)
-    )
-    return TopK(ids, kept, log_mass, outside)
+            parts.append(TopK(ids.int(), kept, kept.logsumexp(-1) - log_sum_exp(logits), outside))
+    return joined(parts)
 
 
 def lean_logits_at(
@@ -209,6 +206,12 @@ def tiles(hidden: Tensor, head: Head, tile: int | None) -> list[slice]:
     """Slices over the positions of `hidden`, TILE_ELEMENTS logits each."""
     size = tile or max(1, TILE_ELEMENTS // head.weight.shape[0])
     return [slice(start, start + size) for start in range(0, len(hidden), size)] or [slice(0, 0)]
+
+
+def joined(parts: list[TopK]) -> TopK:
+    """The tiles' results in one."""
+    ids, logits, log_mass, tail = zip(*parts, strict=True)
+    return TopK(torch.cat(ids), torch.cat(logits), torch.cat(log_mass), None if tail[0] is None else torch.cat(tail))
 
 
 def log_sum_exp(logits: Tensor) -> Tensor:
@@ -287,10 +290,8 @@ class _LogitsAt(torch.autograd.Function):
             logits, at = head_logits(hidden[rows], head), ids[rows].long()
             kept = logits.gather(-1, at)
             outside = None if tail_temperature is None else log_mass_outside(logits, at, tail_temperature)
-            parts.append((kept, kept.logsumexp(-1) - log_sum_exp(logits), outside))
-        kept, log_mass, outside = (
-            None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)
-        )
+            parts.append(TopK(at, kept, kept.logsumexp(-1) - log_sum_exp(logits), outside))
+        _, kept, log_mass, outside = joined(parts)
         ctx.save_for_backward(hidden, weight, bias, ids, kept, outside)
         ctx.settings = (scale, soft_cap, tail_temperature, tile)
         ctx.mark_non_differentiable(log_mass)

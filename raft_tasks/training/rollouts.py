@@ -89,7 +89,9 @@ class GenerateSampler:
             devices = [device] if device.type == "cuda" else []
             with torch.no_grad(), torch.random.fork_rng(devices), self.precision():
                 torch.manual_seed(seed)
-                output = self.model.generate(ids, attention_mask=mask, generation_config=self.config)
+                output: torch.Tensor = self.model.generate(  # type: ignore[operator]  # it is a method
+                    ids, attention_mask=mask, generation_config=self.config
+                )
         finally:
             self.model.train(was_training)
             self.model.generation_config = own

@@ -167,7 +167,7 @@ def check_top_k(distill: Distill, vocabulary: int) -> None:
     largest = vocabulary - 1 if distill.tail_bucket else vocabulary
     if distill.top_k > largest:
         raise ValueError(
-            f"distill.top_k is {distill.top_k}, the model's vocabulary has {vocabulary} tokens; expected at most {largest}"
+            f"distill.top_k is {distill.top_k}, expected at most {largest}: the model has {vocabulary} tokens"
             + (" (the tail bucket needs at least one token outside)" if distill.tail_bucket else "")
         )
 
@@ -239,14 +239,15 @@ class RaftTrainer(Trainer):
         super().__init__(
             model=student,
             args=arguments,
-            train_dataset=rows,  # type: ignore[arg-type]  # anything with a length and an index will do
-            data_collator=list,
+            train_dataset=rows,
+            data_collator=list,  # type: ignore[arg-type]  # a batch stays a list of rows
             callbacks=[Bookkeeping(self)],
         )
         self.remove_callback(PrinterCallback)
         self.distill, self.fingerprint, self.steps_csv, self.progress = method.distill, fingerprint, steps_csv, progress
         self.compute_dtype = torch.bfloat16 if arguments.bf16 else None
         self.balance = make_balance(method)
+        self.student = student
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.head = output_head(student)
         self.teacher_head = None if teacher is None else output_head(teacher)
@@ -279,9 +280,9 @@ class RaftTrainer(Trainer):
         self.started = time.perf_counter()
         return self.batches, None
 
-    def training_step(self, model: Any, inputs: list[Encoded], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Gradient of one micro-batch; the step's first call also does all of L_KL. Returns this part of L."""
-        self.model.train()
+        self.student.train()
         first, self.micro = self.micro == 0, self.micro + 1
         total = torch.zeros((), device=self.args.device)
         if first and self.teacher is not None:
@@ -296,7 +297,7 @@ class RaftTrainer(Trainer):
                         l_sft = sum(self.sft_loss(batch).item() for batch in self.batches)
                 self.check_finite("L_SFT", l_sft)
                 self.sums["lambda"] = self.balance.update(l_sft, self.sums["l_kl"])
-                gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+                gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
                 torch._foreach_mul_(gradients, self.sums["lambda"])
                 total += self.sums["lambda"] * self.sums["l_kl"]
             self.sums["l_sft"] += loss.item()
@@ -307,7 +308,7 @@ class RaftTrainer(Trainer):
     def kl_backward(self) -> None:
         """Steps 1 and 2: sample, score by teacher and student, leave the gradient of L_KL (without lambda)."""
         assert self.sampler is not None
-        rows = [row for batch in self.batches for row in batch]
+        rows = self.step_rows()
         with self.phase("rollout"):
             self.rollouts = self.sampler(
                 [row.prompt for row in rows], step_seed(self.args.seed, self.state.global_step)
@@ -324,20 +325,20 @@ class RaftTrainer(Trainer):
         """This micro-batch's part of L_SFT: the mean over all answer tokens of the optimiser step."""
         answers = [row.answer for row in batch]
         labels = torch.tensor([token for answer in answers for token in answer], device=self.args.device)
-        hidden = self.states(self.model, [row.prompt for row in batch], answers)
+        hidden = self.states(self.student, [row.prompt for row in batch], answers)
         per_token = lean_cross_entropy(hidden, self.head, labels)
-        count = sum(len(row.answer) for every in self.batches for row in every)
+        count = sum(len(row.answer) for row in self.step_rows())
         return masked_mean(per_token, torch.ones_like(per_token, dtype=torch.bool), count=count)
 
     def kl_loss(self, batch: list[Encoded], rollouts: list[list[int]]) -> Tensor:
         """This micro-batch's part of L_KL (Eqs. 7-10)."""
-        assert self.teacher is not None and self.teacher_head is not None and self.distill is not None
+        assert self.teacher and self.teacher_head and self.distill  # noqa: PT018  # there is a teacher
         tail_temperature = self.distill.temperature if self.distill.tail_bucket else None
         with self.phase("teacher"), torch.no_grad():
             hidden = self.states(self.teacher, [row.teacher_prompt or [] for row in batch], rollouts)
             taught = lean_top_k(hidden, self.teacher_head, self.distill.top_k, tail_temperature)
         with self.phase("student"):
-            hidden = self.states(self.model, [row.prompt for row in batch], rollouts)
+            hidden = self.states(self.student, [row.prompt for row in batch], rollouts)
             own = lean_logits_at(hidden, self.head, taught.ids, tail_temperature)
             tail = None if own.tail is None or taught.tail is None else (own.tail, taught.tail)
             flat = top_k_forward_kl(own.logits, taught.logits, self.distill.temperature, tail)
@@ -349,6 +350,10 @@ class RaftTrainer(Trainer):
                 everywhere = torch.ones_like(side.log_mass, dtype=torch.bool)
                 self.sums[name] += masked_mean(side.log_mass.exp(), everywhere, count=positions).item()
         return loss
+
+    def step_rows(self) -> list[Encoded]:
+        """All rows of the current optimiser step."""
+        return [row for batch in self.batches for row in batch]
 
     def states(self, model: PreTrainedModel, prompts: list[list[int]], completions: list[list[int]]) -> Tensor:
         """Hidden states [T, H] at the completions, in the training's precision."""
@@ -372,8 +377,8 @@ class RaftTrainer(Trainer):
         if math.isfinite(value):
             return
         step = self.state.global_step + 1
-        rows = [row for batch in self.batches for row in batch]
-        rollouts = self.rollouts or [None] * len(rows)
+        rows = self.step_rows()
+        rollouts = [rollout.tokens for rollout in self.rollouts] or [[] for _ in rows]
         kept = Path(str(self.args.output_dir)) / f"diverged-step-{step}.json"
         write_json(
             kept,
@@ -382,10 +387,7 @@ class RaftTrainer(Trainer):
                 "what": what,
                 "value": str(value),
                 "learning_rate": self._get_learning_rate(),
-                "rows": [
-                    {**vars(row), "rollout": None if rollout is None else rollout.tokens}
-                    for row, rollout in zip(rows, rollouts, strict=True)
-                ],
+                "rows": [{**vars(row), "rollout": rollout} for row, rollout in zip(rows, rollouts, strict=True)],
             },
         )
         raise TrainingDiverged(
@@ -399,7 +401,8 @@ class RaftTrainer(Trainer):
             return  # the Trainer's closing remarks
         self.check_finite("the gradient's norm", logs["grad_norm"])
         seconds = time.perf_counter() - self.started
-        scored = [len(row.prompt) + len(row.answer) for batch in self.batches for row in batch]
+        rows = self.step_rows()
+        scored = sum(len(row.prompt) + len(row.answer) for row in rows)
         row: dict[str, Any] = {
             "loss": self.sums["l_sft"],
             "l_sft": self.sums["l_sft"],
@@ -410,7 +413,7 @@ class RaftTrainer(Trainer):
         }
         if self.teacher is not None:
             lengths = [len(rollout.tokens) for rollout in self.rollouts]
-            scored += [len(row.prompt) + length for row, length in zip(sum(self.batches, []), lengths, strict=True)]
+            scored += sum(len(row.prompt) for row in rows) + sum(lengths)
             weighed = self.sums["lambda"] * self.sums["l_kl"]
             row |= {
                 "loss": self.sums["l_sft"] + weighed,
@@ -425,7 +428,7 @@ class RaftTrainer(Trainer):
                 "rollout_share": self.clock["rollout"] / seconds,
                 "teacher_share": self.clock["teacher"] / seconds,
             }
-        row["tokens_per_second"] = sum(scored) / seconds
+        row["tokens_per_second"] = scored / seconds
         super().log(row, start_time)  # to the history that checkpoints keep, and to the Trainer's integrations
         with self.steps_csv.open("a", encoding="utf-8", newline="") as table:
             csv.DictWriter(table, COLUMNS).writerow(self.steps()[-1])

@@ -59,8 +59,8 @@ def unloadable(model: Model) -> str:
     folder = Path(model.path)
     if not folder.is_dir():
         return (
-            f"model {model.path!r} (revision {model.revision}): there is no folder {folder.absolute()}, and as a hub id "
-            "it could not be loaded either. Check models.<name>.path in params.yaml; `dvc pull` (or git) brings a "
+            f"model {model.path!r} (revision {model.revision}): there is no folder {folder.absolute()}, and as a hub "
+            "id it could not be loaded either. Check models.<name>.path in params.yaml; `dvc pull` (or git) brings a "
             "folder of this project, the hub needs network access and a correct id"
         )
     present = {path.name for path in folder.iterdir()}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from raft_tasks.params import Distill, Method, Model, Train
 from raft_tasks.schemas import TrainingPair
 
@@ -20,7 +21,10 @@ TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}> {{ m.content }} <end> {% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
 )
-TEACHER = "background reference knowledge : {{ answer }}\nanswer the question based on the reference knowledge : {{ question }}"
+TEACHER = (
+    "background reference knowledge : {{ answer }}\n"
+    "answer the question based on the reference knowledge : {{ question }}"
+)
 
 
 def word_tokenizer(words: list[str] = WORDS, template: str = TEMPLATE, **special: str) -> Any:

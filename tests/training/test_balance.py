@@ -1,0 +1,63 @@
+import json
+
+import pytest
+
+from raft_tasks.params import Distill, Method
+from raft_tasks.training.balance import EmaBalance, FixedBalance, make_balance
+
+
+def test_worked_numbers():
+    """m^_SFT = 2.0 and m^_KL = 0.5 give lambda 4; at the first step the bias correction returns the losses themselves."""
+    assert EmaBalance(beta=0.9, bound=10).update(2.0, 0.5) == pytest.approx(4.0)
+
+
+def test_averages_are_bias_corrected():
+    balance = EmaBalance(beta=0.9, bound=10)
+    balance.update(2.0, 0.5)
+    sft = (0.9 * 0.1 * 2.0 + 0.1 * 1.0) / (1 - 0.9**2)
+    kl = (0.9 * 0.1 * 0.5 + 0.1 * 1.5) / (1 - 0.9**2)
+    assert balance.update(1.0, 1.5) == pytest.approx(sft / kl)
+
+
+def test_constant_losses_give_their_ratio_at_every_step():
+    balance = EmaBalance(beta=0.9, bound=10)
+    assert [balance.update(3.0, 1.5) for _ in range(5)] == pytest.approx([2.0] * 5)
+
+
+@pytest.mark.parametrize("kl", [0.0, 1e-12, -1e-9])
+def test_lambda_is_bounded_where_teacher_and_student_agree(kl):
+    assert EmaBalance(beta=0.9, bound=3.0).update(4.0, kl) == 3.0
+
+
+def test_state_survives_json():
+    first, second = EmaBalance(0.9, 10), EmaBalance(0.9, 10)
+    for step in range(3):
+        first.update(2.0 + step, 0.7)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert first.update(1.0, 0.9) == second.update(1.0, 0.9)
+
+
+def test_fixed_number():
+    balance = FixedBalance(0.1)
+    assert [balance.update(2.0, kl) for kl in (0.0, 5.0)] == [0.1, 0.1]
+    balance.load_state_dict(balance.state_dict())
+    assert balance.update(1.0, 1.0) == 0.1
+
+
+@pytest.mark.parametrize(("beta", "bound"), [(1.0, 1.0), (-0.1, 1.0), (0.9, 0.0)])
+def test_senseless_settings_are_refused(beta, bound):
+    with pytest.raises(ValueError, match="expected beta in"):
+        EmaBalance(beta, bound)
+
+
+def test_a_methods_row_chooses():
+    distill = Distill(
+        template="t", temperature=1.5, top_k=8, ema_beta=0.5, lambda_max=7.0, tail_bucket=False,
+        rollout_temperature=1.0, rollout_max_new_tokens=4,
+    )  # fmt: skip
+    row = {"answers": "raw", "teacher": "plain", "distill": distill}
+    ema = make_balance(Method(**row, balance="ema"))
+    assert isinstance(ema, EmaBalance)
+    assert (ema.beta, ema.bound) == (0.5, 7.0)
+    assert isinstance(make_balance(Method(**row, balance=0.1)), FixedBalance)
+    assert make_balance(Method(answers="raw", teacher="none", balance=None, distill=None)) is None
