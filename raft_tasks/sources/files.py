@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raft_tasks.errors import InputError
 from raft_tasks.params import Columns
 from raft_tasks.schemas import Reject
 
 CONTENT_CHARACTERS = 500  # of a rejected row that are kept for the record
 
 
-class SourceError(ValueError):
+class SourceError(InputError):
     """A file, or the set of files, cannot be used as it is."""
 
 
