@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raft_tasks.errors import InputError
+
 if TYPE_CHECKING:
     import numpy
 
@@ -36,7 +38,7 @@ class SentenceEncoder:
     def model(self) -> Any:
         """
         Raises:
-            FileNotFoundError: `name` is no folder, no package with a model folder, and not to be had from the hub.
+            InputError: `name` is no folder, no package with a model folder, and not to be had from the hub.
         """
         import torch
         from sentence_transformers import SentenceTransformer
@@ -48,7 +50,7 @@ class SentenceEncoder:
                 return SentenceTransformer(str(folder), device=device, local_files_only=True)
             return SentenceTransformer(self.name, revision=self.revision, device=device)
         except OSError as error:
-            raise FileNotFoundError(
+            raise InputError(
                 f"encoder {self.name!r} (revision {self.revision}) cannot be loaded: expected a folder, an installed "
                 f"package that ships <package>/model, or a hub id: {error}"
             ) from error

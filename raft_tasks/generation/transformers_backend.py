@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raft_tasks.errors import InputError
 from raft_tasks.params import Model
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ class TransformersBackend:
     """A model folder or pinned hub id; weights are loaded at the first use, onto the GPU where there is one.
 
     Raises (at the first use):
-        FileNotFoundError: the model is neither a folder nor on the hub.
-        ValueError: the tokenizer has no chat template.
+        InputError: the model is neither a folder nor on the hub, or has no chat template.
     """
 
     def __init__(self, model: Model) -> None:
@@ -57,7 +57,7 @@ class TransformersBackend:
 
         tokenizer = self._load(AutoTokenizer)
         if tokenizer.chat_template is None:
-            raise ValueError(f"model {self.settings.path!r} has no chat template; expected an instruction-tuned model")
+            raise InputError(f"model {self.settings.path!r} has no chat template; expected an instruction-tuned model")
         return tokenizer
 
     @cached_property
@@ -83,7 +83,7 @@ class TransformersBackend:
         if after:
             return int(self.tokenizer(after, add_special_tokens=False)["input_ids"][0])
         if self.tokenizer.eos_token_id is None:
-            raise ValueError(f"model {self.settings.path!r} has no end-of-turn token, in its chat template or by name")
+            raise InputError(f"model {self.settings.path!r} has no end-of-turn token, in its chat template or by name")
         return int(self.tokenizer.eos_token_id)
 
     @cached_property
@@ -109,7 +109,7 @@ class TransformersBackend:
             seeds: one per prompt, see `row_seed`.
 
         Raises:
-            ValueError: a prompt and its completion do not fit into the model's context; nothing is cut silently.
+            InputError: a prompt and its completion do not fit into the model's context; nothing is cut silently.
         """
         import torch
         from transformers import LogitsProcessorList
@@ -168,7 +168,7 @@ class TransformersBackend:
             return loader.from_pretrained(path, revision=revision, **options)
         except OSError as error:
             kind = "is not a folder here, nor" if not Path(path).is_dir() else "is a folder that cannot be loaded, not"
-            raise FileNotFoundError(f"model {path!r} {kind} a hub model at revision {revision}: {error}") from error
+            raise InputError(f"model {path!r} {kind} a hub model at revision {revision}: {error}") from error
 
     def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
         return self._tokens(
@@ -190,7 +190,7 @@ class TransformersBackend:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit is not None and lengths and max(lengths) > limit:
             row = lengths.index(max(lengths))
-            raise ValueError(
+            raise InputError(
                 f"prompt {row} needs {lengths[row]} tokens with its completion, model {self.settings.path!r} takes "
                 f"{limit}; lower ingest.max_characters or max_new_tokens"
             )

@@ -1,0 +1,68 @@
+"""Any bytes: the readers end with rows, rejects or a SourceError, never otherwise, and lose nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from raft_tasks.params import Columns, Domain, Ingest, SplitBySource
+from raft_tasks.schemas import Example, Reject
+from raft_tasks.sources.examples import ingest_rows
+from raft_tasks.sources.files import SourceError
+
+COLUMNS = Columns(id="i", question="q", answer="a", source="s", split=None, expected="e", details=None)
+SPLIT = SplitBySource(by="source", validation=0.0, test=0.5, seed=0)
+GOOD = [{"i": f"good-{n}", "q": f"q{n}", "a": "a", "s": f"s{n}", "e": "e"} for n in range(8)]
+
+quick = settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+records = st.dictionaries(st.sampled_from(["i", "q", "a", "s", "e", "x"]), json_values)
+near_csv = st.text(alphabet='qaise,"\n\r \\\0é', max_size=80)
+
+
+def ingest(path: Path) -> tuple[list[Example], list[Reject]]:
+    return ingest_rows("fuzz", Domain(files=[str(path)], columns=COLUMNS, split=SPLIT), Ingest(max_characters=20))
+
+
+@quick
+@given(content=st.binary(max_size=200), ending=st.sampled_from(["jsonl", "csv", "parquet"]))
+@example(content=b"\xff\xfe{\x00", ending="jsonl")
+@example(content=b"PAR1PAR1PAR1", ending="parquet")
+def test_any_bytes(tmp_path: Path, content: bytes, ending: str) -> None:
+    path = tmp_path / f"x.{ending}"
+    path.write_bytes(content)
+    with pytest.raises(SourceError):  # at the least, bytes have no row for every split
+        ingest(path)
+
+
+@quick
+@given(rows=st.lists(records, max_size=6))
+@example(rows=[{"q": "\ud800", "i": True}, {"q": "q", "a": "a", "i": float("nan"), "e": [["deep"]]}])
+def test_any_json_rows_among_good_ones(tmp_path: Path, rows: list[dict]) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*GOOD, *rows]), encoding="utf-8")
+    examples, rejects = ingest(path)
+    assert len(examples) + len(rejects) == len(GOOD) + len(rows)
+    for row in [*examples, *rejects]:
+        row.model_dump_json()  # can be written
+    assert len({row.id for row in examples}) == len(examples)
+
+
+@quick
+@given(tail=near_csv)
+def test_any_csv_after_good_rows(tmp_path: Path, tail: str) -> None:
+    path = tmp_path / "x.csv"
+    good = "".join(",".join(row.values()) + "\n" for row in GOOD)
+    path.write_bytes(("i,q,a,s,e\n" + good + tail).encode())
+    examples, rejects = ingest(path)
+    assert [row.id for row in examples[: len(GOOD)]] == [row["i"] for row in GOOD]
+    for row in [*examples, *rejects]:
+        row.model_dump_json()
