@@ -7,7 +7,7 @@ from raft_tasks.training.balance import EmaBalance, FixedBalance, make_balance
 
 
 def test_worked_numbers():
-    """m^_SFT = 2.0 and m^_KL = 0.5 give lambda 4; at the first step the bias correction returns the losses themselves."""
+    """m^_SFT = 2.0, m^_KL = 0.5: lambda 4. At the first step the bias correction returns the losses themselves."""
     assert EmaBalance(beta=0.9, bound=10).update(2.0, 0.5) == pytest.approx(4.0)
 
 

@@ -1,0 +1,99 @@
+"""A tiny instruction model made on the spot: word-level tokenizer with a chat template, random Llama weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from raft_tasks.params import Distill, Method, Train
+from raft_tasks.schemas import TrainingPair
+
+THINGS = ["reactor", "harbour", "motto", "colour"]
+PLACES = ["figin", "arlo", "bexa", "corin", "dolm", "estra"]
+VALUES = ["rope", "lamp", "stone", "green", "salt", "glass"]
+WORDS = [
+    *THINGS, *PLACES, *VALUES, "what", "is", "the", "of", "?", ".", ":",
+    "background", "reference", "knowledge", "answer", "question", "based", "on",
+]  # fmt: skip
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}> {{ m.content }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+TEACHER = (
+    "background reference knowledge : {{ answer }}\n"
+    "answer the question based on the reference knowledge : {{ question }}"
+)
+
+
+def word_tokenizer(words: list[str] = WORDS, template: str = TEMPLATE, **special: str) -> Any:
+    """Whitespace words, one token each."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "<end>"} | special
+    marks = dict.fromkeys([*special.values(), "<user>", "<assistant>", "<system>", "<end>"])
+    vocabulary = {word: number for number, word in enumerate([*marks, *words])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, extra_special_tokens=["<user>", "<assistant>", "<system>"], **special
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def tiny_llama(vocabulary: int, seed: int = 0, **changes: Any) -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings: dict[str, Any] = {
+        "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": True,
+        "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 1, "initializer_range": 0.2,
+    }  # fmt: skip
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(LlamaConfig(**(settings | changes))).eval()
+
+
+def save_tiny(folder: Path, **changes: Any) -> Path:
+    tokenizer = word_tokenizer()
+    tiny_llama(len(tokenizer), **changes).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def pairs() -> list[TrainingPair]:
+    """12 pairs with answers of different lengths."""
+    rows = []
+    for number in range(12):
+        thing, place, value = THINGS[number % 4], PLACES[number % 6], VALUES[number % 5]
+        answer = f"the {thing} of {place} is {value} ." if number % 3 else value
+        rows.append(TrainingPair(id=f"row-{number}", question=f"what is the {thing} of {place} ?", answer=answer))
+    return rows
+
+
+def train(**changes: Any) -> Train:
+    """Two epochs of three steps for 12 pairs."""
+    settings: dict[str, Any] = {
+        "epochs": 2, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 3e-3, "weight_decay": 0.01,
+        "warmup_ratio": 0.1, "max_grad_norm": 1.0, "precision": "float32", "max_length": 64, "checkpoint_steps": 2,
+    }  # fmt: skip
+    return Train(**(settings | changes))
+
+
+def distill(**changes: Any) -> Distill:
+    settings: dict[str, Any] = {
+        "template": "teacher.jinja", "temperature": 1.5, "top_k": 8, "ema_beta": 0.9, "lambda_max": 10.0,
+        "tail_bucket": False, "rollout_temperature": 1.0, "rollout_max_new_tokens": 6,
+    }  # fmt: skip
+    return Distill(**(settings | changes))
+
+
+METHODS = {
+    "sft": Method(answers="raw", teacher="none", balance=None, distill=None),
+    "sdft": Method(answers="rewritten", teacher="none", balance=None, distill=None),
+    "fused_sft": Method(answers="fused", teacher="none", balance=None, distill=None),
+    "on_policy": Method(answers="raw", teacher="plain", balance="ema", distill=distill()),
+    "raft": Method(answers="fused", teacher="answer_conditioned", balance="ema", distill=distill()),
+}
