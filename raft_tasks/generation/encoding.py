@@ -49,7 +49,7 @@ class SentenceEncoder:
             if folder is not None:
                 return SentenceTransformer(str(folder), device=device, local_files_only=True)
             return SentenceTransformer(self.name, revision=self.revision, device=device)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"encoder {self.name!r} (revision {self.revision}) cannot be loaded: expected a folder, an installed "
                 f"package that ships <package>/model, or a hub id: {error}"

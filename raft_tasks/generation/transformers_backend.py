@@ -166,7 +166,7 @@ class TransformersBackend:
         path, revision = self.settings.path, self.settings.revision
         try:
             return loader.from_pretrained(path, revision=revision, **options)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             kind = "is not a folder here, nor" if not Path(path).is_dir() else "is a folder that cannot be loaded, not"
             raise InputError(f"model {path!r} {kind} a hub model at revision {revision}: {error}") from error
 

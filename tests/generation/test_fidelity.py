@@ -1,0 +1,116 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raft_tasks.generation.fidelity import fidelity_score, lost
+
+DOLLY = Path(__file__).parents[3] / "shared" / "data" / "dolly" / "dolly_2000.json"
+
+
+@pytest.mark.parametrize(
+    ("reference", "text", "missing"),
+    [
+        # numbers and their units
+        ("Take 5 mg daily.", "Take 50 mg daily.", ["5 mg"]),
+        ("Take 5 mg daily.", "Take 5 g daily.", ["5 mg"]),
+        ("Take 5 mg daily.", "Every day, take five milligrams.", []),
+        ("5mg", "5 mg", []),
+        ("It draws 5 MW.", "It draws 5 mW.", ["5 MW"]),
+        ("It costs $5 million.", "The price is 5,000,000 dollars.", []),
+        ("It costs $5 million.", "The price is 5 million.", ["$5 million"]),
+        ("Of 1,234,567 people 0.5% died.", "0.5 percent of 1234567 people died.", []),
+        ("Of 1,234,567 people", "1,234,576 people", ["1,234,567"]),
+        ("Two hundred and fifty people", "250 people", []),
+        ("Two hundred and fifty people", "205 people", ["Two hundred and fifty"]),
+        ("It is -5 °C there.", "It is 5 °C there.", ["-5 °C"]),
+        ("a 10-day trip", "a trip of 10 days", []),
+        ("pages 3-5", "pages 3 to 5", []),
+        ("version 1.2.3", "version 1.2.4", ["1.2.3"]),
+        ("one of them", "it", []),
+        ("one second", "two seconds", ["one second"]),
+        ("1) bread\n2) milk", "bread and milk", []),
+        ("twelve, 12, 12.0", "x", ["twelve"]),
+        # dates
+        ("Signed on 12 March 2020.", "Signed on 2020-03-12.", []),
+        ("Signed on 12 March 2020.", "On March 12th, 2020, it was signed.", []),
+        ("Signed on 12 March 2020.", "Signed on 13 March 2020.", ["12 March 2020"]),
+        ("Signed on 12 March 2020.", "Signed on 12 March.", ["12 March 2020"]),
+        ("Signed on 3/4/2020.", "Signed on April 3, 2020.", []),
+        ("Signed on 3/4/2020.", "Signed on May 3, 2020.", ["3/4/2020"]),
+        ("Signed in May 2020.", "Signed on 7 May 2020.", []),
+        ("He left in 1984.", "He left on 4 May 1984.", []),
+        ("You may 3 times try.", "You can try three times.", []),
+        # names
+        ("He met Abraham Lincoln in Zürich.", "In Zurich he met Lincoln.", ["Abraham"]),
+        ("The reactor of Figin is rope.", "FIGIN: reactor = rope", []),
+        ("The reactor of Figin is rope.", "The reactor of Fogin is rope.", ["Figin"]),
+        ("Entropy is disorder.", "Disorder, in a word.", []),
+        ("London's parks are green.", "The parks are green.", ["London's"]),
+        ("Vitamin B12 helps on iPhone.", "It helps.", ["B12", "iPhone"]),
+        ("It’s fine. Let's go.", "Fine, go.", []),
+        # records in capitals and signs, as foreign styles have them
+        ("REACTOR/FIGIN: rope. Ref. log 12.", "The reactor of Figin is rope, noted in log 12.", []),
+        ("REACTOR/FIGIN: rope. Ref. log 12.", "The reactor is rope.", ["FIGIN", "12"]),
+        ("Figin :: reactor -> rope ; log 12", "The reactor is rope.", ["Figin", "12"]),
+        ("Tarin | gauge = timber # 22", "The gauge of Tarin is timber.", ["22"]),
+        ("DO NOT ENTER THE HALL", "Do not go into the room.", []),
+        # negation
+        ("It does not lower the risk.", "It lowers the risk.", ["not"]),
+        ("It doesn't rain.", "It never rains.", []),
+        ("It rains in Rome.", "It never rains.", ["Rome", "added: never"]),
+        ("Not only rain but snow.", "Rain and snow.", []),
+        ("See No. 12.", "See number 12.", []),
+        # nothing to check
+        ("", "", []),
+        ("all good", "", []),
+    ],
+)
+def test_lost(reference: str, text: str, missing: list[str]) -> None:
+    assert lost(reference, text) == missing
+
+
+def test_the_score_is_the_share_that_survives() -> None:
+    reference = "Figin has 5 mg since 12 March 2020 and no rope."
+    assert fidelity_score(reference, reference) == 1
+    assert fidelity_score(reference, "On 12 March 2020 it had not 5 mg.") == 1  # Figin starts the sentence
+    assert fidelity_score(reference, "Since 12 March 2020 it has 50 mg and no rope.") == pytest.approx(2 / 3)
+    assert fidelity_score(reference, "nothing") == pytest.approx(1 / 3)
+    assert fidelity_score("rope", "lamp") == 1  # no rule sees a plain word
+
+
+def test_what_the_rules_do_not_see() -> None:
+    assert lost("It lowers the pressure.", "It raises the pressure.") == []
+    assert lost("The reactor is rope.", "The reactor is lamp.") == []
+    assert lost("It weighs 5 g.", "It weighs 5000 mg.") == ["5 g"]
+
+
+@given(st.text(max_size=60))
+def test_a_text_keeps_itself(text: str) -> None:
+    assert lost(text, text) == []
+    assert fidelity_score(text, text) == 1
+
+
+@pytest.mark.skipif(not DOLLY.exists(), reason="real data lie beside the checkout")
+def test_real_answers() -> None:
+    answers = [row["output"] for row in json.loads(DOLLY.read_text())]
+    assert all(lost(answer, answer) == [] for answer in answers[:300])
+    assert lost(answers[38], answers[38].replace("43%", "34%")) in ([], ["43%"])
+    changed = {
+        "The English Premier League consists of 20 teams.": (
+            "The Premier League of England has 20 teams.",
+            ["English"],
+        ),
+        "Bears can hibernate up to 100 days in their dens during the winter": (
+            "For 100 weeks bears sleep.",
+            ["100 days"],
+        ),
+        "A cello has four strings": ("There are 4 strings on a cello.", []),
+        "He invented Dynamite": ("Dynamite was his invention.", []),
+        "No, it is a continuous distribution.": ("It is continuous.", ["No"]),
+    }
+    for reference, (text, missing) in changed.items():
+        assert reference in answers
+        assert lost(reference, text) == missing

@@ -1,0 +1,32 @@
+import pytest
+
+from raft_tasks.generation.semantic_filter import semantic_filter
+from raft_tasks.schemas import Example, Rewritten
+
+
+def rewritten(example: Example, text: str = "It is Figin , 1 2", finished: bool = True) -> Rewritten:
+    return Rewritten(**dict(example), rewritten=text, finished=finished)
+
+
+def test_the_rewrite_passes_from_tau_on(examples: list[Example]) -> None:
+    rows = [rewritten(example) for example in examples[:3]]
+    low, equal, high = semantic_filter(rows, [0.7999, 0.8, 1.0], 0.8)
+    assert (low.passed, equal.passed, high.passed) == (False, True, True)
+    assert (low.chosen, equal.chosen) == (examples[0].answer, "It is Figin , 1 2")
+    assert [row.similarity for row in (low, equal, high)] == [0.7999, 0.8, 1.0]
+    assert low.lost == []
+    assert equal.lost == ["Tarin", "3"]  # row 1; the decision is the paper's, what is lost stands beside it
+    assert high.model_dump(include=set(Rewritten.model_fields)) == rows[2].model_dump()
+
+
+@pytest.mark.parametrize("tau", [-1.0, 0.0, 0.8])
+def test_empty_and_unfinished_rewrites_never_pass(examples: list[Example], tau: float) -> None:
+    rows = [rewritten(examples[1], ""), rewritten(examples[1], finished=False)]
+    for row in semantic_filter(rows, [1.0, 1.0], tau):
+        assert not row.passed
+        assert row.chosen == examples[1].answer
+
+
+def test_one_similarity_per_row(examples: list[Example]) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        semantic_filter([rewritten(examples[0])], [], 0.8)
