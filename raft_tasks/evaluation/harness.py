@@ -1,0 +1,267 @@
+"""One model through lm-eval: its domain's held-out rows and the general tasks, with every item's outcome kept.
+
+The domain's own task is generated here from the held-out rows (YAML and JSON lines in the caller's work folder) and is
+scored by `scoring.process_results`; every other task is an lm-eval task, from the tasks folder or from lm-eval itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from raft_tasks.errors import InputError
+from raft_tasks.params import Benchmark
+from raft_tasks.schemas import Example, ItemResult
+
+if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+DOMAIN_TASK = "domain"  # the generated task's name, in every domain
+NO_FILTER = "none"  # what lm-eval calls a task's answers that no filter touched
+SEED = 1234  # of few-shot sampling: lm-eval's own default
+
+DOMAIN_YAML = """\
+task: {task}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {items}}}, cache_dir: {cache}}}
+test_split: test
+output_type: generate_until
+doc_to_text: question
+doc_to_target: answer
+generation_kwargs: {{until: [], do_sample: false, max_gen_toks: {max_new_tokens}}}
+process_results: !function raft_tasks.evaluation.scoring.process_results
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: complete, aggregation: mean, higher_is_better: true}}
+  - {{metric: token_f1, aggregation: mean, higher_is_better: true}}
+metadata: {{version: 1.0}}
+"""
+
+
+def evaluate(
+    model_path: str,
+    revision: str | None,
+    dtype: str,
+    domain: str,
+    test_rows: list[Example],
+    benchmark: Benchmark,
+    tasks_folder: Path,
+    work: Path,
+) -> tuple[dict[str, Any], list[ItemResult]]:
+    """Score one model on `domain`'s held-out rows and on `benchmark.tasks`, chat template applied, thinking off.
+
+    Args:
+        model_path: a folder or hub id; `revision` pins the latter.
+        dtype: of the weights, float32 | bfloat16.
+        test_rows: held-out rows; they become the task "domain", bounded by `benchmark.max_new_tokens` (other tasks
+            say their own bound).
+        tasks_folder: of lm-eval tasks; names that it does not hold are looked up among lm-eval's own.
+        work: an empty folder of the caller's, for the generated task.
+
+    Returns:
+        scores: {task: {metric: value, ..., "n": items}, "seconds": s, "versions": {package: version}}.
+        items: one row per task and item; the items of a group of tasks (mmlu) stand under the group's name.
+
+    Raises:
+        InputError: no held-out rows, an unknown task, a model without chat template, a prompt that does not fit.
+    """
+    began = time.perf_counter()
+    if not test_rows:
+        raise InputError(f"domain {domain!r} has no held-out rows to benchmark on; give it rows of the split `test`")
+    with _quiet():
+        import lm_eval.evaluator
+
+        write_domain_task(work, domain, test_rows, benchmark.max_new_tokens)
+        manager = _task_manager(benchmark.tasks, [tasks_folder, work])
+        model = _load_model(model_path, revision, dtype, benchmark.batch_size)
+        names = [DOMAIN_TASK, *benchmark.tasks]
+        loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+        named: dict[str, str] = {}  # lm-eval's task -> the name that params.yaml gives it, alone or with others
+        for name in names:
+            part = manager.load([name])
+            for kind in loaded:
+                loaded[kind] |= part.get(kind, {})
+            named |= dict.fromkeys(part["tasks"], name)
+        for task in loaded["tasks"].values():  # what lm_eval.simple_evaluate does before this call
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=SEED)
+        # simple_evaluate itself would look at the machine for seconds, for every model anew
+        results: Any = lm_eval.evaluator.evaluate(
+            lm=model,
+            task_dict=loaded,  # type: ignore[arg-type]
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+        )
+    items = [
+        row
+        for task, samples in results["samples"].items()
+        for row in _items(named[task], task, samples)
+    ]  # fmt: skip
+    scores: dict[str, Any] = {name: _scores(results, name, [row for row in items if row.task == name]) for name in names}
+    scores["seconds"] = round(time.perf_counter() - began, 2)
+    scores["versions"] = {package: version(package) for package in ("lm_eval", "transformers", "torch")}
+    return scores, items
+
+
+def write_domain_task(work: Path, domain: str, rows: list[Example], max_new_tokens: int) -> None:
+    """Write lm-eval's task of a domain's held-out rows: `work`/domain.yaml and items.jsonl."""
+    items = work / "items.jsonl"
+    with items.open("w", encoding="utf-8", newline="\n") as out:
+        for row in rows:
+            out.write(row.model_dump_json(include={"id", "question", "answer", "source", "expected", "details"}) + "\n")
+    # JSON strings are YAML strings; the dataset's cache goes where the items are, and with them
+    text = DOMAIN_YAML.format(
+        task=DOMAIN_TASK,
+        items=json.dumps(str(items.resolve())),
+        cache=json.dumps(str((work / "cache").resolve())),
+        max_new_tokens=max_new_tokens,
+    )
+    (work / f"{DOMAIN_TASK}.yaml").write_text(f"# the held-out rows of {domain}\n{text}", encoding="utf-8")
+
+
+def _task_manager(names: list[str], folders: list[Path]) -> TaskManager:
+    """Tasks of `folders`; lm-eval's own thousands are indexed (seconds) only if a name asks for them."""
+    from lm_eval.tasks import TaskManager
+
+    paths: list[str | Path] = list(folders)
+    manager = TaskManager(include_defaults=False, include_path=paths)
+    if set(names) <= set(manager.all_tasks):
+        return manager
+    own = manager.all_tasks
+    manager = TaskManager(include_path=paths)
+    unknown = sorted(set(names) - set(manager.all_tasks))
+    if unknown:
+        raise InputError(
+            f"params.yaml: benchmark.tasks: got {unknown}, expected tasks of {folders[0]} "
+            f"({sorted(set(own) - {DOMAIN_TASK})}) or of lm-eval (`lm-eval ls tasks` lists them)"
+        )
+    return manager
+
+
+def _load_model(path: str, revision: str | None, dtype: str, batch_size: int) -> HFLM:
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    class Model(HFLM):
+        """lm-eval's transformers backend, which shows no bars and never cuts a prompt to make it fit."""
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+            return super().generate_until(requests, disable_tqdm=True)
+
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def tok_batch_encode(
+            self,
+            strings: list[str],
+            padding_side: str = "left",
+            left_truncate_len: int | None = None,
+            truncation: bool = False,
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            tokens, mask = super().tok_batch_encode(strings, padding_side, None, truncation)
+            if left_truncate_len is not None and tokens.shape[1] > left_truncate_len:
+                longest = strings[int(mask.sum(dim=1).argmax())]
+                raise InputError(
+                    f"a prompt has {tokens.shape[1]} tokens, but of the model's {self.max_length} only "
+                    f"{left_truncate_len} are left beside the answer; shorten the item, lower the task's "
+                    f"max_gen_toks, or take the task out of benchmark.tasks. It begins {longest[:200]!r}"
+                )
+            return tokens, mask
+
+    folder = Path(path)
+    model = Model(
+        pretrained=str(folder.resolve()) if folder.is_dir() else path,
+        revision=revision or "main",
+        dtype=dtype,
+        batch_size=batch_size,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        enable_thinking=False,  # templates without a thinking switch ignore it
+    )
+    if not model.tokenizer.chat_template:
+        raise InputError(f"{path} has no chat template: it is not instruction-tuned, or the tokenizer lacks its files")
+    return model
+
+
+def _items(name: str, task: str, samples: list[dict[str, Any]]) -> Iterator[ItemResult]:
+    """lm-eval's samples, one per item and filter, as one row per item. What is not a number per item is left out."""
+    by_item: dict[int, list[dict[str, Any]]] = {}
+    for sample in samples:
+        by_item.setdefault(sample["doc_id"], []).append(sample)
+    for number, views in by_item.items():
+        metrics = {
+            metric if view["filter"] == NO_FILTER else f"{metric},{view['filter']}": float(view[metric])
+            for view in views
+            for metric in view["metrics"]
+            if isinstance(view[metric], int | float)
+        }
+        first = views[0]
+        item = first["doc"].get("id", number)
+        label = str(item) if task == name else f"{task}/{item}"
+        yield ItemResult(
+            task=name,
+            id=label,
+            source=str(first["doc"].get("source") or label),
+            metrics=metrics,
+            prompt=str(first["arguments"][0][0]),
+            answer=_text(first["resps"]),
+        )
+
+
+def _text(responses: list[list[Any]]) -> str:
+    """What the model answered: its text, or the number of the choice that it found likeliest."""
+    replies = [reply[0] for reply in responses]
+    if isinstance(replies[0], str):
+        return replies[0]
+    likelihoods = [float(reply[0]) for reply in replies]  # (log likelihood, greedy)
+    return f"choice {likelihoods.index(max(likelihoods))}"
+
+
+def _scores(results: dict[str, Any], name: str, rows: list[ItemResult]) -> dict[str, float | int]:
+    """lm-eval's own numbers of a task or group; a tag, which has none, gets the means over its items."""
+    own = {
+        metric.removesuffix(f",{NO_FILTER}"): float(value)
+        for metric, value in results["results"].get(name, {}).items()
+        if "," in metric and "_stderr" not in metric and isinstance(value, int | float)
+    }
+    metrics = own or {metric: sum(row.metrics[metric] for row in rows) / len(rows) for metric in rows[0].metrics}
+    return {**metrics, "n": len(rows)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no chatter from lm-eval, datasets and transformers; warnings and errors still show."""
+    import datasets
+    import lm_eval.api.task
+    import transformers
+
+    def plain(rows: Any, **bar: Any) -> Any:
+        return rows
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers")]
+    levels = [logger.level for logger in loggers]
+    bars = datasets.are_progress_bars_disabled(), transformers.utils.logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with patch.object(lm_eval.api.task, "tqdm", plain):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if not bars[0]:
+            datasets.enable_progress_bars()
+        if bars[1]:
+            transformers.utils.logging.enable_progress_bar()
