@@ -76,7 +76,7 @@ DATES = [
     )
 ]
 
-ENUMERATOR = re.compile(r"^\s*\d+[.)](?=[ \t]+\S)", re.MULTILINE)  # counts the items of a list, says nothing
+ENUMERATOR = re.compile(r"^[ \t]*\d+[.)](?=[ \t]+\S)", re.MULTILINE)  # counts the items of a list, says nothing
 NEGATION = re.compile(
     r"\b(?:not(?!\s+only\b)|no(?!\.?\s*\d)|never|none|nobody|nothing|nowhere|neither|nor|without|cannot|\w+n['’]t)\b",
     re.IGNORECASE,

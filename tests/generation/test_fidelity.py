@@ -93,6 +93,12 @@ def test_a_text_keeps_itself(text: str) -> None:
     assert fidelity_score(text, text) == 1
 
 
+@given(st.text(alphabet="No5. ,-/$%mgMay\n'12A", max_size=40), st.text(max_size=40))
+def test_any_two_texts_can_be_compared(reference: str, text: str) -> None:
+    assert 0 <= fidelity_score(reference, text) <= 1
+    assert (fidelity_score(reference, text) == 1) == (lost(reference, text) == [])
+
+
 @pytest.mark.skipif(not DOLLY.exists(), reason="real data lie beside the checkout")
 def test_real_answers() -> None:
     answers = [row["output"] for row in json.loads(DOLLY.read_text())]

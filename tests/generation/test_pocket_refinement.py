@@ -1,0 +1,43 @@
+"""Rewrite, filter and fusion with the embedded model and encoder on rows of the embedded domain."""
+
+from pathlib import Path
+
+import pytest
+
+from raft_tasks.generation.encoding import SentenceEncoder
+from raft_tasks.generation.fusing import fuse
+from raft_tasks.generation.judges import build_panel
+from raft_tasks.generation.rewriting import rewrite
+from raft_tasks.generation.semantic_filter import semantic_filter
+from raft_tasks.generation.transformers_backend import TransformersBackend
+from raft_tasks.params import load_params
+from raft_tasks.sources.examples import ingest_rows
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_what_the_embedded_domain_becomes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    params = load_params()
+    examples, rejects = ingest_rows("registry", params.domains["registry"], params.ingest)
+    assert rejects == []
+    rows = [example for example in examples if example.split == "train"][::6]
+    backend = TransformersBackend(params.models["base"])
+    rewritten = rewrite(rows, backend, params.rewrite)
+    sevens = [row for n in range(0, len(rows), 7) for row in rewrite(rows[n : n + 7], backend, params.rewrite)]
+    assert sevens == rewritten
+
+    encoder = SentenceEncoder(params.semantic_filter.encoder, params.semantic_filter.revision)
+    similarities = encoder.similarities([(row.answer, row.rewritten) for row in rewritten], 64)
+    filtered = semantic_filter(rewritten, similarities, params.semantic_filter.tau)
+    passed = sum(row.passed for row in filtered)
+    lossy = sum(bool(row.lost) for row in filtered)
+    assert passed > 0.9 * len(rows)
+    assert 0 < lossy < len(rows)  # fusion has something to bring back
+
+    panel = build_panel(params.fuse.judges, encoder=encoder, backend=backend, batch_size=64)
+    fused = fuse(filtered, backend, panel, params.fuse)
+    complete = sum(all(part in row.fused for part in [*row.expected, *row.details]) for row in fused)
+    assert complete > 0.95 * len(rows)
+    own_style = sum(row.fused != row.answer for row in fused)
+    assert own_style == passed
