@@ -97,7 +97,7 @@ def evaluate(
         # simple_evaluate itself would look at the machine for seconds, for every model anew
         results: Any = lm_eval.evaluator.evaluate(
             lm=model,
-            task_dict=loaded,  # type: ignore[arg-type]
+            task_dict=loaded,
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=True,
@@ -108,7 +108,9 @@ def evaluate(
         for task, samples in results["samples"].items()
         for row in _items(named[task], task, samples)
     ]  # fmt: skip
-    scores: dict[str, Any] = {name: _scores(results, name, [row for row in items if row.task == name]) for name in names}
+    scores: dict[str, Any] = {
+        name: _scores(results, name, [row for row in items if row.task == name]) for name in names
+    }
     scores["seconds"] = round(time.perf_counter() - began, 2)
     scores["versions"] = {package: version(package) for package in ("lm_eval", "transformers", "torch")}
     return scores, items

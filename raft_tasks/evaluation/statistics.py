@@ -1,0 +1,256 @@
+"""Estimates with intervals over items and seeds, from the outcome of every item under every training seed.
+
+Two things vary at once: which items were asked (those of one source, a fact or a document, go together) and which
+seed a model was trained with. An interval here comes from a two-way bootstrap: sources and seeds are drawn anew with
+replacement, crossed, and the percentiles of the resampled estimates are read off. Three seeds are few, and a bootstrap
+of three numbers is too narrow, so the percentiles' distances to the estimate are stretched to the standard error of the
+crossed random-effects variance, with Student's t at Satterthwaite's degrees of freedom in the normal's place:
+
+    V = V_E + max(V_S - V_E, 0) + max(V_C - V_E, 0)       seeds S, sources C, interaction E, each of the mean
+    df = V^2 / sum(squared parts of V over their own degrees of freedom)
+
+A single seed leaves only the items to vary; the interval says so. Letters: R resamples, S seeds, N items, C sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Verdict = Literal["higher", "lower", "no clear difference"]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """One task's outcomes under one method: values [S, N], the seeds [S] and the source [N] of each item."""
+
+    values: Floats
+    seeds: tuple[int | None, ...]  # (None,) for a model that no seed has touched
+    sources: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        expected = (len(self.seeds), len(self.sources))
+        if self.values.shape != expected or 0 in expected:
+            raise ValueError(f"got outcomes of shape {self.values.shape}, expected {expected} [seeds, items]")
+        if not np.isfinite(self.values).all():
+            raise ValueError("got outcomes that are not finite; every item needs a number under every seed")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval; no interval where one source alone gives no idea of the variation."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+    n_items: int
+    n_sources: int
+    n_seeds: int
+    over: Literal["items and seeds", "items"]  # what the interval lets vary
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made: their level, the number of resamples, and the generator's seed."""
+
+    confidence: float
+    samples: int
+    seed: int
+
+
+def mean(tasks: Sequence[Outcomes], bootstrap: Bootstrap) -> Estimate:
+    """The mean over items and seeds; of several tasks, the plain average of the tasks' means.
+
+    Where every outcome is 0, or every outcome 1, no resample differs: there the interval is the exact binomial one
+    (Clopper-Pearson) with the sources as trials.
+    """
+    every = np.concatenate([task.values.ravel() for task in tasks])
+    n_sources = sum(len(set(task.sources)) for task in tasks)
+    if (every == every[0]).all() and every[0] in (0.0, 1.0):
+        margin = ((1 - bootstrap.confidence) / 2) ** (1 / n_sources)
+        low, high = (margin, 1.0) if every[0] else (0.0, 1.0 - margin)
+        return _estimate(float(every[0]), low, high, tasks)
+    within = (0.0, 1.0) if every.min() >= 0 and every.max() <= 1 else (-np.inf, np.inf)
+    weights = _Weights(tasks, bootstrap)
+    return _interval(weights.means(tasks), _mean(tasks), _influences(tasks), within, tasks, bootstrap)
+
+
+def difference(tasks: Sequence[Outcomes], others: Sequence[Outcomes], bootstrap: Bootstrap) -> Estimate:
+    """mean(tasks) - mean(others), paired: the same items, and the same seeds where both were trained.
+
+    Raises:
+        ValueError: if the two do not have the same items in the same order, or trained under other seeds.
+    """
+    tasks, others = _aligned(tasks, others)
+    weights = _Weights(tasks, bootstrap)
+    return _interval(
+        weights.means(tasks) - weights.means(others),
+        _mean(tasks) - _mean(others),
+        [mine - theirs for mine, theirs in zip(_influences(tasks), _influences(others), strict=True)],
+        (-np.inf, np.inf),
+        tasks,
+        bootstrap,
+    )
+
+
+def ratio(tasks: Sequence[Outcomes], others: Sequence[Outcomes], bootstrap: Bootstrap) -> Estimate | None:
+    """mean(tasks) / mean(others), paired as in `difference`; None where mean(others) is 0 (or is so in a resample)."""
+    tasks, others = _aligned(tasks, others)
+    weights = _Weights(tasks, bootstrap)
+    below, drawn = _mean(others), weights.means(others)
+    if below <= 0 or (drawn <= 0).any():
+        return None
+    estimate = _mean(tasks) / below
+    influences = [
+        (mine - estimate * theirs) / below
+        for mine, theirs in zip(_influences(tasks), _influences(others), strict=True)
+    ]  # fmt: skip
+    return _interval(weights.means(tasks) / drawn, estimate, influences, (0.0, np.inf), tasks, bootstrap)
+
+
+def verdict(change: Estimate) -> Verdict:
+    """What a paired difference lets one say: a direction only where its interval excludes 0."""
+    if change.low is not None and change.low > 0:
+        return "higher"
+    if change.high is not None and change.high < 0:
+        return "lower"
+    return "no clear difference"
+
+
+class _Weights:
+    """How often each resample draws each source, task by task [R, C], and each seed, for all tasks alike [R, S]."""
+
+    def __init__(self, tasks: Sequence[Outcomes], bootstrap: Bootstrap) -> None:
+        generator = np.random.default_rng(bootstrap.seed)
+        n_seeds = len(tasks[0].seeds)
+        self.seeds = generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), bootstrap.samples) / n_seeds
+        self.sources = []
+        for task in tasks:
+            count = len(set(task.sources))
+            self.sources.append(generator.multinomial(count, np.full(count, 1 / count), bootstrap.samples))
+
+    def means(self, tasks: Sequence[Outcomes]) -> Floats:
+        """The average of the tasks' means in every resample, [R]."""
+        total = np.zeros(len(self.seeds))
+        for task, drawn in zip(tasks, self.sources, strict=True):
+            sums, sizes = _by_source(task)
+            per_seed = (drawn @ sums.T) / (drawn @ sizes)[:, None]  # [R, S]
+            total += (self.seeds * per_seed).sum(axis=1)
+        return total / len(tasks)
+
+
+def _by_source(task: Outcomes) -> tuple[Floats, Floats]:
+    """Outcomes summed over the items of each source, [S, C], and how many items each has, [C]."""
+    codes = np.unique(task.sources, return_inverse=True)[1]
+    sizes = np.bincount(codes).astype(np.float64)
+    member = np.zeros((len(codes), len(sizes)))
+    member[np.arange(len(codes)), codes] = 1.0
+    return task.values @ member, sizes
+
+
+def _mean(tasks: Sequence[Outcomes]) -> float:
+    return float(np.mean([task.values.mean() for task in tasks]))
+
+
+def _influences(tasks: Sequence[Outcomes]) -> list[Floats]:
+    """Per task [S, C]: what each source under each seed moves the average of the tasks by; the mean of each is 0."""
+    influences = []
+    for task in tasks:
+        sums, sizes = _by_source(task)
+        influences.append((sums - task.values.mean() * sizes) * len(sizes) / sizes.sum() / len(tasks))
+    return influences
+
+
+def _interval(
+    drawn: Floats,
+    estimate: float,
+    influences: list[Floats],
+    within: tuple[float, float],
+    tasks: Sequence[Outcomes],
+    bootstrap: Bootstrap,
+) -> Estimate:
+    """Percentiles of the resampled estimates `drawn` [R], stretched as the module's head says."""
+    if min(influence.shape[1] for influence in influences) < 2:
+        return _estimate(estimate, None, None, tasks)
+    tail = (1 - bootstrap.confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    spread = drawn.std(ddof=1)
+    if spread > 0:
+        stretch = _half_width(influences, bootstrap.confidence) / (_normal_quantile(1 - tail) * spread)
+        # a resampled ratio or weighted mean is a little off centre; the distances are kept as they are
+        low, high = estimate + (low - estimate) * stretch, estimate + (high - estimate) * stretch
+    return _estimate(estimate, max(float(low), within[0]), min(float(high), within[1]), tasks)
+
+
+def _half_width(influences: list[Floats], confidence: float) -> float:
+    """Student's t times the standard error under crossed random effects; `influences` per task [S, C]."""
+    from scipy.stats import t
+
+    seeds = len(influences[0])
+    by_seed = np.sum([influence.mean(axis=1) for influence in influences], axis=0)  # [S]
+    by_source = [influence.mean(axis=0) for influence in influences]  # [C] each
+    v_sources = sum(float(means.var(ddof=1)) / len(means) for means in by_source)
+    df_sources = sum(len(means) - 1 for means in by_source)
+    if seeds == 1:
+        return float(t.ppf((1 + confidence) / 2, df_sources)) * v_sources**0.5
+    v_seeds = float(by_seed.var(ddof=1)) / seeds
+    v_both = 0.0
+    for influence, means in zip(influences, by_source, strict=True):
+        rest = influence - means - influence.mean(axis=1, keepdims=True) + influence.mean()
+        v_both += float((rest**2).sum()) / ((seeds - 1) * (len(means) - 1)) / influence.size
+    # (share of V, squares that it was computed from, degrees of freedom) of what is left standing
+    parts = [(v_both, df_sources * (seeds - 1))]
+    variance = v_both + max(v_seeds - v_both, 0.0) + max(v_sources - v_both, 0.0)
+    if v_seeds > v_both:
+        parts.append((v_seeds, seeds - 1))
+    if v_sources > v_both:
+        parts.append((v_sources, df_sources))
+    if variance == 0:
+        return 0.0
+    df = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+    return float(t.ppf((1 + confidence) / 2, df)) * variance**0.5
+
+
+def _normal_quantile(probability: float) -> float:
+    from scipy.special import ndtri
+
+    return float(ndtri(probability))
+
+
+def _aligned(tasks: Sequence[Outcomes], others: Sequence[Outcomes]) -> tuple[Sequence[Outcomes], Sequence[Outcomes]]:
+    """Both with the same seeds: a side that no seed has touched is repeated under the other's seeds."""
+    if len(tasks) != len(others):
+        raise ValueError(f"got {len(tasks)} and {len(others)} tasks to compare, expected the same tasks")
+    for mine, theirs in zip(tasks, others, strict=True):
+        if mine.sources != theirs.sources:
+            raise ValueError("the two sides were not asked the same items in the same order; benchmark both anew")
+        if mine.seeds != theirs.seeds and (None,) not in (mine.seeds, theirs.seeds):
+            raise ValueError(f"got seeds {mine.seeds} and {theirs.seeds}, expected the same ones on both sides")
+    return (
+        [_repeated(mine, theirs.seeds) for mine, theirs in zip(tasks, others, strict=True)],
+        [_repeated(theirs, mine.seeds) for mine, theirs in zip(tasks, others, strict=True)],
+    )
+
+
+def _repeated(task: Outcomes, seeds: tuple[int | None, ...]) -> Outcomes:
+    if task.seeds != (None,) or seeds == (None,):
+        return task
+    return Outcomes(np.repeat(task.values, len(seeds), axis=0), seeds, task.sources)
+
+
+def _estimate(estimate: float, low: float | None, high: float | None, tasks: Sequence[Outcomes]) -> Estimate:
+    seeds = len(tasks[0].seeds)
+    return Estimate(
+        estimate=estimate,
+        low=low,
+        high=high,
+        n_items=sum(len(task.sources) for task in tasks),
+        n_sources=sum(len(set(task.sources)) for task in tasks),
+        n_seeds=seeds,
+        over="items and seeds" if seeds > 1 else "items",
+    )
