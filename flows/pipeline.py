@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
@@ -26,7 +27,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.environment import PIPELINE_PID
-from flows.server import prefect_server
+from flows.server import ensure_server
 from flows.stage import RUN_LINE
 from raft_tasks.errors import InputError
 from raft_tasks.params import Params, load_params
@@ -163,6 +164,7 @@ def pipeline(params: Params, stale: list[str], upstream: dict[str, list[str]], a
         wait(list(futures.values()))
     finally:
         board.stop()
+        wait(list(futures.values()))  # what is left ends at once; Prefect would wait for ever on a cancelled upstream
         if board.rows:
             create_table_artifact(key="pipeline", table=board.rows, description="Every stage of this run")
     failed = [row["stage"] for row in board.rows if row["result"] == "FAILED"]
@@ -183,9 +185,10 @@ def main() -> None:
         # A thread for every stage: they wait for their upstream, and then for one of the board's slots.
         threads: Any = ThreadPoolTaskRunner(max_workers=len(stale))
         run = pipeline.with_options(task_runner=threads)
-        with prefect_server() as api_url, temporary_settings({PREFECT_API_URL: api_url}):
+        api_url = ensure_server()
+        with temporary_settings({PREFECT_API_URL: api_url}):
             run(params, stale, upstream, api_url)
-    except (InputError, StageFailed, RuntimeError) as error:
+    except (InputError, StageFailed, DvcException, RuntimeError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -20,14 +20,8 @@ def semantic_filter(domain: str) -> None:
     progress = Progress(f"semantic_filter@{domain}", len(rows), "rows")
     similarities: list[float] = []
     for chunk in chunks(rows, settings.chunk_rows):
-        similarities += similarity_chunk(
-            [row.answer for row in chunk],
-            [row.rewritten for row in chunk],
-            settings.encoder,
-            settings.revision,
-            encoder,
-            settings.batch_size,
-        )
+        pairs = [(row.answer, row.rewritten) for row in chunk]
+        similarities += similarity_chunk(pairs, settings.encoder, settings.revision, encoder, settings.batch_size)
         progress(len(similarities))
     write_rows(paths.filtered(domain), apply_filter(rows, similarities, settings.tau))
 

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import httpx
 
@@ -32,9 +31,8 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@contextmanager
-def prefect_server() -> Iterator[str]:
-    """Yield an API's URL: PREFECT_API_URL, or a server on the default port, or one of our own, stopped at the end.
+def ensure_server() -> str:
+    """The URL of an API: PREFECT_API_URL, a server on the default port, or one of our own that ends with this process.
 
     Raises:
         RuntimeError: if the server named by PREFECT_API_URL does not answer, or our own does not start.
@@ -47,12 +45,10 @@ def prefect_server() -> Iterator[str]:
             raise RuntimeError(
                 f"PREFECT_API_URL is {given}, which does not answer ({error}); start that server or unset the variable"
             ) from error
-        yield given
-        return
+        return given
     running = answering_server()
     if running:
-        yield running
-        return
+        return running
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
     server = subprocess.Popen(
@@ -60,16 +56,19 @@ def prefect_server() -> Iterator[str]:
         env={**os.environ, PIPELINE_PID: str(os.getpid())},
         start_new_session=True,
     )
+    # Not at the end of the flow: when the interpreter ends, Prefect first sends the events that are still in its queue.
+    atexit.register(_stop, server)
+    _wait_until_healthy(url, server)
+    return url
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
     try:
-        _wait_until_healthy(url, server)
-        yield url
-    finally:
-        server.terminate()
-        try:
-            server.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        server.wait(timeout=15)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:

@@ -75,6 +75,7 @@ class Domain(Section):
 
 class Ingest(Section):
     max_characters: PositiveInt
+    max_rejected: Share
 
 
 class Sampling(Section):

@@ -9,12 +9,7 @@ from raft_tasks.generation.encoding import SentenceEncoder
 
 @cached_task(encoding, ignore=("encoder", "batch_size"))
 def similarity_chunk(
-    answers: list[str],
-    rewrites: list[str],
-    name: str,
-    revision: str | None,
-    encoder: SentenceEncoder,
-    batch_size: int,
+    pairs: list[tuple[str, str]], name: str, revision: str | None, encoder: SentenceEncoder, batch_size: int
 ) -> list[float]:
-    """s_i = cos(phi(y_i), phi(y~_i)) of each row (Eq. 2), in [-1, 1]; `name` and `revision` identify the encoder."""
-    return encoder.similarities(answers, rewrites, batch_size)
+    """s_i = cos(phi(y_i), phi(y~_i)) of each pair (Eq. 2), in [-1, 1]; `name` and `revision` identify the encoder."""
+    return encoder.similarities(pairs, batch_size)

@@ -32,7 +32,7 @@ def ingest(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     mapping = NO_COLUMN | {"question": "q", "answer": "a", "split": "split"} | (columns or {})
     domain = Domain(files=[str(path)], columns=Columns(**mapping), split=split)
-    return ingest_rows("numbers", domain, Ingest(max_characters=limit))
+    return ingest_rows("numbers", domain, Ingest(max_characters=limit, max_rejected=1.0))
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""Kill -9 at the worst moments: the next run finishes, repeats little, and ends with the same artifacts."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import copy_project, project_processes
+
+from raft_tasks.artifacts import digest_path
+
+SMALL = {
+    "run": {"domains": ["registry"], "methods": ["raft"], "seeds": [0]},
+    "rewrite": {"chunk_rows": 16},
+    "train": {"epochs": 1, "checkpoint_steps": 4},
+}
+TARGET = "distill@registry-raft-0"
+PATIENCE = 240
+
+
+def start(folder, environment, *command):
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition, what):
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not happen within {PATIENCE} s")
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, output
+
+
+def results(folder):
+    return {path: path.stat().st_mtime_ns for path in (folder / ".prefect" / "storage").glob("*") if path.is_file()}
+
+
+def data(folder):
+    artifacts = folder / "artifacts" / "registry"
+    names = ("examples", "rewritten.jsonl", "filtered.jsonl", "fused.jsonl", "training", "runs/raft-0/model")
+    timing = {"tokens_per_second", "seconds", "rollout_share", "teacher_share", "student_share"}
+    with (artifacts / "runs" / "raft-0" / "steps.csv").open() as rows:
+        steps = [{k: v for k, v in row.items() if k not in timing} for row in csv.DictReader(rows)]
+    return {name: digest_path(artifacts / name) for name in names}, steps
+
+
+@pytest.mark.slow
+def test_killed_rewrite_distill_and_parent_flow(tmp_path, clean_environment):
+    calm = copy_project(tmp_path / "calm", SMALL)
+    stormy = copy_project(tmp_path / "stormy", SMALL)
+    # Each folder's only target is the trained model: benchmark and report are no different for a kill.
+    for folder in (calm, stormy):
+        graph = (folder / "dvc.yaml").read_text()
+        (folder / "dvc.yaml").write_text(graph[: graph.index("  benchmark:")])
+
+    code, output = finish(start(calm, clean_environment, "flows.pipeline"))
+    assert code == 0, output
+
+    # 1. the stage `rewrite`, after two of its chunks are stored
+    pipeline = start(stormy, clean_environment, "flows.pipeline")
+    wait_for(lambda: len(results(stormy)) >= 2, "a second stored chunk")
+    for process in project_processes(stormy, "flows.rewrite"):
+        process.send_signal(signal.SIGKILL)
+    before = results(stormy)
+    code, output = finish(pipeline)
+    assert code != 0
+    assert "rewrite@registry" in output
+    assert not (stormy / "artifacts" / "registry" / "rewritten.jsonl").exists()
+
+    # 2. the parent flow, once `distill` has a checkpoint; everything that it started must end with it
+    pipeline = start(stormy, clean_environment, "flows.pipeline")
+    checkpoints = stormy / ".cache" / "checkpoints"
+    wait_for(lambda: list(checkpoints.glob("*/*/complete*")), "a complete checkpoint")
+    assert {path: results(stormy)[path] for path in before} == before  # stored chunks were not made again
+    os.kill(pipeline.pid, signal.SIGKILL)
+    pipeline.communicate()
+    wait_for(lambda: not project_processes(stormy), "the end of the orphans")
+
+    # 3. the stage `distill` itself, later on
+    seen = set(checkpoints.glob("*/*"))
+    pipeline = start(stormy, clean_environment, "flows.pipeline")
+    wait_for(lambda: set(checkpoints.glob("*/*")) - seen or pipeline.poll() is not None, "another checkpoint")
+    for process in project_processes(stormy, "flows.distill"):
+        process.send_signal(signal.SIGKILL)
+    assert finish(pipeline)[0] != 0
+
+    code, output = finish(start(stormy, clean_environment, "flows.pipeline"))
+    assert code == 0, output
+    assert data(stormy) == data(calm)
+    assert not list(checkpoints.glob("*"))  # a finished training needs none
+    leftovers = [path for path in stormy.rglob("*.partial") if ".prefect" not in path.parts]
+    assert leftovers == []
+    code, output = finish(start(stormy, clean_environment, "flows.pipeline"))
+    assert (code, "Nothing to do" in output) == (0, True)
