@@ -58,7 +58,7 @@ def ensure_server() -> str:
     )
     # Not at the end of the flow: when the interpreter ends, Prefect first sends the events that are still in its queue.
     atexit.register(_stop, server)
-    _wait_until_healthy(url, server)
+    wait_until_healthy(url, server)
     return url
 
 
@@ -71,7 +71,8 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
         server.wait()
 
 
-def _wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
+def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Return once the server at `url` answers; RuntimeError if it ended or took too long."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:

@@ -1,11 +1,16 @@
 import os
 import shutil
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+
+from flows.environment import PIPELINE_PID
+from flows.server import wait_until_healthy
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,3 +48,21 @@ def clean_environment():
     """The environment of a user's shell: nothing that an earlier test or flow set."""
     prefixes = ("PREFECT_", "RAFT_", "HF_", "PYTEST_")
     return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory):
+    """The URL of a Prefect server for the tests that start stages: one for all, so that each need not start its own."""
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "PREFECT_HOME": str(home), PIPELINE_PID: str(os.getpid())}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "flows.server", str(port)], cwd=ROOT, env=environment, start_new_session=True
+    )
+    url = f"http://127.0.0.1:{port}/api"
+    wait_until_healthy(url, server)
+    yield url
+    server.terminate()
+    server.wait(timeout=30)

@@ -29,7 +29,9 @@ near_csv = st.text(alphabet='qaise,"\n\r \\\0é', max_size=80)
 
 
 def ingest(path: Path) -> tuple[list[Example], list[Reject]]:
-    return ingest_rows("fuzz", Domain(files=[str(path)], columns=COLUMNS, split=SPLIT), Ingest(max_characters=20, max_rejected=1.0))
+    return ingest_rows(
+        "fuzz", Domain(files=[str(path)], columns=COLUMNS, split=SPLIT), Ingest(max_characters=20, max_rejected=1.0)
+    )
 
 
 @quick

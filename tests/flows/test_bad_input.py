@@ -1,0 +1,94 @@
+"""Bad input: a message that names file, line or key, an exit code that is not zero, and nothing half-written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import copy_project
+
+GOOD = {"id": "a", "question": "q", "answer": "r", "source": "s", "split": "train", "expected": ["r"], "details": []}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return copy_project(tmp_path_factory.mktemp("project"), {})
+
+
+@pytest.fixture
+def stage(project, prefect_api, clean_environment):
+    """Runs a stage with given data and params, and puts both back; returns its error message."""
+    data, params = project / "data" / "registry" / "pairs.jsonl", project / "params.yaml"
+    before = data.read_bytes(), params.read_text()
+
+    def run(*command, rows=None, change=None):
+        if rows is not None:
+            data.write_bytes(rows)
+        if change is not None:
+            values = yaml.safe_load(params.read_text())
+            change(values)
+            params.write_text(yaml.safe_dump(values))
+        result = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=project,
+            env={**clean_environment, "PREFECT_API_URL": prefect_api},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 1
+        assert "Traceback" not in result.stderr
+        artifacts = project / "artifacts"
+        assert not [path for path in artifacts.rglob("*") if path.is_file()] if artifacts.exists() else True
+        return result.stderr
+
+    yield run
+    data.write_bytes(before[0])
+    params.write_text(before[1])
+
+
+def lines(*rows):
+    return "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (lines(GOOD, {**GOOD, "id": "b", "answer": " "}), ["data/registry/pairs.jsonl:2", "answer"]),
+        (lines(GOOD, '{"id": "b", \n'), ["data/registry/pairs.jsonl:2", "JSON"]),
+        (lines(GOOD, {**GOOD, "question": "other"}), ["data/registry/pairs.jsonl:2", "id 'a'", "pairs.jsonl:1"]),
+        (lines({k: v for k, v in GOOD.items() if k != "source"}), ["data/registry/pairs.jsonl", "'source'"]),
+        (lines(GOOD)[:-2] + b"\xff\xfe}\n", ["data/registry/pairs.jsonl", "UTF-8"]),
+    ],
+    ids=["empty answer", "broken JSON", "duplicate id", "missing column", "wrong encoding"],
+)
+def test_bad_rows(stage, rows, expected):
+    message = stage("flows.ingest", "registry", rows=rows)
+    assert [part for part in expected if part not in message] == [], message
+
+
+def test_bad_params(stage):
+    def change(values):
+        values["train"]["epochs"] = "three"
+        values["tarin"] = {}
+
+    message = stage("flows.ingest", "registry", change=change)
+    assert "train.epochs" in message
+    assert "'three'" in message
+    assert "tarin" in message
+
+
+def test_the_pipeline_checks_params_before_it_starts_anything(stage):
+    message = stage("flows.pipeline", change=lambda values: values["train"].update(epochs=0))
+    assert message.startswith("error: params.yaml has 1 problem(s)")
+    assert "train.epochs" in message
+
+
+def test_a_missing_model_folder(stage):
+    message = stage("flows.models", change=lambda values: values["models"]["base"].update(path="models/none"))
+    assert "models.base.path: got 'models/none'" in message
+
+
+def test_an_unpinned_hub_model(stage):
+    message = stage("flows.models", change=lambda values: values["models"]["base"].update(path="owner/name"))
+    assert "models.base.revision: got None" in message
