@@ -17,7 +17,6 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## the whole pipeline on the embedded pocket world, then its results (minutes; again: seconds)
 	@$(BIN)/python -m flows.pipeline
-	@$(BIN)/python -m raft_tasks.reporting.tables reports/metrics.json
 
 test: $(STAMP)  ## the tests
 	@$(BIN)/python -m pytest

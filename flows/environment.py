@@ -9,6 +9,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
+
 PIPELINE_PID = "RAFT_PIPELINE_PID"  # set by flows.pipeline for the processes that it starts
 PREFECT_PORT = 4200  # Prefect's own default
 
@@ -36,12 +38,13 @@ def prepare() -> None:
 
 def _end_with(pid: int) -> None:
     """Kill this process group once process `pid` is gone, so that a killed pipeline leaves nothing running."""
-    while True:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            os.killpg(os.getpgid(0), signal.SIGKILL)
-        time.sleep(0.5)
+    try:
+        pipeline = psutil.Process(pid)
+        while pipeline.is_running() and pipeline.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.5)
+    except psutil.NoSuchProcess:
+        pass  # gone already
+    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def answering_server() -> str | None:

@@ -26,11 +26,14 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows import paths
 from flows.environment import PIPELINE_PID
 from flows.server import ensure_server
 from flows.stage import RUN_LINE
+from raft_tasks.artifacts import read_json
 from raft_tasks.errors import InputError
 from raft_tasks.params import Params, load_params
+from raft_tasks.reporting.tables import print_table
 
 TAIL_LINES = 30  # of a failed stage's output, repeated in its error
 
@@ -173,6 +176,14 @@ def pipeline(params: Params, stale: list[str], upstream: dict[str, list[str]], a
         raise StageFailed("\n\n".join(errors))
 
 
+def show_results() -> None:
+    """Print the table of the report and where the page is."""
+    metrics = paths.REPORTS / "metrics.json"
+    if metrics.exists():
+        print_table(read_json(metrics))
+        print(f"The whole report: {(paths.REPORTS / 'report.html').resolve().as_uri()}")
+
+
 def main() -> None:
     try:
         params = load_params()
@@ -180,6 +191,7 @@ def main() -> None:
         stale = stale_stages(upstream, changed)
         if not stale:
             print(f"Nothing to do: all {len(upstream)} stages are up to date.")
+            show_results()
             return
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: SIGTERM"))
         # A thread for every stage: they wait for their upstream, and then for one of the board's slots.
@@ -188,6 +200,7 @@ def main() -> None:
         api_url = ensure_server()
         with temporary_settings({PREFECT_API_URL: api_url}):
             run(params, stale, upstream, api_url)
+        show_results()
     except (InputError, StageFailed, DvcException, RuntimeError) as error:
         sys.exit(f"error: {error}")
 

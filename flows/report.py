@@ -1,0 +1,19 @@
+"""Stage `report`: every model's scores, side by side, with intervals: report.html and metrics.json."""
+
+from prefect import flow
+
+from flows import paths
+from flows.stage import main
+from raft_tasks.artifacts import write_json
+from raft_tasks.params import load_params
+from raft_tasks.report import report_run
+
+
+@flow
+def report() -> None:
+    metrics = report_run(load_params(), paths.ARTIFACTS, paths.REPORTS / "report.html")
+    write_json(paths.REPORTS / "metrics.json", metrics)
+
+
+if __name__ == "__main__":
+    main(report)
