@@ -20,12 +20,7 @@ START_SECONDS = 90
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", PREFECT_PORT))
-            return PREFECT_PORT
-        except OSError:
-            pass
+    """Never the default port: other runs would find our server there, and lose it when we end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
