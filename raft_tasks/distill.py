@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import params
-from raft_tasks.artifacts import atomic_folder, digest, digest_path
+from raft_tasks.artifacts import atomic_folder, digest
 from raft_tasks.schemas import TrainingPair
 
 
@@ -35,7 +35,7 @@ def train(
     from raft_tasks import training
     from raft_tasks.training.trainer import train_model
 
-    code = digest_path(Path(training.__file__).parent) if training.__file__ else ""
+    code = {path.name: path.read_text() for path in Path(training.__path__[0]).glob("*.py")}
     key = digest([pairs, identity, method, settings, template, seed, code])
     folder = checkpoints / key[:16]
     with atomic_folder(output) as partial:
