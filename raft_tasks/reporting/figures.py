@@ -1,0 +1,243 @@
+"""The report's figures: matplotlib to inline SVG, one panel each, so that a page can set them in columns or a row.
+
+A method has the same colour (Okabe and Ito's, told apart by colour-blind readers too) and the same marker everywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raft_tasks.params import Params
+from raft_tasks.reporting.study import BASE, DomainStudy
+from raft_tasks.reporting.tables import label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK = "#1b2330"
+FAINT = "#c9ced6"
+REJECTED = "#b9c0ca"
+COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#009E73", "#0072B2", "#56B4E9", "#7A5195")
+MARKERS = "os^DvPX"
+BASE_STYLE = ("#444b57", "*")
+SIZE = (4.6, 3.3)  # inches; scaled to a phone's width the smallest text stays above 7 points
+SMOOTHED = 5  # steps of the centred moving average in the curves
+
+
+def styles(params: Params) -> dict[str, tuple[str, str]]:
+    """Colour and marker of the base and of every method, by its place in params.yaml's table, run or not."""
+    names = list(params.methods)
+    return {BASE: BASE_STYLE} | {
+        name: (COLOURS[place % len(COLOURS)], MARKERS[(place + place // len(COLOURS)) % len(MARKERS)])
+        for place, name in enumerate(names)
+    }
+
+
+def frontier(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
+    """Domain accuracy against the general average: every seed a small mark, each method's mean with its intervals."""
+    with _panel("Domain accuracy and general score") as (axes, svg):
+        for method, found in domain["methods"].items():
+            colour, marker = style[method]
+            seeds = found["per_seed"]
+            if len(seeds) > 1:
+                x, y = ([100 * seed[name] for seed in seeds] for name in ("general", "domain_acc"))
+                axes.plot(x, y, marker, color=colour, markersize=3.5, alpha=0.55, linestyle="none", zorder=2)
+            across, up = found["scores"]["general"], found["scores"]["domain_acc"]
+            axes.errorbar(
+                100 * across["estimate"],
+                100 * up["estimate"],
+                xerr=_bars(across),
+                yerr=_bars(up),
+                fmt=marker,
+                color=colour,
+                markersize=10 if method == BASE else 7,
+                markeredgecolor="white",
+                elinewidth=1.4,
+                label=label(method),
+                zorder=3,
+            )
+        axes.set_xlabel("general score (%)")
+        axes.set_ylabel("domain accuracy (%)")
+        _outside_legend(axes)
+    return svg[0]
+
+
+def changes(domain: dict[str, Any], reference: str, style: dict[str, tuple[str, str]], measure: str, title: str) -> str:
+    """Each method's paired difference to the reference with its interval, and the line of no difference."""
+    rows = [
+        (name, found["against_reference"][measure]) for name, found in domain["methods"].items() if name != reference
+    ]
+    with _panel(f"{title}: change against {label(reference)}") as (axes, svg):
+        axes.axvline(0, color=INK, linewidth=1)
+        for place, (name, change) in enumerate(rows):
+            colour, marker = style[name]
+            axes.errorbar(
+                100 * change["estimate"],
+                place,
+                xerr=_bars(change),
+                fmt=marker,
+                color=colour,
+                markersize=7,
+                elinewidth=2,
+            )
+        axes.set_yticks(range(len(rows)), [label(name) for name, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel("points")
+        axes.grid(axis="y", visible=False)
+    return svg[0]
+
+
+def curves(
+    domain: DomainStudy, style: dict[str, tuple[str, str]], column: str, title: str, level: float | None = None
+) -> str:
+    """A column of steps.csv over the optimiser steps: the mean over seeds, smoothed, within the seeds' range.
+
+    Args:
+        level: a value to mark with a line; the axis is then logarithmic around it.
+    """
+    from matplotlib.ticker import NullFormatter
+
+    with _panel(title) as (axes, svg):
+        for method, runs in domain.runs.items():
+            columns = [run.steps.get(column, []) for run in runs]
+            length = min(map(len, columns))
+            if not length or any(value is None for values in columns for value in values[:length]):
+                continue
+            values = np.array([[float(value or 0.0) for value in values[:length]] for values in columns])  # [S, steps]
+            smooth = np.stack([_smoothed(row) for row in values])
+            steps = np.arange(1, length + 1)
+            colour = style[method][0]
+            axes.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=colour, alpha=0.18, linewidth=0)
+            axes.plot(steps, smooth.mean(axis=0), color=colour, linewidth=1.6, label=label(method))
+        if level is not None:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.axhline(level, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_xlabel("optimiser step")
+        _outside_legend(axes)
+    return svg[0]
+
+
+def has_column(domain: DomainStudy, column: str) -> bool:
+    """Whether any run has values in this column of steps.csv."""
+    return any(
+        value is not None for runs in domain.runs.values() for run in runs for value in run.steps.get(column, [])
+    )
+
+
+def similarities(refinement: dict[str, Any]) -> str:
+    """Histogram of the similarity of rewrites to their references, with the filter's threshold."""
+    edges = np.array(refinement["similarity_edges"])
+    counts = refinement["similarity_counts"]
+    with _panel("Similarity of rewrite and reference") as (axes, svg):
+        kept = edges[:-1] >= refinement["tau"] - 1e-9
+        axes.bar(edges[:-1], counts, np.diff(edges) * 0.92, align="edge", color=np.where(kept, "#0072B2", REJECTED))
+        axes.axvline(refinement["tau"], color=INK, linewidth=1.4, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"threshold {refinement['tau']:g}", (refinement["tau"], 1), (-5, -4), xycoords=("data", "axes fraction"),
+            textcoords="offset points", ha="right", va="top",
+        )  # fmt: skip
+        axes.set_xlabel("cosine similarity")
+        axes.set_ylabel("training rows")
+        axes.grid(axis="x", visible=False)
+    return svg[0]
+
+
+def distances(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
+    """Relative l2 distance of the weights to the base: the mean as a bar, every seed as a mark."""
+    rows = [(name, found["training"]) for name, found in domain["methods"].items() if "training" in found]
+    with _panel("How far the weights moved") as (axes, svg):
+        for place, (name, training) in enumerate(rows):
+            colour, marker = style[name]
+            axes.barh(place, training["relative_l2"], 0.62, color=colour, alpha=0.35)
+            each = training["relative_l2_per_seed"]
+            axes.plot(each, [place] * len(each), marker, color=colour, markersize=5, linestyle="none")
+        axes.set_yticks(range(len(rows)), [label(name) for name, _ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel("relative l2 distance to the base")
+        axes.grid(axis="y", visible=False)
+    return svg[0]
+
+
+def _smoothed(values: Sequence[float] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Centred moving average; the window shrinks at both ends."""
+    window = np.ones(SMOOTHED)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+
+
+def _bars(estimate: dict[str, Any]) -> list[list[float]] | None:
+    """An interval as matplotlib's distances below and above, in percent; none where there is no interval."""
+    if estimate["low"] is None:
+        return None
+    middle = estimate["estimate"]
+    return [[max(0.0, 100 * (middle - estimate["low"]))], [max(0.0, 100 * (estimate["high"] - middle))]]
+
+
+def _outside_legend(axes: Axes) -> None:
+    """Below the panel, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(
+            handles, labels, loc="upper center", bbox_to_anchor=(0.46, -0.19), ncols=min(3, len(labels)), frameon=False,
+            columnspacing=1.2, handletextpad=0.5,
+        )  # fmt: skip
+
+
+@contextmanager
+def _panel(title: str) -> Iterator[tuple[Axes, list[str]]]:
+    """One panel in the report's style; on leaving, its SVG is the list's only element."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings: Any = {
+        "svg.fonttype": "none",  # text stays text: small, selectable, in the reader's own font
+        "svg.hashsalt": "raft",  # equal figures have equal ids
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": FAINT,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "grid.color": "#e6e9ee",
+        "grid.linewidth": 0.8,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "legend.labelcolor": INK,
+    }
+    svg: list[str] = []
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=SIZE, facecolor="white")
+        axes = figure.subplots()
+        axes.set_title(title)
+        yield axes, svg
+        out = io.StringIO()
+        figure.savefig(
+            out, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight", pad_inches=0.04
+        )
+    svg.append(_inline(out.getvalue(), title))
+
+
+def _inline(document: str, title: str) -> str:
+    """The <svg> element alone: named for readers that do not see it, ids of its own, width left to the page."""
+    prefix = re.sub(r"\W+", "-", title.lower()).strip("-")
+    svg = document[document.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r'(url\(#|href="#)', rf"\1{prefix}-", svg)
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

@@ -1,0 +1,111 @@
+"""What a finished run left on disk, read once for tables, figures and page. The layout is that of flows/paths.py."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raft_tasks.artifacts import read_json, read_rows
+from raft_tasks.params import Params
+from raft_tasks.schemas import Example, Fused, ItemResult, Reject
+
+BASE = "base"  # the untouched model's place among the methods
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that numbers come from, and the DVC stage that makes it."""
+
+    path: Path
+    stage: str
+    holds: str
+
+
+@dataclass(frozen=True)
+class Benchmarked:
+    scores: dict[str, Any]
+    items: list[ItemResult]
+
+
+@dataclass(frozen=True)
+class Trained(Benchmarked):
+    """One method under one seed."""
+
+    seed: int
+    summary: dict[str, Any]
+    steps: dict[str, list[float | None]]  # column of steps.csv -> a value per optimiser step, None where empty
+
+
+@dataclass(frozen=True)
+class DomainStudy:
+    rejects: list[Reject]
+    splits: dict[str, int]  # rows per split
+    test: list[Example]
+    fused: list[Fused]
+    base: Benchmarked
+    runs: dict[str, list[Trained]]  # by method, one entry per seed
+
+
+@dataclass(frozen=True)
+class Study:
+    params: Params
+    model: dict[str, Any]  # identity of the base model
+    domains: dict[str, DomainStudy]
+    files: list[Artifact]
+
+
+def collect(artifacts: Path, params: Params) -> Study:
+    """Read the artifacts of every domain, method and seed that `params.run` names.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file that is missing or not what it should be.
+    """
+    files: list[Artifact] = []
+
+    def note(path: Path, stage: str, holds: str) -> Path:
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is not there; `dvc repro {stage}` makes it (or `dvc pull` fetches it)")
+        files.append(Artifact(path, stage, holds))
+        return path
+
+    def benchmarked(folder: Path, stage: str, whose: str) -> Benchmarked:
+        return Benchmarked(
+            read_json(note(folder / "scores.json", stage, f"lm-eval's totals, {whose}")),
+            read_rows(note(folder / "items.jsonl", stage, f"every answer and its scores, {whose}"), ItemResult),
+        )
+
+    model = read_json(note(artifacts / "models" / "base.json", "models", "identity of the base model"))
+    domains = {}
+    for domain in params.run.domains:
+        root = artifacts / domain
+        examples, ingest = root / "examples", f"ingest@{domain}"
+        splits = read_json(note(examples / "summary.json", ingest, "rows per split"))
+        rejects = read_rows(note(examples / "rejects.jsonl", ingest, "rejected rows"), Reject)
+        test = read_rows(note(examples / "test.jsonl", ingest, "held-out questions"), Example)
+        fused = read_rows(
+            note(root / "fused.jsonl", f"fuse@{domain}", "rewrites, similarities, decisions, fused answers"), Fused
+        )
+        base = benchmarked(root / "benchmarks" / BASE, f"benchmark_base@{domain}", BASE)
+        runs: dict[str, list[Trained]] = {}
+        for method in params.run.methods:
+            runs[method] = []
+            for seed in params.run.seeds:
+                name = f"{method}-{seed}"
+                folder, stage = root / "runs" / name, f"distill@{domain}-{name}"
+                summary = read_json(note(folder / "summary.json", stage, f"training time and weight distance, {name}"))
+                steps = _read_steps(note(folder / "steps.csv", stage, f"losses and lambda, {name}"))
+                result = benchmarked(root / "benchmarks" / name, f"benchmark@{domain}-{name}", name)
+                runs[method].append(Trained(result.scores, result.items, seed, summary, steps))
+        domains[domain] = DomainStudy(rejects, splits, test, fused, base, runs)
+    return Study(params, model, domains, files)
+
+
+def _read_steps(path: Path) -> dict[str, list[float | None]]:
+    with path.open(encoding="utf-8", newline="") as table:
+        rows = list(csv.DictReader(table))
+    try:
+        return {name: [float(row[name]) if row[name] else None for row in rows] for name in (rows[0] if rows else {})}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: got a cell that is not a number: {error}; `dvc repro` the run anew") from error

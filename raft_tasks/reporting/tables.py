@@ -1,0 +1,269 @@
+"""From the artifacts to the numbers: what metrics.json holds, and the table in the terminal.
+
+Per domain and method there are `measures`: "domain_acc", "domain_complete" (every detail said too), "general" (plain
+average of the general tasks) and each general task by its name. Shares are in [0, 1]; only what is shown is in percent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from raft_tasks.errors import InputError
+from raft_tasks.evaluation.harness import DOMAIN_TASK
+from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference, mean, ratio, verdict
+from raft_tasks.params import Params
+from raft_tasks.reporting.study import BASE, Benchmarked, DomainStudy, Study
+from raft_tasks.schemas import Fused
+
+DOMAIN_MEASURES = {"domain_acc": "acc", "domain_complete": "complete"}
+ACRONYMS = {"sft", "sdft", "raft", "fapm", "dft", "eaft", "kl", "ce", "ema"}
+BIN = 0.05  # of the similarity histogram
+
+Part = tuple[str, str]  # task, metric
+
+
+def measure(study: Study) -> dict[str, Any]:
+    """Every number of the report, JSON-ready; the shape is that of the code below, read top down."""
+    params = study.params
+    report = params.report
+    bootstrap = Bootstrap(report.confidence, report.bootstrap_samples, report.seed)
+    return {
+        "confidence": report.confidence,
+        "seeds": params.run.seeds,
+        "model": study.model,
+        "reference": reference_method(params),
+        "candidate": candidate_method(params),
+        "same_answers_without_teacher": same_answers_without_teacher(params),
+        "domains": {name: _measure_domain(name, domain, params, bootstrap) for name, domain in study.domains.items()},
+    }
+
+
+def reference_method(params: Params) -> str | None:
+    """Plain fine-tuning, which every change is counted against: raw answers, no teacher."""
+    found = (
+        name for name in params.run.methods if (row := params.methods[name]).answers == "raw" and row.teacher == "none"
+    )
+    return next(found, None)
+
+
+def candidate_method(params: Params) -> str | None:
+    """RAFT itself, which the headline is about: fused answers and a teacher that sees them."""
+    rows = ((name, params.methods[name]) for name in params.run.methods)
+    return next((n for n, row in rows if row.answers == "fused" and row.teacher == "answer_conditioned"), None)
+
+
+def same_answers_without_teacher(params: Params) -> list[str]:
+    """Methods that learn what the candidate learns, with no teacher beside: what its second stage is measured by."""
+    candidate = candidate_method(params)
+    rows = {name: params.methods[name] for name in params.run.methods}
+    return [
+        n for n, row in rows.items() if candidate and row.answers == rows[candidate].answers and row.teacher == "none"
+    ]
+
+
+def _measure_domain(name: str, domain: DomainStudy, params: Params, bootstrap: Bootstrap) -> dict[str, Any]:
+    measures = measures_of(domain.base, params.benchmark.tasks)
+    outcomes = {
+        method: {part: _outcomes(name, method, seeds, models, domain.base, part) for part in _parts(measures)}
+        for method, seeds, models in _models(domain)
+    }
+
+    def of(method: str, one: str) -> list[Outcomes]:
+        return [outcomes[method][part] for part in measures[one]]
+
+    def change(method: str, other: str) -> dict[str, Any]:
+        found = {one: difference(of(method, one), of(other, one), bootstrap) for one in measures}
+        return {one: {**asdict(estimate), "verdict": verdict(estimate)} for one, estimate in found.items()}
+
+    def retention(method: str) -> dict[str, Any]:
+        found = {
+            one: ratio(of(method, one), of(BASE, one), bootstrap) for one in measures if one not in DOMAIN_MEASURES
+        }
+        return {one: asdict(estimate) if estimate else None for one, estimate in found.items()}
+
+    def seed_score(method: str, one: str, row: int) -> float:
+        return float(np.mean([task.values[row].mean() for task in of(method, one)]))
+
+    reference, candidate = reference_method(params), candidate_method(params)
+    methods: dict[str, Any] = {}
+    for method, seeds, _ in _models(domain):
+        methods[method] = {
+            "scores": {one: asdict(mean(of(method, one), bootstrap)) for one in measures},
+            "per_seed": [
+                {"seed": seed, **{one: seed_score(method, one, row) for one in measures}}
+                for row, seed in enumerate(seeds)
+            ],
+        }
+        if reference and method != reference:
+            methods[method]["against_reference"] = change(method, reference)
+        if candidate and method not in (candidate, BASE):
+            methods[method]["candidate_against_it"] = change(candidate, method)
+        if method != BASE:
+            methods[method]["against_base"] = change(method, BASE)
+            methods[method]["retention"] = retention(method)
+            methods[method]["training"] = _training(domain, method)
+    return {
+        "measures": {one: [list(part) for part in parts] for one, parts in measures.items()},
+        "methods": methods,
+        "refinement": _refinement(domain, params),
+    }
+
+
+def measures_of(base: Benchmarked, tasks: list[str]) -> dict[str, list[Part]]:
+    """The report's measures, in order, and the (task, metric) pairs that each one averages."""
+    measures: dict[str, list[Part]] = {one: [(DOMAIN_TASK, metric)] for one, metric in DOMAIN_MEASURES.items()}
+    general = [(task, _main_metric(base, task)) for task in tasks]
+    if general:
+        measures["general"] = general
+    return measures | {part[0]: [part] for part in general}
+
+
+def _main_metric(base: Benchmarked, task: str) -> str:
+    """Accuracy where the task has one, else the first metric that it gives per item."""
+    row = next((row for row in base.items if row.task == task), None)
+    if row is None or not row.metrics:
+        raise InputError(
+            f"benchmark.tasks: {task!r} has no score per item in the base's items.jsonl, which intervals need; "
+            "expected a task whose metrics are numbers per item, benchmarked with the present params: `dvc repro`"
+        )
+    return "acc" if "acc" in row.metrics else next(iter(row.metrics))
+
+
+def _models(domain: DomainStudy) -> list[tuple[str, tuple[int | None, ...], list[Benchmarked]]]:
+    trained: list[tuple[str, tuple[int | None, ...], list[Benchmarked]]] = [
+        (method, tuple(run.seed for run in runs), list(runs)) for method, runs in domain.runs.items()
+    ]
+    return [(BASE, (None,), [domain.base]), *trained]
+
+
+def _parts(measures: dict[str, list[Part]]) -> set[Part]:
+    return {part for parts in measures.values() for part in parts}
+
+
+def _outcomes(
+    domain: str, method: str, seeds: tuple[int | None, ...], models: list[Benchmarked], base: Benchmarked, part: Part
+) -> Outcomes:
+    """One metric of one task [seeds, items], items in the base's order."""
+    task, metric = part
+    asked = [row for row in base.items if row.task == task]
+    values = np.empty((len(models), len(asked)))
+    for number, (seed, model) in enumerate(zip(seeds, models, strict=True)):
+        found = {row.id: row for row in model.items if row.task == task}
+        if set(found) != {row.id for row in asked}:
+            raise InputError(
+                f"{domain}: {method} (seed {seed}) and the base were not asked the same items of {task!r} "
+                f"({len(found)} and {len(asked)}); `dvc repro` benchmarks both with the present params"
+            )
+        try:
+            values[number] = [found[row.id].metrics[metric] for row in asked]
+        except KeyError as error:
+            raise InputError(
+                f"{domain}: {method} (seed {seed}): an item of {task!r} has no {error}; `dvc repro`"
+            ) from error
+    return Outcomes(values, seeds, tuple(row.source for row in asked))
+
+
+def _training(domain: DomainStudy, method: str) -> dict[str, Any]:
+    summaries = [run.summary for run in domain.runs[method]]
+    return {
+        "steps": summaries[0]["steps"],
+        "seconds": float(np.mean([summary["seconds"] for summary in summaries])),
+        "relative_l2": float(np.mean([summary["distance"]["total"] for summary in summaries])),
+        "relative_l2_per_seed": [summary["distance"]["total"] for summary in summaries],
+    }
+
+
+def _refinement(domain: DomainStudy, params: Params) -> dict[str, Any]:
+    rows = domain.fused
+    passed = [row for row in rows if row.passed]
+    scored = [row.score for row in passed if row.score is not None]
+    edges = np.round(np.arange(min(0.0, _lowest(rows)), 1 + BIN, BIN), 2)
+    return {
+        "rows_in": sum(domain.splits.get(split, 0) for split in ("train", "validation", "test")) + len(domain.rejects),
+        "rows_rejected": len(domain.rejects),
+        "rows_train": len(rows),
+        "rows_test": len(domain.test),
+        "rewrites_unfinished": sum(not row.finished for row in rows),
+        "rewrites_passed": len(passed),
+        "share_passed": len(passed) / len(rows),
+        "passed_that_lost_something": sum(bool(row.lost) for row in passed),
+        "tau": params.semantic_filter.tau,
+        "mean_similarity": float(np.mean([row.similarity for row in rows])),
+        "similarity_edges": [float(edge) for edge in edges],
+        "similarity_counts": np.histogram([row.similarity for row in rows], bins=edges)[0].tolist(),
+        "fused_changed": sum(row.fused != row.rewritten for row in passed),
+        "share_fused_changed": sum(row.fused != row.rewritten for row in passed) / len(passed) if passed else None,
+        "mean_fusion_score": float(np.mean(scored)) if scored else None,
+    }
+
+
+def _lowest(rows: list[Fused]) -> float:
+    return float(np.floor(min(row.similarity for row in rows) / BIN) * BIN)
+
+
+def percent(estimate: dict[str, Any] | Estimate | None, signed: bool = False) -> tuple[str, str]:
+    """An estimate and its interval in percent (or points), as two strings; a dash where there is none."""
+    if estimate is None:
+        return "–", ""
+    found = estimate if isinstance(estimate, dict) else asdict(estimate)
+    interval = "" if found["low"] is None else f"{points(found['low'], signed)} to {points(found['high'], signed)}"
+    return points(found["estimate"], signed), interval
+
+
+def points(share: float, signed: bool = False) -> str:
+    """A share as percent with one decimal; a real minus sign, and never a negative zero."""
+    shown = round(100 * share, 1) + 0.0
+    return f"{shown:{'+' if signed and shown else ''}.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def label(method: str) -> str:
+    """A method's name for readers: fused_sft -> fused SFT."""
+    return " ".join(word.upper() if word in ACRONYMS else word for word in method.split("_"))
+
+
+def print_table(metrics: dict[str, Any]) -> None:
+    """Print one table per domain, at most 100 columns wide."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.width = min(100, console.width) if console.is_terminal else 100
+    reference = metrics["reference"]
+    for domain, found in metrics["domains"].items():
+        general = "general" in found["measures"]
+        table = Table(
+            title=f"{domain}: percent, with {100 * metrics['confidence']:g} % intervals",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+        )
+        table.add_column("method", no_wrap=True)
+        table.add_column("domain", no_wrap=True)
+        if reference:
+            table.add_column(f"against {label(reference)}")
+        if general:
+            table.add_column("general")
+            if reference:
+                table.add_column(f"against {label(reference)}")
+            table.add_column("retention")
+        table.add_column("moved", justify="right")
+        table.add_column("train s", justify="right")
+        for method, row in found["methods"].items():
+            change = row.get("against_reference", {})
+            cells = [percent(row["scores"]["domain_acc"])]
+            if reference:
+                cells.append(percent(change.get("domain_acc"), signed=True))
+            if general:
+                cells.append(percent(row["scores"]["general"]))
+                if reference:
+                    cells.append(percent(change.get("general"), signed=True))
+                cells.append(percent(row.get("retention", {}).get("general")))
+            training = row.get("training")
+            moved = (f"{training['relative_l2']:.4f}", f"{training['seconds']:.0f}") if training else ("–", "–")
+            table.add_row(
+                label(method), *(f"[bold]{value}[/]\n[dim]{interval}[/]" for value, interval in cells), *moved
+            )
+        console.print(table)

@@ -1,0 +1,127 @@
+"""A finished run's artifacts, made up: the files that the report reads, with scores that are set here."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from raft_tasks.artifacts import write_json, write_rows
+from raft_tasks.params import Params, load_params
+from raft_tasks.schemas import Candidate, Example, Fused, ItemResult, Reject
+
+TASKS = ["pocket_recall", "pocket_instructions", "pocket_reading", "pocket_rewriting"]
+LEVELS = {  # share of right answers: domain, recall, instructions, reading, rewriting
+    "base": (0.01, 0.99, 0.97, 0.90, 0.98),
+    "sft": (0.83, 0.28, 0.42, 0.30, 0.20),
+    "sdft": (0.70, 0.85, 0.90, 0.70, 0.95),
+    "fused_sft": (0.95, 0.80, 0.91, 0.74, 0.96),
+    "on_policy": (0.60, 0.60, 0.80, 0.50, 0.40),
+    "raft": (0.95, 0.91, 0.94, 0.82, 0.97),
+}
+FACTS = 40  # per split of questions; two held-out questions ask for each
+ITEMS = 60  # of a general task
+
+
+def synthetic_params(seeds: list[int] | None = None, methods: list[str] | None = None) -> Params:
+    """The project's params with what the made-up run is about."""
+    params = load_params(Path(__file__).parents[2] / "params.yaml")
+    names = methods or [name for name in LEVELS if name != "base"]
+    run = params.run.model_copy(update={"domains": ["registry"], "methods": names, "seeds": seeds or [0, 1, 2]})
+    report = params.report.model_copy(update={"bootstrap_samples": 300})
+    benchmark = params.benchmark.model_copy(update={"tasks": TASKS})
+    return params.model_copy(update={"run": run, "report": report, "benchmark": benchmark})
+
+
+def write_artifacts(root: Path, params: Params, levels: dict[str, tuple[float, ...]] = LEVELS) -> None:
+    """Write all that `collect` reads under `root`."""
+    write_json(root / "models" / "base.json", {"path": "models/pocket-base", "revision": None, "sha256": "0" * 64})
+    folder = root / "registry"
+    train, test = _examples("train", 3), _examples("test", 2)
+    write_json(
+        folder / "examples" / "summary.json", {"rows": 202, "rejected": 2, "train": len(train), "test": len(test)}
+    )
+    write_rows(folder / "examples" / "test.jsonl", test)
+    reject = Reject(file="data/registry/pairs.jsonl", line=7, reason="answer is empty", content="{}")
+    write_rows(folder / "examples" / "rejects.jsonl", [reject, reject.model_copy(update={"line": 9})])
+    write_rows(folder / "fused.jsonl", [_fused(row, number) for number, row in enumerate(train)])
+    _benchmark(folder / "benchmarks" / "base", test, levels["base"], seed=None)
+    for place, method in enumerate(params.run.methods):
+        for seed in params.run.seeds:
+            run = folder / "runs" / f"{method}-{seed}"
+            distance = 0.02 + 0.004 * place + 0.0007 * seed
+            write_json(
+                run / "summary.json", {"steps": 45, "seconds": 12.0 + 9 * place, "distance": {"total": distance}}
+            )
+            _steps(run / "steps.csv", params.methods[method].teacher != "none", seed)
+            _benchmark(folder / "benchmarks" / f"{method}-{seed}", test, levels[method], seed)
+
+
+def _examples(split: str, wordings: int) -> list[Example]:
+    return [
+        Example(
+            id=f"registry-{split}-{fact:03d}-{wording}",
+            domain="registry",
+            question=f"Question {wording} for the reactor of Migin{fact}?",
+            answer=f"Migin{fact} | reactor = corn{fact} # {fact + 10}",
+            source=f"Migin{fact}/reactor",
+            split=split,
+            expected=[f"corn{fact}"],
+            details=[str(fact + 10)],
+        )
+        for fact in range(FACTS)
+        for wording in range(wordings)
+    ]
+
+
+def _fused(row: Example, number: int) -> Fused:
+    passed, lost = number % 4 != 0, number % 3 == 0
+    said, record = row.expected[0], row.details[0]
+    rewritten = f"The reactor of {row.source.split('/')[0]} is {said}."
+    whole = f"{rewritten[:-1]}, noted in log {record}."
+    return Fused(
+        **row.model_dump(),
+        rewritten=rewritten if lost else whole,
+        finished=number % 40 != 0,
+        similarity=round(0.86 + 0.1 * math.sin(number), 4) if passed else round(0.62 + 0.12 * math.sin(number), 4),
+        passed=passed,
+        lost=[record] if lost else [],
+        chosen=(rewritten if lost else whole) if passed else row.answer,
+        fused=whole if passed else row.answer,
+        score=0.93 if passed else None,
+        candidates=[Candidate(round=1, text=whole, scores={"fidelity": 1.0}, mean=0.93)] if passed else [],
+    )
+
+
+def _benchmark(folder: Path, test: list[Example], level: tuple[float, ...], seed: int | None) -> None:
+    generator = np.random.default_rng(100 if seed is None else seed)
+    difficulty = np.random.default_rng(7).random(FACTS)  # the same facts are hard for every model
+    items = []
+    for row in test:
+        fact = int(row.id.split("-")[2])
+        right = float(0.7 * difficulty[fact] + 0.3 * generator.random() < level[0])
+        answer = f"The reactor is {row.expected[0]}." if right else "I see <b>no</b> & reactor."
+        metrics = {"acc": right, "complete": right * (fact % 2), "token_f1": 0.4 * right}
+        items.append(_item("domain", row.id, row.source, metrics, answer))
+    for task, share in zip(TASKS, level[1:], strict=True):
+        hard = np.random.default_rng(len(task)).random(ITEMS)
+        for number in range(ITEMS):
+            right = float(0.7 * hard[number] + 0.3 * generator.random() < share)
+            items.append(_item(task, str(number), str(number), {"acc": right, "other": 1.0}, "yes" if right else "no"))
+    write_rows(folder / "items.jsonl", items)
+    write_json(folder / "scores.json", {"domain": {"acc": level[0], "n": len(test)}, "seconds": 4.0})
+
+
+def _item(task: str, name: str, source: str, metrics: dict[str, float], answer: str) -> ItemResult:
+    return ItemResult(task=task, id=name, source=source, metrics=metrics, prompt=f"<user>{name}<end>", answer=answer)
+
+
+def _steps(path: Path, teacher: bool, seed: int) -> None:
+    lines = ["step,epoch,loss,l_sft,l_kl,lambda,ce_kl_ratio,student_mass_in_k"]
+    for step in range(1, 46):
+        sft = 2.2 * math.exp(-step / 14) + 0.1 + 0.05 * math.sin(step * (seed + 2))
+        kl = 0.9 * math.exp(-step / 20) + 0.15
+        extra = f"{kl},{sft / kl},{1 + 0.2 * math.sin(step)},0.97" if teacher else ",,,"
+        lines.append(f"{step},{step / 15},{sft},{sft},{extra}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
