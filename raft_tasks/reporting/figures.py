@@ -41,7 +41,7 @@ def styles(params: Params) -> dict[str, tuple[str, str]]:
 
 def frontier(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
     """Domain accuracy against the general average: every seed a small mark, each method's mean with its intervals."""
-    with _panel("Domain accuracy and general score") as (axes, svg):
+    with _panel("Domain accuracy and general score", legend=True) as (axes, svg):
         for method, found in domain["methods"].items():
             colour, marker = style[method]
             seeds = found["per_seed"]
@@ -73,7 +73,7 @@ def changes(domain: dict[str, Any], reference: str, style: dict[str, tuple[str, 
     rows = [
         (name, found["against_reference"][measure]) for name, found in domain["methods"].items() if name != reference
     ]
-    with _panel(f"{title}: change against {label(reference)}") as (axes, svg):
+    with _panel(f"{title}: change against {label(reference)}", names=True) as (axes, svg):
         axes.axvline(0, color=INK, linewidth=1)
         for place, (name, change) in enumerate(rows):
             colour, marker = style[name]
@@ -101,9 +101,9 @@ def curves(
     Args:
         level: a value to mark with a line; the axis is then logarithmic around it.
     """
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    with _panel(title) as (axes, svg):
+    with _panel(title, legend=True) as (axes, svg):
         for method, runs in domain.runs.items():
             columns = [run.steps.get(column, []) for run in runs]
             length = min(map(len, columns))
@@ -117,6 +117,7 @@ def curves(
             axes.plot(steps, smooth.mean(axis=0), color=colour, linewidth=1.6, label=label(method))
         if level is not None:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.axhline(level, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -141,6 +142,7 @@ def similarities(refinement: dict[str, Any]) -> str:
     with _panel("Similarity of rewrite and reference") as (axes, svg):
         kept = edges[:-1] >= refinement["tau"] - 1e-9
         axes.bar(edges[:-1], counts, np.diff(edges) * 0.92, align="edge", color=np.where(kept, "#0072B2", REJECTED))
+        axes.set_ylim(0, 1.15 * max(1, *counts))  # room for the threshold's name
         axes.axvline(refinement["tau"], color=INK, linewidth=1.4, linestyle=(0, (4, 3)))
         axes.annotate(
             f"threshold {refinement['tau']:g}", (refinement["tau"], 1), (-5, -4), xycoords=("data", "axes fraction"),
@@ -155,7 +157,7 @@ def similarities(refinement: dict[str, Any]) -> str:
 def distances(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
     """Relative l2 distance of the weights to the base: the mean as a bar, every seed as a mark."""
     rows = [(name, found["training"]) for name, found in domain["methods"].items() if "training" in found]
-    with _panel("How far the weights moved") as (axes, svg):
+    with _panel("How far the weights moved", names=True) as (axes, svg):
         for place, (name, training) in enumerate(rows):
             colour, marker = style[name]
             axes.barh(place, training["relative_l2"], 0.62, color=colour, alpha=0.35)
@@ -163,6 +165,7 @@ def distances(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
             axes.plot(each, [place] * len(each), marker, color=colour, markersize=5, linestyle="none")
         axes.set_yticks(range(len(rows)), [label(name) for name, _ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("relative l2 distance to the base")
         axes.grid(axis="y", visible=False)
     return svg[0]
@@ -170,7 +173,7 @@ def distances(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
 
 def _smoothed(values: Sequence[float] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Centred moving average; the window shrinks at both ends."""
-    window = np.ones(SMOOTHED)
+    window = np.ones(min(SMOOTHED, len(values)))
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
@@ -184,7 +187,10 @@ def _bars(estimate: dict[str, Any]) -> list[list[float]] | None:
 
 def _outside_legend(axes: Axes) -> None:
     """Below the panel, where it hides nothing."""
+    from matplotlib.container import ErrorbarContainer
+
     handles, labels = axes.get_legend_handles_labels()
+    handles = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
     if handles:
         axes.legend(
             handles, labels, loc="upper center", bbox_to_anchor=(0.46, -0.19), ncols=min(3, len(labels)), frameon=False,
@@ -193,8 +199,13 @@ def _outside_legend(axes: Axes) -> None:
 
 
 @contextmanager
-def _panel(title: str) -> Iterator[tuple[Axes, list[str]]]:
-    """One panel in the report's style; on leaving, its SVG is the list's only element."""
+def _panel(title: str, legend: bool = False, names: bool = False) -> Iterator[tuple[Axes, list[str]]]:
+    """One panel in the report's style; on leaving, its SVG is the list's only element.
+
+    Args:
+        legend: leave room for one below.
+        names: leave room for the methods' names on the left.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -222,13 +233,13 @@ def _panel(title: str) -> Iterator[tuple[Axes, list[str]]]:
     svg: list[str] = []
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=SIZE, facecolor="white")
-        axes = figure.subplots()
+        # the same frame for every panel, so that all are scaled alike and stand in line
+        left = 0.21 if names else 0.14
+        axes = figure.add_axes((left, 0.3 if legend else 0.16, 0.97 - left, 0.6 if legend else 0.74))
         axes.set_title(title)
         yield axes, svg
         out = io.StringIO()
-        figure.savefig(
-            out, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight", pad_inches=0.04
-        )
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     svg.append(_inline(out.getvalue(), title))
 
 

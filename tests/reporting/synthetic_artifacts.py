@@ -84,7 +84,7 @@ def _fused(row: Example, number: int) -> Fused:
         **row.model_dump(),
         rewritten=rewritten if lost else whole,
         finished=number % 40 != 0,
-        similarity=round(0.86 + 0.1 * math.sin(number), 4) if passed else round(0.62 + 0.12 * math.sin(number), 4),
+        similarity=round(0.9 + 0.09 * math.sin(number), 4) if passed else round(0.62 + 0.12 * math.sin(number), 4),
         passed=passed,
         lost=[record] if lost else [],
         chosen=(rewritten if lost else whole) if passed else row.answer,

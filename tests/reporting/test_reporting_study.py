@@ -1,0 +1,44 @@
+import pytest
+from synthetic_artifacts import ITEMS, synthetic_params, write_artifacts
+
+from raft_tasks.reporting.study import collect
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root, params = tmp_path_factory.mktemp("artifacts"), synthetic_params()
+    write_artifacts(root, params)
+    return root, params
+
+
+def test_collects_every_run_and_remembers_every_file(finished):
+    root, params = finished
+    study = collect(root, params)
+    domain = study.domains["registry"]
+    assert set(domain.runs) == set(params.run.methods)
+    assert [run.seed for run in domain.runs["raft"]] == params.run.seeds
+    assert len(domain.base.items) == len(domain.test) + 4 * ITEMS
+    assert domain.runs["sft"][0].steps["l_kl"] == [None] * 45
+    assert domain.runs["raft"][0].steps["step"][-1] == 45.0
+    assert len(domain.rejects) == 2
+    # every file that was written is named with the stage that makes it
+    assert {file.path for file in study.files} == {path for path in root.rglob("*") if path.is_file()}
+    stages = {file.path.relative_to(root).as_posix(): file.stage for file in study.files}
+    assert stages["registry/benchmarks/raft-2/items.jsonl"] == "benchmark@registry-raft-2"
+    assert stages["registry/benchmarks/base/items.jsonl"] == "benchmark_base@registry"
+    assert stages["registry/runs/sft-0/steps.csv"] == "distill@registry-sft-0"
+
+
+def test_a_missing_run_names_the_stage_that_makes_it(finished):
+    root, params = finished
+    more = params.model_copy(update={"run": params.run.model_copy(update={"seeds": [0, 1, 2, 3]})})
+    with pytest.raises(FileNotFoundError, match="dvc repro distill@registry-sft-3"):
+        collect(root, more)
+
+
+def test_a_broken_curve_names_its_file(tmp_path):
+    params = synthetic_params(seeds=[0], methods=["sft"])
+    write_artifacts(tmp_path, params)
+    (tmp_path / "registry" / "runs" / "sft-0" / "steps.csv").write_text("step,loss\n1,two\n")
+    with pytest.raises(ValueError, match=r"steps\.csv: got a cell that is not a number"):
+        collect(tmp_path, params)

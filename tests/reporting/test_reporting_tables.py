@@ -1,0 +1,139 @@
+import json
+
+import numpy as np
+import pytest
+from synthetic_artifacts import LEVELS, TASKS, synthetic_params, write_artifacts
+
+from raft_tasks.artifacts import read_rows, write_rows
+from raft_tasks.errors import InputError
+from raft_tasks.reporting.study import collect
+from raft_tasks.reporting.tables import label, measure, percent, points, print_table
+from raft_tasks.schemas import ItemResult
+
+
+def measured(root, params, levels=LEVELS):
+    write_artifacts(root, params, levels)
+    return measure(collect(root, params))
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory):
+    return measured(tmp_path_factory.mktemp("artifacts"), synthetic_params())
+
+
+def test_is_json_and_whole(metrics):
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+    domain = metrics["domains"]["registry"]
+    assert list(domain["methods"]) == ["base", "sft", "sdft", "fused_sft", "on_policy", "raft"]
+    assert list(domain["measures"]) == ["domain_acc", "domain_complete", "general", *TASKS]
+    assert (metrics["reference"], metrics["candidate"]) == ("sft", "raft")
+    assert metrics["same_answers_without_teacher"] == ["fused_sft"]
+
+
+def test_numbers_are_those_of_the_items(tmp_path):
+    params = synthetic_params(seeds=[4, 5], methods=["sft", "raft"])
+    found = measured(tmp_path, params)["domains"]["registry"]["methods"]
+    right = {}
+    for method in ("base", "sft-4", "sft-5", "raft-4", "raft-5"):
+        items = read_rows(tmp_path / "registry" / "benchmarks" / method / "items.jsonl", ItemResult)
+        right[method] = {
+            task: np.mean([item.metrics["acc"] for item in items if item.task == task]) for task in ("domain", *TASKS)
+        }
+    sft = (right["sft-4"]["domain"] + right["sft-5"]["domain"]) / 2
+    raft = (right["raft-4"]["domain"] + right["raft-5"]["domain"]) / 2
+    assert found["sft"]["scores"]["domain_acc"]["estimate"] == pytest.approx(sft)
+    assert found["raft"]["against_reference"]["domain_acc"]["estimate"] == pytest.approx(raft - sft)
+    assert found["sft"]["candidate_against_it"]["domain_acc"]["estimate"] == pytest.approx(raft - sft)
+    general = {method: np.mean([shares[task] for task in TASKS]) for method, shares in right.items()}
+    assert found["base"]["scores"]["general"]["estimate"] == pytest.approx(general["base"])
+    kept = (general["raft-4"] + general["raft-5"]) / 2 / general["base"]
+    assert found["raft"]["retention"]["general"]["estimate"] == pytest.approx(kept)
+    assert [seed["seed"] for seed in found["raft"]["per_seed"]] == [4, 5]
+    assert found["raft"]["per_seed"][1]["general"] == pytest.approx(general["raft-5"])
+    assert found["raft"]["scores"]["domain_acc"]["n_seeds"] == 2
+    assert found["raft"]["scores"]["domain_acc"]["n_sources"] == 40
+    assert found["base"]["scores"]["domain_acc"]["over"] == "items"
+
+
+def test_verdicts_follow_the_levels(metrics):
+    methods = metrics["domains"]["registry"]["methods"]
+    change = methods["raft"]["against_reference"]
+    assert change["general"]["verdict"] == "higher"
+    assert methods["on_policy"]["against_reference"]["domain_acc"]["verdict"] == "lower"
+    assert methods["fused_sft"]["candidate_against_it"]["domain_acc"]["verdict"] == "no clear difference"
+    assert "against_reference" not in methods["sft"]
+
+
+def test_refinement_adds_up(metrics):
+    refined = metrics["domains"]["registry"]["refinement"]
+    assert refined["rows_in"] == 202
+    assert refined["rows_rejected"] == 2
+    assert refined["rows_train"] == 120 == sum(refined["similarity_counts"])
+    assert refined["rewrites_passed"] == 90
+    assert refined["share_passed"] == 0.75
+    edges = np.array(refined["similarity_edges"])
+    passed = np.array(refined["similarity_counts"])[edges[:-1] >= refined["tau"]].sum()
+    assert passed == 90
+    assert refined["share_fused_changed"] == pytest.approx(1 / 3)
+
+
+def test_training_is_averaged_over_seeds(metrics):
+    training = metrics["domains"]["registry"]["methods"]["sdft"]["training"]
+    assert training["relative_l2"] == pytest.approx(0.024 + 0.0007)
+    assert len(training["relative_l2_per_seed"]) == 3
+    assert training["seconds"] == 21
+
+
+def test_a_run_without_general_tasks(tmp_path):
+    params = synthetic_params(seeds=[0], methods=["sft"])
+    params = params.model_copy(update={"benchmark": params.benchmark.model_copy(update={"tasks": []})})
+    found = measured(tmp_path, params)
+    assert found["candidate"] is None
+    assert list(found["domains"]["registry"]["measures"]) == ["domain_acc", "domain_complete"]
+    assert found["domains"]["registry"]["methods"]["sft"]["retention"] == {}
+
+
+def test_items_that_do_not_pair_are_refused(tmp_path):
+    params = synthetic_params(seeds=[0], methods=["sft"])
+    write_artifacts(tmp_path, params)
+    path = tmp_path / "registry" / "benchmarks" / "sft-0" / "items.jsonl"
+    write_rows(path, read_rows(path, ItemResult)[1:])
+    with pytest.raises(InputError, match=r"sft \(seed 0\) and the base were not asked the same items of 'domain'"):
+        measure(collect(tmp_path, params))
+
+
+def test_a_task_that_was_not_benchmarked_is_named(tmp_path):
+    params = synthetic_params(seeds=[0], methods=["sft"])
+    write_artifacts(tmp_path, params)
+    more = params.model_copy(update={"benchmark": params.benchmark.model_copy(update={"tasks": ["ifeval"]})})
+    with pytest.raises(InputError, match="'ifeval' has no score per item"):
+        measure(collect(tmp_path, more))
+
+
+def test_the_terminal_table_is_narrow_and_says_what_the_numbers_say(metrics, capsys):
+    print_table(metrics)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    raft = metrics["domains"]["registry"]["methods"]["raft"]
+    assert points(raft["scores"]["domain_acc"]["estimate"]) in shown
+    assert points(raft["against_reference"]["general"]["estimate"], signed=True) in shown
+    assert "fused SFT" in shown
+
+
+@pytest.mark.parametrize(
+    ("share", "signed", "shown"),
+    [(0.5, False, "50.0"), (0.5, True, "+50.0"), (-0.1234, True, "−12.3"), (-0.0001, True, "0.0"), (0.0, True, "0.0")],
+)
+def test_points(share, signed, shown):
+    assert points(share, signed) == shown
+
+
+def test_percent_without_an_interval():
+    assert percent(None) == ("–", "")
+    assert percent({"estimate": 0.5, "low": None, "high": None}) == ("50.0", "")
+
+
+def test_labels():
+    assert label("fused_sft") == "fused SFT"
+    assert label("on_policy") == "on policy"
+    assert label("base") == "base"
