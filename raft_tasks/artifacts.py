@@ -22,7 +22,7 @@ RowT = TypeVar("RowT", bound=BaseModel)
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` on success, remove it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.partial")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -32,9 +32,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; put it in `path`'s place on success, remove it on failure."""
+    """Yield a temporary folder beside `path`; put it in `path`'s place on success, remove it on failure.
+
+    What a kill leaves behind is removed by the next call: DVC lets just one process write an artifact.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:

@@ -43,7 +43,7 @@ def project_processes(folder, *words):
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def clean_environment():
     """The environment of a user's shell: nothing that an earlier test or flow set."""
     prefixes = ("PREFECT_", "RAFT_", "HF_", "PYTEST_")

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,17 +62,53 @@ def data(folder):
     return {name: digest_path(artifacts / name) for name in names}, steps
 
 
-@pytest.mark.slow
-def test_killed_rewrite_distill_and_parent_flow(tmp_path, clean_environment):
-    calm = copy_project(tmp_path / "calm", SMALL)
-    stormy = copy_project(tmp_path / "stormy", SMALL)
-    # Each folder's only target is the trained model: benchmark and report are no different for a kill.
-    for folder in (calm, stormy):
-        graph = (folder / "dvc.yaml").read_text()
-        (folder / "dvc.yaml").write_text(graph[: graph.index("  benchmark:")])
+def small_project(folder):
+    """A project that ends with the trained model: for a kill, benchmark and report are no different."""
+    copy_project(folder, SMALL)
+    graph = (folder / "dvc.yaml").read_text()
+    (folder / "dvc.yaml").write_text(graph[: graph.index("  benchmark:")])
+    return folder
 
-    code, output = finish(start(calm, clean_environment, "flows.pipeline"))
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory, clean_environment):
+    """A project whose pipeline ran undisturbed."""
+    folder = small_project(tmp_path_factory.mktemp("calm"))
+    code, output = finish(start(folder, clean_environment, "flows.pipeline"))
     assert code == 0, output
+    return folder
+
+
+@pytest.mark.slow
+def test_push_and_pull_bring_every_artifact_back(calm, tmp_path, clean_environment):
+    before = data(calm)
+    for command in (["remote", "add", "-d", "-f", "local", str(tmp_path / "remote")], ["push"]):
+        code, output = finish(start(calm, clean_environment, "dvc", *command))
+        assert code == 0, output
+    shutil.rmtree(calm / "artifacts")
+    shutil.rmtree(calm / ".dvc" / "cache")
+    code, output = finish(start(calm, clean_environment, "dvc", "pull"))
+    assert code == 0, output
+    assert data(calm) == before
+
+
+@pytest.mark.slow
+def test_a_changed_threshold_concerns_what_depends_on_it(calm, clean_environment):
+    show = "from flows.pipeline import *; print(*stale_stages(*stage_graph()))"
+    ask = [sys.executable, "-c", show]
+    params = (calm / "params.yaml").read_text()
+    try:
+        assert "tau: 0.8" in params
+        (calm / "params.yaml").write_text(params.replace("tau: 0.8", "tau: 0.7"))
+        stale = subprocess.run(ask, cwd=calm, env=clean_environment, capture_output=True, text=True, check=True)
+    finally:
+        (calm / "params.yaml").write_text(params)
+    assert stale.stdout.split() == ["semantic_filter@registry", "fuse@registry", TARGET]
+
+
+@pytest.mark.slow
+def test_killed_rewrite_distill_and_parent_flow(calm, tmp_path, clean_environment):
+    stormy = small_project(tmp_path / "stormy")
 
     # 1. the stage `rewrite`, after two of its chunks are stored
     pipeline = start(stormy, clean_environment, "flows.pipeline")
