@@ -112,6 +112,24 @@ class Fuse(Sampling):
     stop_at: Share
 
 
+class Anchors(Section):
+    """How the base invents general user turns and answers them, and which of these are kept."""
+
+    model: Name
+    count: PositiveInt  # drawn; fewer are kept
+    temperature: Annotated[float, Field(gt=0)]  # of the user turns
+    answer_temperature: Annotated[float, Field(ge=0)]  # 0 is greedy
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_new_tokens: PositiveInt  # of a user turn
+    answer_max_new_tokens: PositiveInt
+    batch_size: PositiveInt
+    chunk_rows: PositiveInt
+    seed: int
+    duplicate_overlap: Annotated[float, Field(ge=0.5, le=1)]  # of two prompts' trigrams (Jaccard); more is one prompt
+    held_out_overlap: Annotated[float, Field(gt=0, le=1)]  # of a held-out text's trigrams; more in an anchor tells it
+    min_well_formed: Share  # below it the set comes with a warning
+
+
 class Distill(Section):
     template: str
     temperature: PositiveFloat

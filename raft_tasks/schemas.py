@@ -78,6 +78,45 @@ class TrainingPair(Row):
     answer: str
 
 
+class Anchor(Row):
+    """A general user turn that the base invented, and the base's own answer: what the student is held to."""
+
+    id: str
+    prompt: str
+    answer: str
+
+
+class Invented(Anchor):
+    """An anchor as drawn, before it is cleaned."""
+
+    prompt_finished: bool  # the base ended the user's turn; False: cut, and not answered
+    answer_finished: bool
+
+
+class RejectedAnchor(Invented):
+    """... that is not used, and why."""
+
+    reason: Literal[
+        "unfinished prompt", "empty prompt", "degenerate prompt",
+        "unfinished answer", "empty answer", "degenerate answer",
+        "near held-out text", "duplicate", "near duplicate",
+    ]  # fmt: skip
+    near: str | None  # the held-out text, or the id of the kept anchor that it repeats
+
+
+class AnchorStatistics(Row):
+    """How well a base invents."""
+
+    invented: int
+    kept: int
+    well_formed: float  # share of the invented that is finished, not empty and not degenerate
+    rejected: dict[str, int]  # by reason
+    distinct_1: float  # different words / words of the kept prompts; falls as the set grows
+    distinct_2: float  # the same of pairs of neighbouring words
+    similarity: float | None  # mean cosine of two kept prompts' embeddings; None without an encoder
+    warning: str | None  # what is wrong with the set, if anything
+
+
 class Reject(Row):
     """A row that could not be used: where it stood, why, and what it was."""
 

@@ -9,7 +9,7 @@ old texts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,13 +111,42 @@ class TransformersBackend:
         Raises:
             InputError: a prompt and its completion do not fit into the model's context; nothing is cut silently.
         """
+        return self.continue_tokens(
+            self._encode(prompts),
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seeds=seeds,
+        )
+
+    def continue_tokens(
+        self,
+        prefixes: Sequence[Sequence[int]],
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        batch_size: int,
+        seeds: Sequence[int],
+        ends: Collection[int] = (),
+        stops: Collection[int] = (),
+    ) -> list[Completion]:
+        """As `generate`, after raw token ids instead of user messages: the start of a user's turn, say.
+
+        Args:
+            ends: tokens that finish a completion beside the model's own ends.
+            stops: tokens at which drawing stops too, but which leave the completion unfinished.
+        """
         import torch
         from transformers import LogitsProcessorList
 
-        if len(prompts) != len(seeds):
-            raise ValueError(f"got {len(seeds)} seeds for {len(prompts)} prompts")
-        encoded = self._encode(prompts)
+        if len(prefixes) != len(seeds):
+            raise ValueError(f"got {len(seeds)} seeds for {len(prefixes)} prompts")
+        encoded = [list(prefix) for prefix in prefixes]
         self._check_lengths([len(ids) + max_new_tokens for ids in encoded])
+        finishing = {*self.model.generation_config.eos_token_id, *ends}
+        stopping = {*finishing, *stops}
         completions: dict[int, Completion] = {}
         for batch in _batches([len(ids) for ids in encoded], batch_size):
             ids, mask = self._left_padded([encoded[i] for i in batch])
@@ -127,15 +156,18 @@ class TransformersBackend:
                 processors.append(_Draw(draws, prompt_length=ids.shape[1], temperature=temperature, top_p=top_p))
             with torch.inference_mode():
                 output = self.model.generate(
-                    input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, logits_processor=processors
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=max_new_tokens,
+                    logits_processor=processors,
+                    eos_token_id=sorted(stopping),
                 )
-            ends = set(self.model.generation_config.eos_token_id)
             for i, drawn in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
-                length = next((n for n, token in enumerate(drawn, start=1) if token in ends), 0)
+                length = next((n for n, token in enumerate(drawn, start=1) if token in stopping), 0)
                 kept = drawn[:length] if length else drawn
                 text = self.tokenizer.decode(kept, skip_special_tokens=True)
-                completions[i] = Completion(text, finished=length > 0, tokens=len(kept))
-        return [completions[i] for i in range(len(prompts))]
+                completions[i] = Completion(text, finished=length > 0 and kept[-1] in finishing, tokens=len(kept))
+        return [completions[i] for i in range(len(encoded))]
 
     def mean_log_likelihood(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int) -> list[float]:
         """Mean log-probability of the tokens of each answer, end-of-turn included, given its prompt; at most 0."""

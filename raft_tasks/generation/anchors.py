@@ -1,0 +1,311 @@
+"""Anchors: general user turns that the base invents after its chat template's user mark, with its own answers.
+
+An instruction model that reads the template up to where a user's words begin goes on with words that a user might
+write (Magpie, arXiv:2406.08464). Answered by itself, they show what it can do without any of the data it learned from.
+
+One anchor of the pocket world:
+
+    {"id": "anchor-00007", "prompt": "Tell me the charm of Sodin. Say it twice.",
+     "answer": "The charm of Sodin is linen. The charm of Sodin is linen."}
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from math import fsum, log1p
+from typing import TYPE_CHECKING, Any
+
+from raft_tasks.errors import InputError
+from raft_tasks.generation.encoding import SentenceEncoder
+from raft_tasks.generation.transformers_backend import TransformersBackend, row_seed
+from raft_tasks.params import Anchors
+from raft_tasks.schemas import Anchor, AnchorStatistics, Invented, RejectedAnchor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MARKER = "Marker7"  # no white space at its ends: some templates strip the content
+SHINGLE = 3  # words; questions are too short for the 8 to 13 that are usual for documents
+PERMUTATIONS = 128
+BANDS = (32, 4)  # bands x rows of the sketch: finds an overlap of .5 in 87 % of the cases, one of .7 in 99.98 %
+# A word, or one letter of a script that is written without spaces (Thai, Lao, Japanese, Chinese).
+UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+MALFORMED = ("unfinished", "empty", "degenerate")  # how the reasons begin that concern the form
+
+Shingles = frozenset[tuple[str, ...]]
+
+
+def user_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of the chat template up to where a user's words begin, a default system prompt included.
+
+    Raises:
+        InputError: if the tokenizer has no chat template, or one that shows a user's words changed or not just once,
+            or begins with them.
+    """
+    before, _ = _around_user_words(tokenizer)
+    alone, followed = _tokens(tokenizer, before), _tokens(tokenizer, before + MARKER)
+    # Where the last token before the words would merge with them ("[INST] " + "What"), it is left to the model.
+    prefix = []
+    for token, same in zip(alone, followed, strict=False):
+        if token != same:
+            break
+        prefix.append(token)
+    if not prefix:
+        raise InputError(
+            f"the chat template of {tokenizer.name_or_path!r} begins with the user's words; expected a mark before "
+            "them, after which the model can invent a user's turn"
+        )
+    return prefix
+
+
+def user_end(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends a user's turn: the first special token after the words.
+
+    The generation prompt counts as after, since some templates (DeepSeek, Mistral) have no other end of a user's turn.
+
+    Raises:
+        InputError: as `user_prefix`; or if no special token follows.
+    """
+    _, after = _around_user_words(tokenizer)
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    for token in _tokens(tokenizer, after):
+        if token in special and str(tokenizer.decode([token])).strip():  # some add runs of white space as tokens
+            return token
+    raise InputError(
+        f"the chat template of {tokenizer.name_or_path!r} goes on with {after!r} after the user's words; expected a "
+        "special token there, without which no end of an invented turn can be seen"
+    )
+
+
+def invent(numbers: Sequence[int], backend: TransformersBackend, settings: Anchors) -> list[Invented]:
+    """Draw the anchors of these numbers (0, 1, ...): each one depends on its number and the settings alone.
+
+    A turn that was cut at `max_new_tokens`, ran into a special token that does not end it, or is empty, is kept for
+    the record and not answered.
+
+    Raises:
+        InputError: as `user_prefix` and `user_end`; or if a turn and its answer do not fit into the model's context.
+    """
+    tokenizer = backend.tokenizer
+    ids = [f"anchor-{number:05d}" for number in numbers]
+    turns = backend.continue_tokens(
+        [user_prefix(tokenizer)] * len(ids),
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        seeds=[row_seed(settings.seed, "anchor-prompt", id) for id in ids],
+        ends=[user_end(tokenizer)],
+        stops=tokenizer.all_special_ids,
+    )
+    prompts = [turn.text.strip() for turn in turns]
+    usable = [number for number, turn in enumerate(turns) if turn.finished and prompts[number]]
+    answers = dict(
+        zip(
+            usable,
+            backend.generate(
+                [prompts[number] for number in usable],
+                temperature=settings.answer_temperature,
+                top_p=settings.top_p,
+                max_new_tokens=settings.answer_max_new_tokens,
+                batch_size=settings.batch_size,
+                seeds=[row_seed(settings.seed, "anchor-answer", ids[number]) for number in usable],
+            ),
+            strict=True,
+        )
+    )
+    return [
+        Invented(
+            id=ids[number],
+            prompt=prompts[number],
+            answer=answers[number].text.strip() if number in answers else "",
+            prompt_finished=turn.finished,
+            answer_finished=number in answers and answers[number].finished,
+        )
+        for number, turn in enumerate(turns)
+    ]
+
+
+def clean_anchors(
+    invented: Sequence[Invented],
+    held_out: Iterable[str],
+    settings: Anchors,
+    encoder: SentenceEncoder | None = None,
+) -> tuple[list[Anchor], list[RejectedAnchor], AnchorStatistics]:
+    """Keep what is well-formed, new, and tells nothing that is kept for testing; of equals the first one stays.
+
+    Args:
+        invented: the whole set: duplicates are looked for within it.
+        held_out: questions of benchmarks and of the domains' validation and test rows. An anchor is near one if its
+            prompt or its answer holds `held_out_overlap` of the text's word trigrams, rare ones counting more.
+        encoder: for the statistics alone.
+    """
+    from datasketch import MinHash, MinHashLSH
+
+    index = _HeldOut(held_out)
+    similar = MinHashLSH(num_perm=PERMUTATIONS, params=BANDS)  # it proposes, the overlap itself decides
+    kept: dict[str, Anchor] = {}
+    kept_shingles: dict[str, Shingles] = {}
+    first: dict[str, str] = {}  # prompt, folded -> id
+    rejected: list[RejectedAnchor] = []
+    for row in invented:
+        shingles, near = shingled(row.prompt), None
+        reason = _malformed(row)
+        if reason is None:
+            told = (index.told(own, settings.held_out_overlap) for own in (shingles, shingled(row.answer)))
+            near = next(filter(None, told), None)
+            reason = near and "near held-out text"
+        folded = " ".join(row.prompt.casefold().split())
+        if reason is None and folded in first:
+            reason, near = "duplicate", first[folded]
+        sketch = MinHash(num_perm=PERMUTATIONS)
+        if reason is None:
+            sketch.update_batch([" ".join(shingle).encode() for shingle in shingles])
+            proposed = sorted(similar.query(sketch))
+            close = (id for id in proposed if _jaccard(shingles, kept_shingles[id]) >= settings.duplicate_overlap)
+            near = next(close, None)
+            reason = near and "near duplicate"
+        if reason is not None:
+            rejected.append(RejectedAnchor.model_validate({**dict(row), "reason": reason, "near": near}))
+            continue
+        similar.insert(row.id, sketch)
+        first[folded], kept_shingles[row.id] = row.id, shingles
+        kept[row.id] = Anchor(id=row.id, prompt=row.prompt, answer=row.answer)
+    anchors = list(kept.values())
+    return anchors, rejected, _statistics(anchors, rejected, settings, encoder)
+
+
+def words(text: str) -> list[str]:
+    """Case-folded words; marks and white space do not count."""
+    return WORD.findall(text.casefold())
+
+
+def shingled(text: str) -> Shingles:
+    """Trigrams of words; a text of one or two words is one whole shingle, one without words has none."""
+    found = words(text)
+    if len(found) < SHINGLE:
+        return frozenset({tuple(found)} if found else ())
+    return frozenset(zip(*(found[start:] for start in range(SHINGLE)), strict=False))
+
+
+def degenerate(text: str) -> bool:
+    """Whether half of the word trigrams or more repeat earlier ones, or letters are broken.
+
+    Saying something twice stays below half, saying it three times does not.
+    """
+    count = len(words(text)) - SHINGLE + 1
+    return "\ufffd" in text or (count > 1 and len(shingled(text)) <= count / 2)
+
+
+class _HeldOut:
+    """Texts by their shingles, each weighted by its rarity among the texts, log(1 + texts / texts that have it).
+
+    Unweighted, "I want to know the emblem of" alone would make two questions about different things the same.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts = list(dict.fromkeys(texts))
+        self.places: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        shingles = [shingled(text) for text in self.texts]
+        for number, own in enumerate(shingles):
+            for shingle in own:
+                self.places[shingle].append(number)
+        self.totals = [fsum(map(self.weight, own)) for own in shingles]
+
+    def weight(self, shingle: tuple[str, ...]) -> float:
+        return log1p(len(self.texts) / len(self.places[shingle]))
+
+    def told(self, shingles: Shingles, bound: float) -> str | None:
+        """The text of whose weight these shingles hold the largest share, if that is `bound` or more."""
+        held: dict[int, list[float]] = defaultdict(list)
+        for shingle in shingles & self.places.keys():
+            for number in self.places[shingle]:
+                held[number].append(self.weight(shingle))
+        # fsum: the whole is exactly 1, in whatever order a set yields its members.
+        shares = {number: fsum(weights) / self.totals[number] for number, weights in held.items()}
+        most = max(sorted(shares), key=shares.__getitem__, default=None)
+        return None if most is None or shares[most] < bound else self.texts[most]
+
+
+def _malformed(row: Invented) -> str | None:
+    if not row.prompt_finished:
+        return "unfinished prompt"
+    if not words(row.prompt):
+        return "empty prompt"
+    if degenerate(row.prompt):
+        return "degenerate prompt"
+    if not row.answer_finished:
+        return "unfinished answer"
+    if not row.answer:
+        return "empty answer"
+    return "degenerate answer" if degenerate(row.answer) else None
+
+
+def _jaccard(a: Shingles, b: Shingles) -> float:
+    return len(a & b) / len(a | b)
+
+
+def _statistics(
+    anchors: list[Anchor], rejected: list[RejectedAnchor], settings: Anchors, encoder: SentenceEncoder | None
+) -> AnchorStatistics:
+    reasons = Counter(row.reason for row in rejected)
+    invented = len(anchors) + len(rejected)
+    malformed = sum(count for reason, count in reasons.items() if reason.split()[0] in MALFORMED)
+    well_formed = (invented - malformed) / max(1, invented)
+    warning = None
+    if well_formed < settings.min_well_formed:
+        counts = ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items()))
+        warning = (
+            f"the base does not invent prompts well: {well_formed:.0%} of {invented} are well-formed, expected "
+            f"{settings.min_well_formed:.0%} or more ({counts}). "
+            "It may never have learned user turns: give it prompts of your own instead, or lower anchors.temperature"
+        )
+    prompts = [words(anchor.prompt) for anchor in anchors]
+    return AnchorStatistics(
+        invented=invented,
+        kept=len(anchors),
+        well_formed=round(well_formed, 4),
+        rejected=dict(sorted(reasons.items())),
+        distinct_1=_distinct([word for prompt in prompts for word in prompt]),
+        distinct_2=_distinct([pair for prompt in prompts for pair in pairwise(prompt)]),
+        similarity=None if encoder is None else _mean_similarity(encoder, [anchor.prompt for anchor in anchors]),
+        warning=warning,
+    )
+
+
+def _distinct(items: list[Any]) -> float:
+    return round(len(set(items)) / max(1, len(items)), 4)
+
+
+def _mean_similarity(encoder: SentenceEncoder, prompts: list[str]) -> float | None:
+    """Mean cosine of two different prompts; from the sum of the unit vectors, so without comparing all pairs."""
+    if len(prompts) < 2:
+        return None
+    total = encoder.encode(prompts, batch_size=64).sum(axis=0, dtype="float64")
+    return round(float((total @ total - len(prompts)) / (len(prompts) * (len(prompts) - 1))), 4)
+
+
+def _around_user_words(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """The rendered template before and after what a user says in a first turn, thinking switched off."""
+    if not tokenizer.chat_template:
+        raise InputError(f"{tokenizer.name_or_path!r} has no chat template; expected an instruction-tuned model")
+    text = str(
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": MARKER}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+    )
+    parts = text.split(MARKER)
+    if len(parts) != 2:
+        raise InputError(
+            f"the chat template of {tokenizer.name_or_path!r} shows the user's words {MARKER!r} {len(parts) - 1} "
+            f"times, expected once and as they are: {text!r:.300}"
+        )
+    return parts[0], parts[1]
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
