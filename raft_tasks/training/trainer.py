@@ -132,12 +132,12 @@ def train_model(
     output.mkdir(parents=True, exist_ok=True)
     arguments = training_arguments(train, len(rows), seed, checkpoints)
     teacher = deepcopy(student).to(getattr(torch, model.dtype)).to(arguments.device) if distill else None
-    trainer = RaftTrainer(
-        student, teacher, rows, tokenizer, method, arguments, fingerprint, output / "steps.csv", progress
-    )
-    if resumed is not None and trainer.balance is not None:
-        trainer.balance.load_state_dict(resumed[1]["balance"])
     with quiet():
+        trainer = RaftTrainer(
+            student, teacher, rows, tokenizer, method, arguments, fingerprint, output / "steps.csv", progress
+        )
+        if resumed is not None and trainer.balance is not None:
+            trainer.balance.load_state_dict(resumed[1]["balance"])
         trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
 
     base = teacher if teacher is not None else load_model(model, torch.float32)[0]

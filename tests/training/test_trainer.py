@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from tiny import METHODS, TEACHER, distill, pairs, train
+from transformers.utils import logging as transformers_logging
 
 from raft_tasks.params import Method
 from raft_tasks.training.checkpoints import CheckpointError
@@ -151,9 +152,10 @@ def test_the_teacher_is_frozen_and_in_evaluation_mode(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_and_leaves_a_model_that_loads(tiny_model, tmp_path, method, capfd):
-    seen = []
+    seen, verbosity = [], transformers_logging.get_verbosity()
     result = run(tiny_model, tmp_path, method, progress=lambda done, total: seen.append((done, total)))
     assert capfd.readouterr() == ("", "")
+    assert transformers_logging.get_verbosity() == verbosity
     assert seen == [(step, 6) for step in range(1, 7)]
     table = steps(tmp_path)
     assert list(table[0]) == COLUMNS
