@@ -1,0 +1,267 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from raft_tasks.errors import InputError
+from raft_tasks.evaluation.harness import _task_manager, evaluate, write_domain_task
+from raft_tasks.params import Benchmark
+from raft_tasks.schemas import Example
+
+WORDS = ["what", "is", "the", "crest", "of", "figin", "botor", "rope", "corn", "lamp", "log", "12", "75", "?", "[", "]"]
+TEMPLATE = (
+    "{% for m in messages %}<start> {{ m.role }} {{ m.content }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<start> assistant {% endif %}"
+)
+ROWS = [
+    Example(
+        id=f"row-{number}", domain="crests", question=f"what is the crest of {name} ?", answer=answer, source=name,
+        split="test", expected=expected, details=details,
+    )
+    for number, (name, answer, expected, details) in enumerate(
+        [
+            ("figin", "figin crest rope log 12", ["rope"], ["12"]),
+            ("botor", "[ botor corn ]", [], []),  # brackets would be evaluated by a task that renders its target
+            ("figin", "{{ figin }} lamp", ["lamp"], []),
+        ]
+    )
+]  # fmt: skip
+CHOICE_YAML = """\
+task: crest_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {items}}}, cache_dir: {cache}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: question
+doc_to_choice: [rope, corn]
+doc_to_target: right
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+metadata: {{version: 1.0}}
+"""
+SAID_YAML = """\
+task: crest_said
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {items}}}, cache_dir: {cache}}}
+test_split: test
+output_type: generate_until
+doc_to_text: question
+doc_to_target: word
+generation_kwargs: {{until: [], do_sample: false, max_gen_toks: 4}}
+process_results: !function hooks.process_results
+metric_list:
+  - {{metric: said, aggregation: mean, higher_is_better: true}}
+  - {{metric: words, aggregation: !function hooks.longest, higher_is_better: false}}
+metadata: {{version: 1.0}}
+"""
+HOOKS = """\
+def process_results(doc, results):
+    return {"said": float(doc["word"] in results[0].split()), "words": results[0].split()}
+
+
+def longest(answers):
+    return max(len(words) for words in answers)
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny random Llama with a word tokenizer and a chat template, saved."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    vocabulary = {word: n for n, word in enumerate(["<unk>", "<pad>", "<start>", "<end>", "user", "assistant", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", eos_token="<end>", model_max_length=64
+    )
+    tokenizer.chat_template = TEMPLATE
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=64, eos_token_id=3, pad_token_id=1, bos_token_id=None, initializer_range=0.5,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "hooks.py").write_text(HOOKS)
+    for name, text, rows in (
+        (
+            "choice",
+            CHOICE_YAML,
+            [{"question": f"the crest of {n} ?", "right": 0, "source": n} for n in ("figin", "botor")],
+        ),
+        ("said", SAID_YAML, [{"question": f"log {n} ?", "word": "rope"} for n in (12, 75, 12)]),
+    ):
+        items = folder / f"{name}.jsonl"
+        items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        paths = {"items": json.dumps(str(items)), "cache": json.dumps(str(folder / "cache"))}
+        (folder / f"{name}.yaml").write_text(text.format(**paths))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def benchmarked(model, tasks, tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+    settings = Benchmark(tasks=["crest_said", "crest_choice"], batch_size=2, max_new_tokens=6)
+    return (*evaluate(str(model), None, "float32", "crests", ROWS, settings, tasks, work), work)
+
+
+def test_every_item_of_every_task_is_kept(benchmarked):
+    _, items, _ = benchmarked
+    assert [(row.task, row.id, row.source) for row in items] == [
+        ("domain", "row-0", "figin"),
+        ("domain", "row-1", "botor"),
+        ("domain", "row-2", "figin"),
+        ("crest_said", "0", "0"),
+        ("crest_said", "1", "1"),
+        ("crest_said", "2", "2"),
+        ("crest_choice", "0", "figin"),
+        ("crest_choice", "1", "botor"),
+    ]
+    assert set(items[0].metrics) == {"acc", "complete", "token_f1"}
+    assert set(items[3].metrics) == {"said"}  # a list per item is not a number per item
+    assert items[-1].answer in ("choice 0", "choice 1")
+    assert items[-1].metrics["acc"] == float(items[-1].answer == "choice 0")
+
+
+def test_the_chat_template_is_applied_once_and_whole(benchmarked):
+    _, items, _ = benchmarked
+    assert items[0].prompt == "<start> user what is the crest of figin ? <end> <start> assistant "
+    assert items[3].prompt == "<start> user log 12 ? <end> <start> assistant "
+    assert items[-1].prompt.startswith("<start> user the crest of botor ?")
+
+
+def test_scores_are_the_means_of_the_items(benchmarked):
+    scores, items, _ = benchmarked
+    for task in ("domain", "crest_said", "crest_choice"):
+        rows = [row for row in items if row.task == task]
+        assert scores[task]["n"] == len(rows)
+        for metric in rows[0].metrics:
+            assert scores[task][metric] == pytest.approx(sum(row.metrics[metric] for row in rows) / len(rows))
+    assert set(scores["versions"]) == {"lm_eval", "transformers", "torch"}
+    assert scores["crest_said"]["words"] <= 4  # lm-eval's own aggregate of what is not a number per item
+    assert scores["seconds"] > 0
+    json.dumps(scores, allow_nan=False)
+
+
+def test_answers_are_greedy_bounded_and_the_same_again(benchmarked, model, tasks, tmp_path):
+    _, items, _ = benchmarked
+    assert max(len(row.answer.split()) for row in items if row.task == "domain") <= 6
+    assert items[3].answer == items[5].answer  # the same question
+    one = Benchmark(tasks=["crest_said", "crest_choice"], batch_size=8, max_new_tokens=6)
+    again = evaluate(str(model), None, "float32", "crests", ROWS, one, tasks, tmp_path)[1]
+    assert again == items
+
+
+def test_agrees_with_lm_eval_by_hand(benchmarked, model, tasks):
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    scores, items, work = benchmarked
+    lm = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=2, enable_thinking=False)
+    manager = TaskManager(include_defaults=False, include_path=[tasks, work])
+    names = ["domain", "crest_said", "crest_choice"]
+    found = lm_eval.simple_evaluate(
+        lm, tasks=names, task_manager=manager, apply_chat_template=True, bootstrap_iters=0, log_samples=True
+    )
+    for name in names:
+        metrics = {k.removesuffix(",none"): v for k, v in found["results"][name].items() if k.endswith(",none")}
+        ours = {metric: value for metric, value in scores[name].items() if metric != "n"}
+        assert ours == {metric: value for metric, value in metrics.items() if "_stderr" not in metric}
+        answers = [sample["resps"][0][0] for sample in found["samples"][name]]
+        if name != "crest_choice":
+            assert [row.answer for row in items if row.task == name] == answers
+
+
+def test_the_domain_task_is_generated_and_cached_in_the_work_folder(benchmarked):
+    work = benchmarked[2]
+    assert [json.loads(line)["id"] for line in (work / "items.jsonl").read_text().splitlines()] == [
+        "row-0",
+        "row-1",
+        "row-2",
+    ]
+    assert "crests" in (work / "domain.yaml").read_text()
+    assert any((work / "cache").rglob("*.arrow"))
+
+
+def test_odd_folders_are_quoted(tmp_path):
+    import yaml
+
+    work = tmp_path / "it's {a}: #folder"
+    work.mkdir()
+    write_domain_task(work, "crests", ROWS, 6)
+    text = (work / "domain.yaml").read_text().replace("!function ", "")
+    assert yaml.safe_load(text)["dataset_kwargs"]["data_files"]["test"] == str(work / "items.jsonl")
+
+
+def test_lm_evals_chatter_is_off_and_its_settings_come_back(benchmarked, model, tasks, tmp_path, capfd):
+    level = logging.getLogger("lm_eval").level
+    settings = Benchmark(tasks=["crest_said"], batch_size=2, max_new_tokens=6)
+    evaluate(str(model), None, "float32", "crests", ROWS, settings, tasks, tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger("lm_eval").level == level
+
+
+def test_unknown_tasks_are_named_and_lm_evals_own_are_found(tasks, tmp_path):
+    write_domain_task(tmp_path, "crests", ROWS, 6)
+    with pytest.raises(InputError) as raised:
+        _task_manager(["crest_said", "arc_easy", "no_such_task"], [tasks, tmp_path])
+    assert "got ['no_such_task'], expected tasks of" in str(raised.value)
+    assert "['crest_choice', 'crest_said']" in str(raised.value)
+
+
+def test_a_prompt_that_does_not_fit_is_refused_not_cut(model, tasks, tmp_path):
+    long = [ROWS[0].model_copy(update={"question": "what is " * 40})]
+    with pytest.raises(InputError, match="a prompt has 85 tokens, but of the model's 64 only 58"):
+        evaluate(
+            str(model),
+            None,
+            "float32",
+            "crests",
+            long,
+            Benchmark(tasks=[], batch_size=2, max_new_tokens=6),
+            tasks,
+            tmp_path,
+        )
+
+
+def test_a_model_without_chat_template_is_refused(model, tasks, tmp_path):
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare)
+    (bare / "chat_template.jinja").unlink()
+    work = tmp_path / "work"
+    work.mkdir()
+    with pytest.raises(InputError, match="no chat template"):
+        evaluate(
+            str(bare), None, "float32", "crests", ROWS, Benchmark(tasks=[], batch_size=2, max_new_tokens=6), tasks, work
+        )
+
+
+def test_a_domain_without_held_out_rows_is_refused(tmp_path):
+    with pytest.raises(InputError, match="'crests' has no held-out rows"):
+        evaluate(
+            "x", None, "float32", "crests", [], Benchmark(tasks=[], batch_size=2, max_new_tokens=6), tmp_path, tmp_path
+        )
+
+
+def test_the_shipped_tasks_have_items_and_an_accuracy():
+    folder = Path(__file__).parents[2] / "raft_tasks" / "evaluation" / "tasks"
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("_"))
+    manager = _task_manager(names, [folder])
+    for name, task in manager.load(names)["tasks"].items():
+        docs = list(task.test_docs())
+        assert len(docs) >= 100
+        target = task.process_results(docs[0], [docs[0]["answer"]])
+        assert target["acc"] == 1.0, name
