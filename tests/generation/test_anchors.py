@@ -23,6 +23,7 @@ from raft_tasks.params import Anchors, Model
 from raft_tasks.schemas import Anchor, Invented
 
 ROOT = Path(__file__).parents[2]
+POCKET = Model(path=str(ROOT / "models/pocket-base"), revision=None, dtype="float32")
 
 # The shapes of real templates, shortened to what matters: what stands before a user's words, and what after.
 QWEN3 = (
@@ -32,7 +33,7 @@ QWEN3 = (
 )
 SMOLLM3 = (  # puts in a system prompt that tells the thinking mode
     "<|im_start|>system\n## Metadata\n\nReasoning Mode: "
-    "{% if enable_thinking is defined and not enable_thinking %}/no_think{% else %}/think{% endif %}\n\n"
+    "{% if enable_thinking is defined and not enable_thinking %}/no_think{% else %}/think{% endif %}{{ '\n\n' }}"
     "You are a helpful AI assistant named SmolLM.\n\n<|im_end|>\n" + QWEN3
 )
 LLAMA3 = (  # begins with BOS, puts in a system prompt, strips the content
@@ -143,9 +144,7 @@ def test_a_space_that_belongs_to_the_first_word_is_left_to_the_model() -> None:
 
 
 def test_prefix_and_end_with_the_pocket_model() -> None:
-    tokenizer = TransformersBackend(
-        Model(path=str(ROOT / "models/pocket-base"), revision=None, dtype="float32")
-    ).tokenizer
+    tokenizer = TransformersBackend(POCKET).tokenizer
     assert tokenizer.decode(user_prefix(tokenizer)) == "<|im_start|>user\n"
     assert tokenizer.unk_token_id not in user_prefix(tokenizer)
     assert tokenizer.convert_ids_to_tokens(user_end(tokenizer)) == "<|im_end|>"
@@ -351,7 +350,7 @@ def test_near_duplicates_are_those_of_comparing_all_pairs() -> None:
     rng = random.Random(0)
     vocabulary = [f"word{number}" for number in range(200)]
     prompts: list[str] = []
-    for _ in range(60):
+    for _ in range(40):
         original = [rng.choice(vocabulary) for _ in range(40)]
         prompts.append(" ".join(original))
         for changes in (1, 2, 4):
@@ -367,7 +366,7 @@ def test_near_duplicates_are_those_of_comparing_all_pairs() -> None:
             expected.append(prompt)
     kept, rejected, _ = clean_anchors(drawn(*prompts), [], SETTINGS)
     assert [anchor.prompt for anchor in kept] == expected
-    assert len(rejected) > 60
+    assert len(rejected) > 40
     assert {row.reason for row in rejected} == {"near duplicate"}
     assert len(clean_anchors(drawn(*prompts), [], with_settings(duplicate_overlap=1.0))[0]) == len(prompts)
 
@@ -394,7 +393,7 @@ def test_settings_that_make_no_sense_are_refused(change: dict[str, float]) -> No
 
 
 def test_the_pocket_model_invents_what_it_can_do() -> None:
-    base = TransformersBackend(Model(path=str(ROOT / "models/pocket-base"), revision=None, dtype="float32"))
+    base = TransformersBackend(POCKET)
     tasks = ROOT / "raft_tasks/evaluation/tasks"
     held_out = [
         json.loads(line)["question"]
