@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from raft_tasks.artifacts import read_json, write_json
+from raft_tasks.errors import InputError
 
 MARK = "complete.json"
 
 
-class CheckpointError(Exception):
+class CheckpointError(InputError):
     """Checkpoints that do not belong to this training."""
 
 

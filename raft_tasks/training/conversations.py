@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raft_tasks.errors import InputError
 from raft_tasks.schemas import TrainingPair
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 SHOWN_PROBLEMS = 5
 
 
-class ConversationError(ValueError):
+class ConversationError(InputError):
     """Rows or a chat template that cannot be trained on; the message names them."""
 
 

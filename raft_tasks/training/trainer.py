@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from raft_tasks.artifacts import digest, write_json
+from raft_tasks.errors import InputError
 from raft_tasks.params import Distill, Method, Model, Train
 from raft_tasks.schemas import TrainingPair
 from raft_tasks.training.balance import make_balance
@@ -74,7 +75,7 @@ COLUMNS = [  # of steps.csv, one row per optimiser step; a cell is empty where a
 ]
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(InputError):
     """A loss or gradient became NaN or infinite."""
 
 
@@ -107,7 +108,7 @@ def train_model(
         The summary: steps, sizes, time, final losses, lambda, distance of the weights to the base.
 
     Raises:
-        ModelError, ConversationError, CheckpointError, ValueError: before training, each saying what to do.
+        ModelError, ConversationError, CheckpointError, InputError: before training, each saying what to do.
         TrainingDiverged: naming step and rows; the batch is kept as JSON in `checkpoints`.
     """
     # AdamW's steps vanish in bfloat16 weights, so the student is float32; train.precision says how it computes
@@ -166,7 +167,7 @@ def teacher_turn(method: Method, template_text: str) -> Callable[[TrainingPair],
 def check_top_k(distill: Distill, vocabulary: int) -> None:
     largest = vocabulary - 1 if distill.tail_bucket else vocabulary
     if distill.top_k > largest:
-        raise ValueError(
+        raise InputError(
             f"distill.top_k is {distill.top_k}, expected at most {largest}: the model has {vocabulary} tokens"
             + (" (the tail bucket needs at least one token outside)" if distill.tail_bucket else "")
         )

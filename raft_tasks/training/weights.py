@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from raft_tasks.artifacts import digest
+from raft_tasks.errors import InputError
 from raft_tasks.params import Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class ModelError(Exception):
+class ModelError(InputError):
     """A model that cannot be loaded: what was tried and what to do."""
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny import METHODS, TEACHER, distill, pairs, train
 from transformers.utils import logging as transformers_logging
 
+from raft_tasks.errors import InputError
 from raft_tasks.params import Method
 from raft_tasks.training.checkpoints import CheckpointError
 from raft_tasks.training.conversations import ConversationError, encode_pairs, end_of_turn
@@ -406,7 +407,7 @@ def test_max_length_is_also_what_the_model_can_read(tmp_path):
 @pytest.mark.parametrize(("tail", "largest"), [(False, 36), (True, 35)])
 def test_top_k_beyond_the_vocabulary(tiny_model, tmp_path, tail, largest):
     row = Method(answers="raw", teacher="plain", balance="ema", distill=distill(top_k=512, tail_bucket=tail))
-    with pytest.raises(ValueError, match=f"distill.top_k is 512, expected at most {largest}"):
+    with pytest.raises(InputError, match=f"distill.top_k is 512, expected at most {largest}"):
         run(tiny_model, tmp_path, row)
 
 
