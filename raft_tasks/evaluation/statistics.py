@@ -75,7 +75,7 @@ def mean(tasks: Sequence[Outcomes], bootstrap: Bootstrap) -> Estimate:
         margin = ((1 - bootstrap.confidence) / 2) ** (1 / n_sources)
         low, high = (margin, 1.0) if every[0] else (0.0, 1.0 - margin)
         return _estimate(float(every[0]), low, high, tasks)
-    within = (0.0, 1.0) if every.min() >= 0 and every.max() <= 1 else (-np.inf, np.inf)
+    within = (0.0, 1.0) if _are_shares(tasks) else (-np.inf, np.inf)
     weights = _Weights(tasks, bootstrap)
     return _interval(weights.means(tasks), _mean(tasks), _influences(tasks), within, tasks, bootstrap)
 
@@ -92,7 +92,7 @@ def difference(tasks: Sequence[Outcomes], others: Sequence[Outcomes], bootstrap:
         weights.means(tasks) - weights.means(others),
         _mean(tasks) - _mean(others),
         [mine - theirs for mine, theirs in zip(_influences(tasks), _influences(others), strict=True)],
-        (-np.inf, np.inf),
+        (-1.0, 1.0) if _are_shares([*tasks, *others]) else (-np.inf, np.inf),
         tasks,
         bootstrap,
     )
@@ -155,6 +155,10 @@ def _by_source(task: Outcomes) -> tuple[Floats, Floats]:
 
 def _mean(tasks: Sequence[Outcomes]) -> float:
     return float(np.mean([task.values.mean() for task in tasks]))
+
+
+def _are_shares(tasks: Sequence[Outcomes]) -> bool:
+    return all(task.values.min() >= 0 and task.values.max() <= 1 for task in tasks)
 
 
 def _influences(tasks: Sequence[Outcomes]) -> list[Floats]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raft_tasks.params import Params
 from raft_tasks.reporting.study import BASE, DomainStudy
@@ -20,6 +21,8 @@ from raft_tasks.reporting.tables import label
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Floats = NDArray[np.float64]
+
 INK = "#1b2330"
 FAINT = "#c9ced6"
 REJECTED = "#b9c0ca"
@@ -27,6 +30,7 @@ COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#009E73", "#0072B2", "#56B4E9", "#7
 MARKERS = "os^DvPX"
 BASE_STYLE = ("#444b57", "*")
 SIZE = (4.6, 3.3)  # inches; scaled to a phone's width the smallest text stays above 7 points
+FARTHEST = 50  # times the marked level: what is beyond is off the chart, so that the rest can be read
 SMOOTHED = 5  # steps of the centred moving average in the curves
 
 
@@ -107,9 +111,9 @@ def curves(
         for method, runs in domain.runs.items():
             columns = [run.steps.get(column, []) for run in runs]
             length = min(map(len, columns))
-            if not length or any(value is None for values in columns for value in values[:length]):
+            values = np.array([row[:length] for row in columns], dtype=np.float64)  # [S, steps]; None becomes NaN
+            if np.isnan(values).all():
                 continue
-            values = np.array([[float(value or 0.0) for value in values[:length]] for values in columns])  # [S, steps]
             smooth = np.stack([_smoothed(row) for row in values])
             steps = np.arange(1, length + 1)
             colour = style[method][0]
@@ -117,6 +121,8 @@ def curves(
             axes.plot(steps, smooth.mean(axis=0), color=colour, linewidth=1.6, label=label(method))
         if level is not None:
             axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(max(low, level / FARTHEST), level / 2), max(min(high, level * FARTHEST), level * 2))
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
@@ -171,10 +177,13 @@ def distances(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
     return svg[0]
 
 
-def _smoothed(values: Sequence[float] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Centred moving average; the window shrinks at both ends."""
+def _smoothed(values: Floats) -> Floats:
+    """Centred moving average of what is there; the window shrinks at both ends and over gaps (NaN)."""
     window = np.ones(min(SMOOTHED, len(values)))
-    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+    there = np.isfinite(values)
+    sums = np.convolve(np.where(there, values, 0.0), window, "same")
+    counts = np.convolve(there.astype(np.float64), window, "same")
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def _bars(estimate: dict[str, Any]) -> list[list[float]] | None:
@@ -243,12 +252,15 @@ def _panel(title: str, legend: bool = False, names: bool = False) -> Iterator[tu
     svg.append(_inline(out.getvalue(), title))
 
 
+def within(svg: str, prefix: str) -> str:
+    """The figure with `prefix` before its ids, so that a page can hold others like it."""
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    return re.sub(r'(url\(#|href="#)', rf"\1{prefix}-", svg)
+
+
 def _inline(document: str, title: str) -> str:
     """The <svg> element alone: named for readers that do not see it, ids of its own, width left to the page."""
-    prefix = re.sub(r"\W+", "-", title.lower()).strip("-")
-    svg = document[document.index("<svg") :].strip()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
-    svg = re.sub(r'(url\(#|href="#)', rf"\1{prefix}-", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", document[document.index("<svg") :].strip(), flags=re.DOTALL)
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return within(svg, re.sub(r"\W+", "-", title.lower()).strip("-"))

@@ -39,6 +39,7 @@ def write_report(study: Study, metrics: dict[str, Any], git_revision: str | None
         lstrip_blocks=True,
     )
     environment.filters["points"] = points
+    environment.filters["within"] = figures.within
     environment.globals["percent"] = percent
     params = study.params
     domains = [
@@ -140,8 +141,8 @@ def _figures(study: Study, metrics: dict[str, Any], name: str) -> dict[str, Any]
     ]
     return {
         "frontier": (
-            "Table 1 as a picture: up is more of the domain, right is more of what the base could do. Small marks are "
-            "single seeds, large ones the means; bars are intervals.",
+            "The scores above as a picture: up is more of the domain, right is more of what the base could do. Small "
+            "marks are single seeds, large ones the means; bars are intervals.",
             [figures.frontier(found, style)] if "general" in measured else [],
         ),
         "changes": ("A change whose bar meets the line at 0 is not clear.", changes),
@@ -153,7 +154,8 @@ def _figures(study: Study, metrics: dict[str, Any], name: str) -> dict[str, Any]
         "training": [
             (
                 f"Mean over seeds within their range, as a moving average over {figures.SMOOTHED} steps. Methods "
-                "without a teacher have a cross-entropy only. Dashed: 1, where both losses weigh alike.",
+                "without a teacher have a cross-entropy only. Dashed: 1, where both losses weigh alike. Lambda and the "
+                f"balance are cut at {figures.FARTHEST} and at 1/{figures.FARTHEST}.",
                 losses,
             ),
             (
@@ -218,8 +220,8 @@ def limits(study: Study) -> list[str]:
         ),
         "Answers are scored by rules: the expected strings must be said. Whether the rest of an answer is true, fluent "
         "or wanted is judged by nobody, neither a person nor a model.",
-        "Many comparisons stand side by side and the intervals are not corrected for that: of twenty true ties about "
-        "one will look like a difference.",
+        "Many comparisons stand side by side and the intervals are not corrected for that: of "
+        f"{1 / (1 - params.report.confidence):.0f} true ties about one will look like a difference.",
         "Methods are compared at equal epochs, not at equal compute: a method with a teacher takes more time per step "
         "(see the seconds in the training table).",
         "The general benchmarks are the ones listed, no others. A drop elsewhere would go unseen.",

@@ -178,6 +178,11 @@ def test_scores_stay_in_their_range():
     nearly = mean([outcomes([0.0] + [1.0] * 30)], SETTINGS)
     assert nearly.high <= 1.0
     assert nearly.low < nearly.estimate
+    # two seeds far apart: Student's t with one degree of freedom would go beyond what can be
+    apart = outcomes([[1.0, 0.9] * 20, [0.2, 0.4] * 20])
+    change = difference([apart], [outcomes(np.zeros((2, 40)))], SETTINGS)
+    assert change.low >= -1.0
+    assert change.high == 1.0
 
 
 def test_the_same_seed_gives_the_same_interval():

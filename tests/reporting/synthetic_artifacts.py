@@ -24,11 +24,15 @@ FACTS = 40  # per split of questions; two held-out questions ask for each
 ITEMS = 60  # of a general task
 
 
-def synthetic_params(seeds: list[int] | None = None, methods: list[str] | None = None) -> Params:
+def synthetic_params(
+    seeds: list[int] | None = None, methods: list[str] | None = None, domains: list[str] | None = None
+) -> Params:
     """The project's params with what the made-up run is about."""
     params = load_params(Path(__file__).parents[2] / "params.yaml")
     names = methods or [name for name in LEVELS if name != "base"]
-    run = params.run.model_copy(update={"domains": ["registry"], "methods": names, "seeds": seeds or [0, 1, 2]})
+    run = params.run.model_copy(
+        update={"domains": domains or ["registry"], "methods": names, "seeds": seeds or [0, 1, 2]}
+    )
     report = params.report.model_copy(update={"bootstrap_samples": 300})
     benchmark = params.benchmark.model_copy(update={"tasks": TASKS})
     return params.model_copy(update={"run": run, "report": report, "benchmark": benchmark})
@@ -37,7 +41,11 @@ def synthetic_params(seeds: list[int] | None = None, methods: list[str] | None =
 def write_artifacts(root: Path, params: Params, levels: dict[str, tuple[float, ...]] = LEVELS) -> None:
     """Write all that `collect` reads under `root`."""
     write_json(root / "models" / "base.json", {"path": "models/pocket-base", "revision": None, "sha256": "0" * 64})
-    folder = root / "registry"
+    for domain in params.run.domains:
+        _write_domain(root / domain, params, levels)
+
+
+def _write_domain(folder: Path, params: Params, levels: dict[str, tuple[float, ...]]) -> None:
     train, test = _examples("train", 3), _examples("test", 2)
     write_json(
         folder / "examples" / "summary.json", {"rows": 202, "rejected": 2, "train": len(train), "test": len(test)}

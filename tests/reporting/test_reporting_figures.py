@@ -1,6 +1,7 @@
 import re
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
 from synthetic_artifacts import synthetic_params, write_artifacts
 
@@ -68,7 +69,9 @@ def test_methods_without_a_teacher_have_no_lambda(drawn):
     assert not figures.has_column(domain, "no_such_column")
 
 
-def test_smoothing_keeps_a_constant_and_a_short_run():
-    assert figures._smoothed([2.0] * 9) == pytest.approx([2.0] * 9)
-    assert figures._smoothed([1.0, 1.0]) == pytest.approx([1.0, 1.0])
-    assert figures._smoothed([0, 0, 0, 5, 0, 0, 0]) == pytest.approx([0, 5 / 4, 1, 1, 1, 5 / 4, 0])
+def test_smoothing_keeps_a_constant_a_short_run_and_gaps():
+    assert figures._smoothed(np.full(9, 2.0)) == pytest.approx([2.0] * 9)
+    assert figures._smoothed(np.ones(2)) == pytest.approx([1.0, 1.0])
+    assert figures._smoothed(np.array([0, 0, 0, 5.0, 0, 0, 0])) == pytest.approx([0, 5 / 4, 1, 1, 1, 5 / 4, 0])
+    assert figures._smoothed(np.array([np.nan, 3.0, 3.0])) == pytest.approx([3.0, 3.0, 3.0])
+    assert np.isnan(figures._smoothed(np.full(3, np.nan))).all()

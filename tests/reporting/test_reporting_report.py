@@ -162,6 +162,18 @@ def test_raft_that_loses_is_said_to_lose(tmp_path):
     assert "kept less of what the model could do before" in page
 
 
+def test_several_domains_share_a_page(tmp_path):
+    params = synthetic_params(seeds=[0, 1], methods=["sft", "raft"], domains=["registry", "statute"])
+    _, metrics, page = written(tmp_path, params)
+    outline = Outline()
+    outline.feed(page)
+    assert len(outline.ids) == len(set(outline.ids))
+    assert {link.removeprefix("#") for link in outline.links} <= set(outline.ids)
+    assert page.count("<h1>") == 1
+    assert page.count(headline(metrics, "statute")) >= 1
+    assert [int(n) for n in re.findall(r"<b>Figure (\d+)\.", page)] == list(range(1, 11))
+
+
 def test_one_seed_and_one_method_still_make_a_page(tmp_path):
     params = synthetic_params(seeds=[0], methods=["sft"])
     study, metrics, page = written(tmp_path, params)
