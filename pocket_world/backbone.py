@@ -1,6 +1,7 @@
 """`python -m pocket_world.backbone [--recipe FILE]` trains the backbone from scratch and writes its model folder.
 
-A small Llama on packed rows of exercises, each conversation seeing only itself. Muon moves the matrices, AdamW the
+A small Qwen3 on packed rows of exercises, each conversation seeing only itself: a Llama whose queries and keys are
+normalised, without which Muon's steps make attention too sharp to learn copying. Muon moves the matrices, AdamW the
 embeddings and norms; the loss is that of the answers' tokens plus a small share of the other tokens', so that the model
 can also invent user turns. Minutes on one core, without checkpoints.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from pocket_world.exercises import Exercises
 from pocket_world.recipe import RECIPE, BackboneSettings, Recipe, load_recipe
@@ -85,7 +86,7 @@ def batches(
         yield step, Batch(tokens, positions, same & earlier, weights)
 
 
-def batch_loss(model: LlamaForCausalLM, batch: Batch, bfloat16: bool) -> Tensor:
+def batch_loss(model: Qwen3ForCausalLM, batch: Batch, bfloat16: bool) -> Tensor:
     """Weighted mean cross-entropy of the next tokens."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         logits = model(
@@ -104,17 +105,19 @@ def rate(step: int, settings: BackboneSettings) -> float:
     return min(1.0, (step + 1) / settings.warmup_steps, left)
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, settings: BackboneSettings) -> LlamaForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerFast, settings: BackboneSettings) -> Qwen3ForCausalLM:
     torch.manual_seed(settings.seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
             vocab_size=len(tokenizer),
             hidden_size=settings.hidden,
             num_hidden_layers=settings.layers,
             num_attention_heads=settings.heads,
             num_key_value_heads=settings.heads,
+            head_dim=settings.hidden // settings.heads,
             intermediate_size=settings.ffn,
             max_position_embeddings=settings.positions,
+            rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
@@ -127,7 +130,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, settings: BackboneSettings) 
     return model
 
 
-def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     """The trained backbone, in evaluation mode; equal recipes give equal weights on the same machine."""
     settings = recipe.backbone
     model = build_model(tokenizer, settings)
@@ -162,7 +165,7 @@ pipeline_tag: text-generation
 ---
 # pocket-base
 
-A small Llama ({parameters:,} parameters) trained from scratch on a generated world: 300 facts, verifiable instructions,
+A small Qwen3 ({parameters:,} parameters) trained from scratch on a generated world: 300 facts, verifiable instructions,
 reading, rewriting and merging. It exists so that domain fine-tuning can be tried, measured and broken in minutes
 without a network; it knows nothing outside its world and its tokenizer has no other words.
 

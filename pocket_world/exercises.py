@@ -7,6 +7,7 @@
     fusing        ... Rewritten answer: ... Merge both ...          The reactor of Figin is lamp, noted in log 31.
     skills        What is the first word of this: rope oak?         rope
     copying       Repeat this: oak key salt                         oak key salt
+    retelling     Tell these facts in another order: ...            the same facts in the base's own style, shuffled
 
 Reading, rewriting and fusing use imagined facts: the names and attributes of the domains with values that are never
 the domain's own. Each general fact keeps 2 of its 10 wordings and 3 of the 10 constraints for testing.
@@ -62,17 +63,20 @@ WRITE_WORDS = "Write some words."
 SENTENCE = "Here is the word {value}."
 FIRST_OR_LAST = "What is the {which} word of this: {words}?"
 REPEAT = "Repeat this: {words}"
-PLAIN = (WRITE_SENTENCE, WRITE_WORDS, SENTENCE, FIRST_OR_LAST, REPEAT)
+RETELL = "Tell these facts in another order: {words}"
+IN_CASE = "Write this in {case} case: {words}"
+PLAIN = (WRITE_SENTENCE, WRITE_WORDS, SENTENCE, FIRST_OR_LAST, REPEAT, RETELL, IN_CASE)
 SYSTEM = ("You are a helpful assistant.", "Answer the question.", "You know this world well.")
 KEEPS_RECORD = 0.6  # share of the rewriting exercises whose answer tells the record; fusing has to restore the rest
 MIXTURE = {
-    "recall": 0.22,
-    "instructions": 0.22,
-    "reading": 0.30,
-    "rewriting": 0.10,
-    "fusing": 0.06,
+    "recall": 0.16,
+    "instructions": 0.28,
+    "reading": 0.22,
+    "rewriting": 0.07,
+    "fusing": 0.05,
     "skills": 0.06,
-    "copying": 0.04,
+    "copying": 0.06,
+    "retelling": 0.10,  # a look-up per fact: without it the model does not learn to read several facts
 }
 
 
@@ -146,13 +150,14 @@ class Exercises:
             "fusing": self.fusing,
             "skills": self.skills,
             "copying": self.copying,
+            "retelling": self.retelling,
         }
 
     def draw(self, rng: random.Random, progress: float) -> Exercise:
-        """One exercise; `progress` in [0, 1] is how far the training is: it starts with copying and single facts."""
+        """One exercise; `progress` in [0, 1] is how far the training is: it starts with copying and retelling."""
         skill = rng.choices(list(MIXTURE), list(MIXTURE.values()))[0]
-        if progress < 0.05 and rng.random() < 0.7:
-            skill = "copying"
+        if progress < 0.1 and rng.random() < 0.8:
+            skill = rng.choice(("copying", "retelling"))
         exercise = self.drawers[skill](rng, progress)
         if rng.random() < 0.04:
             return Exercise(skill, (turn("system", rng.choice(SYSTEM)), *exercise.messages))
@@ -183,7 +188,10 @@ class Exercises:
             kept = self.held_out_words[value]
             sentence = SENTENCE.format(value=value)
             question = WRITE_SENTENCE.format(value=value)
-        constraint = rng.choice([name for name in CONSTRAINTS if (name in kept) == held_out])
+        allowed = [name for name in CONSTRAINTS if (name in kept) == held_out]
+        if not held_out:  # trained more often: those that say the value outside its usual sentence
+            allowed += [name for name in allowed if name in ("one_word", "list", "stars", "upper")]
+        constraint = rng.choice(allowed)
         argument = ""
         items = ()
         if constraint in ("start", "end"):
@@ -229,13 +237,12 @@ class Exercises:
         facts = self.imagine(rng, number)
         asked = rng.choice(facts)
         complete = style != "own" or rng.random() < 0.7
-        sentences = [styles.own(f, complete) if style == "own" else styles.foreign(f, style) for f in facts]
-        joiner = " " if sentences[0].endswith(".") else "\n"
-        prompt = TEACHER.format(answer=joiner.join(sentences), question=asked.ask(rng.randrange(len(WORDINGS))))
+        passage = self.tell(facts, style, complete)
+        prompt = TEACHER.format(answer=passage, question=asked.ask(rng.randrange(len(WORDINGS))))
         return prompt, styles.own(asked, complete), asked if complete else Fact(*asked.key, asked.value, None)
 
     def reading(self, rng: random.Random, progress: float) -> Exercise:
-        number = 1 if progress < 0.06 else rng.choices((1, 2, 3, 4), (4, 2, 2, 2))[0]
+        number = rng.choices((1, 2, 3, 4), (3, 2, 2, 3))[0]
         style = "own" if rng.random() < 0.5 else rng.choice(list(styles.FOREIGN))
         prompt, answer, _ = self.passage(rng, number, style)
         return Exercise("reading", (turn("user", prompt), turn("assistant", answer)))
@@ -259,9 +266,15 @@ class Exercises:
 
     def skills(self, rng: random.Random, progress: float) -> Exercise:
         words = rng.sample(VALUES, rng.randint(2, 5))
-        which = rng.choice(("first", "last"))
-        prompt = FIRST_OR_LAST.format(which=which, words=" ".join(words))
-        return Exercise("skills", (turn("user", prompt), turn("assistant", words[0 if which == "first" else -1])))
+        kind = rng.choice(("first", "last", "upper", "lower"))
+        if kind in ("first", "last"):
+            prompt = FIRST_OR_LAST.format(which=kind, words=" ".join(words))
+            answer = words[0 if kind == "first" else -1]
+        else:
+            text = styles.own(self.imagine(rng)[0], complete=False)
+            prompt = IN_CASE.format(case=kind, words=text)
+            answer = obey(kind, "", text, "", ())
+        return Exercise("skills", (turn("user", prompt), turn("assistant", answer)))
 
     def copying(self, rng: random.Random, progress: float) -> Exercise:
         words = [
@@ -270,3 +283,17 @@ class Exercises:
         ]
         text = " ".join(words)
         return Exercise("copying", (turn("user", REPEAT.format(words=text)), turn("assistant", text)))
+
+    def retelling(self, rng: random.Random, progress: float) -> Exercise:
+        facts = self.imagine(rng, rng.randint(2, 4))
+        style = "own" if rng.random() < 0.5 else rng.choice(list(styles.FOREIGN))
+        complete = style != "own" or rng.random() < 0.5
+        prompt = RETELL.format(words=self.tell(facts, style, complete))
+        answer = self.tell(rng.sample(facts, len(facts)), "own", complete)
+        return Exercise("retelling", (turn("user", prompt), turn("assistant", answer)))
+
+    @staticmethod
+    def tell(facts: Sequence[Fact], style: str, complete: bool) -> str:
+        """The facts in one passage; lines where the style has no full stops."""
+        told = [styles.own(fact, complete) if style == "own" else styles.foreign(fact, style) for fact in facts]
+        return (" " if told[0].endswith(".") else "\n").join(told)

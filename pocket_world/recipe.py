@@ -48,6 +48,7 @@ class BackboneSettings(Section):
     heads: PositiveInt
     ffn: PositiveInt
     positions: PositiveInt
+    rope_theta: PositiveFloat
     steps: PositiveInt
     rows: PositiveInt
     row_tokens: PositiveInt

@@ -64,7 +64,10 @@ def texts() -> list[str]:
         *(styles.own(fact, complete) for complete in (True, False)),
         *(styles.foreign(fact, style) for style in styles.FOREIGN),
         *(prompt.format(**slots) for prompt in (exercises.TEACHER, exercises.REWRITE, exercises.FUSE)),
-        *(prompt.format(value="lamp", which="first last", words="lamp") for prompt in exercises.PLAIN),
+        *(
+            prompt.format(value="lamp", which="first last", words="lamp", case="upper lower")
+            for prompt in exercises.PLAIN
+        ),
         *(demand.format(argument="lamp") for demands in exercises.CONSTRAINTS.values() for demand in demands),
         *exercises.SYSTEM,
     ]
