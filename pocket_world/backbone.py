@@ -1,9 +1,10 @@
 """`python -m pocket_world.backbone [--recipe FILE]` trains the backbone from scratch and writes its model folder.
 
-A small Qwen3 on packed rows of exercises, each conversation seeing only itself: a Llama whose queries and keys are
-normalised, without which Muon's steps make attention too sharp to learn copying. Muon moves the matrices, AdamW the
-embeddings and norms; the loss is that of the answers' tokens plus a small share of the other tokens', so that the model
-can also invent user turns. Minutes on one core, without checkpoints.
+A small Qwen3 (a Llama whose queries and keys are normalised) on packed rows of exercises, each conversation seeing only
+itself. A first backbone without that normalisation ended with large query and key matrices (spectral norms of 6) and
+could not copy two words. Muon moves the matrices, AdamW the embeddings and norms; the loss is that of the answers'
+tokens plus a small share of the other tokens', so that the model can also invent user turns. Minutes on one core,
+without checkpoints.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ MIXTURE = {
     "fusing": 0.05,
     "skills": 0.06,
     "copying": 0.06,
-    "retelling": 0.10,  # a look-up per fact: without it the model does not learn to read several facts
+    "retelling": 0.10,  # a look-up per fact, to help reading several (not yet enough)
 }
 
 
