@@ -14,7 +14,6 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from flows import paths  # first: it prepares the environment of the libraries
@@ -34,7 +33,8 @@ OTHER_SEED = 1001
 def validation_tasks(folder: Path) -> None:
     """The general tasks with items of another seed, as lm-eval task folders in `folder`."""
     recipe = load_recipe(RECIPE)
-    recipe = replace(recipe, data=replace(recipe.data, seed=OTHER_SEED, tasks=str(folder)))
+    data = recipe.data.model_copy(update={"seed": OTHER_SEED, "tasks": str(folder)})
+    recipe = recipe.model_copy(update={"data": data})
     shutil.copytree(paths.BENCHMARK_TASKS, folder)
     for path, rows in build_files(recipe).items():
         if path.is_relative_to(folder):

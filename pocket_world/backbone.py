@@ -132,7 +132,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, settings: BackboneSettings) 
 
 
 def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """The trained backbone, in evaluation mode; equal recipes give equal weights on the same machine."""
+    """The trained backbone, in evaluation mode; every draw comes from the recipe's seeds."""
     settings = recipe.backbone
     model = build_model(tokenizer, settings)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
