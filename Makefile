@@ -19,14 +19,14 @@ demo: $(STAMP)  ## the whole pipeline on the embedded pocket world, then its res
 	@$(BIN)/python -m flows.pipeline
 
 test: $(STAMP)  ## the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(STAMP)  ## style, types, import contracts, tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 smoke: $(STAMP)  ## a short real run of the pipeline, from scratch, in a temporary clone
 	@$(BIN)/python tests/smoke.py
