@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -67,13 +66,12 @@ def evaluate(
         work: an empty folder of the caller's, for the generated task.
 
     Returns:
-        scores: {task: {metric: value, ..., "n": items}, "seconds": s, "versions": {package: version}}.
+        scores: {task: {metric: value, ..., "n": items}, "versions": {package: version}}.
         items: one row per task and item; the items of a group of tasks (mmlu) stand under the group's name.
 
     Raises:
         InputError: no held-out rows, an unknown task, a model without chat template, a prompt that does not fit.
     """
-    began = time.perf_counter()
     if not test_rows:
         raise InputError(f"domain {domain!r} has no held-out rows to benchmark on; give it rows of the split `test`")
     with _quiet():
@@ -111,7 +109,6 @@ def evaluate(
     scores: dict[str, Any] = {
         name: _scores(results, name, [row for row in items if row.task == name]) for name in names
     }
-    scores["seconds"] = round(time.perf_counter() - began, 2)
     scores["versions"] = {package: version(package) for package in ("lm_eval", "transformers", "torch")}
     return scores, items
 

@@ -149,7 +149,6 @@ def test_scores_are_the_means_of_the_items(benchmarked):
             assert scores[task][metric] == pytest.approx(sum(row.metrics[metric] for row in rows) / len(rows))
     assert set(scores["versions"]) == {"lm_eval", "transformers", "torch"}
     assert scores["crest_said"]["words"] <= 4  # lm-eval's own aggregate of what is not a number per item
-    assert scores["seconds"] > 0
     json.dumps(scores, allow_nan=False)
 
 
