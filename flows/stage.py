@@ -31,7 +31,8 @@ def main(stage: Flow[..., Any], *kinds: Callable[[str], Any]) -> None:
     # The heartbeat thread's join would add a second to every stage, and DVC sees a stage that dies.
     server = os.environ.get("PREFECT_API_URL") or answering_server()
     settings = {PREFECT_API_URL: server} if server else {}
-    announced = stage.with_options(on_running=[_announce])
+    label = f"{stage.name}@{'-'.join(arguments)}" if arguments else stage.name  # as DVC names the stage
+    announced = stage.with_options(flow_run_name=label, on_running=[_announce])
     try:
         with temporary_settings(settings):
             get_current_settings().flows.heartbeat_frequency = None
