@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check ui clean smoke
+.PHONY: help demo test check ui backbone clean smoke
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -33,6 +33,10 @@ smoke: $(STAMP)  ## a short real run of the pipeline, from scratch, in a tempora
 
 ui: $(STAMP)  ## Prefect's page on http://127.0.0.1:4200; pipelines started meanwhile use it
 	@$(BIN)/python -m flows.server
+
+backbone: $(STAMP)  ## train the embedded model anew and record it in dvc.lock (about 13 minutes on one core)
+	@$(BIN)/python -m pocket_world.backbone
+	@$(BIN)/python -m dvc commit --force backbone
 
 clean:  ## remove everything that runs made: artifacts, reports, caches, the Prefect database (not .venv)
 	rm -rf artifacts reports .cache .prefect .dvc/cache .dvc/tmp .pytest_cache .mypy_cache .ruff_cache

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 import psutil
@@ -53,5 +54,5 @@ def answering_server() -> str | None:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
             return url if answer.status == 200 else None
-    except OSError:
+    except (OSError, HTTPException):  # nothing there, or something else than Prefect
         return None

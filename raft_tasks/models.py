@@ -20,8 +20,7 @@ def identify(role: str, model: Model) -> dict[str, str | None]:
     """The identity of `model`: its folder's digest, or its hub id with the pinned commit.
 
     Raises:
-        InputError: if `model.path` is neither a folder with a config.json nor a hub id.
-        InputError: if a hub id is not pinned to a commit.
+        InputError: if `model.path` is neither a folder with a config.json nor a hub id pinned to a commit.
     """
     folder = Path(model.path)
     identity: dict[str, str | None] = {"path": model.path, "revision": model.revision, "dtype": model.dtype}
