@@ -48,7 +48,7 @@ def scored(params: Params, name: str, rate: float, tasks: Path, work: Path) -> d
     method, domain = params.methods[name], params.run.domains[0]
     train_model(
         pairs=read_rows(paths.training(domain) / f"{name}.jsonl", TrainingPair),
-        model=params.models["base"],
+        model=params.base,
         method=method,
         train=params.train.model_copy(update={"learning_rate": rate}),
         template_text=template_text(method.distill.template) if method.distill else "",

@@ -13,7 +13,7 @@ from raft_tasks.schemas import Example
 @flow
 def benchmark(domain: str, method: str | None = None, seed: int | None = None) -> None:
     params = load_params()
-    model = params.models["base"]
+    model = params.base
     if method is not None and seed is not None:
         model = model.model_copy(update={"path": str(paths.run(domain, method, seed) / "model"), "revision": None})
     test_rows = read_rows(paths.examples(domain) / "test.jsonl", Example)

@@ -19,7 +19,7 @@ def distill(domain: str, method: str, seed: int) -> None:
     folder = paths.run(domain, method, seed)
     summary = train(
         pairs,
-        params.models["base"],
+        params.base,
         read_json(paths.model_identity("base")),
         row,
         params.train,

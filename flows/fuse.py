@@ -6,6 +6,7 @@ from flows import paths
 from flows.stage import Progress, chunks, main
 from raft_tasks.artifacts import atomic_folder, read_json, read_rows, write_rows
 from raft_tasks.fuse import fuse_chunk, training_pairs
+from raft_tasks.generation.backend import build_backend
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.generation.judges import build_panel
 from raft_tasks.generation.templates import template_text
@@ -19,12 +20,12 @@ def fuse(domain: str) -> None:
     params = load_params()
     settings = params.fuse
     rows = read_rows(paths.filtered(domain), Filtered)
-    backend = TransformersBackend(params.models[settings.model])
-    base = backend if settings.model == "base" else TransformersBackend(params.models["base"])
+    models = [read_json(paths.model_identity(role)) for role in (settings.model, "base")]
+    base = TransformersBackend(params.base, models[1])
+    backend = base if settings.model == "base" else build_backend(params.models[settings.model], models[0])
     encoder = SentenceEncoder(settings.encoder, settings.revision)
     panel = build_panel(settings.judges, encoder=encoder, backend=base, batch_size=settings.batch_size)
     prompts = {name: template_text(name) for name in (settings.template, "teacher.jinja")}
-    models = [read_json(paths.model_identity(role)) for role in (settings.model, "base")]
     progress = Progress(f"fuse@{domain}", len(rows), "rows")
     done: list[Fused] = []
     for chunk in chunks(rows, settings.chunk_rows):

@@ -5,8 +5,8 @@ from prefect import flow
 from flows import paths
 from flows.stage import Progress, chunks, main
 from raft_tasks.artifacts import read_json, read_rows, write_rows
+from raft_tasks.generation.backend import build_backend
 from raft_tasks.generation.templates import template_text
-from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import load_params
 from raft_tasks.rewrite import rewrite_chunk
 from raft_tasks.schemas import Example, Rewritten
@@ -17,8 +17,8 @@ def rewrite(domain: str) -> None:
     params = load_params()
     settings = params.rewrite
     rows = read_rows(paths.examples(domain) / "train.jsonl", Example)
-    backend = TransformersBackend(params.models[settings.model])
     identity = read_json(paths.model_identity(settings.model))
+    backend = build_backend(params.models[settings.model], identity)
     progress = Progress(f"rewrite@{domain}", len(rows), "rows")
     done: list[Rewritten] = []
     for chunk in chunks(rows, settings.chunk_rows):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from raft_tasks import params
 from raft_tasks.caching import cached_task
 from raft_tasks.generation import encoding, fidelity, fusing, judges, templates, transformers_backend
+from raft_tasks.generation.backend import Backend
 from raft_tasks.generation.judges import Judge
-from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.schemas import Filtered, Fused, TrainingPair
 
 
@@ -15,8 +17,8 @@ def fuse_chunk(
     rows: list[Filtered],
     settings: params.Fuse,
     prompts: dict[str, str],
-    models: list[dict[str, str | None]],
-    backend: TransformersBackend,
+    models: list[dict[str, Any]],
+    backend: Backend,
     panel: dict[str, Judge],
 ) -> list[dict]:
     """The rows with their fused answers, as JSON-like rows; `prompts` (their texts) and `models` identify the call."""

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks.artifacts import digest_path
 from raft_tasks.errors import InputError
-from raft_tasks.params import Model
+from raft_tasks.params import Endpoint, Model
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @task(cache_policy=NO_CACHE)
-def identify(role: str, model: Model) -> dict[str, str | None]:
-    """The identity of `model`: its folder's digest, or its hub id with the pinned commit.
+def identify(role: str, model: Model | Endpoint) -> dict[str, Any]:
+    """The identity of `model`: its folder's digest, its hub id with the pinned commit, an endpoint's address and name.
+
+    Nobody can say which weights an endpoint serves under a name: it is taken at its word. Its key is not read.
 
     Raises:
         InputError: if `model.path` is neither a folder with a config.json nor a hub id pinned to a commit.
     """
+    if isinstance(model, Endpoint):
+        return model.model_dump(include={"base_url", "model", "seeds", "options"})
     folder = Path(model.path)
-    identity: dict[str, str | None] = {"path": model.path, "revision": model.revision, "dtype": model.dtype}
+    identity = {"path": model.path, "revision": model.revision, "dtype": model.dtype}
     if (folder / "config.json").is_file():
         return {**identity, "sha256": digest_path(folder)}
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith("models/"):

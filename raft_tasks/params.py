@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from raft_tasks.errors import InputError
 
@@ -34,9 +44,36 @@ class Resources(Section):
 
 
 class Model(Section):
+    """A local model: a folder or a pinned hub id."""
+
     path: str
     revision: str | None
     dtype: Literal["float32", "bfloat16"]
+
+
+class Endpoint(Section):
+    """A model behind an OpenAI-compatible API; what is under `options` and above decides its outputs."""
+
+    base_url: Annotated[str, Field(pattern=r"^https?://[^/@\s]+(/[^@\s]*)?$")]  # without credentials
+    model: str
+    seeds: bool  # the server draws by the request's seed: send it
+    options: dict[str, Any]  # further fields of every request, e.g. reasoning_effort
+    length_field: Literal["max_tokens", "max_completion_tokens"]  # what the server calls the limit of an answer
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None  # the variable's NAME
+    concurrency: PositiveInt  # calls in flight at most; fewer after a 429
+    timeout_s: PositiveFloat  # for the whole answer
+    max_retries: Annotated[int, Field(ge=0)]
+    price_per_million_input: Annotated[float, Field(ge=0)]  # tokens, in the money of `budget`
+    price_per_million_output: Annotated[float, Field(ge=0)]
+
+
+def _kind_of_model(value: Any) -> str:
+    return "endpoint" if isinstance(value, Endpoint) or (isinstance(value, dict) and "base_url" in value) else "local"
+
+
+AnyModel = Annotated[
+    Annotated[Model, Tag("local")] | Annotated[Endpoint, Tag("endpoint")], Discriminator(_kind_of_model)
+]
 
 
 class Columns(Section):
@@ -195,7 +232,7 @@ class Report(Section):
 class Params(Section):
     run: Run
     resources: Resources
-    models: dict[Name, Model]
+    models: dict[Name, AnyModel]
     domains: dict[Name, Domain]
     ingest: Ingest
     rewrite: Rewrite
@@ -217,11 +254,20 @@ class Params(Section):
             ("models", ["base"], self.models),
         ):
             wrong += [f"{where}: got {name!r}, expected one of {sorted(known)}" for name in names if name not in known]
+        if isinstance(self.models.get("base"), Endpoint):
+            wrong.append("models.base: got an endpoint, expected a local model: its weights are trained")
         if "base" in self.methods:
             wrong.append("methods.base: the name is taken by the untouched model; rename the method")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+    @property
+    def base(self) -> Model:
+        """The model that is taught."""
+        model = self.models["base"]
+        assert isinstance(model, Model)  # checked above
+        return model
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from raft_tasks import params
 from raft_tasks.caching import cached_task
 from raft_tasks.generation import rewriting, templates, transformers_backend
-from raft_tasks.generation.transformers_backend import TransformersBackend
+from raft_tasks.generation.backend import Backend
 from raft_tasks.schemas import Example
 
 
@@ -14,8 +16,8 @@ def rewrite_chunk(
     rows: list[Example],
     settings: params.Rewrite,
     template: str,
-    model: dict[str, str | None],
-    backend: TransformersBackend,
+    model: dict[str, Any],
+    backend: Backend,
 ) -> list[dict]:
     """The rows with the base model's wording, as plain rows; `template` (its text) and `model` identify the call."""
     return [row.model_dump() for row in rewriting.rewrite(rows, backend, settings)]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raft_tasks.params import ParamsError, load_params
+from raft_tasks.params import Endpoint, ParamsError, load_params
 
 PROFILES = sorted(Path("profiles").glob("*.yaml"))
 
@@ -64,3 +64,36 @@ def test_a_missing_or_broken_file_is_a_clear_error(tmp_path):
     (tmp_path / "params.yaml").write_text("run: [")
     with pytest.raises(ParamsError, match="is not YAML"):
         load_params(tmp_path / "params.yaml")
+
+
+ENDPOINT = {
+    "base_url": "http://127.0.0.1:8000/v1", "model": "qwen", "seeds": True, "options": {}, "length_field": "max_tokens",
+    "api_key_env": None, "concurrency": 16, "timeout_s": 60, "max_retries": 8,
+    "price_per_million_input": 0, "price_per_million_output": 0,
+}  # fmt: skip
+
+
+def test_a_role_may_name_an_endpoint_but_the_base_is_local(tmp_path):
+    def add(values):
+        values["models"]["qwen"] = ENDPOINT
+        values["fuse"]["model"] = "qwen"
+
+    assert isinstance(load_params(changed(tmp_path, add)).models["qwen"], Endpoint)
+    with pytest.raises(ParamsError, match=r"models\.base: got an endpoint"):
+        load_params(changed(tmp_path, lambda values: values["models"].update(base=ENDPOINT)))
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"base_url": "https://me:secret@host/v1"}, "base_url"),
+        ({"api_key_env": "sk-something"}, "api_key_env"),
+        ({"path": "models/x"}, "path"),
+    ],
+)
+def test_an_endpoint_holds_no_secret_and_is_not_half_a_local_model(tmp_path, change, key):
+    def add(values):
+        values["models"]["qwen"] = ENDPOINT | change
+
+    with pytest.raises(ParamsError, match=rf"models\.qwen\.endpoint\.{key}"):
+        load_params(changed(tmp_path, add))

@@ -19,8 +19,9 @@ from math import fsum, log1p
 from typing import TYPE_CHECKING, Any
 
 from raft_tasks.errors import InputError
+from raft_tasks.generation.backend import row_seed
 from raft_tasks.generation.encoding import SentenceEncoder
-from raft_tasks.generation.transformers_backend import TransformersBackend, row_seed
+from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Anchors
 from raft_tasks.schemas import Anchor, AnchorStatistics, Invented, RejectedAnchor
 

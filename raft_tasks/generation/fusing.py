@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from raft_tasks.generation.backend import Backend, Completion, row_seed
 from raft_tasks.generation.judges import Judge
 from raft_tasks.generation.templates import render
-from raft_tasks.generation.transformers_backend import Completion, TransformersBackend, row_seed
 from raft_tasks.params import Fuse
 from raft_tasks.schemas import Candidate, Filtered, Fused
 
 
-def fuse(rows: list[Filtered], backend: TransformersBackend, panel: Mapping[str, Judge], settings: Fuse) -> list[Fused]:
+def fuse(rows: list[Filtered], backend: Backend, panel: Mapping[str, Judge], settings: Fuse) -> list[Fused]:
     """Fuse reference and rewrite of every row that passed the filter; the others keep their reference answer, unscored.
 
     Candidate 0 is the rewrite itself (round 0). Each round draws `candidates` fusions for every row still open; a row
@@ -33,9 +33,7 @@ def fuse(rows: list[Filtered], backend: TransformersBackend, panel: Mapping[str,
     return [_fused(row, candidates.get(row.id, [])) for row in rows]
 
 
-def _draw(
-    rows: list[Filtered], number: int, backend: TransformersBackend, settings: Fuse
-) -> list[tuple[Filtered, Completion]]:
+def _draw(rows: list[Filtered], number: int, backend: Backend, settings: Fuse) -> list[tuple[Filtered, Completion]]:
     """`candidates` fusions of every row; each has its own seed, so more of them leave the first ones as they are."""
     slots = [(row, slot) for row in rows for slot in range(settings.candidates)]
     completions = backend.generate(

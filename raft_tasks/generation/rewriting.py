@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from raft_tasks.generation.backend import Backend, row_seed
 from raft_tasks.generation.templates import render
-from raft_tasks.generation.transformers_backend import TransformersBackend, row_seed
 from raft_tasks.params import Rewrite
 from raft_tasks.schemas import Example, Rewritten
 
 
-def rewrite(rows: list[Example], backend: TransformersBackend, settings: Rewrite) -> list[Rewritten]:
+def rewrite(rows: list[Example], backend: Backend, settings: Rewrite) -> list[Rewritten]:
     """Draw y~_i ~ p_theta(. | x_i, y_i) for every row; a row's rewrite does not depend on the rows beside it.
 
     A rewrite that was cut at `max_new_tokens` is kept for the record, marked as not `finished`; it, like an empty

@@ -8,42 +8,47 @@ old texts.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from inspect import getsource
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raft_tasks.artifacts import digest
 from raft_tasks.errors import InputError
+from raft_tasks.generation.backend import Completion
 from raft_tasks.params import Model
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class Completion:
-    text: str
-    finished: bool  # the model ended its turn; False: cut at max_new_tokens
-    tokens: int  # drawn, the end-of-turn token included
-
-
-def row_seed(seed: int, *parts: str | int) -> int:
-    """A 63-bit seed for one draw of one row, e.g. row_seed(settings.seed, row.id, round, candidate)."""
-    text = "\x1f".join(map(str, (seed, *parts)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
-
-
 class TransformersBackend:
     """A model folder or pinned hub id; weights are loaded at the first use, onto the GPU where there is one.
+
+    Threads may share one: it draws for one of them at a time.
+
+    Args:
+        identity: which bytes the model is (the stage `models` writes it down); the call store needs it.
 
     Raises (at the first use):
         InputError: the model is neither a folder nor on the hub, or has no chat template.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, identity: Mapping[str, Any] | None = None) -> None:
         self.settings = model
+        self._bytes = identity
+        self._one_at_a_time = threading.RLock()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The model's bytes, and the source of this module: a changed way of drawing draws other texts."""
+        if self._bytes is None:
+            raise ValueError("this backend was made without the model's identity")
+        return {**self._bytes, "code": digest(getsource(sys.modules[__name__]))}
 
     @cached_property
     def device(self) -> str:
@@ -101,12 +106,7 @@ class TransformersBackend:
         batch_size: int,
         seeds: Sequence[int],
     ) -> list[Completion]:
-        """Draw one completion per prompt, in the prompts' order. Each prompt is one user message.
-
-        Args:
-            temperature: 0 takes the likeliest token; `top_p` and `seeds` then change nothing.
-            top_p: draw among the likeliest tokens that together hold this much probability.
-            seeds: one per prompt, see `row_seed`.
+        """As `Backend.generate` says.
 
         Raises:
             InputError: a prompt and its completion do not fit into the model's context; nothing is cut silently.
@@ -118,6 +118,28 @@ class TransformersBackend:
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             seeds=seeds,
+        )
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        batch_size: int,
+        seeds: Sequence[int],
+        go_on: Callable[[], bool],
+    ) -> Iterator[tuple[int, Completion]]:
+        """As `StreamingBackend.stream` says, batch by batch."""
+        return self._draw(
+            self._encode(prompts),
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seeds=seeds,
+            go_on=go_on,
         )
 
     def continue_tokens(
@@ -138,6 +160,31 @@ class TransformersBackend:
             ends: tokens that finish a completion beside the model's own ends.
             stops: tokens at which drawing stops too, but which leave the completion unfinished.
         """
+        drawn = self._draw(
+            prefixes,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seeds=seeds,
+            ends=ends,
+            stops=stops,
+        )
+        return [completion for _, completion in sorted(drawn, key=itemgetter(0))]
+
+    def _draw(
+        self,
+        prefixes: Sequence[Sequence[int]],
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        batch_size: int,
+        seeds: Sequence[int],
+        ends: Collection[int] = (),
+        stops: Collection[int] = (),
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> Iterator[tuple[int, Completion]]:
         import torch
         from transformers import LogitsProcessorList
 
@@ -147,14 +194,15 @@ class TransformersBackend:
         self._check_lengths([len(ids) + max_new_tokens for ids in encoded])
         finishing = {*self.model.generation_config.eos_token_id, *ends}
         stopping = {*finishing, *stops}
-        completions: dict[int, Completion] = {}
         for batch in _batches([len(ids) for ids in encoded], batch_size):
+            if not go_on():
+                return
             ids, mask = self._left_padded([encoded[i] for i in batch])
             processors = LogitsProcessorList()
             if temperature > 0:
                 draws = _uniforms([seeds[i] for i in batch], max_new_tokens).to(self.device)
                 processors.append(_Draw(draws, prompt_length=ids.shape[1], temperature=temperature, top_p=top_p))
-            with torch.inference_mode():
+            with self._one_at_a_time, torch.inference_mode():
                 output = self.model.generate(
                     input_ids=ids,
                     attention_mask=mask,
@@ -166,8 +214,8 @@ class TransformersBackend:
                 length = next((n for n, token in enumerate(drawn, start=1) if token in stopping), 0)
                 kept = drawn[:length] if length else drawn
                 text = self.tokenizer.decode(kept, skip_special_tokens=True)
-                completions[i] = Completion(text, finished=length > 0 and kept[-1] in finishing, tokens=len(kept))
-        return [completions[i] for i in range(len(encoded))]
+                finished = length > 0 and kept[-1] in finishing
+                yield i, Completion(text, finished, tokens=len(kept), prompt_tokens=len(encoded[i]))
 
     def mean_log_likelihood(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int) -> list[float]:
         """Mean log-probability of the tokens of each answer, end-of-turn included, given its prompt; at most 0."""
@@ -181,7 +229,7 @@ class TransformersBackend:
             ids, mask = self._left_padded([encoded[i] for i in batch])
             # With padding on the left, all answers end at the last position: just their logits are computed.
             kept = max(len(answer_ids[i]) for i in batch)
-            with torch.inference_mode():
+            with self._one_at_a_time, torch.inference_mode():
                 logits = self.model(
                     input_ids=ids,
                     attention_mask=mask,

@@ -212,7 +212,7 @@ def limits(study: Study) -> list[str]:
         if (split := params.domains[name].split).by == "column" and split.sources_may_straddle
     ]
     said = [
-        f"One base model, {params.models['base'].path}. Other models, sizes and worlds may behave otherwise.",
+        f"One base model, {params.base.path}. Other models, sizes and worlds may behave otherwise.",
         (
             "One training seed: the intervals are over items only and say nothing about another training run."
             if seeds == 1

@@ -3,10 +3,11 @@ from typing import Any
 
 import pytest
 
+from raft_tasks.generation.backend import Completion
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.generation.fusing import fuse
 from raft_tasks.generation.judges import Judge, build_panel
-from raft_tasks.generation.transformers_backend import Completion, TransformersBackend
+from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Fuse
 from raft_tasks.schemas import Example, Filtered, Fused
 

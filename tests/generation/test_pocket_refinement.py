@@ -22,7 +22,7 @@ def test_what_the_embedded_domain_becomes(monkeypatch: pytest.MonkeyPatch) -> No
     examples, rejects = ingest_rows("registry", params.domains["registry"], params.ingest)
     assert rejects == []
     rows = [example for example in examples if example.split == "train"][::6]
-    backend = TransformersBackend(params.models["base"])
+    backend = TransformersBackend(params.base)
     rewritten = rewrite(rows, backend, params.rewrite)
     sevens = [row for n in range(0, len(rows), 7) for row in rewrite(rows[n : n + 7], backend, params.rewrite)]
     assert sevens == rewritten

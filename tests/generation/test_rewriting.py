@@ -2,8 +2,9 @@ from typing import Any
 
 import pytest
 
+from raft_tasks.generation.backend import Completion
 from raft_tasks.generation.rewriting import rewrite
-from raft_tasks.generation.transformers_backend import Completion, TransformersBackend
+from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Rewrite
 from raft_tasks.schemas import Example
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from raft_tasks.errors import InputError
-from raft_tasks.generation.transformers_backend import Completion, TransformersBackend, row_seed
+from raft_tasks.generation.backend import Completion, row_seed
+from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Model
 
 PROMPTS = ["What is Figin ?", "Tarin", "What is the reactor of Babor ? " * 3, "rope lamp corn", "log"] * 3

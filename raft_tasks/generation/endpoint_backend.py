@@ -1,0 +1,317 @@
+"""Text from an OpenAI-compatible server: calls in flight, failed ones again, each prompt with an answer or a reason.
+
+The server sees one request per prompt (POST <base_url>/chat/completions) with the prompt as the only user message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from raft_tasks.errors import InputError
+from raft_tasks.generation.backend import Completion, Failure
+from raft_tasks.params import Endpoint
+
+if TYPE_CHECKING:
+    import openai
+
+CONNECT_SECONDS = 10.0
+BACKOFF_SECONDS = 0.5  # the first wait is up to twice this, each further one up to twice the one before
+BACKOFF_MOST_SECONDS = 60.0
+RETRY_AFTER_MOST_SECONDS = 300.0  # a server that asks for more is not waited for
+OVERLOADED = (429, 503)
+TRANSIENT = (408, 409, 425, 429)  # and all from 500
+
+
+class EndpointError(InputError):
+    """An endpoint that cannot serve any prompt: its address, its key, its model's name, a quota that is used up."""
+
+
+class _Transient(Exception):
+    """A try that may succeed when repeated."""
+
+    def __init__(self, reason: str, retry_after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class Gate:
+    """How many calls may be in flight: `most`, halved when the server is overloaded, regained one by one (AIMD)."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.limit = float(most)
+        self._in_flight = 0
+        self._lowered = 0.0  # when
+        self._changed = threading.Condition()
+
+    def __enter__(self) -> Gate:
+        with self._changed:
+            self._changed.wait_for(lambda: self._in_flight < int(self.limit))
+            self._in_flight += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._in_flight -= 1
+            self._changed.notify_all()
+
+    def overloaded(self, began: float) -> None:
+        """A call that `began` then (time.monotonic) was refused; calls of one burst halve the limit once."""
+        with self._changed:
+            if began > self._lowered:
+                self.limit = max(1.0, self.limit / 2)
+                self._lowered = time.monotonic()
+
+    def served(self) -> None:
+        with self._changed:
+            self.limit = min(float(self.most), self.limit + 1 / self.limit)
+
+
+class EndpointBackend:
+    """A `params.Endpoint`; threads may share one, and share its `concurrency`.
+
+    The key is read from its environment variable for each call and is kept nowhere.
+    """
+
+    def __init__(self, model: Endpoint, identity: Mapping[str, Any]) -> None:
+        self.settings = model
+        self.identity = dict(identity)
+        self.gate = Gate(model.concurrency)
+        self._pool = ThreadPoolExecutor(model.concurrency, thread_name_prefix="endpoint")
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        batch_size: int,
+        seeds: Sequence[int],
+    ) -> list[Completion]:
+        """As `Backend.generate` says.
+
+        Raises:
+            EndpointError: the address, the key or the model's name is wrong, or the quota is used up.
+        """
+        drawn = self.stream(
+            prompts,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seeds=seeds,
+            go_on=lambda: True,
+        )
+        return [completion for _, completion in sorted(drawn, key=itemgetter(0))]
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        batch_size: int,
+        seeds: Sequence[int],
+        go_on: Callable[[], bool],
+    ) -> Iterator[tuple[int, Completion]]:
+        """As `StreamingBackend.stream` says, in the order in which the answers come."""
+        stopped = threading.Event()
+
+        def call(prompt: str, seed: int) -> Completion | None:
+            if stopped.is_set() or not go_on():
+                return None
+            body = {
+                "model": self.settings.model,
+                "messages": [{"role": "user", "content": prompt}],
+                "temperature": temperature,
+                "top_p": top_p,
+                self.settings.length_field: max_new_tokens,
+            }
+            if self.settings.seeds:
+                body["seed"] = seed & 0x7FFFFFFF  # some servers take 32 bits
+            try:
+                return self._complete(body)
+            except BaseException:
+                stopped.set()
+                raise
+
+        futures: dict[Future[Completion | None], int] = {
+            self._pool.submit(call, prompt, seed): i
+            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+        }
+        error: BaseException | None = None
+        try:
+            for future in as_completed(futures):
+                failed = future.exception()
+                completion = None if failed else future.result()
+                error = error or failed
+                if completion:
+                    yield futures[future], completion
+        finally:
+            stopped.set()
+            for future in futures:
+                future.cancel()
+        if error:  # what was in flight beside it has been handed over
+            raise error
+
+    def _complete(self, body: dict[str, Any]) -> Completion:
+        """One prompt's completion, after as many tries as it takes and `max_retries` allows."""
+        tries = 0
+        retrying = Retrying(
+            stop=stop_after_attempt(self.settings.max_retries + 1),
+            wait=_wait,
+            retry=retry_if_exception_type(_Transient),
+            reraise=True,
+        )
+        try:
+            for attempt in retrying:
+                with attempt:
+                    tries += 1
+                    return _completion(self._answer(body), tries)
+        except _Transient as error:
+            reason = f"{error} ({tries} tries)"
+            return Completion("", finished=False, tokens=0, tries=tries, failure=Failure("unreachable", reason))
+        except _Rejected as error:
+            failure = Failure("rejected", str(error))
+            return Completion("", finished=False, tokens=0, tries=tries, failure=failure)
+        raise AssertionError("tenacity returned without a result")
+
+    def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The server's JSON answer to one request."""
+        import openai
+
+        completions = self._client.chat.completions.with_raw_response
+        keyless = None if self.settings.api_key_env else {"Authorization": openai.Omit()}
+        with self.gate:
+            began = time.monotonic()
+            try:
+                response = completions.create(**body, extra_body=self.settings.options, extra_headers=keyless)
+            except openai.APITimeoutError as error:
+                raise _Transient(f"no answer within {self.settings.timeout_s:g} s") from error
+            except openai.APIConnectionError as error:
+                raise _Transient(f"no connection: {self._without_key(error.__cause__ or error)}") from error
+            except openai.APIStatusError as error:
+                if error.status_code in OVERLOADED:
+                    self.gate.overloaded(began)
+                raise self._problem(error) from None  # its request holds the key
+        self.gate.served()
+        try:
+            answer = json.loads(response.content)
+        except ValueError as error:
+            raise _Transient(f"an answer that is not JSON: {response.text[:80]!r}") from error
+        if not isinstance(answer, dict):
+            raise _Transient(f"an answer that is no JSON object: {response.text[:80]!r}")
+        return answer
+
+    def _problem(self, error: openai.APIStatusError) -> Exception:
+        """What an HTTP error means: try again, give the prompt up, or stop."""
+        status, said = error.status_code, self._without_key(error.message)[:300]
+        where = f"endpoint {self.settings.base_url}, model {self.settings.model!r}"
+        if status in (401, 403):
+            name = self.settings.api_key_env
+            given = f"the key in ${name}" if name else "no key (api_key_env: null)"
+            return EndpointError(f"{where}: refused {given} with HTTP {status}: {said}")
+        if status == 404:
+            return EndpointError(f"{where}: HTTP 404: {said}; check base_url (it usually ends in /v1) and model")
+        if status == 402 or "insufficient_quota" in (error.code or "", said):
+            return EndpointError(f"{where}: the account's quota is used up (HTTP {status}): {said}")
+        if status in TRANSIENT or status >= 500:
+            return _Transient(f"HTTP {status}: {said}", _retry_after(error.response.headers))
+        return _Rejected(f"HTTP {status}: {said}")
+
+    @cached_property
+    def _client(self) -> openai.OpenAI:
+        import openai
+
+        seconds = self.settings.timeout_s
+        return openai.OpenAI(
+            base_url=self.settings.base_url,
+            api_key=self._key,
+            max_retries=0,  # tenacity's part
+            timeout=openai.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)),
+        )
+
+    def _key(self) -> str:
+        name = self.settings.api_key_env
+        if name is None:
+            return "none"  # not sent
+        key = os.environ.get(name)
+        if not key:
+            raise EndpointError(
+                f"endpoint {self.settings.base_url}: the environment variable {name} is not set or empty; "
+                "put the key there, or set api_key_env to null for a server without keys"
+            )
+        return key
+
+    def _without_key(self, message: object) -> str:
+        key = os.environ.get(self.settings.api_key_env or "")
+        return str(message).replace(key, "***") if key else str(message)
+
+
+class _Rejected(Exception):
+    """A request that the server will never serve."""
+
+
+_backoff = wait_random_exponential(multiplier=BACKOFF_SECONDS, max=BACKOFF_MOST_SECONDS)  # full jitter
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds before the next try: the backoff's draw, or what the server asked for, if that is more."""
+    error = state.outcome.exception() if state.outcome else None
+    return max(_backoff(state), error.retry_after if isinstance(error, _Transient) else 0.0)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that the server asks to wait; 0 if it does not."""
+    try:
+        if "retry-after-ms" in headers:
+            seconds = float(headers["retry-after-ms"]) / 1000
+        else:
+            seconds = float(headers.get("retry-after", 0))
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(headers["retry-after"]) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return 0.0
+    return min(max(seconds, 0.0), RETRY_AFTER_MOST_SECONDS)
+
+
+def _completion(answer: dict[str, Any], tries: int) -> Completion:
+    """The completion in a server's answer.
+
+    Raises:
+        _Transient: the answer does not have the API's shape.
+    """
+    try:
+        choice, usage = answer["choices"][0], answer.get("usage") or {}
+        message, ended = choice["message"], choice.get("finish_reason")
+        text, refusal = message.get("content") or "", message.get("refusal")
+        prompt_tokens, tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+        if not isinstance(text, str):
+            raise TypeError(f"content is a {type(text).__name__}")
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise _Transient(f"an answer without choices[0].message.content: {json.dumps(answer)[:80]}") from error
+    failure = None
+    if ended == "content_filter":
+        failure = Failure("filtered", "the provider's content filter stopped the answer")
+    elif refusal:
+        failure = Failure("refused", str(refusal)[:300])
+    elif not text.strip():
+        failure = Failure("empty", "cut before its answer began" if ended == "length" else "an empty answer")
+    if failure:
+        return Completion("", False, tokens, prompt_tokens, tries, failure)
+    return Completion(text, ended != "length", tokens, prompt_tokens, tries)
