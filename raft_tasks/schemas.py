@@ -117,6 +117,18 @@ class AnchorStatistics(Row):
     warning: str | None  # what is wrong with the set, if anything
 
 
+class Chunk(Row):
+    """A piece of a document: what questions are made from. `id` comes from heading and text, so it outlives a move."""
+
+    id: str
+    text: str = Field(min_length=1)
+    file: str
+    page: int | None  # where it starts, 1-based: the page of a PDF, the row of a Parquet file
+    start: int  # in characters of the extracted text: text == extracted[start:end]
+    end: int
+    heading: list[str]  # from the outermost heading to the innermost
+
+
 class Reject(Row):
     """A row that could not be used: where it stood, why, and what it was."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
 from collections import Counter
 from typing import Any, get_args
 
 from raft_tasks.params import Domain, Ingest, SplitBySource
 from raft_tasks.schemas import Example, Reject, Split
+from raft_tasks.sources.cleaning import normalised
 from raft_tasks.sources.files import RawRow, SourceError, find_files, read_file
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -61,11 +61,6 @@ def ingest_rows(name: str, domain: Domain, ingest: Ingest) -> tuple[list[Example
         _check_sources(name, examples)
     _check_splits(name, domain, examples, rejects)
     return examples, rejects
-
-
-def normalised(text: str) -> str:
-    """Unicode NFC with every run of white space folded into one space."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def split_of_source(source: str, split: SplitBySource) -> Split:
