@@ -24,7 +24,7 @@ from raft_tasks.evaluation.harness import DOMAIN_TASK, evaluate
 from raft_tasks.generation.templates import template_text
 from raft_tasks.params import Params, load_params
 from raft_tasks.schemas import Example, TrainingPair
-from raft_tasks.training.trainer import train_model
+from raft_tasks.training.train import train_model
 
 RATES = (2e-4, 3e-4, 5e-4, 7e-4, 1e-3)
 OTHER_SEED = 1001

@@ -33,7 +33,7 @@ def train(
     A run that was killed continues from its last checkpoint under `checkpoints`/<digest of everything above>.
     """
     from raft_tasks import training
-    from raft_tasks.training.trainer import train_model
+    from raft_tasks.training.train import train_model
 
     code = {path.name: path.read_text() for path in Path(training.__path__[0]).glob("*.py")}
     key = digest([pairs, identity, method, settings, template, seed, code])

@@ -1,4 +1,9 @@
-"""Trajectories z ~ p_student(. | x) of the current student (Eq. 6)."""
+"""Trajectories z ~ p_student(. | x) of the current student (Eq. 6).
+
+What a row draws does not depend on the rows beside it: it has a seed of its own. So rollouts are the same whatever
+the number of processes, the order of the prompts, or the batches they are sampled in. (Up to floating point: padding
+changes the last digits of the logits, which moves a draw that falls within about 1e-6 of the border of two tokens.)
+"""
 
 from __future__ import annotations
 
@@ -28,16 +33,43 @@ class Rollout:
 
 
 class Sampler(Protocol):
-    """Anything that samples from the student as it is now; equal weights, prompts and seed give equal rollouts."""
+    """Anything that samples from the student as it is now; equal weights, prompts and seeds give equal rollouts."""
 
-    def __call__(self, prompts: list[list[int]], seed: int) -> list[Rollout]:
-        """One rollout per prompt, in the prompts' order."""
+    def __call__(self, prompts: list[list[int]], seeds: list[int]) -> list[Rollout]:
+        """One rollout per prompt, in the prompts' order, drawn with the prompt's own seed."""
         ...
 
 
-def step_seed(seed: int, step: int) -> int:
-    """The seed of one optimiser step's rollouts. No generator state has to survive: a resumed step draws the same."""
-    return int.from_bytes(hashlib.sha256(f"rollouts/{seed}/{step}".encode()).digest()[:8], "big") >> 1
+def rollout_seed(seed: int, step: int, row: str) -> int:
+    """The seed of one row's rollout. No generator state has to survive: a resumed step draws the same."""
+    return int.from_bytes(hashlib.sha256(f"rollouts/{seed}/{step}/{row}".encode()).digest()[:8], "big") >> 1
+
+
+class Draws:
+    """A logits processor that decides the next token by inverse CDF, and leaves the greedy search just that one.
+
+    Args:
+        seeds: one per row; a row's draws depend on its seed alone.
+        prompt_length: of the left-padded batch.
+        temperature: of the sampling.
+        max_new_tokens: draws per row.
+        device: of the logits.
+    """
+
+    def __init__(
+        self, seeds: list[int], prompt_length: int, temperature: float, max_new_tokens: int, device: torch.device
+    ) -> None:
+        self.prompt_length, self.temperature = prompt_length, temperature
+        draws = [torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        self.draws = torch.stack(draws).to(device)  # made on the CPU: the same for every device
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [B, V] -> 0 at the drawn token, -inf elsewhere."""
+        mass = (scores.float() / self.temperature).softmax(-1).cumsum(-1)
+        whole = mass[:, -1:]
+        drawn = self.draws[:, input_ids.shape[1] - self.prompt_length, None] * whole
+        drawn = torch.minimum(drawn, whole.nextafter(torch.zeros_like(whole)))  # rounding must not pass the last token
+        return torch.full_like(scores, float("-inf")).scatter_(-1, torch.searchsorted(mass, drawn, right=True), 0.0)
 
 
 class GenerateSampler:
@@ -61,13 +93,10 @@ class GenerateSampler:
     ) -> None:
         from transformers import GenerationConfig
 
-        self.model, self.precision = model, precision
+        self.model, self.temperature, self.precision = model, temperature, precision
         self.stop_ids = set(stop_ids)
         self.config = GenerationConfig(
-            do_sample=True,
-            temperature=temperature,
-            top_k=0,
-            top_p=1.0,
+            do_sample=False,  # `Draws` samples
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(stop_ids),
             pad_token_id=min(stop_ids),  # what is behind the stop token is cut off by position, not by id
@@ -75,7 +104,9 @@ class GenerateSampler:
         )
         self.neutral = GenerationConfig()
 
-    def __call__(self, prompts: list[list[int]], seed: int) -> list[Rollout]:
+    def __call__(self, prompts: list[list[int]], seeds: list[int]) -> list[Rollout]:
+        from transformers import LogitsProcessorList
+
         longest = max(map(len, prompts))
         device = self.model.device
         pad = self.config.pad_token_id
@@ -86,11 +117,13 @@ class GenerateSampler:
         was_training = self.model.training
         self.model.eval()
         try:
-            devices = [device] if device.type == "cuda" else []
-            with torch.no_grad(), torch.random.fork_rng(devices), self.precision():
-                torch.manual_seed(seed)
+            draws = Draws(seeds, longest, self.temperature, self.config.max_new_tokens, device)
+            with torch.no_grad(), self.precision():
                 output: torch.Tensor = self.model.generate(  # type: ignore[operator]  # it is a method
-                    ids, attention_mask=mask, generation_config=self.config
+                    ids,
+                    attention_mask=mask,
+                    generation_config=self.config,
+                    logits_processor=LogitsProcessorList([draws]),
                 )
         finally:
             self.model.train(was_training)

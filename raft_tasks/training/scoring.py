@@ -1,13 +1,19 @@
-"""Hidden states of a model at the positions that predict given completions; its output head.
+"""Hidden states of a model at the positions that predict given completions; what is computed of them at its head.
 
 Student and teacher are scored by the same function: right-padded, without an attention mask. In a causal model no
 position sees the padding behind it, so a batch gives what one-by-one scoring gives (a test compares), and attention
 takes its fast causal path.
+
+Losses are computed inside the model's own forward pass, and there inside its output head's: under DDP and FSDP2 the
+hooks of both then see a forward pass as they expect it, and a sharded head is one whole tensor while it is used.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +22,41 @@ from raft_tasks.training.losses import Head, head_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """One forward pass: `model(scoring=Scoring(...))` returns what `at_head` does."""
+
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    at_head: Callable[[Tensor, Head], Any]  # (hidden states [T, H] of `completion_states`, output head) -> tensors
+    dtype: torch.dtype | None = None  # of the hidden states; None: as the model gives them
+
+
+def enable_scoring(model: PreTrainedModel) -> None:
+    """Make `model(scoring=...)` work. Everything else (logits, `generate`, saving) stays as it is.
+
+    The model must not be copied afterwards: a copy would run the original's layers.
+    """
+    known = output_head(model)
+    linear = model.get_output_embeddings()
+    own_forward, own_linear = model.forward, linear.forward
+
+    def at_linear(hidden: Tensor, scoring: Scoring | None = None) -> Any:
+        if scoring is None:
+            return own_linear(hidden)
+        head = known._replace(weight=linear.weight, bias=getattr(linear, "bias", None))  # whole only now, if sharded
+        with torch.autocast(hidden.device.type, enabled=False):  # the losses choose their own precision
+            return scoring.at_head(hidden if scoring.dtype is None else hidden.to(scoring.dtype), head)
+
+    @functools.wraps(own_forward)  # generate() reads the signature
+    def forward(*args: Any, scoring: Scoring | None = None, **kwargs: Any) -> Any:
+        if scoring is None:
+            return own_forward(*args, **kwargs)
+        return linear(completion_states(model, scoring.prompts, scoring.completions), scoring=scoring)
+
+    model.forward, linear.forward = forward, at_linear
 
 
 def completion_mask(completions: list[list[int]]) -> Tensor:

@@ -18,17 +18,12 @@ from transformers.utils import logging as transformers_logging
 
 from raft_tasks.errors import InputError
 from raft_tasks.params import Method
+from raft_tasks.training.books import COLUMNS, TrainingDiverged
 from raft_tasks.training.checkpoints import CheckpointError
 from raft_tasks.training.conversations import ConversationError, encode_pairs, end_of_turn
 from raft_tasks.training.rollouts import Rollout
-from raft_tasks.training.trainer import (
-    COLUMNS,
-    RaftTrainer,
-    TrainingDiverged,
-    teacher_turn,
-    train_model,
-    training_arguments,
-)
+from raft_tasks.training.train import teacher_turn, train_model, training_arguments
+from raft_tasks.training.trainer import RaftTrainer
 from raft_tasks.training.weights import load_model
 
 TIMES = {"seconds", "tokens_per_second", "rollout_share", "teacher_share", "student_share"}
@@ -69,14 +64,13 @@ def make_trainer(model, folder, method, settings, rollouts):
     limit = method.distill.rollout_max_new_tokens if method.distill else 0
     rows = encode_pairs(pairs(), tokenizer, settings.max_length, teacher_turn(method, TEACHER), limit)
     return RaftTrainer(
-        student, teacher, rows, tokenizer, method, training_arguments(settings, len(rows), 0, folder), "f",
-        folder / "steps.csv", sampler=lambda prompts, seed: rollouts[: len(prompts)],
+        student, teacher, rows, tokenizer, method, settings, training_arguments(settings, len(rows), 0, folder), "f",
+        folder / "steps.csv", sampler=lambda prompts, seeds: rollouts[: len(prompts)],
     )  # fmt: skip
 
 
-def one_step(trainer, batches):
-    got, _ = trainer.get_batch_samples(iter(batches), len(batches), torch.device("cpu"))
-    loss = sum(trainer.training_step(trainer.model, batch).item() for batch in got)
+def one_step(trainer, rows):
+    loss = trainer.training_step(trainer.model, rows).item()
     return loss, {name: parameter.grad for name, parameter in trainer.student.named_parameters()}
 
 
@@ -129,10 +123,10 @@ def test_one_step_is_equations_6_to_12(tiny_model, tmp_path, micro, tail):
     plain.load_state_dict(trainer.student.state_dict())
     l_sft, l_kl, weight = plain_step(plain, trainer.teacher, rows, ROLLOUTS, 8, 1.5, 3.0, tail)
 
-    loss, gradients = one_step(trainer, [rows[start : start + micro] for start in range(0, 4, micro)])
-    assert trainer.sums["l_sft"] == pytest.approx(l_sft, abs=1e-5)
-    assert trainer.sums["l_kl"] == pytest.approx(l_kl, abs=1e-5)
-    assert trainer.sums["lambda"] == pytest.approx(weight, rel=1e-4)
+    loss, gradients = one_step(trainer, rows)
+    assert trainer.books.sums["l_sft"] == pytest.approx(l_sft, abs=1e-5)
+    assert trainer.books.sums["l_kl"] == pytest.approx(l_kl, abs=1e-5)
+    assert trainer.books.sums["lambda"] == pytest.approx(weight, rel=1e-4)
     assert loss == pytest.approx(l_sft + weight * l_kl, rel=1e-5)
     for name, parameter in plain.named_parameters():
         assert torch.allclose(gradients[name], parameter.grad, atol=2e-5), name
@@ -141,7 +135,7 @@ def test_one_step_is_equations_6_to_12(tiny_model, tmp_path, micro, tail):
 def test_the_teacher_is_frozen_and_in_evaluation_mode(tiny_model, tmp_path):
     trainer = make_trainer(tiny_model, tmp_path, METHODS["raft"], train(), ROLLOUTS)
     before = {name: value.clone() for name, value in trainer.teacher.state_dict().items()}
-    one_step(trainer, [trainer.train_dataset[:4]])
+    one_step(trainer, trainer.train_dataset[:4])
     assert not trainer.teacher.training
     assert trainer.student.training
     assert all(parameter.grad is None for parameter in trainer.teacher.parameters())
@@ -324,7 +318,7 @@ sys.path.insert(0, sys.argv[3])
 from tiny import METHODS, TEACHER, pairs, train
 from raft_tasks.params import Model
 from raft_tasks.training import trainer
-from raft_tasks.training.trainer import train_model
+from raft_tasks.training.train import train_model
 
 def kill_while_saving(self, folder):
     (Path(folder) / "rng_state.pth").write_bytes(b"half")

@@ -1,0 +1,77 @@
+"""Which rows every optimiser step learns, and which of them one process passes through the model at a time.
+
+A step's rows depend on the seed alone, never on the number of processes: every process knows all of them and takes
+its share, so that one process or eight compute the same losses and the same gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+GROUPED_STEPS = 32  # rows of so many steps are sorted by length together: like lengths, still a random order
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of one forward pass."""
+
+    rows: list[int]  # their numbers within the optimiser step
+    counts: bool  # False: a stand-in of weight 0, for a process without rows must not miss a pass of the others
+
+
+def steps_of_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, grouped: bool) -> list[list[int]]:
+    """The row numbers of each optimiser step of an epoch; a last step may have fewer rows.
+
+    Args:
+        lengths: of every row, in tokens.
+        batch_size: rows per step.
+        seed, epoch: equal ones give equal steps.
+        grouped: rows of like length share a step.
+    """
+    generator = torch.Generator().manual_seed(seed + epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    if not grouped:
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    size = GROUPED_STEPS * batch_size
+    for start in range(0, len(order), size):
+        order[start : start + size] = sorted(order[start : start + size], key=lambda row: -lengths[row])
+    steps = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [steps[number] for number in torch.randperm(len(steps), generator=generator).tolist()]
+
+
+class StepSampler:
+    """A batch sampler over optimiser steps; the Trainer tells it the epoch."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, grouped: bool) -> None:
+        self.lengths, self.batch_size, self.seed, self.grouped, self.epoch = lengths, batch_size, seed, grouped, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from steps_of_epoch(self.lengths, self.batch_size, self.seed, self.epoch, self.grouped)
+
+
+def micro_batches(lengths: Sequence[int], size: int, process: int, processes: int) -> list[MicroBatch]:
+    """One process's share of a step's rows, equally many micro-batches for every process.
+
+    Rows of like length come together, which changes no mean and saves padding.
+
+    Args:
+        lengths: of the step's rows, in tokens.
+        size: rows of a micro-batch, at most.
+        process, processes: this process's number and how many there are.
+    """
+    size = min(size, -(-len(lengths) // processes))
+    order = list(range(len(lengths)))
+    if size < len(lengths):
+        order.sort(key=lambda row: -lengths[row])
+    batches = [MicroBatch(order[start : start + size], counts=True) for start in range(0, len(order), size)]
+    batches += [MicroBatch(order[-1:], counts=False)] * (-len(batches) % processes)
+    return batches[process::processes]

@@ -1,0 +1,126 @@
+"""The books of a training: one row per optimiser step in steps.csv, the time of each phase, batches that diverged."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from raft_tasks.artifacts import write_json
+from raft_tasks.errors import InputError
+from raft_tasks.training.conversations import Encoded
+from raft_tasks.training.rollouts import Rollout
+
+COLUMNS = [  # of steps.csv, one row per optimiser step; a cell is empty where a method has no such value
+    "step",
+    "epoch",
+    "loss",  # L = L_SFT + lambda L_KL
+    "l_sft",
+    "l_kl",
+    "lambda",
+    "ce_kl_ratio",  # L_SFT / (lambda L_KL): near 1 under the EMA balance
+    "student_mass_in_k",  # mean probability (temperature 1) of the teacher's top K, by the student
+    "teacher_mass_in_k",  # ... and by the teacher itself
+    "rollout_length",  # mean tokens
+    "rollouts_empty",  # rollouts that ended at once
+    "rollouts_truncated",  # rollouts that met the length bound
+    "grad_norm",  # before clipping
+    "learning_rate",
+    "tokens_per_second",  # tokens in the student's passes, prompts included, padding not
+    "seconds",
+    "rollout_share",  # of the seconds; what is left of 1 is the optimiser
+    "teacher_share",
+    "student_share",
+]
+
+
+class TrainingDiverged(InputError):
+    """A loss or gradient became NaN or infinite."""
+
+
+class StepBooks:
+    """What one optimiser step's row is made of. Sums are over all processes, times are this process's."""
+
+    def __init__(self, rows: list[Encoded], device: torch.device) -> None:
+        self.rows, self.device = rows, device
+        self.rollouts: list[Rollout] = []  # one per row, where there is a teacher
+        self.sums: dict[str, float] = defaultdict(float)
+        self.clock: dict[str, float] = defaultdict(float)
+        self.started = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time of its body to the clock."""
+        begun = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.clock[name] += time.perf_counter() - begun
+
+    def row(self) -> dict[str, Any]:
+        """The columns that the step itself knows."""
+        seconds = time.perf_counter() - self.started
+        scored = sum(len(row.prompt) + len(row.answer) for row in self.rows)
+        row: dict[str, Any] = {
+            "loss": self.sums["l_sft"],
+            "l_sft": self.sums["l_sft"],
+            "seconds": seconds,
+            "student_share": self.clock["student"] / seconds,
+        }
+        if self.rollouts:
+            lengths = [len(rollout.tokens) for rollout in self.rollouts]
+            scored += sum(len(row.prompt) for row in self.rows) + sum(lengths)
+            weighed = self.sums["lambda"] * self.sums["l_kl"]
+            row |= {
+                "loss": self.sums["l_sft"] + weighed,
+                "l_kl": self.sums["l_kl"],
+                "lambda": self.sums["lambda"],
+                "ce_kl_ratio": self.sums["l_sft"] / weighed if weighed > 0 else None,
+                "student_mass_in_k": self.sums["student_mass_in_k"],
+                "teacher_mass_in_k": self.sums["teacher_mass_in_k"],
+                "rollout_length": sum(lengths) / len(lengths),
+                "rollouts_empty": sum(rollout.empty for rollout in self.rollouts),
+                "rollouts_truncated": sum(rollout.truncated for rollout in self.rollouts),
+                "rollout_share": self.clock["rollout"] / seconds,
+                "teacher_share": self.clock["teacher"] / seconds,
+            }
+        return row | {"tokens_per_second": scored / seconds}
+
+    def diverged(self, what: str, value: float, step: int, learning_rate: float, folder: Path) -> NoReturn:
+        """Keep the batch in `folder` and stop: a loss or gradient is NaN or infinite."""
+        rollouts = [rollout.tokens for rollout in self.rollouts] or [[] for _ in self.rows]
+        kept = folder / f"diverged-step-{step}.json"
+        write_json(
+            kept,
+            {
+                "step": step,
+                "what": what,
+                "value": str(value),
+                "learning_rate": learning_rate,
+                "rows": [{**vars(row), "rollout": rollout} for row, rollout in zip(self.rows, rollouts, strict=True)],
+            },
+        )
+        raise TrainingDiverged(
+            f"{what} is {value} at step {step}, rows {', '.join(row.id for row in self.rows)}. The batch is kept in "
+            f"{kept}. Lower train.learning_rate or train.max_grad_norm, or look at these rows; earlier checkpoints "
+            "are intact"
+        )
+
+
+def start_table(path: Path, steps: list[dict[str, Any]]) -> None:
+    """steps.csv with the rows of a resumed training."""
+    with path.open("w", encoding="utf-8", newline="") as table:
+        writer = csv.DictWriter(table, COLUMNS)
+        writer.writeheader()
+        writer.writerows(steps)
+
+
+def add_to_table(path: Path, step: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8", newline="") as table:
+        csv.DictWriter(table, COLUMNS).writerow(step)

@@ -1,0 +1,179 @@
+"""One training from its settings to a saved model: checks, student and teacher, resumption, the summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from raft_tasks.artifacts import digest
+from raft_tasks.errors import InputError
+from raft_tasks.params import Distill, Method, Model, Train
+from raft_tasks.schemas import TrainingPair
+from raft_tasks.training.checkpoints import last_complete
+from raft_tasks.training.conversations import Encoded, encode_pairs, teacher_message, unknown_share
+from raft_tasks.training.model_card import model_card
+from raft_tasks.training.scoring import output_head
+from raft_tasks.training.trainer import RaftTrainer
+from raft_tasks.training.weights import load_model, quiet, relative_distance, weights_digest
+
+
+def train_model(
+    pairs: list[TrainingPair],
+    model: Model,
+    method: Method,
+    train: Train,
+    template_text: str,
+    seed: int,
+    output: Path,
+    checkpoints: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Train one model by one method; resume where an interrupted call with the same arguments stopped.
+
+    Args:
+        pairs: the questions and the answers that the method learns.
+        model: the base model; student and teacher start as it.
+        method: the row of the methods table.
+        train: settings of the optimisation.
+        template_text: the answer-conditioned teacher's user turn, Jinja over `question` and `answer`; other methods
+            do not read it.
+        seed: of batch order, rollouts and dropout.
+        output: gets model/ (weights, tokenizer, model card) and steps.csv (COLUMNS). Complete only on return.
+        checkpoints: folder of this training alone; the caller removes it after success.
+        progress: called after every optimiser step with (steps done, steps in all).
+
+    Returns:
+        The summary: steps, sizes, time, final losses, lambda, distance of the weights to the base.
+
+    Raises:
+        ModelError, ConversationError, CheckpointError, InputError: before training, each saying what to do.
+        TrainingDiverged: naming step and rows; the batch is kept as JSON in `checkpoints`.
+    """
+    # AdamW's steps vanish in bfloat16 weights, so the student is float32; train.precision says how it computes
+    student, tokenizer = load_model(model, torch.float32)
+    base_digest = weights_digest(student)
+    data_digest = digest([pairs])
+    distill = method.distill  # None exactly where there is no teacher
+    if distill:
+        check_top_k(distill, len(output_head(student).weight))
+    rows = encode_pairs(
+        pairs,
+        tokenizer,
+        max_length=min(train.max_length, student.config.get_text_config().max_position_embeddings),
+        teacher=teacher_turn(method, template_text),
+        rollout_max_new_tokens=distill.rollout_max_new_tokens if distill else 0,
+    )
+    template = template_text if method.teacher == "answer_conditioned" else None
+    fingerprint = digest([model, method, train, template, seed, data_digest, base_digest])
+
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    resumed = last_complete(checkpoints, fingerprint)
+    output.mkdir(parents=True, exist_ok=True)
+    arguments = training_arguments(train, len(rows), seed, checkpoints)
+    teacher = deepcopy(student).to(getattr(torch, model.dtype)).to(arguments.device) if distill else None
+    with quiet():
+        trainer = RaftTrainer(
+            student, teacher, rows, tokenizer, method, train, arguments, fingerprint, output / "steps.csv", progress
+        )
+        if resumed is not None and trainer.balance is not None:
+            trainer.balance.load_state_dict(resumed[1]["balance"])
+        trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
+
+    base = teacher if teacher is not None else load_model(model, torch.float32)[0]
+    distance = relative_distance(student, base)
+    answer_tokens = sum(len(row.answer) for row in rows)
+    with quiet():
+        student.to(getattr(torch, model.dtype)).save_pretrained(output / "model")
+    tokenizer.save_pretrained(output / "model")
+    card = model_card(
+        model=model, method=method, train=train, seed=seed, rows=len(rows),
+        answer_tokens=answer_tokens, data_digest=data_digest, base_digest=base_digest,
+    )  # fmt: skip
+    (output / "model" / "README.md").write_text(card, encoding="utf-8")
+    return summary(trainer.steps(), student, rows, tokenizer, distance, answer_tokens * train.epochs)
+
+
+def teacher_turn(method: Method, template_text: str) -> Callable[[TrainingPair], str] | None:
+    """What the method's teacher sees as its user turn (Eq. 7)."""
+    if method.teacher == "answer_conditioned":
+        return teacher_message(template_text)
+    if method.teacher == "plain":
+        return lambda pair: pair.question
+    return None
+
+
+def check_top_k(distill: Distill, vocabulary: int) -> None:
+    largest = vocabulary - 1 if distill.tail_bucket else vocabulary
+    if distill.top_k > largest:
+        raise InputError(
+            f"distill.top_k is {distill.top_k}, expected at most {largest}: the model has {vocabulary} tokens"
+            + (" (the tail bucket needs at least one token outside)" if distill.tail_bucket else "")
+        )
+
+
+def training_arguments(train: Train, rows: int, seed: int, checkpoints: Path) -> TrainingArguments:
+    """The Trainer's settings; it prints nothing, reports nowhere and loads data in this process."""
+    steps = math.ceil(rows / train.batch_size) * train.epochs
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=train.epochs,
+        per_device_train_batch_size=train.batch_size,  # the Trainer's batch is a step; RaftTrainer divides it
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(train.warmup_ratio * steps),
+        max_grad_norm=train.max_grad_norm,
+        bf16=train.precision == "bfloat16",
+        save_strategy="steps",
+        save_steps=train.checkpoint_steps,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        log_level="error",
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        use_cache=True,  # else the saved model's config would switch the cache off for its users
+        seed=seed,
+        data_seed=seed,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel: it would multiply the batch by the number of GPUs
+    return arguments
+
+
+def summary(
+    steps: list[dict[str, Any]],
+    student: PreTrainedModel,
+    rows: list[Encoded],
+    tokenizer: PreTrainedTokenizerBase,
+    distance: dict[str, float],
+    answer_tokens: int,
+) -> dict[str, Any]:
+    """What train_model returns: numbers only, JSON-ready."""
+    lambdas = [row["lambda"] for row in steps if row["lambda"] is not None]
+    last = steps[-1]
+    return {
+        "steps": len(steps),
+        "seconds": sum(row["seconds"] for row in steps),
+        "parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "rows": len(rows),
+        "answer_tokens_trained": answer_tokens,
+        "unknown_prompt_tokens": unknown_share(rows, tokenizer.unk_token_id),
+        "final": {name: last[name] for name in ("loss", "l_sft", "l_kl", "ce_kl_ratio")},
+        "lambda": (
+            {"min": min(lambdas), "mean": sum(lambdas) / len(lambdas), "max": max(lambdas), "last": lambdas[-1]}
+            if lambdas
+            else None
+        ),
+        "distance": distance,
+    }
