@@ -11,15 +11,17 @@ the full-vocabulary normaliser cancels: p~ = softmax(v[K_t] / T).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TILE_ELEMENTS = 2**24  # logits of one tile (64 MB in float32): the head is read from memory once per tile
+TILE_ELEMENTS = 2**26  # logits of one tile (256 MB in float32): the head is read from memory once per tile
 CACHE_ELEMENTS = 2**18  # logits that a CPU core keeps in its cache (1 MB in float32)
+FEW = 32  # a CPU multiplies a row of the head that it fetches for one position about so much slower than in a product
 
 
 # --- means ------------------------------------------------------------------------------------------------------------
@@ -71,10 +73,24 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """K_t of Eq. 9: the k most likely tokens of each position. logits [T, V] -> ids [T, K], logits [T, K]."""
-    if k > logits.shape[-1]:
-        raise ValueError(f"top_k {k} exceeds the vocabulary of {logits.shape[-1]}; lower distill.top_k")
-    values, ids = logits.topk(k)
-    return ids, values
+    vocabulary = logits.shape[-1]
+    if k > vocabulary:
+        raise ValueError(f"top_k {k} exceeds the vocabulary of {vocabulary}; lower distill.top_k")
+    group = math.isqrt(vocabulary // k)
+    if group < 4:
+        values, ids = logits.topk(k)
+        return ids, values
+    # The k largest lie in the k groups with the largest maxima (and in what is left over): most tokens are never sorted
+    groups = vocabulary // group
+    grouped, rest = logits[:, : groups * group].unflatten(-1, (group, groups)), range(groups * group, vocabulary)
+    best = grouped.amax(1).topk(k, sorted=False).indices
+    members = torch.arange(group, device=logits.device)[:, None] * groups
+    candidates = (best[:, None, :] + members).flatten(1)
+    if rest:
+        left_over = torch.arange(rest.start, rest.stop, device=logits.device)
+        candidates = torch.cat([candidates, left_over.expand(len(logits), -1)], dim=-1)
+    values, at = logits.gather(-1, candidates).topk(k)
+    return candidates.gather(-1, at), values
 
 
 def log_mass_outside(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
@@ -142,7 +158,7 @@ class TopK(NamedTuple):
 
     ids: Tensor  # [T, K] int32
     logits: Tensor  # [T, K], float32 or wider
-    log_mass: Tensor  # [T] log probability of the kept ids, at temperature 1; no gradient
+    log_mass: Tensor  # [T / mass_every] log probability of the kept ids, at temperature 1; no gradient
     tail: Tensor | None  # [T] `log_mass_outside` at the tail's temperature, if asked for
 
 
@@ -154,11 +170,21 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def head_logits(hidden: Tensor, head: Head, out: Tensor | None = None) -> Tensor:
     """Logits [T, V] of hidden [T, H], multiplied in the dtype of `hidden`, in at least float32 from there on.
 
-    `out` [T, V], of the dtype of `hidden`, may be overwritten.
+    `out` [T, V], of that dtype or (on a GPU) of the wider one, may be overwritten; no gradient then.
     """
-    logits = torch.mm(hidden, head.weight.to(hidden.dtype).T, out=out).to(wide(hidden.dtype))
-    if head.bias is not None:
-        logits = logits + head.bias
+    weight = head.weight.to(hidden.dtype).T
+    if out is None or out.dtype == hidden.dtype:
+        product = torch.mm(hidden, weight, out=out)
+    else:  # a GPU need not round its float32 sums on the way out
+        product = torch.mm(hidden, weight, out_dtype=out.dtype, out=out)
+    return finished(product, head.bias, head)
+
+
+def finished(product: Tensor, bias: Tensor | None, head: Head) -> Tensor:
+    """hidden @ weight.T -> logits, in at least float32. `bias` has the last axis of `product`, or its shape."""
+    logits = product.to(wide(product.dtype))
+    if bias is not None:
+        logits = logits + bias
     if head.scale != 1.0:
         logits = logits * head.scale
     if head.soft_cap is not None:
@@ -188,15 +214,29 @@ def lean_top_k(
 
 
 def lean_logits_at(
-    hidden: Tensor, head: Head, ids: Tensor, tail_temperature: float | None = None, tile: int | None = None
+    hidden: Tensor,
+    head: Head,
+    ids: Tensor,
+    tail_temperature: float | None = None,
+    mass_every: int = 1,
+    tile: int | None = None,
 ) -> TopK:
     """The student's side of Eq. 9 without [T, V]: hidden [T, H] -> its logits at the teacher's ids [T, K].
 
     The gradient of `logits` (and of `tail`) reaches `hidden` and, where they require it, the head's weight and bias.
     Only K rows of the head enter it, so the backward pass has no product with the whole vocabulary (the tail's has).
+    Neither has the forward pass, as far as the mass, which takes no part in the loss, is not asked for.
+
+    Args:
+        hidden: [T, H].
+        head: the student's.
+        ids: [T, K], the teacher's.
+        tail_temperature: also return the tail at this temperature.
+        mass_every: `log_mass` at every so many positions, the first included.
+        tile: positions per tile; by default as many as TILE_ELEMENTS allows.
     """
     kept, log_mass, outside = _LogitsAt.apply(
-        hidden, head.weight, head.bias, ids, head.scale, head.soft_cap, tail_temperature, tile
+        hidden, head.weight, head.bias, ids, head.scale, head.soft_cap, tail_temperature, mass_every, tile
     )
     return TopK(ids, kept, log_mass, None if tail_temperature is None else outside)
 
@@ -206,15 +246,62 @@ def lean_cross_entropy(hidden: Tensor, head: Head, labels: Tensor, tile: int | N
     return _CrossEntropy.apply(hidden, head.weight, head.bias, labels, head.scale, head.soft_cap, tile)
 
 
+def lean_mean_cross_entropy(
+    hidden: Tensor,
+    head: Head,
+    labels: Tensor,
+    count: int,
+    weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
+    tile: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum of weight x `cross_entropy` over the positions, divided by `count`, without [T, V].
+
+    As the factor of each token is known in the forward pass, the gradient is made there, from the tile at hand: three
+    products with the head (logits, gradient of `hidden`, gradient of the head) where `lean_cross_entropy` has four.
+
+    Args:
+        hidden: [T, H].
+        head: the student's.
+        labels: [T].
+        count: tokens of the whole optimiser step, of which these may be a part.
+        weigh: the tokens' weights [t], constants to the gradient, from their cross-entropy [t] and logits [t, V];
+            by default 1.
+        tile: positions per tile; by default as many as TILE_ELEMENTS allows.
+
+    Returns:
+        The scalar with the gradient, once; and the unweighted cross-entropy [T] without one.
+    """
+    return _MeanCrossEntropy.apply(
+        hidden, head.weight, head.bias, labels, head.scale, head.soft_cap, count, weigh, tile, torch.is_grad_enabled()
+    )
+
+
 def tiles(hidden: Tensor, head: Head, tile: int | None) -> Iterator[tuple[slice, Tensor]]:
     """Tile by tile, the positions and their logits [t, V]. The next tile overwrites them; outside autograd only."""
     vocabulary = len(head.weight)
     head = head._replace(weight=head.weight.detach().to(hidden.dtype))
     size = min(tile or max(1, TILE_ELEMENTS // vocabulary), len(hidden))
-    buffer = hidden.new_empty(size, vocabulary)
+    buffer = hidden.new_empty(size, vocabulary, dtype=wide(hidden.dtype) if hidden.is_cuda else hidden.dtype)
     for start in range(0, len(hidden), size):
         rows = slice(start, min(start + size, len(hidden)))
         yield rows, head_logits(hidden[rows].detach(), head, out=buffer[: rows.stop - start])
+
+
+def few_logits(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
+    """`head_logits` at `ids` [T, K] alone, from those rows of the head. No gradient."""
+    weight, dtype = head.weight.detach(), wide(hidden.dtype)
+    product = torch.empty(ids.shape, dtype=dtype, device=hidden.device)
+    kept = weight.new_empty(ids.shape[-1], weight.shape[-1])  # one position's: it stays in the CPU's cache
+    for at, state, out in zip(ids.long(), hidden.detach().to(dtype), product, strict=True):
+        torch.index_select(weight, 0, at, out=kept)
+        torch.mv(kept.to(hidden.dtype).to(dtype), state, out=out)
+    bias = None if head.bias is None else head.bias.detach()[ids.long()]
+    return finished(product.to(hidden.dtype), bias, head)
+
+
+def reads_few(hidden: Tensor, head: Head, ids: Tensor) -> bool:
+    """Whether `few_logits` beats the product with the whole head: by far on a CPU with K << V; unmeasured on a GPU."""
+    return not hidden.is_cuda and ids.shape[-1] * FEW <= len(head.weight)
 
 
 def in_cache(logits: Tensor) -> list[slice]:
@@ -241,38 +328,58 @@ def through_cap(grad: Tensor, logits: Tensor, scale: float, soft_cap: float | No
     return grad if scale == 1.0 else grad * scale
 
 
+def cross_entropy_gradient(
+    logits: Tensor, labels: Tensor, normaliser: Tensor, factor: Tensor, scale: float, soft_cap: float | None
+) -> Tensor:
+    """Gradient [t, V] of sum(factor x cross-entropy) at hidden @ weight.T + bias; overwrites `logits` where it can."""
+    grad = logits if soft_cap is None else logits.clone()  # the cap's derivative needs the logits
+    shift, upstream = normaliser[:, None], factor[:, None]
+    for near in in_cache(grad):
+        grad[near].sub_(shift[near]).exp_().mul_(upstream[near])  # the probabilities, weighted
+    grad.scatter_add_(-1, labels[:, None], -upstream)
+    return through_cap(grad, logits, scale, soft_cap)
+
+
 class _HeadGradients:
     """Sums the gradients of one head over tiles, in at least float32."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, ...]) -> None:
-        self.source, self.weight = hidden, weight.to(hidden.dtype)
-        self.like = (weight, bias)
-        self.hidden = torch.zeros_like(hidden) if needs[0] else None
-        self.of_weight = torch.zeros_like(weight, dtype=wide(weight.dtype)) if needs[1] else None
+        self.source, self.weight = hidden.detach(), weight.detach().to(hidden.dtype)
+        self.like, self.needs = (weight.detach(), bias), needs
+        self.hidden = torch.zeros_like(self.source) if needs[0] else None
+        self.of_weight: Tensor | None = None
         self.of_bias = torch.zeros_like(bias, dtype=wide(bias.dtype)) if bias is not None and needs[2] else None
 
     def add(self, rows: slice, grad: Tensor) -> None:
         """grad [t, V] of hidden @ weight.T + bias at positions `rows`."""
         if self.of_bias is not None:
             self.of_bias += grad.sum(0)
-        grad = grad.to(self.weight.dtype)
+        grad, source = grad.to(self.weight.dtype), self.source[rows]
         if self.hidden is not None:
             self.hidden[rows] = grad @ self.weight
-        if self.of_weight is not None:
-            if self.of_weight.dtype == grad.dtype:
-                self.of_weight.addmm_(grad.T, self.source[rows])
-            else:
-                self.of_weight += grad.T @ self.source[rows]
+        if not self.needs[1]:
+            return
+        dtype = wide(self.like[0].dtype)
+        if self.of_weight is None:
+            self.of_weight = (grad.T @ source).to(dtype)
+        elif dtype == grad.dtype:
+            self.of_weight.addmm_(grad.T, source)
+        elif grad.is_cuda and dtype == torch.float32:  # without rounding the product to the half type first
+            torch.addmm(self.of_weight, grad.T, source, out_dtype=dtype, out=self.of_weight)
+        else:
+            self.of_weight += grad.T @ source
 
     def add_at(self, ids: Tensor, grad: Tensor) -> None:
         """grad [T, K] of the same at `ids` [T, K], all positions at once: a weighted sum of K rows of the head."""
-        weight = self.weight.detach().requires_grad_(self.of_weight is not None)
+        weight = self.like[0].to(wide(self.like[0].dtype)) if self.needs[1] else self.weight
+        weight.requires_grad_(self.needs[1])
         with torch.enable_grad():
             of_hidden = F.embedding_bag(ids, weight, mode="sum", per_sample_weights=grad.to(weight.dtype))
         if self.hidden is not None:
             self.hidden += of_hidden.detach()
-        if self.of_weight is not None:
-            self.of_weight += torch.autograd.grad(of_hidden, weight, self.source)[0]
+        if self.needs[1]:
+            of_weight = torch.autograd.grad(of_hidden, weight, self.source.to(weight.dtype))[0]
+            self.of_weight = of_weight if self.of_weight is None else self.of_weight.add_(of_weight)
         if self.of_bias is not None:
             self.of_bias.index_add_(0, ids.flatten(), grad.flatten().to(self.of_bias.dtype))
 
@@ -296,16 +403,24 @@ class _LogitsAt(torch.autograd.Function):
         scale: float,
         soft_cap: float | None,
         tail_temperature: float | None,
+        mass_every: int,
         tile: int | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         head = Head(weight, bias, scale, soft_cap)
-        parts = []
-        for rows, logits in tiles(hidden, head, tile):
-            at = ids[rows].long()
-            kept = logits.gather(-1, at)
-            outside = None if tail_temperature is None else log_mass_outside(logits, at, tail_temperature)
-            parts.append(TopK(at, kept, kept.logsumexp(-1) - log_sum_exp(logits), outside))
-        _, kept, log_mass, outside = joined(parts)
+        outside = None
+        if mass_every > 1 and tail_temperature is None and reads_few(hidden, head, ids):
+            kept = few_logits(hidden, head, ids)
+            normalisers = [log_sum_exp(logits) for _, logits in tiles(hidden[::mass_every], head, tile)]
+            log_mass = kept[::mass_every].logsumexp(-1) - torch.cat(normalisers)
+        else:
+            parts = []
+            for rows, logits in tiles(hidden, head, tile):
+                at = ids[rows].long()
+                near = logits.gather(-1, at)
+                tail = None if tail_temperature is None else log_mass_outside(logits, at, tail_temperature)
+                parts.append(TopK(at, near, near.logsumexp(-1) - log_sum_exp(logits), tail))
+            _, kept, log_mass, outside = joined(parts)
+            log_mass = log_mass[::mass_every]
         ctx.save_for_backward(hidden, weight, bias, ids, kept, outside)
         ctx.settings = (scale, soft_cap, tail_temperature, tile)
         ctx.mark_non_differentiable(log_mass)
@@ -324,7 +439,7 @@ class _LogitsAt(torch.autograd.Function):
                 grad = share * (grad_outside[rows, None] / temperature)
                 gradients.add(rows, through_cap(grad, logits, scale, soft_cap))
         gradients.add_at(ids.long(), through_cap(grad_kept, kept, scale, soft_cap))
-        return (*gradients.result(), None, None, None, None, None)
+        return (*gradients.result(), None, None, None, None, None, None)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -353,13 +468,50 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, normaliser = ctx.saved_tensors
         scale, soft_cap, tile = ctx.settings
-        head = Head(weight, bias, scale, soft_cap)
         gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad[:3])
-        for rows, logits in tiles(hidden, head, tile):
-            grad = logits if soft_cap is None else logits.clone()  # the cap's derivative needs the logits
-            shift, upstream = normaliser[rows, None], grad_loss[rows, None]
-            for near in in_cache(grad):
-                grad[near].sub_(shift[near]).exp_().mul_(upstream[near])  # the probabilities, weighted
-            grad.scatter_add_(-1, labels[rows, None], -upstream)
-            gradients.add(rows, through_cap(grad, logits, scale, soft_cap))
+        for rows, logits in tiles(hidden, Head(weight, bias, scale, soft_cap), tile):
+            grad = cross_entropy_gradient(logits, labels[rows], normaliser[rows], grad_loss[rows], scale, soft_cap)
+            gradients.add(rows, grad)
         return (*gradients.result(), None, None, None, None)
+
+
+class _MeanCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        scale: float,
+        soft_cap: float | None,
+        count: int,
+        weigh: Callable[[Tensor, Tensor], Tensor] | None,
+        tile: int | None,
+        with_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad[:3])
+        losses, shares = [], []
+        for rows, logits in tiles(hidden, Head(weight, bias, scale, soft_cap), tile):
+            normaliser = log_sum_exp(logits)
+            loss = normaliser - logits.gather(-1, labels[rows, None]).squeeze(-1)
+            factor = (torch.ones_like(loss) if weigh is None else weigh(loss, logits)) / count
+            losses.append(loss)
+            shares.append(factor * loss)
+            if with_gradient:
+                gradients.add(rows, cross_entropy_gradient(logits, labels[rows], normaliser, factor, scale, soft_cap))
+        ctx.gradients = gradients.result() if with_gradient else None
+        each = torch.cat(losses)
+        ctx.mark_non_differentiable(each)
+        return torch.cat(shares).sum(), each
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the gradient of lean_mean_cross_entropy can be taken once: it is not kept")
+        if upstream.item() != 1.0:
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(upstream)
+        return (*gradients, None, None, None, None, None, None, None)

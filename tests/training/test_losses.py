@@ -224,6 +224,66 @@ def test_lean_distillation_equals_the_plain_one(settings, tile, tail):
     assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(got, expected, strict=True))
 
 
+@pytest.mark.parametrize("settings", HEADS)
+@pytest.mark.parametrize("tile", [1, 4, 100])
+@pytest.mark.parametrize("weigh", [None, lambda losses, logits: (-losses).exp() + logits.amax(-1)])
+def test_mean_cross_entropy_equals_the_plain_one(settings, tile, weigh):
+    head = make_head(**settings)
+    hidden = random_logits(9, 6, seed=7, scale=1.0).requires_grad_()
+    labels = torch.arange(9) % 23
+    logits = losses.head_logits(hidden, head)
+    each = losses.cross_entropy(logits, labels)
+    weights = torch.ones(9, dtype=DOUBLE) if weigh is None else weigh(each, logits).detach()
+    plain = (weights * each).sum() / 20
+    lean, apart = losses.lean_mean_cross_entropy(hidden, head, labels, 20, weigh, tile=tile)
+    assert lean.item() == pytest.approx(plain.item(), abs=1e-12)
+    assert torch.allclose(apart, each, atol=1e-10)
+    assert not apart.requires_grad
+    expected = torch.autograd.grad(3 * plain, leaves(hidden, head))
+    got = torch.autograd.grad(3 * lean, leaves(hidden, head), retain_graph=True)
+    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(got, expected, strict=True))
+    with pytest.raises(RuntimeError, match="can be taken once"):
+        lean.backward()
+
+
+def test_mean_cross_entropy_makes_no_gradient_that_nobody_takes(monkeypatch):
+    head, labels = make_head(), torch.arange(9)
+    hidden = random_logits(9, 6, seed=7, scale=1.0).requires_grad_()
+    monkeypatch.setattr(losses._HeadGradients, "add", lambda *_: pytest.fail("a gradient was made"))
+    with torch.no_grad():
+        value, _ = losses.lean_mean_cross_entropy(hidden, head, labels, 9)
+    assert value.item() == pytest.approx(losses.cross_entropy(hidden @ head.weight.T, labels).mean().item())
+
+
+@pytest.mark.parametrize("settings", HEADS)
+@pytest.mark.parametrize("every", [1, 2, 7])
+def test_logits_from_few_rows_of_the_head_equal_the_plain_ones(settings, every, monkeypatch):
+    monkeypatch.setattr(losses, "FEW", 4)  # 5 of 23 tokens are few
+    head = make_head(**settings)
+    hidden = random_logits(9, 6, seed=8, scale=1.0).requires_grad_()
+    plain = losses.head_logits(hidden, head)
+    ids = losses.top_k(random_logits(9, 23, seed=9), 5)[0]
+    own = losses.lean_logits_at(hidden, head, ids, mass_every=every)
+    assert losses.reads_few(hidden, head, ids)
+    assert torch.allclose(own.logits, plain.gather(-1, ids), atol=1e-10)
+    assert torch.allclose(own.log_mass.exp(), plain.softmax(-1).gather(-1, ids).sum(-1)[::every], atol=1e-10)
+    weights = random_logits(9, 5, seed=10)
+    expected = torch.autograd.grad((plain.gather(-1, ids) * weights).sum(), leaves(hidden, head))
+    got = torch.autograd.grad((own.logits * weights).sum(), leaves(hidden, head))
+    assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize(("k", "vocabulary"), [(1, 97), (3, 100), (3, 101), (7, 2000), (50, 900)])
+def test_top_k_by_groups_finds_what_sorting_finds(k, vocabulary):
+    logits = random_logits(20, vocabulary, seed=11)
+    logits[3, -1] = logits[4, 0] = 99.0  # at the ends, where groups and their remainder meet
+    logits[5] = logits[5].round()  # ties
+    ids, kept = losses.top_k(logits, k)
+    assert torch.equal(kept, logits.sort(-1, descending=True).values[:, :k])
+    assert torch.equal(logits.gather(-1, ids), kept)
+    assert all(len(set(row)) == k for row in ids.tolist())
+
+
 @pytest.mark.parametrize("tail", [None, 1.5])
 def test_gradcheck(tail):
     head = make_head(vocabulary=7, hidden=3, bias=True, scale=0.5, soft_cap=4.0)
