@@ -23,7 +23,7 @@ def semantic_filter(domain: str) -> None:
         pairs = [(row.answer, row.rewritten) for row in chunk]
         similarities += similarity_chunk(pairs, settings.encoder, settings.revision, encoder, settings.batch_size)
         progress(len(similarities))
-    write_rows(paths.filtered(domain), apply_filter(rows, similarities, settings.tau))
+    write_rows(paths.filtered(domain), apply_filter(rows, similarities, settings.tau, settings.fidelity_veto))
 
 
 if __name__ == "__main__":

@@ -128,6 +128,16 @@ class Sampling(Section):
     seed: int
 
 
+class Asking(Section):
+    """How a model is asked for an answer by a schema."""
+
+    model: Name
+    template: str
+    temperature: Annotated[float, Field(ge=0)]  # 0 is greedy
+    max_new_tokens: PositiveInt
+    repairs: Annotated[int, Field(ge=0, le=3)]  # times it is shown what was wrong with its answer
+
+
 class Rewrite(Sampling):
     pass
 
@@ -136,17 +146,44 @@ class SemanticFilter(Section):
     encoder: str
     revision: str | None
     tau: Annotated[float, Field(ge=-1, le=1)]
+    fidelity_veto: bool
     batch_size: PositiveInt
     chunk_rows: PositiveInt
 
 
 class Fuse(Sampling):
-    judges: list[Literal["fidelity", "similarity", "likelihood"]] = Field(min_length=1)
+    judges: list[Literal["fidelity", "similarity", "likelihood"] | Asking] = Field(min_length=1)
+    quorum: PositiveInt  # judges whose score a candidate needs
+    tie_break: str | None  # template of the pairwise comparison by the panel's models; None: the earliest of equals
+    fidelity_veto: bool
+    calibration: str | None  # a file in data/calibration with scores by people
     encoder: str
     revision: str | None
     rounds: PositiveInt
     candidates: PositiveInt
     stop_at: Share
+
+    @property
+    def panel(self) -> list[str]:
+        """The judges' names: of a rule its own, of a model the model's."""
+        return [judge if isinstance(judge, str) else judge.model for judge in self.judges]
+
+    @property
+    def models(self) -> list[Asking]:
+        """The judges that are language models."""
+        return [judge for judge in self.judges if isinstance(judge, Asking)]
+
+    @model_validator(mode="after")
+    def the_panel_can_decide(self) -> Fuse:
+        if len(set(self.panel)) < len(self.panel):
+            raise ValueError(f"judges {self.panel}: expected each name once")
+        if self.quorum > len(self.panel):
+            raise ValueError(f"quorum {self.quorum} with {len(self.panel)} judge(s): expected at most as many")
+        if self.tie_break is not None and not self.models:
+            raise ValueError(
+                f"tie_break {self.tie_break!r} with rules alone: expected a model among the judges, or null"
+            )
+        return self
 
 
 class Anchors(Section):
@@ -251,6 +288,7 @@ class Params(Section):
             ("run.methods", self.run.methods, self.methods),
             ("rewrite.model", [self.rewrite.model], self.models),
             ("fuse.model", [self.fuse.model], self.models),
+            ("fuse.judges", [judge.model for judge in self.fuse.models], self.models),
             ("models", ["base"], self.models),
         ):
             wrong += [f"{where}: got {name!r}, expected one of {sorted(known)}" for name in names if name not in known]

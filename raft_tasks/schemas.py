@@ -18,6 +18,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Split = Literal["train", "validation", "test"]
+Fallback = Literal["unfinished", "empty", "similarity", "fidelity"]
+Exclusion = Literal["failed", "empty", "unfinished", "quorum", "fidelity"]
+Unfused = Literal["filter", "quorum", "fidelity"]
+Better = Literal["first", "second", "equal"]
 
 
 class Row(BaseModel):
@@ -51,6 +55,7 @@ class Filtered(Rewritten):
     passed: bool  # s_i >= tau, of a rewrite that is finished and not empty
     lost: list[str]  # numbers, names and negations of the answer that the rewrite does not say
     chosen: str  # ybar_i: the rewrite if passed, else the answer
+    fallback: Fallback | None  # why it did not pass
 
 
 class Candidate(Row):
@@ -59,15 +64,32 @@ class Candidate(Row):
     round: int  # 0 is the rewrite itself, unfused; drawn candidates count from 1
     text: str
     scores: dict[str, float]
-    mean: float
+    mean: float  # of the scores; 0 without any
+    reasons: dict[str, str] = {}  # of the judges that are models
+    abstained: dict[str, str] = {}  # judges without a usable score, and why
+    excluded: Exclusion | None = None  # why it cannot win
+    failure: str | None = None  # the backend's, where it failed
+
+
+class Comparison(Row):
+    """Two candidates of equal mean before one judge, who saw them in both orders."""
+
+    judge: str
+    first: int  # place among the row's candidates; the earlier one
+    second: int
+    better: Better | None  # as they stand; None: no usable answer
+    better_swapped: Better | None  # shown the other way round; still names the candidate
+    reasons: list[str]
 
 
 class Fused(Filtered):
     """... with the answer that is learned, y^_i (Eq. 4)."""
 
-    fused: str  # the best candidate, or the answer where the filter rejected the rewrite
+    fused: str  # the best candidate, or the answer where there is none
     score: float | None  # the panel's mean for `fused`; None where nothing was fused
     candidates: list[Candidate]
+    comparisons: list[Comparison] = []
+    unfused: Unfused | None = None  # why the answer is kept as it is
 
 
 class TrainingPair(Row):

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
+from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Backend, Completion, row_seed
-from raft_tasks.generation.judges import Judge
+from raft_tasks.generation.fidelity import lost
+from raft_tasks.generation.judges import Judge, Judgement, Pair, Preference, compare
 from raft_tasks.generation.templates import render
 from raft_tasks.params import Fuse
-from raft_tasks.schemas import Candidate, Filtered, Fused
+from raft_tasks.schemas import Candidate, Comparison, Exclusion, Filtered, Fused, Unfused
+
+KEEPS_FAILING = 5  # abstentions, and more than half of the judgements asked for: the judge is out
 
 
-def fuse(rows: list[Filtered], backend: Backend, panel: Mapping[str, Judge], settings: Fuse) -> list[Fused]:
+class QuorumLost(InputError):
+    """So many judges keep failing that the rest of the panel may not decide."""
+
+
+def fuse(
+    rows: list[Filtered],
+    backend: Backend,
+    panel: Mapping[str, Judge],
+    settings: Fuse,
+    backends: Mapping[str, Backend] | None = None,
+) -> list[Fused]:
     """Fuse reference and rewrite of every row that passed the filter; the others keep their reference answer, unscored.
 
     Candidate 0 is the rewrite itself (round 0). Each round draws `candidates` fusions for every row still open; a row
     closes once its best mean score is `stop_at` or more. So fusion is tried at least once, even where the rewrite
-    already reaches it. The highest mean wins, the earliest of equals.
+    already reaches it. The highest mean wins; among equals the one that the panel's models prefer where
+    `settings.tie_break` says so, else the earliest. A row without a candidate that may win keeps its reference answer.
+
+    Args:
+        backends: of the judges that are models, by name; needed for `settings.tie_break`.
+
+    Raises:
+        QuorumLost: fewer than `settings.quorum` judges are left that do not keep failing.
     """
     open_rows = [row for row in rows if row.passed]
     candidates: dict[str, list[Candidate]] = {row.id: [] for row in open_rows}
@@ -24,13 +46,15 @@ def fuse(rows: list[Filtered], backend: Backend, panel: Mapping[str, Judge], set
     for number in range(settings.rounds + 1):
         if number:
             drawn = _draw(open_rows, number, backend, settings)
-        for row, candidate in _judged(drawn, number, panel):
+        for row, candidate in _judged(drawn, number, panel, settings):
             candidates[row.id].append(candidate)
+        _check_panel([one for own in candidates.values() for one in own], list(panel), settings.quorum)
         if number:
-            open_rows = [row for row in open_rows if _best(candidates[row.id]).mean < settings.stop_at]
+            open_rows = [row for row in open_rows if _best_mean(candidates[row.id]) < settings.stop_at]
         if not open_rows:
             break
-    return [_fused(row, candidates.get(row.id, [])) for row in rows]
+    comparisons = _compared(rows, candidates, backends or {}, settings)
+    return [_fused(row, candidates.get(row.id, []), comparisons.get(row.id, [])) for row in rows]
 
 
 def _draw(rows: list[Filtered], number: int, backend: Backend, settings: Fuse) -> list[tuple[Filtered, Completion]]:
@@ -48,34 +72,117 @@ def _draw(rows: list[Filtered], number: int, backend: Backend, settings: Fuse) -
 
 
 def _judged(
-    drawn: list[tuple[Filtered, Completion]], number: int, panel: Mapping[str, Judge]
+    drawn: list[tuple[Filtered, Completion]], number: int, panel: Mapping[str, Judge], settings: Fuse
 ) -> list[tuple[Filtered, Candidate]]:
     """Candidates with their scores, in order. One that is empty or was cut is not judged: no scores, mean 0."""
     texts = [completion.text.strip() for _, completion in drawn]
     usable = [bool(text) and completion.finished for text, (_, completion) in zip(texts, drawn, strict=True)]
     # A sharp model draws the same text again and again: each one is judged once.
-    scores: dict[tuple[str, str, str], dict[str, float]] = {
+    judgements: dict[tuple[str, str, str], dict[str, Judgement]] = {
         (row.question, row.answer, text): {} for text, ok, (row, _) in zip(texts, usable, drawn, strict=True) if ok
     }
-    if scores:
-        questions, references, candidates = zip(*scores, strict=True)
+    if judgements:
+        questions, references, candidates = zip(*judgements, strict=True)
         for name, judge in panel.items():
-            for own, score in zip(scores.values(), judge(questions, references, candidates), strict=True):
-                own[name] = score
-    judged = []
-    for text, ok, (row, _) in zip(texts, usable, drawn, strict=True):
-        own = scores[row.question, row.answer, text] if ok else {}
-        mean = round(sum(own.values()) / len(own), 4) if own else 0.0
-        judged.append((row, Candidate(round=number, text=text, scores=own, mean=mean)))
-    return judged
+            for own, judgement in zip(judgements.values(), judge(questions, references, candidates), strict=True):
+                own[name] = judgement
+    return [
+        (row, _candidate(number, row, completion, judgements.get((row.question, row.answer, text), {}), settings))
+        for text, (row, completion) in zip(texts, drawn, strict=True)
+    ]
 
 
-def _best(candidates: list[Candidate]) -> Candidate:
-    return max(candidates, key=lambda candidate: candidate.mean)  # max keeps the first of equals
+def _candidate(
+    number: int, row: Filtered, completion: Completion, judgements: Mapping[str, Judgement], settings: Fuse
+) -> Candidate:
+    text = completion.text.strip()
+    failure = str(completion.failure) if completion.failure else None
+    if failure or not text or not completion.finished:
+        excluded: Exclusion = "failed" if failure else "unfinished" if text else "empty"
+        return Candidate(round=number, text=text, scores={}, mean=0.0, excluded=excluded, failure=failure)
+    scores = {name: judgement.score for name, judgement in judgements.items() if judgement.score is not None}
+    vetoed = settings.fidelity_veto and bool(lost(row.answer, text))
+    return Candidate(
+        round=number,
+        text=text,
+        scores=scores,
+        mean=round(sum(scores.values()) / len(scores), 4) if scores else 0.0,
+        reasons={name: one.reason for name, one in judgements.items() if one.score is not None and one.reason},
+        abstained={name: one.reason or "" for name, one in judgements.items() if one.score is None},
+        excluded="quorum" if len(scores) < settings.quorum else "fidelity" if vetoed else None,
+    )
 
 
-def _fused(row: Filtered, candidates: list[Candidate]) -> Fused:
-    if not candidates:
-        return Fused(**dict(row), fused=row.answer, score=None, candidates=[])
-    best = _best(candidates)
-    return Fused(**dict(row), fused=best.text, score=best.mean, candidates=candidates)
+def _check_panel(candidates: Sequence[Candidate], names: list[str], quorum: int) -> None:
+    failed = Counter(name for candidate in candidates for name in candidate.abstained)
+    asked = Counter(name for candidate in candidates for name in (*candidate.scores, *candidate.abstained))
+    failing = [name for name in names if failed[name] >= KEEPS_FAILING and 2 * failed[name] > asked[name]]
+    if len(names) - len(failing) < quorum:
+        told = ""
+        for name in failing:
+            last = next(one.abstained[name] for one in reversed(candidates) if name in one.abstained)
+            told += f"\n  {name}: {failed[name]} of {asked[name]} judgements failed, the last one with: {last:.300}"
+        raise QuorumLost(
+            f"{len(failing)} of {len(names)} judges keep failing, and fuse.quorum asks for {quorum}; mend or replace "
+            f"them in fuse.judges, or lower fuse.quorum:{told}"
+        )
+
+
+def _may_win(candidates: list[Candidate]) -> list[int]:
+    """The places of the candidates with the highest mean of those that are not excluded, in order."""
+    allowed = [place for place, candidate in enumerate(candidates) if candidate.excluded is None]
+    best = max((candidates[place].mean for place in allowed), default=None)
+    return [place for place in allowed if candidates[place].mean == best]
+
+
+def _best_mean(candidates: list[Candidate]) -> float:
+    return max((candidate.mean for candidate in candidates if candidate.excluded is None), default=-1.0)
+
+
+def _compared(
+    rows: list[Filtered], candidates: Mapping[str, list[Candidate]], backends: Mapping[str, Backend], settings: Fuse
+) -> dict[str, list[Comparison]]:
+    """For each row whose first two candidates of the highest mean differ in their texts: what every model prefers."""
+    if settings.tie_break is None:
+        return {}
+    ties: list[tuple[Filtered, int, int]] = []
+    for row in rows:
+        own = candidates.get(row.id, [])
+        top = _may_win(own)
+        other = next((place for place in top if own[place].text != own[top[0]].text), None)
+        if other is not None:
+            ties.append((row, top[0], other))
+    pairs = [
+        Pair(row.question, row.answer, candidates[row.id][first].text, candidates[row.id][second].text)
+        for row, first, second in ties
+    ]
+    comparisons: dict[str, list[Comparison]] = {row.id: [] for row, _, _ in ties}
+    for judge in settings.models if pairs else []:
+        asking = judge.model_copy(update={"template": settings.tie_break})
+        found = compare(backends[judge.model], asking, pairs, batch_size=settings.batch_size, seed=settings.seed)
+        for (row, first, second), answers in zip(ties, found, strict=True):
+            better, swapped = (one.better if isinstance(one, Preference) else None for one in answers)
+            reasons = [one.reason if isinstance(one, Preference) else one.error for one in answers]
+            comparisons[row.id].append(
+                Comparison(
+                    judge=judge.model,
+                    first=first,
+                    second=second,
+                    better=better,
+                    better_swapped=swapped,
+                    reasons=reasons,
+                )
+            )
+    return comparisons
+
+
+def _fused(row: Filtered, candidates: list[Candidate], comparisons: list[Comparison]) -> Fused:
+    top = _may_win(candidates)
+    if not top:
+        excluded = {candidate.excluded for candidate in candidates}
+        unfused: Unfused = "filter" if not candidates else "quorum" if "quorum" in excluded else "fidelity"
+        return Fused(**dict(row), fused=row.answer, score=None, candidates=candidates, unfused=unfused)
+    # Both orders of every model count alike; a draw leaves the earlier one.
+    votes = Counter(one for found in comparisons for one in (found.better, found.better_swapped))
+    best = candidates[comparisons[0].second if votes["second"] > votes["first"] else top[0]]
+    return Fused(**dict(row), fused=best.text, score=best.mean, candidates=candidates, comparisons=comparisons)

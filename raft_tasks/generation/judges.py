@@ -1,27 +1,60 @@
-"""Judges of fusion candidates. A judge is a function: (questions, references, candidates) -> scores in [0, 1].
+"""Judges of fusion candidates. A judge is a function: (questions, references, candidates) -> a judgement of each.
 
-It judges every candidate by itself, in batches for speed alone. The panel is a dictionary of judges by name; another
-kind of judge is another function here and a name in `params.Fuse.judges`.
+It judges every candidate by itself, in batches for speed alone. The panel is a dictionary of judges by name: rules (an
+encoder and a likelihood among them) and language models. Another rule is another function here and a name in
+`params.Fuse.judges`; another model is an entry of `models` and one of `fuse.judges`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import BaseModel, Field
+
+from raft_tasks.generation.backend import Backend, row_seed
+from raft_tasks.generation.data_blocks import guarded
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.generation.fidelity import fidelity_score
+from raft_tasks.generation.structured import Unusable, ask
 from raft_tasks.generation.templates import render
 from raft_tasks.generation.transformers_backend import TransformersBackend
+from raft_tasks.params import Asking
+from raft_tasks.schemas import Better
 
-Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[float]]
+SCALE = 10.0  # of a model's scores
+
+
+@dataclass(frozen=True)
+class Judgement:
+    score: float | None  # in [0, 1]; None: no usable answer, and `reason` says why
+    reason: str | None = None  # a model's; a rule's score speaks for itself
+
+
+Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[Judgement]]
+
+
+class Verdict(BaseModel):
+    """What a judging model answers."""
+
+    reason: str = Field(min_length=1, max_length=4000)
+    score: Annotated[float, Field(ge=0, le=SCALE, allow_inf_nan=False)]
+
+
+class Preference(BaseModel):
+    """What a comparing model answers."""
+
+    reason: str = Field(min_length=1, max_length=4000)
+    better: Better
 
 
 def fidelity_judge() -> Judge:
     """By rule: the share of the reference's numbers, dates, names and negations that the candidate says."""
 
-    def judge(questions: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[float]:
-        return [round(fidelity_score(*pair), 4) for pair in zip(references, candidates, strict=True)]
+    def judge(questions: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[Judgement]:
+        return [Judgement(round(fidelity_score(*pair), 4)) for pair in zip(references, candidates, strict=True)]
 
     return judge
 
@@ -29,9 +62,9 @@ def fidelity_judge() -> Judge:
 def similarity_judge(encoder: SentenceEncoder, batch_size: int) -> Judge:
     """By meaning: the sentence encoder's cosine of candidate and reference, negative ones being 0."""
 
-    def judge(questions: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[float]:
+    def judge(questions: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[Judgement]:
         pairs = list(zip(references, candidates, strict=True))
-        return [max(0.0, cosine) for cosine in encoder.similarities(pairs, batch_size)]
+        return [Judgement(max(0.0, cosine)) for cosine in encoder.similarities(pairs, batch_size)]
 
     return judge
 
@@ -43,24 +76,101 @@ def likelihood_judge(backend: TransformersBackend, batch_size: int) -> Judge:
     Without the reference in the prompt, new facts would count against the candidate that states them.
     """
 
-    def judge(questions: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[float]:
+    def judge(questions: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[Judgement]:
         prompts = [
             render("teacher.jinja", question=question, answer=reference)
             for question, reference in zip(questions, references, strict=True)
         ]
         means = backend.mean_log_likelihood(prompts, candidates, batch_size)
-        return [round(math.exp(mean), 4) for mean in means]
+        return [Judgement(round(math.exp(mean), 4)) for mean in means]
 
     return judge
 
 
+def model_judge(backend: Backend, settings: Asking, *, batch_size: int, seed: int) -> Judge:
+    """By a language model: 0 to 10 with a reason, brought to [0, 1]. What it reads is fenced as data."""
+
+    def judge(questions: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[Judgement]:
+        cases = list(zip(questions, references, candidates, strict=True))
+        seeds = [row_seed(seed, "judge", settings.model, *case) for case in cases]
+        prompts = [
+            guarded(settings.template, own, question=question, reference=reference, candidate=candidate)
+            for own, (question, reference, candidate) in zip(seeds, cases, strict=True)
+        ]
+        answers = ask(backend, prompts, Verdict, settings, batch_size=batch_size, seeds=seeds)
+        return [
+            Judgement(None, answer.error)
+            if isinstance(answer, Unusable)
+            else Judgement(round(answer.score / SCALE, 4), answer.reason)
+            for answer in answers
+        ]
+
+    return judge
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two candidate answers to be compared."""
+
+    question: str
+    reference: str
+    first: str
+    second: str
+
+
+def compare(
+    backend: Backend, settings: Asking, pairs: Sequence[Pair], *, batch_size: int, seed: int
+) -> list[tuple[Preference | Unusable, Preference | Unusable]]:
+    """Each pair twice, the second time with its answers in each other's place.
+
+    Returns:
+        Per pair both preferences. The second one is turned back, so that "first" names the same answer in both.
+    """
+    shown = [
+        (pair.question, pair.reference, *order)
+        for pair in pairs
+        for order in ((pair.first, pair.second), (pair.second, pair.first))
+    ]
+    seeds = [row_seed(seed, "compare", settings.model, *case) for case in shown]
+    prompts = [
+        guarded(settings.template, own, question=question, reference=reference, first=first, second=second)
+        for own, (question, reference, first, second) in zip(seeds, shown, strict=True)
+    ]
+    answers = ask(backend, prompts, Preference, settings, batch_size=batch_size, seeds=seeds)
+    return [(straight, _turned(swapped)) for straight, swapped in zip(answers[::2], answers[1::2], strict=True)]
+
+
+def _turned(answer: Preference | Unusable) -> Preference | Unusable:
+    turned: dict[str, Better] = {"first": "second", "second": "first"}
+    if isinstance(answer, Unusable) or answer.better == "equal":
+        return answer
+    return answer.model_copy(update={"better": turned[answer.better]})
+
+
 def build_panel(
-    names: Sequence[str], *, encoder: SentenceEncoder, backend: TransformersBackend, batch_size: int
+    judges: Sequence[str | Asking],
+    *,
+    encoder: SentenceEncoder,
+    base: TransformersBackend,
+    backends: Mapping[str, Backend],
+    batch_size: int,
+    seed: int,
 ) -> dict[str, Judge]:
-    """The judges of `params.Fuse.judges`, by name and in its order."""
-    known: dict[str, Callable[[], Judge]] = {
+    """The judges of `params.Fuse.judges`, by name and in its order.
+
+    Args:
+        base: whose likelihood counts.
+        backends: of the judges that are models, by the model's name.
+    """
+    rules: dict[str, Callable[[], Judge]] = {
         "fidelity": fidelity_judge,
         "similarity": lambda: similarity_judge(encoder, batch_size),
-        "likelihood": lambda: likelihood_judge(backend, batch_size),
+        "likelihood": lambda: likelihood_judge(base, batch_size),
     }
-    return {name: known[name]() for name in names}
+    panel: dict[str, Judge] = {}
+    for judge in judges:
+        if isinstance(judge, str):
+            panel[judge] = rules[judge]()
+        else:
+            panel[judge.model] = model_judge(backends[judge.model], judge, batch_size=batch_size, seed=seed)
+    return panel

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 from raft_tasks.generation.fidelity import lost
-from raft_tasks.schemas import Filtered, Rewritten
+from raft_tasks.schemas import Fallback, Filtered, Rewritten
 
 
-def semantic_filter(rows: list[Rewritten], similarities: list[float], tau: float) -> list[Filtered]:
+def semantic_filter(
+    rows: list[Rewritten], similarities: list[float], tau: float, fidelity_veto: bool
+) -> list[Filtered]:
     """Decide ybar_i = y~_i if s_i >= tau else y_i, row by row.
 
     Args:
         similarities: s_i = cos(phi(y_i), phi(y~_i)), one per row, see `SentenceEncoder.similarities`.
         tau: the threshold of Eq. 3. Whatever it is, an empty or unfinished rewrite does not pass.
+        fidelity_veto: beyond the paper, a rewrite that has lost anything (see below) does not pass either.
 
-    Beside the paper's decision, which it does not change, each row says which numbers, dates, names and negations of
-    the reference its rewrite has lost: cosine hardly sees them.
+    Beside the paper's decision, each row says which numbers, dates, names and negations of the reference its rewrite
+    has lost: cosine hardly sees them.
     """
     filtered = []
     for row, similarity in zip(rows, similarities, strict=True):
-        passed = row.finished and bool(row.rewritten) and similarity >= tau
+        missing = lost(row.answer, row.rewritten)
+        fallback: Fallback | None = None
+        if not row.rewritten:
+            fallback = "empty"
+        elif not row.finished:
+            fallback = "unfinished"
+        elif similarity < tau:
+            fallback = "similarity"
+        elif fidelity_veto and missing:
+            fallback = "fidelity"
+        passed = fallback is None
         filtered.append(
             Filtered(
                 **dict(row),
                 similarity=similarity,
                 passed=passed,
-                lost=lost(row.answer, row.rewritten),
+                lost=missing,
                 chosen=row.rewritten if passed else row.answer,
+                fallback=fallback,
             )
         )
     return filtered

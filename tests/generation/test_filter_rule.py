@@ -10,10 +10,11 @@ def rewritten(example: Example, text: str = "It is Figin , 1 2", finished: bool 
 
 def test_the_rewrite_passes_from_tau_on(examples: list[Example]) -> None:
     rows = [rewritten(example) for example in examples[:3]]
-    low, equal, high = semantic_filter(rows, [0.7999, 0.8, 1.0], 0.8)
+    low, equal, high = semantic_filter(rows, [0.7999, 0.8, 1.0], 0.8, fidelity_veto=False)
     assert (low.passed, equal.passed, high.passed) == (False, True, True)
     assert (low.chosen, equal.chosen) == (examples[0].answer, "It is Figin , 1 2")
     assert [row.similarity for row in (low, equal, high)] == [0.7999, 0.8, 1.0]
+    assert (low.fallback, equal.fallback) == ("similarity", None)
     assert low.lost == []
     assert equal.lost == ["Tarin", "3"]  # row 1; the decision is the paper's, what is lost stands beside it
     assert high.model_dump(include=set(Rewritten.model_fields)) == rows[2].model_dump()
@@ -22,11 +23,23 @@ def test_the_rewrite_passes_from_tau_on(examples: list[Example]) -> None:
 @pytest.mark.parametrize("tau", [-1.0, 0.0, 0.8])
 def test_empty_and_unfinished_rewrites_never_pass(examples: list[Example], tau: float) -> None:
     rows = [rewritten(examples[1], ""), rewritten(examples[1], finished=False)]
-    for row in semantic_filter(rows, [1.0, 1.0], tau):
+    for row in semantic_filter(rows, [1.0, 1.0], tau, fidelity_veto=False):
         assert not row.passed
         assert row.chosen == examples[1].answer
+    assert [row.fallback for row in semantic_filter(rows, [1.0, 1.0], tau, fidelity_veto=True)] == [
+        "empty", "unfinished",
+    ]  # fmt: skip
+
+
+def test_a_veto_sends_what_lost_something_back_to_its_reference(examples: list[Example]) -> None:
+    lossy, whole, low = rewritten(examples[1]), rewritten(examples[1], "Tarin , 1 2 3"), rewritten(examples[1])
+    rows = semantic_filter([lossy, whole, low], [0.9, 0.9, 0.7], 0.8, fidelity_veto=True)
+    assert [(row.passed, row.fallback, bool(row.lost)) for row in rows] == [
+        (False, "fidelity", True), (True, None, False), (False, "similarity", True),
+    ]  # fmt: skip
+    assert rows[0].chosen == examples[1].answer
 
 
 def test_one_similarity_per_row(examples: list[Example]) -> None:
     with pytest.raises(ValueError, match="shorter"):
-        semantic_filter([rewritten(examples[0])], [], 0.8)
+        semantic_filter([rewritten(examples[0])], [], 0.8, fidelity_veto=False)

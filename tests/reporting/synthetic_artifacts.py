@@ -96,6 +96,7 @@ def _fused(row: Example, number: int) -> Fused:
         passed=passed,
         lost=[record] if lost else [],
         chosen=(rewritten if lost else whole) if passed else row.answer,
+        fallback=None if passed else "unfinished" if number % 40 == 0 else "similarity",
         fused=whole if passed else row.answer,
         score=0.93 if passed else None,
         candidates=[Candidate(round=1, text=whole, scores={"fidelity": 1.0}, mean=0.93)] if passed else [],

@@ -1,0 +1,145 @@
+"""Do judges agree, with each other and with people? Chance-corrected, from scores in [0, 1].
+
+Classes are what a judge can say: the whole points 0 to 10 for scores, yes and no for "good enough". A kappa is 1 for
+full agreement, 0 for what chance would give, and undefined (None) where every judge says the same of everything: then
+there is nothing to agree about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+POINTS = 10  # a score in [0, 1] as one of 11 classes
+
+Scores = Sequence[float | None]  # one per judged text; None where the judge abstained
+
+
+def cohen_kappa(a: ArrayLike, b: ArrayLike, classes: int, weights: Literal["none", "quadratic"]) -> float | None:
+    """Two raters' agreement beyond chance (Cohen 1960; with quadratic weights, 1968).
+
+    Args:
+        a, b: class of every item [N], whole numbers in [0, classes).
+        weights: "none": any two classes differ alike; "quadratic": by their distance squared, for ordered classes.
+
+    Returns:
+        1 - sum(w * observed) / sum(w * expected), None where the denominator is 0.
+    """
+    first, second = np.asarray(a, dtype=np.int64), np.asarray(b, dtype=np.int64)
+    if first.shape != second.shape:
+        raise ValueError(f"got {first.shape} and {second.shape} ratings, expected one of each rater per item")
+    observed = np.zeros((classes, classes))
+    np.add.at(observed, (first, second), 1.0)
+    expected = np.outer(observed.sum(axis=1), observed.sum(axis=0)) / max(1, len(first))
+    distance = np.subtract.outer(np.arange(classes), np.arange(classes))
+    weight: NDArray[Any] = (distance**2 if weights == "quadratic" else distance != 0).astype(np.float64)
+    by_chance = float((weight * expected).sum())
+    return None if by_chance == 0 else 1 - float((weight * observed).sum()) / by_chance
+
+
+def fleiss_kappa(counts: ArrayLike) -> float | None:
+    """Agreement of several raters beyond chance (Fleiss 1971).
+
+    Args:
+        counts: how many raters put item i into class j [N, classes]; every item has the same number, 2 or more.
+
+    Returns:
+        (P - Pe) / (1 - Pe), None where Pe is 1 or there is no item.
+    """
+    table = np.asarray(counts, dtype=np.float64)
+    if not table.size:
+        return None
+    raters = table.sum(axis=1)
+    if (raters != raters[0]).any() or raters[0] < 2:
+        raise ValueError(f"got {sorted(set(raters.tolist()))} raters per item, expected one number, 2 or more")
+    n = raters[0]
+    observed = float(((table**2).sum(axis=1) - n).mean() / (n * (n - 1)))
+    by_chance = float(((table.sum(axis=0) / table.sum()) ** 2).sum())
+    return None if by_chance == 1 else (observed - by_chance) / (1 - by_chance)
+
+
+def panel_agreement(scores: Mapping[str, Scores], accept_at: float) -> dict[str, Any]:
+    """How far the judges of a panel agree; JSON-ready.
+
+    Args:
+        scores: per judge, of the same texts in the same order.
+        accept_at: the score from which a text is good enough.
+
+    Returns:
+        "judges": per judge texts scored and abstained from, mean score and share accepted;
+        "pairs": per two judges the quadratically weighted kappa of their points and the kappa of "good enough";
+        "fleiss_kappa": of "good enough" over all judges, on the texts that all of them scored;
+        "accept_at", "texts".
+    """
+    judges: dict[str, Any] = {}
+    for name, own in scores.items():
+        there = [score for score in own if score is not None]
+        judges[name] = {
+            "scored": len(there),
+            "abstained": len(own) - len(there),
+            "mean": float(np.mean(there)) if there else None,
+            "accepted": float(np.mean([score >= accept_at for score in there])) if there else None,
+        }
+    pairs = []
+    for one, other in combinations(scores, 2):
+        a, b = _both(scores[one], scores[other])
+        pairs.append(
+            {
+                "judges": [one, other],
+                "texts": len(a),
+                "weighted_kappa": cohen_kappa(_points(a), _points(b), POINTS + 1, "quadratic"),
+                "kappa": cohen_kappa(a >= accept_at, b >= accept_at, 2, "none"),
+            }
+        )
+    complete = [row for row in zip(*scores.values(), strict=True) if None not in row]
+    accepted = [sum(score is not None and score >= accept_at for score in row) for row in complete]
+    return {
+        "accept_at": accept_at,
+        "texts": len(next(iter(scores.values()), [])),
+        "judges": judges,
+        "pairs": pairs,
+        "fleiss_kappa": fleiss_kappa([[yes, len(scores) - yes] for yes in accepted]) if len(scores) > 1 else None,
+    }
+
+
+def against_people(scores: Mapping[str, Scores], people: Sequence[float], accept_at: float) -> dict[str, Any]:
+    """Each judge, and the mean of all, beside the scores that people gave to the same texts; JSON-ready.
+
+    Returns:
+        Per judge "n", "abstained", "correlation" (Pearson's), "bias" (mean of judge - people; positive is too kind),
+        "mean_error" (mean absolute difference), "weighted_kappa" and "kappa" as in `panel_agreement`.
+    """
+    means: list[float | None] = []
+    for row in zip(*scores.values(), strict=True):
+        there = [score for score in row if score is not None]
+        means.append(float(np.mean(there)) if there else None)
+    found = {}
+    for name, own in {**scores, "mean of the panel": means}.items():
+        judge, human = _both(own, people)
+        difference = judge - human
+        varied = len(judge) > 1 and judge.std() > 0 and human.std() > 0
+        found[name] = {
+            "n": len(judge),
+            "abstained": len(own) - len(judge),
+            "correlation": float(np.corrcoef(judge, human)[0, 1]) if varied else None,
+            "bias": float(difference.mean()) if len(judge) else None,
+            "mean_error": float(np.abs(difference).mean()) if len(judge) else None,
+            "weighted_kappa": cohen_kappa(_points(judge), _points(human), POINTS + 1, "quadratic"),
+            "kappa": cohen_kappa(judge >= accept_at, human >= accept_at, 2, "none"),
+        }
+    return found
+
+
+def _both(a: Scores, b: Scores) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The scores of the texts that both have scored [N], [N]."""
+    kept = [(one, other) for one, other in zip(a, b, strict=True) if one is not None and other is not None]
+    table = np.array(kept, dtype=np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def _points(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.rint(scores * POINTS).astype(np.int64)
