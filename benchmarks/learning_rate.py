@@ -57,9 +57,8 @@ def scored(params: Params, name: str, rate: float, tasks: Path, work: Path) -> d
         checkpoints=work / "checkpoints",
     )
     validation = read_rows(paths.examples(domain) / "validation.jsonl", Example)
-    scores, _ = evaluate(
-        str(work / "model"), None, "float32", domain, validation, params.benchmark, tasks, work / "lm-eval"
-    )
+    model = params.models["base"].model_copy(update={"path": str(work / "model"), "revision": None})
+    scores, _ = evaluate(model, domain, validation, params.benchmark, tasks, work / "lm-eval")
     return {task: scores[task]["acc"] for task in (DOMAIN_TASK, *params.benchmark.tasks)}
 
 

@@ -20,4 +20,4 @@ def benchmark_model(
 ) -> tuple[dict[str, Any], list[ItemResult]]:
     """Scores and per-item outcomes. Never cached by request: lm-eval's own response cache does not see the weights."""
     with tempfile.TemporaryDirectory() as work:
-        return evaluate(model.path, model.revision, model.dtype, domain, test_rows, settings, tasks, Path(work))
+        return evaluate(model, domain, test_rows, settings, tasks, Path(work))

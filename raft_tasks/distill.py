@@ -32,10 +32,11 @@ def train(
 
     A run that was killed continues from its last checkpoint under `checkpoints`/<digest of everything above>.
     """
-    from raft_tasks import training
+    from raft_tasks import chat, training
     from raft_tasks.training.train import train_model
 
-    code = {path.name: path.read_text() for path in Path(training.__path__[0]).glob("*.py")}
+    sources = [Path(chat.__file__), *Path(training.__path__[0]).glob("*.py")]
+    code = {path.name: path.read_text() for path in sources}
     key = digest([pairs, identity, method, settings, template, seed, code])
     folder = checkpoints / key[:16]
     with atomic_folder(output) as partial:

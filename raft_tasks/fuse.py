@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raft_tasks import params
+from raft_tasks import chat, params
 from raft_tasks.caching import cached_task
 from raft_tasks.generation import (
     data_blocks,
@@ -29,7 +29,7 @@ def fusing_templates(settings: params.Fuse) -> list[str]:
 
 
 @cached_task(
-    fusing, judges, fidelity, encoding, structured, data_blocks, templates, transformers_backend,
+    chat, fusing, judges, fidelity, encoding, structured, data_blocks, templates, transformers_backend,
     ignore=("backends", "panel"),
 )  # fmt: skip
 def fuse_chunk(

@@ -28,7 +28,7 @@ def identify(role: str, model: Model | Endpoint) -> dict[str, Any]:
     if isinstance(model, Endpoint):
         return model.model_dump(include={"base_url", "model", "seeds", "options"})
     folder = Path(model.path)
-    identity = {"path": model.path, "revision": model.revision, "dtype": model.dtype}
+    identity = model.model_dump()
     if (folder / "config.json").is_file():
         return {**identity, "sha256": digest_path(folder)}
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith("models/"):

@@ -49,6 +49,7 @@ class Model(Section):
     path: str
     revision: str | None
     dtype: Literal["float32", "bfloat16"]
+    system: str | None  # the system prompt wherever the model is spoken to; None: its template's own
 
 
 class Endpoint(Section):
@@ -242,6 +243,7 @@ class Train(Section):
     max_grad_norm: PositiveFloat
     precision: Literal["float32", "bfloat16"]
     max_length: PositiveInt
+    too_long: Literal["refuse", "cut"]
     checkpoint_steps: PositiveInt
 
     @model_validator(mode="after")

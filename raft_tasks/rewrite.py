@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from raft_tasks import params
+from raft_tasks import chat, params
 from raft_tasks.caching import cached_task
 from raft_tasks.generation import rewriting, templates, transformers_backend
 from raft_tasks.generation.backend import Backend
 from raft_tasks.schemas import Example
 
 
-@cached_task(rewriting, transformers_backend, templates, ignore=("backend",))
+@cached_task(chat, rewriting, transformers_backend, templates, ignore=("backend",))
 def rewrite_chunk(
     rows: list[Example],
     settings: params.Rewrite,

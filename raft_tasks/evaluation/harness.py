@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from raft_tasks import chat
 from raft_tasks.errors import InputError
-from raft_tasks.params import Benchmark
+from raft_tasks.params import Benchmark, Model
 from raft_tasks.schemas import Example, ItemResult
 
 if TYPE_CHECKING:
@@ -46,9 +47,7 @@ metadata: {{version: 1.0}}
 
 
 def evaluate(
-    model_path: str,
-    revision: str | None,
-    dtype: str,
+    model: Model,
     domain: str,
     test_rows: list[Example],
     benchmark: Benchmark,
@@ -58,8 +57,7 @@ def evaluate(
     """Score one model on `domain`'s held-out rows and on `benchmark.tasks`, chat template applied, thinking off.
 
     Args:
-        model_path: a folder or hub id; `revision` pins the latter.
-        dtype: of the weights, float32 | bfloat16.
+        model: the folder or pinned hub id, the dtype of the weights, the system prompt.
         test_rows: held-out rows; they become the task "domain", bounded by `benchmark.max_new_tokens` (other tasks
             say their own bound).
         tasks_folder: of lm-eval tasks; names that it does not hold are looked up among lm-eval's own.
@@ -79,7 +77,7 @@ def evaluate(
 
         write_domain_task(work, domain, test_rows, benchmark.max_new_tokens)
         manager = _task_manager(benchmark.tasks, [tasks_folder, work])
-        model = _load_model(model_path, revision, dtype, benchmark.batch_size)
+        network = _load_model(model, benchmark.batch_size)
         names = [DOMAIN_TASK, *benchmark.tasks]
         loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
         named: dict[str, str] = {}  # lm-eval's task -> the name that params.yaml gives it, alone or with others
@@ -94,7 +92,7 @@ def evaluate(
             task.set_fewshot_seed(seed=SEED)
         # simple_evaluate itself would look at the machine for seconds, for every model anew
         results: Any = lm_eval.evaluator.evaluate(
-            lm=model,
+            lm=network,
             task_dict=loaded,
             bootstrap_iters=0,
             log_samples=True,
@@ -148,15 +146,23 @@ def _task_manager(names: list[str], folders: list[Path]) -> TaskManager:
     return manager
 
 
-def _load_model(path: str, revision: str | None, dtype: str, batch_size: int) -> HFLM:
+def _load_model(settings: Model, batch_size: int) -> HFLM:
     import torch
     from lm_eval.models.huggingface import HFLM
 
-    class Model(HFLM):
-        """lm-eval's transformers backend, which shows no bars and never cuts a prompt to make it fit."""
+    class Network(HFLM):
+        """lm-eval's transformers backend, which shows no bars and never cuts a prompt to make it fit.
+
+        It speaks to the model as training did; what a model thinks in spite of that is no part of its answer.
+        """
+
+        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+            return chat.render(
+                self.tokenizer, settings.system, chat_history, add_generation_prompt, not add_generation_prompt
+            )
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-            return super().generate_until(requests, disable_tqdm=True)
+            return [chat.without_thoughts(text)[0] for text in super().generate_until(requests, disable_tqdm=True)]
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
             return super().loglikelihood(requests, disable_tqdm=True)
@@ -178,18 +184,18 @@ def _load_model(path: str, revision: str | None, dtype: str, batch_size: int) ->
                 )
             return tokens, mask
 
-    folder = Path(path)
-    model = Model(
-        pretrained=str(folder.resolve()) if folder.is_dir() else path,
-        revision=revision or "main",
-        dtype=dtype,
+    folder = Path(settings.path)
+    network = Network(
+        pretrained=str(folder.resolve()) if folder.is_dir() else settings.path,
+        revision=settings.revision or "main",
+        dtype=settings.dtype,
         batch_size=batch_size,
         device="cuda" if torch.cuda.is_available() else "cpu",
-        enable_thinking=False,  # templates without a thinking switch ignore it
     )
-    if not model.tokenizer.chat_template:
-        raise InputError(f"{path} has no chat template: it is not instruction-tuned, or the tokenizer lacks its files")
-    return model
+    chat.check_chat(network.tokenizer, settings.system)
+    generation = network.model.generation_config
+    generation.eos_token_id = chat.stop_ids(network.tokenizer, generation.eos_token_id)  # not each model names its own
+    return network
 
 
 def _items(name: str, task: str, samples: list[dict[str, Any]]) -> Iterator[ItemResult]:

@@ -18,6 +18,7 @@ from itertools import pairwise
 from math import fsum, log1p
 from typing import TYPE_CHECKING, Any
 
+from raft_tasks.chat import render
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import row_seed
 from raft_tasks.generation.encoding import SentenceEncoder
@@ -40,14 +41,14 @@ MALFORMED = ("unfinished", "empty", "degenerate")  # how the reasons begin that 
 Shingles = frozenset[tuple[str, ...]]
 
 
-def user_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of the chat template up to where a user's words begin, a default system prompt included.
+def user_prefix(tokenizer: PreTrainedTokenizerBase, system: str | None) -> list[int]:
+    """Token ids of the chat template up to where a user's words begin, the system prompt included.
 
     Raises:
         InputError: if the tokenizer has no chat template, or one that shows a user's words changed or not just once,
             or begins with them.
     """
-    before, _ = _around_user_words(tokenizer)
+    before, _ = _around_user_words(tokenizer, system)
     alone, followed = _tokens(tokenizer, before), _tokens(tokenizer, before + MARKER)
     # Where the last token before the words would merge with them ("[INST] " + "What"), it is left to the model.
     prefix = []
@@ -71,7 +72,7 @@ def user_end(tokenizer: PreTrainedTokenizerBase) -> int:
     Raises:
         InputError: as `user_prefix`; or if no special token follows.
     """
-    _, after = _around_user_words(tokenizer)
+    _, after = _around_user_words(tokenizer, None)
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     for token in _tokens(tokenizer, after):
         if token in special and str(tokenizer.decode([token])).strip():  # some add runs of white space as tokens
@@ -94,7 +95,7 @@ def invent(numbers: Sequence[int], backend: TransformersBackend, settings: Ancho
     tokenizer = backend.tokenizer
     ids = [f"anchor-{number:05d}" for number in numbers]
     turns = backend.continue_tokens(
-        [user_prefix(tokenizer)] * len(ids),
+        [user_prefix(tokenizer, backend.settings.system)] * len(ids),
         temperature=settings.temperature,
         top_p=settings.top_p,
         max_new_tokens=settings.max_new_tokens,
@@ -290,15 +291,9 @@ def _mean_similarity(encoder: SentenceEncoder, prompts: list[str]) -> float | No
     return round(float((total @ total - len(prompts)) / (len(prompts) * (len(prompts) - 1))), 4)
 
 
-def _around_user_words(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+def _around_user_words(tokenizer: PreTrainedTokenizerBase, system: str | None) -> tuple[str, str]:
     """The rendered template before and after what a user says in a first turn, thinking switched off."""
-    if not tokenizer.chat_template:
-        raise InputError(f"{tokenizer.name_or_path!r} has no chat template; expected an instruction-tuned model")
-    text = str(
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": MARKER}], tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-    )
+    text = render(tokenizer, system, [{"role": "user", "content": MARKER}], add_generation_prompt=True)
     parts = text.split(MARKER)
     if len(parts) != 2:
         raise InputError(

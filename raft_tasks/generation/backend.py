@@ -28,7 +28,7 @@ class Failure:
 @dataclass(frozen=True)
 class Completion:
     text: str
-    finished: bool  # the model ended its turn; False: cut at max_new_tokens, or failed
+    finished: bool  # the model ended its turn; False: cut at max_new_tokens or within a think block, or failed
     tokens: int  # drawn, the end-of-turn token included
     prompt_tokens: int = 0
     tries: int = 1  # of an endpoint: 1 + those that failed

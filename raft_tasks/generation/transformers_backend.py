@@ -17,6 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raft_tasks import chat
 from raft_tasks.artifacts import digest
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion
@@ -35,7 +36,7 @@ class TransformersBackend:
         identity: which bytes the model is (the stage `models` writes it down); the call store needs it.
 
     Raises (at the first use):
-        InputError: the model is neither a folder nor on the hub, or has no chat template.
+        InputError: the model is neither a folder nor on the hub, or cannot be chatted with.
     """
 
     def __init__(self, model: Model, identity: Mapping[str, Any] | None = None) -> None:
@@ -48,7 +49,7 @@ class TransformersBackend:
         """The model's bytes, and the source of this module: a changed way of drawing draws other texts."""
         if self._bytes is None:
             raise ValueError("this backend was made without the model's identity")
-        return {**self._bytes, "code": digest(getsource(sys.modules[__name__]))}
+        return {**self._bytes, "code": digest([getsource(sys.modules[__name__]), getsource(chat)])}
 
     @cached_property
     def device(self) -> str:
@@ -61,8 +62,7 @@ class TransformersBackend:
         from transformers import AutoTokenizer
 
         tokenizer = self._load(AutoTokenizer)
-        if tokenizer.chat_template is None:
-            raise InputError(f"model {self.settings.path!r} has no chat template; expected an instruction-tuned model")
+        chat.check_chat(tokenizer, self.settings.system)
         return tokenizer
 
     @cached_property
@@ -72,24 +72,14 @@ class TransformersBackend:
 
         model = self._load(AutoModelForCausalLM, dtype=getattr(torch, self.settings.dtype)).to(self.device).eval()
         # The model's own sampling defaults (top_k 50, repetition penalties) must not add to the settings given here.
-        ends = model.generation_config.eos_token_id
-        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-        ends = sorted({*ends, self.end_of_turn})
+        ends = chat.stop_ids(self.tokenizer, model.generation_config.eos_token_id)
         model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=self.pad, do_sample=False)
         return model
 
     @cached_property
     def end_of_turn(self) -> int:
-        """The token that the chat template puts after an answer; the tokenizer's end of text if it puts none."""
-        mark = "ANSWER"
-        messages = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": mark}]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False)
-        after = text.rsplit(mark, 1)[1].strip()
-        if after:
-            return int(self.tokenizer(after, add_special_tokens=False)["input_ids"][0])
-        if self.tokenizer.eos_token_id is None:
-            raise InputError(f"model {self.settings.path!r} has no end-of-turn token, in its chat template or by name")
-        return int(self.tokenizer.eos_token_id)
+        """The token that the chat template puts after an answer."""
+        return chat.end_of_turn(self.tokenizer)
 
     @cached_property
     def pad(self) -> int:
@@ -213,8 +203,8 @@ class TransformersBackend:
             for i, drawn in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
                 length = next((n for n, token in enumerate(drawn, start=1) if token in stopping), 0)
                 kept = drawn[:length] if length else drawn
-                text = self.tokenizer.decode(kept, skip_special_tokens=True)
-                finished = length > 0 and kept[-1] in finishing
+                text, thinking = chat.without_thoughts(self.tokenizer.decode(kept, skip_special_tokens=True))
+                finished = length > 0 and kept[-1] in finishing and not thinking
                 yield i, Completion(text, finished, tokens=len(kept), prompt_tokens=len(encoded[i]))
 
     def mean_log_likelihood(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int) -> list[float]:
@@ -251,17 +241,7 @@ class TransformersBackend:
             raise InputError(f"model {path!r} {kind} a hub model at revision {revision}: {error}") from error
 
     def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        return self._tokens(
-            [
-                self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": prompt}],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                    enable_thinking=False,  # templates that do not know it pass it over
-                )
-                for prompt in prompts
-            ]
-        )
+        return [chat.prompt_ids(self.tokenizer, self.settings.system, prompt) for prompt in prompts]
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []

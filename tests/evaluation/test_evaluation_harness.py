@@ -6,7 +6,7 @@ import pytest
 
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import _task_manager, evaluate, write_domain_task
-from raft_tasks.params import Benchmark
+from raft_tasks.params import Benchmark, Model
 from raft_tasks.schemas import Example
 
 WORDS = ["what", "is", "the", "crest", "of", "figin", "botor", "rope", "corn", "lamp", "log", "12", "75", "?", "[", "]"]
@@ -64,6 +64,10 @@ def longest(answers):
 """
 
 
+def as_params(folder, system=None):
+    return Model(path=str(folder), revision=None, dtype="float32", system=system)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny random Llama with a word tokenizer and a chat template, saved."""
@@ -112,7 +116,7 @@ def tasks(tmp_path_factory):
 def benchmarked(model, tasks, tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
     settings = Benchmark(tasks=["crest_said", "crest_choice"], batch_size=2, max_new_tokens=6)
-    return (*evaluate(str(model), None, "float32", "crests", ROWS, settings, tasks, work), work)
+    return (*evaluate(as_params(model), "crests", ROWS, settings, tasks, work), work)
 
 
 def test_every_item_of_every_task_is_kept(benchmarked):
@@ -140,6 +144,15 @@ def test_the_chat_template_is_applied_once_and_whole(benchmarked):
     assert items[-1].prompt.startswith("<start> user the crest of botor ?")
 
 
+def test_the_system_prompt_stands_before_every_question(model, tasks, tmp_path):
+    settings = Benchmark(tasks=["crest_choice"], batch_size=2, max_new_tokens=6)
+    _, items = evaluate(as_params(model, "rope is corn"), "crests", ROWS, settings, tasks, tmp_path)
+    assert items[0].prompt == (
+        "<start> system rope is corn <end> <start> user what is the crest of figin ? <end> <start> assistant "
+    )
+    assert items[-1].prompt.startswith("<start> system rope is corn <end> <start> user the crest of botor ?")
+
+
 def test_scores_are_the_means_of_the_items(benchmarked):
     scores, items, _ = benchmarked
     for task in ("domain", "crest_said", "crest_choice"):
@@ -157,7 +170,7 @@ def test_answers_are_greedy_bounded_and_the_same_again(benchmarked, model, tasks
     assert max(len(row.answer.split()) for row in items if row.task == "domain") <= 6
     assert items[3].answer == items[5].answer  # the same question
     one = Benchmark(tasks=["crest_said", "crest_choice"], batch_size=8, max_new_tokens=6)
-    again = evaluate(str(model), None, "float32", "crests", ROWS, one, tasks, tmp_path)[1]
+    again = evaluate(as_params(model), "crests", ROWS, one, tasks, tmp_path)[1]
     assert again == items
 
 
@@ -206,7 +219,7 @@ def test_odd_folders_are_quoted(tmp_path):
 def test_lm_evals_chatter_is_off_and_its_settings_come_back(benchmarked, model, tasks, tmp_path, capfd):
     level = logging.getLogger("lm_eval").level
     settings = Benchmark(tasks=["crest_said"], batch_size=2, max_new_tokens=6)
-    evaluate(str(model), None, "float32", "crests", ROWS, settings, tasks, tmp_path)
+    evaluate(as_params(model), "crests", ROWS, settings, tasks, tmp_path)
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("lm_eval").level == level
 
@@ -223,9 +236,7 @@ def test_a_prompt_that_does_not_fit_is_refused_not_cut(model, tasks, tmp_path):
     long = [ROWS[0].model_copy(update={"question": "what is " * 40})]
     with pytest.raises(InputError, match="a prompt has 85 tokens, but of the model's 64 only 58"):
         evaluate(
-            str(model),
-            None,
-            "float32",
+            as_params(model),
             "crests",
             long,
             Benchmark(tasks=[], batch_size=2, max_new_tokens=6),
@@ -243,16 +254,12 @@ def test_a_model_without_chat_template_is_refused(model, tasks, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
     with pytest.raises(InputError, match="no chat template"):
-        evaluate(
-            str(bare), None, "float32", "crests", ROWS, Benchmark(tasks=[], batch_size=2, max_new_tokens=6), tasks, work
-        )
+        evaluate(as_params(bare), "crests", ROWS, Benchmark(tasks=[], batch_size=2, max_new_tokens=6), tasks, work)
 
 
 def test_a_domain_without_held_out_rows_is_refused(tmp_path):
     with pytest.raises(InputError, match="'crests' has no held-out rows"):
-        evaluate(
-            "x", None, "float32", "crests", [], Benchmark(tasks=[], batch_size=2, max_new_tokens=6), tmp_path, tmp_path
-        )
+        evaluate(as_params("x"), "crests", [], Benchmark(tasks=[], batch_size=2, max_new_tokens=6), tmp_path, tmp_path)
 
 
 def test_the_shipped_tasks_have_items_and_an_accuracy():

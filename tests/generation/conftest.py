@@ -62,7 +62,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> TransformersBackend:
-    return TransformersBackend(Model(path=str(tiny_folder), revision=None, dtype="float32"))
+    return TransformersBackend(Model(path=str(tiny_folder), revision=None, dtype="float32", system=None))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from raft_tasks.params import Anchors, Model
 from raft_tasks.schemas import Anchor, Invented
 
 ROOT = Path(__file__).parents[2]
-POCKET = Model(path=str(ROOT / "models/pocket-base"), revision=None, dtype="float32")
+POCKET = Model(path=str(ROOT / "models/pocket-base"), revision=None, dtype="float32", system=None)
 
 # The shapes of real templates, shortened to what matters: what stands before a user's words, and what after.
 QWEN3 = (
@@ -121,7 +121,7 @@ def drawn(*prompts: str, **changes: Any) -> list[Invented]:
 def test_prefix_and_end_of_a_users_turn_in_real_templates(name: str) -> None:
     template, prefix, end = TEMPLATES[name]
     tokenizer = byte_tokenizer(template)
-    ids = user_prefix(tokenizer)
+    ids = user_prefix(tokenizer, None)
     assert tokenizer.decode(ids) == prefix
     assert tokenizer.convert_ids_to_tokens(user_end(tokenizer)) == end
     # What stands before the words of a real prompt is token for token the same.
@@ -139,14 +139,14 @@ def test_prefix_and_end_of_a_users_turn_in_real_templates(name: str) -> None:
 def test_a_space_that_belongs_to_the_first_word_is_left_to_the_model() -> None:
     mistral = "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
     tokenizer = byte_tokenizer(mistral, merges=(("Ġ", "M"),))
-    assert tokenizer.decode(user_prefix(tokenizer)) == "<|begin_of_text|>[INST]"
+    assert tokenizer.decode(user_prefix(tokenizer, None)) == "<|begin_of_text|>[INST]"
     assert tokenizer.convert_ids_to_tokens(user_end(tokenizer)) == "[/INST]"
 
 
 def test_prefix_and_end_with_the_pocket_model() -> None:
     tokenizer = TransformersBackend(POCKET).tokenizer
-    assert tokenizer.decode(user_prefix(tokenizer)) == "<|im_start|>user\n"
-    assert tokenizer.unk_token_id not in user_prefix(tokenizer)
+    assert tokenizer.decode(user_prefix(tokenizer, None)) == "<|im_start|>user\n"
+    assert tokenizer.unk_token_id not in user_prefix(tokenizer, None)
     assert tokenizer.convert_ids_to_tokens(user_end(tokenizer)) == "<|im_end|>"
 
 
@@ -161,7 +161,7 @@ def test_prefix_and_end_with_the_pocket_model() -> None:
 )
 def test_a_template_without_a_users_mark_is_refused(template: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        user_prefix(byte_tokenizer(template))
+        user_prefix(byte_tokenizer(template), None)
 
 
 def test_a_users_turn_without_end_is_refused() -> None:
@@ -172,7 +172,7 @@ def test_a_users_turn_without_end_is_refused() -> None:
 def test_continuations_of_raw_tokens_against_a_plain_loop(tiny: TransformersBackend) -> None:
     import torch
 
-    prefix = user_prefix(tiny.tokenizer)
+    prefix = user_prefix(tiny.tokenizer, None)
     assert tiny.tokenizer.decode(prefix) == "<|user|>"
     specials = set(tiny.tokenizer.all_special_ids)
     for start in ([], [9], [12, 20]):
@@ -190,7 +190,7 @@ def test_continuations_of_raw_tokens_against_a_plain_loop(tiny: TransformersBack
 
 
 def test_further_ends_finish_and_stops_do_not(tiny: TransformersBackend) -> None:
-    prefixes, lamp = [user_prefix(tiny.tokenizer)] * 60, tiny.tokenizer.convert_tokens_to_ids("lamp")
+    prefixes, lamp = [user_prefix(tiny.tokenizer, None)] * 60, tiny.tokenizer.convert_tokens_to_ids("lamp")
     options: dict[str, Any] = {
         "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 20, "batch_size": 60, "seeds": range(60),
     }  # fmt: skip

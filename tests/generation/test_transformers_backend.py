@@ -117,10 +117,10 @@ def test_what_does_not_fit_is_an_error_and_is_not_cut(tiny: TransformersBackend)
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
-    nowhere = TransformersBackend(Model(path="models/none", revision=None, dtype="float32"))
+    nowhere = TransformersBackend(Model(path="models/none", revision=None, dtype="float32", system=None))
     with pytest.raises(InputError, match=r"model 'models/none' is not a folder here, nor a hub model"):
         draw(nowhere, ["log"])
-    empty = TransformersBackend(Model(path=str(tmp_path), revision=None, dtype="float32"))
+    empty = TransformersBackend(Model(path=str(tmp_path), revision=None, dtype="float32", system=None))
     with pytest.raises(InputError, match="is a folder that cannot be loaded"):
         draw(empty, ["log"])
 
@@ -133,7 +133,7 @@ def test_a_model_without_chat_template_is_refused(tiny_folder: Path, tmp_path: P
     config.pop("chat_template", None)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="has no chat template; expected an instruction-tuned model"):
-        draw(TransformersBackend(Model(path=str(tmp_path), revision=None, dtype="float32")), ["log"])
+        draw(TransformersBackend(Model(path=str(tmp_path), revision=None, dtype="float32", system=None)), ["log"])
 
 
 def test_row_seeds_are_pinned_and_tell_their_parts_apart() -> None:

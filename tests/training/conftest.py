@@ -15,4 +15,4 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_model(tiny_folder: Path) -> Model:
-    return Model(path=str(tiny_folder), revision=None, dtype="float32")
+    return Model(path=str(tiny_folder), revision=None, dtype="float32", system=None)

@@ -1,95 +1,25 @@
 import pytest
+from chat_models import FORMATS, chat_tokenizer
 from tiny import PLACES, TEACHER, TEMPLATE, pairs, word_tokenizer
 
+from raft_tasks.chat import end_of_turn, prompt_ids
 from raft_tasks.schemas import TrainingPair
-from raft_tasks.training.conversations import (
-    ConversationError,
-    encode_pairs,
-    end_of_turn,
-    prompt_ids,
-    teacher_message,
-    unknown_share,
-)
-
-# The shapes of real templates, shortened to what matters: where turns begin and end, thinking, the end of the text.
-THINKING_SWITCH = (  # Qwen3, SmolLM3
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
-LLAMA = (  # Llama 3
-    "{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023<|eot_id|>"
-    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>"
-    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-PHI = (  # Phi-4-mini: the end of the turn is not the end of the text, which follows it
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}"
-)
-SPECIAL = [
-    "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end|>", "<|user|>",
-    "<|assistant|>", "<|begin_of_text|>", "<|endoftext|>",
-]  # fmt: skip
+from raft_tasks.training.conversations import ConversationError, encode_pairs, teacher_message, unknown_share
 
 
-def byte_tokenizer(template, eos, pad=None):
-    """Byte-level BPE without merges: any text, no unknown token, like the tokenizers of the models above."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<|begin_of_text|>", eos_token=eos, pad_token=pad, extra_special_tokens=SPECIAL
-    )
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-REAL = {
-    "thinking switch": (THINKING_SWITCH, "<|im_end|>", "<|im_end|>", "<think>\n\n</think>\n\n"),
-    "llama": (LLAMA, "<|eot_id|>", "<|eot_id|>", "<|start_header_id|>assistant<|end_header_id|>\n\n"),
-    "phi": (PHI, "<|endoftext|>", "<|end|>", "<|assistant|>"),
-}
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_templates_of_real_models(name):
-    template, eos, end, ending = REAL[name]
-    tokenizer = byte_tokenizer(template, eos, pad=eos)  # pad == eos must not matter
+@pytest.mark.parametrize("system", [None, "Be brief."])
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_in_the_formats_of_real_models(name, system):
+    form, tokenizer = FORMATS[name], chat_tokenizer(name)
     pair = TrainingPair(id="a", question="What is 5 mg?", answer="A dose – « small ».")
-    [row] = encode_pairs([pair], tokenizer, max_length=400, teacher=teacher_message(TEACHER), rollout_max_new_tokens=8)
-    assert tokenizer.decode(row.answer) == pair.answer + end
-    assert tokenizer.decode(row.prompt).endswith(ending)
-    assert "What is 5 mg?" in tokenizer.decode(row.prompt)
-    assert row.answer[-1] == tokenizer.convert_tokens_to_ids(end) == end_of_turn(tokenizer)
+    [row] = encode_pairs([pair], tokenizer, 400, teacher_message(TEACHER), rollout_max_new_tokens=8, system=system)
+    assert tokenizer.decode(row.answer) == pair.answer + form.end
+    assert row.answer[-1] == end_of_turn(tokenizer)
+    assert row.prompt == prompt_ids(tokenizer, system, pair.question)
     shown = tokenizer.decode(row.teacher_prompt)
     assert f"knowledge : {pair.answer}\nanswer the question" in shown
-    assert shown.endswith(ending)
-    whole = tokenizer.apply_chat_template(
-        [{"role": "user", "content": pair.question}, {"role": "assistant", "content": pair.answer}], tokenize=False
-    )
-    assert whole.startswith(tokenizer.decode(row.prompt + row.answer))
-
-
-def test_forced_thinking_is_refused():
-    tokenizer = byte_tokenizer(THINKING_SWITCH.replace("<think>\n\n</think>\n\n", "<think>\n"), "<|im_end|>")
-    with pytest.raises(ConversationError, match=r"opens a <think> block even with enable_thinking=False"):
-        end_of_turn(tokenizer)
-
-
-@pytest.mark.parametrize("template", ["{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "fixed"])
-def test_template_without_an_end_of_turn_is_refused(template):
-    with pytest.raises(ConversationError, match="expected a special token there"):
-        end_of_turn(byte_tokenizer(template, "<|endoftext|>"))
-
-
-def test_base_model_without_chat_template_is_refused():
-    with pytest.raises(ConversationError, match="has no chat template"):
-        prompt_ids(word_tokenizer(template=""), "what is")
+    assert shown.endswith(form.ending)
+    assert ("Be brief." in shown) == (system is not None)
 
 
 def test_rows_that_do_not_fit_are_named_with_their_lengths_all_of_them():
@@ -106,6 +36,46 @@ def test_rows_that_do_not_fit_are_named_with_their_lengths_all_of_them():
     assert len(encode_pairs(pairs(), tokenizer, 18)) == 12
     with pytest.raises(ConversationError, match=r"row-0: prompt \+ rollout has 22 tokens"):
         encode_pairs(pairs(), tokenizer, 20, lambda pair: "what", rollout_max_new_tokens=12)
+
+
+def cut(limit, teacher=None, rollout=0, rows=None):
+    return encode_pairs(rows or pairs(), word_tokenizer(), limit, teacher, rollout, too_long="cut")
+
+
+def test_cut_answers_lose_their_tail_and_do_not_teach_to_stop():
+    whole = encode_pairs(pairs(), word_tokenizer(), 60)
+    assert cut(60) == whole
+    rows = cut(16)
+    assert [row.cut for row in rows] == [0 if number % 3 == 0 else 2 for number in range(12)]
+    for row, full in zip(rows, whole, strict=True):
+        assert row.prompt == full.prompt
+        assert row.answer == full.answer[: len(full.answer) - row.cut]
+        assert (row.answer[-1] == end_of_turn(word_tokenizer())) == (row.cut == 0)
+        assert len(row.prompt) + len(row.answer) <= 16
+    assert cut(17)[1].cut == 1  # just the end-of-turn token does not fit
+
+
+def test_the_teacher_sees_as_much_of_a_cut_answer_as_is_learned():
+    row = cut(34, teacher_message(TEACHER), 6)[1]
+    assert row.cut == 3
+    assert "knowledge : the harbour of arlo is lamp\n" not in word_tokenizer().decode(row.teacher_prompt)
+    assert "knowledge : the harbour of arlo is answer" in word_tokenizer().decode(row.teacher_prompt)
+    assert len(row.teacher_prompt) + 6 <= 34
+
+
+def test_questions_are_never_cut():
+    with pytest.raises(ConversationError, match=r"row-0: prompt \+ answer has 12 tokens"):
+        cut(10)
+    with pytest.raises(ConversationError, match=r"row-0: prompt \+ rollout has 16 tokens"):
+        cut(15, lambda pair: "what", 6)
+    with pytest.raises(ConversationError, match=r"row-0: teacher's prompt \+ rollout has 16 tokens"):
+        cut(15, lambda pair: pair.question, 6)
+
+
+def test_think_blocks_in_answers_are_refused():
+    rows = [TrainingPair(id="x", question="What?", answer="<think>Hm.</think>A dose.")]
+    with pytest.raises(ConversationError, match="x: the answer holds a think block"):
+        encode_pairs(rows, chat_tokenizer("qwen3"), 100)
 
 
 def test_unknown_tokens_stop_in_answers_and_are_counted_in_prompts():

@@ -290,7 +290,9 @@ def test_dropout_draws_the_same_after_a_resumption(tiny_folder, tmp_path):
 
     from raft_tasks.params import Model
 
-    model = Model(path=str(save_tiny(tmp_path / "model", attention_dropout=0.3)), revision=None, dtype="float32")
+    model = Model(
+        path=str(save_tiny(tmp_path / "model", attention_dropout=0.3)), revision=None, dtype="float32", system=None
+    )
     run(model, tmp_path / "whole", "raft")
     with pytest.raises(Stop):
         run(model, tmp_path / "parts", "raft", progress=stop_at(3))
@@ -329,7 +331,7 @@ def progress(done, total):
         trainer.RaftTrainer._save_rng_state = kill_while_saving
 
 folder = Path(sys.argv[2])
-model = Model(path=sys.argv[1], revision=None, dtype="float32")
+model = Model(path=sys.argv[1], revision=None, dtype="float32", system=None)
 train_model(pairs(), model, METHODS["raft"], train(), TEACHER, 0, folder / "output", folder / "ck", progress)
 """
 
@@ -393,7 +395,9 @@ def test_max_length_is_also_what_the_model_can_read(tmp_path):
 
     from raft_tasks.params import Model
 
-    model = Model(path=str(save_tiny(tmp_path / "m", max_position_embeddings=16)), revision=None, dtype="float32")
+    model = Model(
+        path=str(save_tiny(tmp_path / "m", max_position_embeddings=16)), revision=None, dtype="float32", system=None
+    )
     with pytest.raises(ConversationError, match="A sequence may have 16 tokens"):
         run(model, tmp_path, "sft", train(max_length=1000))
 

@@ -16,7 +16,7 @@ def test_loads_model_and_tokenizer(tiny_model):
 
 def test_missing_model_says_what_was_tried(tmp_path):
     with pytest.raises(ModelError) as caught:
-        load_model(Model(path=str(tmp_path / "nowhere"), revision=None, dtype="float32"), torch.float32)
+        load_model(Model(path=str(tmp_path / "nowhere"), revision=None, dtype="float32", system=None), torch.float32)
     assert f"there is no folder {tmp_path / 'nowhere'}" in str(caught.value)
     assert "dvc pull" in str(caught.value)
 
@@ -26,7 +26,7 @@ def test_half_a_model_folder_names_what_is_missing(tiny_folder, tmp_path, lost):
     shutil.copytree(tiny_folder, tmp_path / "half")
     (tmp_path / "half" / lost).unlink()
     with pytest.raises(ModelError, match=f"missing: .*{lost.replace('model', '')}"):
-        load_model(Model(path=str(tmp_path / "half"), revision=None, dtype="float32"), torch.float32)
+        load_model(Model(path=str(tmp_path / "half"), revision=None, dtype="float32", system=None), torch.float32)
 
 
 def test_distance_total_and_per_layer():

@@ -77,7 +77,8 @@ def train(**changes: Any) -> Train:
     """Two epochs of three steps for 12 pairs."""
     settings: dict[str, Any] = {
         "epochs": 2, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 3e-3, "weight_decay": 0.01,
-        "warmup_ratio": 0.1, "max_grad_norm": 1.0, "precision": "float32", "max_length": 64, "checkpoint_steps": 2,
+        "warmup_ratio": 0.1, "max_grad_norm": 1.0, "precision": "float32", "max_length": 64, "too_long": "refuse",
+        "checkpoint_steps": 2,
     }  # fmt: skip
     return Train(**(settings | changes))
 

@@ -1,0 +1,174 @@
+"""How a chat model is spoken to: every prompt is rendered here, for rewriting, training, rollouts and benchmarks alike.
+
+SmolLM3 with the system prompt "Be brief.", asked one question (shortened):
+
+    <|im_start|>system ... Today Date: 26 July 2024 ... Reasoning Mode: /no_think ... Be brief. ... <|im_end|>
+    <|im_start|>user
+    What is 5 mg?<|im_end|>
+    <|im_start|>assistant
+    <think>
+
+    </think>
+
+Thinking is off, the date that some templates insert stands still, and the system prompt is the one that params.yaml
+gives the model. `text`s that come out are tokenized without adding special tokens: a template writes its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import date
+from functools import cache
+from typing import TYPE_CHECKING
+
+from raft_tasks.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = Sequence[dict[str, str]]
+
+TODAY = date(2024, 7, 26)  # what Llama's template says where there is no clock; prompts must not depend on the day
+NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
+THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+
+
+class ChatError(InputError):
+    """A chat template, or a system prompt, that cannot be trained on."""
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    system: str | None,
+    messages: Messages,
+    add_generation_prompt: bool,
+    continue_final_message: bool = False,
+) -> str:
+    """Messages through the chat template, as text, thinking switched off.
+
+    Args:
+        system: the model's system prompt; stands before one that the messages bring along. None: the template's own.
+        add_generation_prompt: end where the assistant begins to write.
+        continue_final_message: end within the last message, which the assistant goes on with.
+
+    Raises:
+        ChatError: the tokenizer has no chat template, or one that refuses these messages.
+    """
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise ChatError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template; expected an instruction-tuned model"
+        )
+    turns = list(messages)
+    if system is not None:
+        told = [turns.pop(0)["content"]] if turns and turns[0]["role"] == "system" else []
+        turns.insert(0, {"role": "system", "content": "\n\n".join([system, *told])})
+    try:
+        text = tokenizer.apply_chat_template(
+            turns,
+            chat_template=undated(tokenizer.chat_template),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            enable_thinking=False,  # templates without such a switch pass it over
+        )
+    except TemplateError as error:
+        raise ChatError(
+            f"the chat template of {tokenizer.name_or_path!r} refuses {[turn['role'] for turn in turns]}: {error}"
+            + ("" if system is None else "; set the model's `system` to null if it takes no system prompt")
+        ) from error
+    return str(text)
+
+
+@cache
+def undated(template: str) -> str:
+    """The chat template with the words of TODAY in place of its calls for today's.
+
+    Raises:
+        ChatError: a call whose format is not written out.
+    """
+    frozen = NOW.sub(lambda call: f"'{TODAY.strftime(call['format'])}'", template)
+    if re.search(r"strftime_now\s*\(", frozen):
+        raise ChatError(
+            "the chat template asks for today's date in a format that is not a literal, so its prompts would change "
+            "from day to day; expected strftime_now('...'). Write the format, or a date, into the template"
+        )
+    return frozen
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, system: str | None, message: str) -> list[int]:
+    """Token ids of one user turn up to where the assistant begins to write."""
+    text = render(tokenizer, system, [{"role": "user", "content": message}], add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token with which the chat template ends an assistant's turn, read off the template itself.
+
+    Raises:
+        ChatError: if the template puts no special token there.
+    """
+    marker = "marker"
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": marker}]
+    text = render(tokenizer, None, turns, add_generation_prompt=False)
+    after = text[text.rindex(marker) + len(marker) :] if marker in text else ""
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    for token in tokenizer(after, add_special_tokens=False)["input_ids"]:
+        if token in special:
+            return int(token)
+        if str(tokenizer.decode([token])).strip():
+            break
+    raise ChatError(
+        f"the chat template ends an assistant's turn with {after!r}; expected a special token there, without which "
+        "the model never learns to stop. Register it as a special token of the tokenizer, or mend the template"
+    )
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, configured: int | list[int] | None) -> list[int]:
+    """Tokens at which an answer ends: the template's end of turn, the tokenizer's end of text and the model's own ends.
+
+    Args:
+        configured: the `eos_token_id` of the model's generation config.
+    """
+    ends = {end_of_turn(tokenizer), tokenizer.eos_token_id}
+    ends |= set(configured) if isinstance(configured, list) else {configured}
+    return sorted(token for token in ends if token is not None)
+
+
+def check_chat(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
+    """See, before any work, that thinking is off and that the system prompt is heard.
+
+    Raises:
+        ChatError: the template opens a think block that cannot be switched off, drops the system prompt or refuses it,
+            or the system prompt itself switches thinking on; or as `end_of_turn`.
+    """
+    if system is not None and (not system.strip() or "/think" in system or "/no_think" in system):
+        raise ChatError(
+            f"got the system prompt {system!r:.200}, expected text without /think or /no_think: answers are trained "
+            "and scored with thinking off. Correct the model's `system` in params.yaml, or set it to null"
+        )
+    prompt = render(tokenizer, system, [{"role": "user", "content": "question"}], add_generation_prompt=True)
+    if prompt.rfind("<think>") > prompt.rfind("</think>"):
+        raise ChatError(
+            "the chat template opens a <think> block even with enable_thinking=False; answers would be learned as "
+            f"thoughts. Use a model or template without forced thinking. The prompt ends with {prompt[-60:]!r}"
+        )
+    if system is not None and system.strip() not in prompt:
+        raise ChatError(
+            f"the chat template of {tokenizer.name_or_path!r} does not show the system prompt {system!r:.200}; set the "
+            "model's `system` in params.yaml to null, or use a template with a system turn"
+        )
+    end_of_turn(tokenizer)
+
+
+def without_thoughts(text: str) -> tuple[str, bool]:
+    """What a model said beside its think blocks, and whether the last of these was left open (then nothing follows).
+
+    A model may think in spite of the closed block that its template put before the answer.
+    """
+    said = THOUGHT.sub("", text)
+    if "<think>" in said:
+        return said[: said.index("<think>")].strip(), True
+    return (text if said == text else said.strip()), False

@@ -1,0 +1,131 @@
+"""Chat formats of real models: what is rendered, where an answer ends, and what cannot be trained on."""
+
+import pytest
+from chat_models import FORMATS, chat_tokenizer
+
+from raft_tasks.chat import (
+    ChatError,
+    check_chat,
+    end_of_turn,
+    prompt_ids,
+    render,
+    stop_ids,
+    without_thoughts,
+)
+
+ASKED = [{"role": "user", "content": "What is 5 mg?"}]
+TOLD = "Answer as a clerk would."
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def named(request):
+    return FORMATS[request.param], chat_tokenizer(request.param)
+
+
+@pytest.mark.parametrize("system", [None, TOLD])
+def test_prompts_of_the_four_formats(named, system):
+    form, tokenizer = named
+    check_chat(tokenizer, system)
+    prompt = tokenizer.decode(prompt_ids(tokenizer, system, "What is 5 mg?"))
+    assert prompt == render(tokenizer, system, ASKED, add_generation_prompt=True)  # no token is added or lost
+    assert prompt.endswith("What is 5 mg?" + form.end + ("\n" if form.thinks else "") + form.ending)
+    assert prompt.count(TOLD) == (system is not None)
+    assert prompt.count(form.names.get("bos_token", "no such token")) == ("bos_token" in form.names and form.dated)
+    assert tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer)) == form.end
+    answered = [*ASKED, {"role": "assistant", "content": "A dose."}]
+    assert render(tokenizer, system, answered, add_generation_prompt=False).startswith(prompt + "A dose." + form.end)
+
+
+def test_the_date_stands_still(named, monkeypatch):
+    from transformers.utils import chat_template_utils
+
+    class Clock:
+        @staticmethod
+        def now():
+            raise AssertionError("a prompt asked for today's date")
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    form, tokenizer = named
+    assert ("26 Jul" in render(tokenizer, None, ASKED, add_generation_prompt=True)) == form.dated
+
+
+def test_a_date_that_cannot_be_frozen_is_refused():
+    tokenizer = chat_tokenizer("qwen3")
+    tokenizer.chat_template = "{% set form = '%d' %}{{ strftime_now(form) }}" + tokenizer.chat_template
+    with pytest.raises(ChatError, match="its prompts would change from day to day"):
+        check_chat(tokenizer, None)
+
+
+def test_thinking_is_off_wherever_there_is_a_switch(named):
+    form, tokenizer = named
+    prompt = render(tokenizer, None, ASKED, add_generation_prompt=True)
+    assert ("<think>" in prompt) == form.thinks
+    if form.dated and form.thinks:
+        assert "Reasoning Mode: /no_think" in prompt
+
+
+def test_a_system_prompt_stands_before_a_tasks_own():
+    messages = [{"role": "system", "content": "Reply in one word."}, *ASKED]
+    prompt = render(chat_tokenizer("qwen3"), TOLD, messages, add_generation_prompt=True)
+    assert prompt.startswith(f"<|im_start|>system\n{TOLD}\n\nReply in one word.<|im_end|>\n<|im_start|>user\n")
+    assert messages[0]["content"] == "Reply in one word."
+
+
+@pytest.mark.parametrize("system", ["/think", "Be brief. /no_think", "", "  "])
+def test_senseless_system_prompts_are_refused(system):
+    with pytest.raises(ChatError, match="expected text without /think or /no_think"):
+        check_chat(chat_tokenizer("smollm3"), system)
+
+
+def test_templates_that_do_not_hear_the_system_prompt_are_refused():
+    tokenizer = chat_tokenizer("qwen3")
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}<|im_end|>{% endfor %}"
+    with pytest.raises(ChatError, match="does not show the system prompt"):
+        check_chat(tokenizer, TOLD)
+    check_chat(tokenizer, None)
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(ChatError, match="System role not supported; set the model's `system` to null"):
+        check_chat(tokenizer, TOLD)
+
+
+def test_forced_thinking_is_refused():
+    tokenizer = chat_tokenizer("qwen3")
+    tokenizer.chat_template = tokenizer.chat_template.replace("<think>\n\n</think>\n\n", "<think>\n")
+    with pytest.raises(ChatError, match=r"opens a <think> block even with enable_thinking=False"):
+        check_chat(tokenizer, None)
+
+
+@pytest.mark.parametrize("template", ["{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "fixed"])
+def test_template_without_an_end_of_turn_is_refused(template):
+    tokenizer = chat_tokenizer("phi")
+    tokenizer.chat_template = template
+    with pytest.raises(ChatError, match="expected a special token there"):
+        end_of_turn(tokenizer)
+
+
+def test_base_model_without_chat_template_is_refused():
+    tokenizer = chat_tokenizer("phi")
+    tokenizer.chat_template = ""
+    with pytest.raises(ChatError, match="has no chat template; expected an instruction-tuned model"):
+        prompt_ids(tokenizer, None, "what is")
+
+
+def test_every_end_of_an_answer():
+    tokenizer = chat_tokenizer("phi")
+    end, text_end = tokenizer.convert_tokens_to_ids(["<|end|>", "<|endoftext|>"])
+    assert stop_ids(tokenizer, None) == sorted([end, text_end])
+    assert stop_ids(tokenizer, 7) == stop_ids(tokenizer, [7, end]) == sorted([7, end, text_end])
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "open"),
+    [
+        ("  The dose is 5 mg. ", "  The dose is 5 mg. ", False),
+        ("<think>\nHm.\n</think>\n\nIt is 5 mg.", "It is 5 mg.", False),
+        ("<think>a</think>It <think>b</think>is.", "It is.", False),
+        ("<think>\nHm, let me see", "", True),
+        ("It is. <think>\nOr is it", "It is.", True),
+    ],
+)
+def test_thoughts_are_no_part_of_an_answer(text, said, open):
+    assert without_thoughts(text) == (said, open)
