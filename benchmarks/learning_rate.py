@@ -57,7 +57,7 @@ def scored(params: Params, name: str, rate: float, tasks: Path, work: Path) -> d
         checkpoints=work / "checkpoints",
     )
     validation = read_rows(paths.examples(domain) / "validation.jsonl", Example)
-    model = params.models["base"].model_copy(update={"path": str(work / "model"), "revision": None})
+    model = params.base.model_copy(update={"path": str(work / "model"), "revision": None})
     scores, _ = evaluate(model, domain, validation, params.benchmark, tasks, work / "lm-eval")
     return {task: scores[task]["acc"] for task in (DOMAIN_TASK, *params.benchmark.tasks)}
 

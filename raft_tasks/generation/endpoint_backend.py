@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from raft_tasks.chat import without_thoughts
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion, Failure
 from raft_tasks.params import Endpoint
@@ -305,6 +306,7 @@ def _completion(answer: dict[str, Any], tries: int) -> Completion:
             raise TypeError(f"content is a {type(text).__name__}")
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise _Transient(f"an answer without choices[0].message.content: {json.dumps(answer)[:80]}") from error
+    text, thinking = without_thoughts(text)  # of a server that does not take them out itself
     failure = None
     if ended == "content_filter":
         failure = Failure("filtered", "the provider's content filter stopped the answer")
@@ -314,4 +316,4 @@ def _completion(answer: dict[str, Any], tries: int) -> Completion:
         failure = Failure("empty", "cut before its answer began" if ended == "length" else "an empty answer")
     if failure:
         return Completion("", False, tokens, prompt_tokens, tries, failure)
-    return Completion(text, ended != "length", tokens, prompt_tokens, tries)
+    return Completion(text, ended != "length" and not thinking, tokens, prompt_tokens, tries)
