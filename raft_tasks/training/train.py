@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from raft_tasks.artifacts import digest
+from raft_tasks.chat import stop_ids
 from raft_tasks.errors import InputError
 from raft_tasks.params import Distill, Method, Model, Train
 from raft_tasks.schemas import TrainingPair
@@ -52,7 +53,7 @@ def train_model(
         The summary: steps, sizes, time, final losses, lambda, distance of the weights to the base.
 
     Raises:
-        ModelError, ConversationError, CheckpointError, InputError: before training, each saying what to do.
+        ModelError, ChatError, ConversationError, CheckpointError, InputError: before training, each saying what to do.
         TrainingDiverged: naming step and rows; the batch is kept as JSON in `checkpoints`.
     """
     # AdamW's steps vanish in bfloat16 weights, so the student is float32; train.precision says how it computes
@@ -68,6 +69,8 @@ def train_model(
         max_length=min(train.max_length, student.config.get_text_config().max_position_embeddings),
         teacher=teacher_turn(method, template_text),
         rollout_max_new_tokens=distill.rollout_max_new_tokens if distill else 0,
+        system=model.system,
+        too_long=train.too_long,
     )
     template = template_text if method.teacher == "answer_conditioned" else None
     fingerprint = digest([model, method, train, template, seed, data_digest, base_digest])
@@ -88,6 +91,8 @@ def train_model(
     base = teacher if teacher is not None else load_model(model, torch.float32)[0]
     distance = relative_distance(student, base)
     answer_tokens = sum(len(row.answer) for row in rows)
+    generation = student.generation_config
+    generation.eos_token_id = stop_ids(tokenizer, generation.eos_token_id)  # whoever generates with it stops there
     with quiet():
         student.to(getattr(torch, model.dtype)).save_pretrained(output / "model")
     tokenizer.save_pretrained(output / "model")
@@ -168,6 +173,8 @@ def summary(
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
         "rows": len(rows),
         "answer_tokens_trained": answer_tokens,
+        "rows_cut": sum(row.cut > 0 for row in rows),  # answers that train.too_long shortened
+        "answer_tokens_cut": sum(row.cut for row in rows),  # of one epoch
         "unknown_prompt_tokens": unknown_share(rows, tokenizer.unk_token_id),
         "final": {name: last[name] for name in ("loss", "l_sft", "l_kl", "ce_kl_ratio")},
         "lambda": (

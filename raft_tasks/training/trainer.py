@@ -34,12 +34,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from raft_tasks.chat import stop_ids
 from raft_tasks.params import Method, Train
 from raft_tasks.training.balance import make_balance
 from raft_tasks.training.batches import MicroBatch, StepSampler, micro_batches
 from raft_tasks.training.books import COLUMNS, StepBooks, add_to_table, start_table
 from raft_tasks.training.checkpoints import mark_complete
-from raft_tasks.training.conversations import Encoded, end_of_turn
+from raft_tasks.training.conversations import Encoded
 from raft_tasks.training.losses import (
     Head,
     TopK,
@@ -107,7 +108,7 @@ class RaftTrainer(Trainer):
         if sampler is None and method.distill is not None:
             self.sampler = GenerateSampler(
                 student,
-                stop_ids(student, tokenizer),
+                stop_ids(tokenizer, student.generation_config.eos_token_id),
                 method.distill.rollout_temperature,
                 method.distill.rollout_max_new_tokens,
                 precision=self.accelerator.autocast,
@@ -340,11 +341,3 @@ class Bookkeeping(TrainerCallback):
                 self.trainer.fingerprint,
                 {"balance": None if balance is None else balance.state_dict()},
             )
-
-
-def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end a rollout: the template's end of turn and whatever model and tokenizer call the end."""
-    ends = {end_of_turn(tokenizer), tokenizer.eos_token_id}
-    configured = model.generation_config.eos_token_id
-    ends |= set(configured) if isinstance(configured, list) else {configured}
-    return sorted(token for token in ends if token is not None)
