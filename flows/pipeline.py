@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from raft_tasks.params import Params, load_params
 from raft_tasks.reporting.tables import print_table
 
 TAIL_LINES = 30  # of a failed stage's output, repeated in its error
+STOP_SECONDS = 120.0  # for a step and a checkpoint, before a stage is killed
 
 
 class StageFailed(Exception):
@@ -83,10 +85,21 @@ class Board:
         self.say(f"{len(self.rows):3d}/{self.total} {name}: {result} in {seconds:.1f} s; {left:.0f} s left in all")
 
     def stop(self) -> None:
-        """Start nothing more, and kill every stage that still runs, each with its whole process group."""
+        """Start nothing more; interrupt every stage that still runs (a training saves a checkpoint), later kill it.
+
+        Signals go to the stage's process group, that is DVC, which waits for its command, and the command.
+        """
         self.stopped = True
-        for process in list(self.processes.values()):
-            if process.poll() is None:
+        running = [process for process in self.processes.values() if process.poll() is None]
+        if running:
+            self.say(f"stopping {len(running)} stage(s); a training saves a checkpoint first")
+        for process in running:
+            os.killpg(process.pid, signal.SIGINT)
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            with suppress(ProcessLookupError):  # also what an ended leader left behind
                 os.killpg(process.pid, signal.SIGKILL)
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from shutil import get_terminal_size
 from typing import Any, TypeVar
 
 from prefect import Flow
@@ -14,16 +15,21 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 from prefect.states import State
 
 from flows.environment import answering_server
-from raft_tasks.errors import InputError
+from raft_tasks.errors import INTERRUPTED, InputError, Interrupted
 
 RowT = TypeVar("RowT")
 
 RUN_LINE = "flow run: "
 PROGRESS_SECONDS = 2.0  # between two lines of one stage
+TERMINAL_SECONDS = 0.1  # between two states of a terminal's line
+BAR = 20  # characters
 
 
 def main(stage: Flow[..., Any], *kinds: Callable[[str], Any]) -> None:
-    """Run `stage` with the command line's arguments, each converted by its kind; bad input ends it with a message."""
+    """Run `stage` with the command line's arguments, each converted by its kind; bad input ends it with a message.
+
+    A stage that a signal stopped where the next run goes on ends with the exit code INTERRUPTED.
+    """
     arguments = sys.argv[1:]
     if len(arguments) > len(kinds):
         sys.exit(f"error: {stage.name} takes at most {len(kinds)} argument(s), got {arguments}")
@@ -39,6 +45,9 @@ def main(stage: Flow[..., Any], *kinds: Callable[[str], Any]) -> None:
             announced(*(kind(argument) for kind, argument in zip(kinds, arguments, strict=False)))
     except InputError as error:
         sys.exit(f"error: {stage.name} {' '.join(arguments)}: {error}")
+    except Interrupted as stop:
+        print(f"{label}: {stop}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _announce(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -54,16 +63,25 @@ def chunks(rows: list[RowT], size: int) -> Iterator[list[RowT]]:
 
 
 class Progress:
-    """Prints `<label>: 128/240 rows, about 6 s left` now and then, a line each, for people and for logs."""
+    """Shows `<label>: 128/240 rows, about 6 s left`: a line now and then in a log, on a terminal one with a bar."""
 
     def __init__(self, label: str, total: int, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.started = self.printed = time.monotonic()
+        self.terminal = sys.stdout.isatty()
 
-    def __call__(self, done: int, total: int | None = None) -> None:
+    def __call__(self, done: int, total: int | None = None, shown: str = "") -> None:
+        """`shown` is what else there is to say, a loss for instance."""
         self.total = total or self.total
         now = time.monotonic()
-        if done and (done == self.total or now - self.printed >= PROGRESS_SECONDS):
+        seconds = TERMINAL_SECONDS if self.terminal else PROGRESS_SECONDS
+        if done and (done == self.total or now - self.printed >= seconds):
             self.printed = now
             left = (now - self.started) / done * (self.total - done)
-            print(f"{self.label}: {done}/{self.total} {self.unit}, about {left:.0f} s left", flush=True)
+            text = f"{done}/{self.total} {self.unit}, about {left:.0f} s left{shown and '; '}{shown}"
+            if not self.terminal:
+                print(f"{self.label}: {text}", flush=True)
+                return
+            filled = BAR * done // self.total
+            line = f"{self.label} [{'#' * filled}{'.' * (BAR - filled)}] {text}"[: get_terminal_size().columns - 1]
+            print(f"\r\033[K{line}", end="\n" if done == self.total else "", flush=True)  # erase, then write anew

@@ -6,3 +6,13 @@ class InputError(Exception):
 
     Entry points show the message alone and end with 1; any other exception is a bug and shows its traceback.
     """
+
+
+class Interrupted(Exception):
+    """A signal ended the work at a point from which the next run goes on; the message says where.
+
+    Entry points show the message alone and end with INTERRUPTED, so that a scheduler can tell it from a failure.
+    """
+
+
+INTERRUPTED = 75  # the exit code EX_TEMPFAIL of sysexits.h: try again later

@@ -205,6 +205,36 @@ class Anchors(Section):
     min_well_formed: Share  # below it the set comes with a warning
 
 
+class Generate(Section):
+    """transformers' generate: rows in batches of like length, each with its own random stream."""
+
+    kind: Literal["generate"]
+    batch_size: PositiveInt
+
+
+class ContinuousBatching(Section):
+    """transformers' continuous batching: a row that ends makes room for the next."""
+
+    kind: Literal["continuous_batching"]
+    batch_size: PositiveInt  # rows in flight
+
+
+class Vllm(Section):
+    """vLLM in the training's process, on the same GPU."""
+
+    kind: Literal["vllm"]
+    gpu_memory: Annotated[float, Field(gt=0, lt=1)]  # share for vLLM's weights and cache
+
+
+class VllmServer(Section):
+    """vLLM as a server that sees the same files."""
+
+    kind: Literal["vllm_server"]
+    batch_size: PositiveInt  # requests in flight
+    url: str
+    folder: str  # where weights or adapters pass through
+
+
 class Distill(Section):
     template: str
     temperature: PositiveFloat
@@ -214,6 +244,7 @@ class Distill(Section):
     tail_bucket: bool
     rollout_temperature: PositiveFloat
     rollout_max_new_tokens: PositiveInt
+    sampler: Annotated[Generate | ContinuousBatching | Vllm | VllmServer, Field(discriminator="kind")]
 
 
 class Method(Section):

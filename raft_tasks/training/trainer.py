@@ -51,7 +51,7 @@ from raft_tasks.training.losses import (
     top_k_forward_kl,
     trajectory_loss,
 )
-from raft_tasks.training.rollouts import GenerateSampler, Rollout, Sampler, rollout_seed
+from raft_tasks.training.rollouts import Rollout, Sampler, make_sampler, rollout_seed
 from raft_tasks.training.scoring import Scoring, completion_mask, enable_scoring
 
 
@@ -69,7 +69,7 @@ class RaftTrainer(Trainer):
         fingerprint: of everything that determines this training; kept with its checkpoints.
         steps_csv: where to write one row per optimiser step.
         progress: called after every optimiser step with (steps done, steps in all).
-        sampler: of the rollouts; by default transformers' `generate`.
+        sampler: of the rollouts; by default the one that the method names.
     """
 
     def __init__(
@@ -106,12 +106,14 @@ class RaftTrainer(Trainer):
         student.train()
         self.sampler = sampler
         if sampler is None and method.distill is not None:
-            self.sampler = GenerateSampler(
+            self.sampler = make_sampler(
+                method.distill,
                 student,
                 stop_ids(tokenizer, student.generation_config.eos_token_id),
-                method.distill.rollout_temperature,
-                method.distill.rollout_max_new_tokens,
-                precision=self.accelerator.autocast,
+                self.accelerator.autocast,
+                max(len(row.prompt) for row in rows) + method.distill.rollout_max_new_tokens,
+                arguments.process_index,
+                Path(str(arguments.output_dir)) / "vllm",
             )
         self.own: list[MicroBatch] = []  # this process's share of the current optimiser step
         self.books = StepBooks([], arguments.device)  # of the current optimiser step

@@ -1,8 +1,9 @@
 import json
 
 import pytest
+from tiny import distill
 
-from raft_tasks.params import Distill, Method
+from raft_tasks.params import Method
 from raft_tasks.training.balance import EmaBalance, FixedBalance, make_balance
 
 
@@ -51,11 +52,7 @@ def test_senseless_settings_are_refused(beta, bound):
 
 
 def test_a_methods_row_chooses():
-    distill = Distill(
-        template="t", temperature=1.5, top_k=8, ema_beta=0.5, lambda_max=7.0, tail_bucket=False,
-        rollout_temperature=1.0, rollout_max_new_tokens=4,
-    )  # fmt: skip
-    row = {"answers": "raw", "teacher": "plain", "distill": distill}
+    row = {"answers": "raw", "teacher": "plain", "distill": distill(ema_beta=0.5, lambda_max=7.0)}
     ema = make_balance(Method(**row, balance="ema"))
     assert isinstance(ema, EmaBalance)
     assert (ema.beta, ema.bound) == (0.5, 7.0)

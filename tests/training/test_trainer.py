@@ -100,11 +100,15 @@ def plain_step(student, teacher, rows, rollouts, k, temperature, bound, tail):
     return l_sft.item(), l_kl.item(), weight
 
 
+def rollout(tokens, truncated):
+    return Rollout(tokens, truncated, [-1.0] * len(tokens))
+
+
 ROLLOUTS = [
-    Rollout([7, 8, 9, 2], truncated=False),
-    Rollout([2], truncated=False),
-    Rollout([11, 12, 13, 14, 15, 16], truncated=True),
-    Rollout([20, 2], truncated=False),
+    rollout([7, 8, 9, 2], False),
+    rollout([2], False),
+    rollout([11, 12, 13, 14, 15, 16], True),
+    rollout([20, 2], False),
 ]
 
 

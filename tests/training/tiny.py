@@ -87,6 +87,7 @@ def distill(**changes: Any) -> Distill:
     settings: dict[str, Any] = {
         "template": "teacher.jinja", "temperature": 1.5, "top_k": 8, "ema_beta": 0.9, "lambda_max": 10.0,
         "tail_bucket": False, "rollout_temperature": 1.0, "rollout_max_new_tokens": 6,
+        "sampler": {"kind": "generate", "batch_size": 64},
     }  # fmt: skip
     return Distill(**(settings | changes))
 

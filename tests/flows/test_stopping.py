@@ -1,0 +1,69 @@
+"""A stop that is not a kill: stages get the time to save, the exit code says that the next run goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from flows import pipeline, stage
+from flows.pipeline import Board
+
+PATIENT = """
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: (open(sys.argv[1], "w").write("saved"), sys.exit(75)))
+print("ready", flush=True)
+time.sleep(60)
+"""
+DEAF = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+
+
+def stage_process(code, *arguments):
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def stop(processes, capsys):
+    board = Board(total=1, slots=threading.BoundedSemaphore(1), environment={})
+    board.processes = processes
+    board.stop()
+    assert "a training saves a checkpoint first" in capsys.readouterr().out
+    for process in processes.values():
+        process.stdout.close()
+
+
+def test_a_stopped_pipeline_lets_its_stages_save(tmp_path, capsys):
+    process = stage_process(PATIENT, str(tmp_path / "checkpoint"))
+    stop({"distill": process}, capsys)
+    assert process.returncode == 75
+    assert (tmp_path / "checkpoint").read_text() == "saved"
+
+
+def test_a_stage_that_does_not_listen_is_killed(monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "STOP_SECONDS", 0.2)
+    process = stage_process(DEAF)
+    stop({"distill": process}, capsys)
+    assert process.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_lines_in_a_log_and_one_line_on_a_terminal(monkeypatch, capsys, terminal):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setattr(stage, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(stage, "TERMINAL_SECONDS", 0.0)
+    monkeypatch.setattr(stage, "get_terminal_size", lambda: os.terminal_size((70, 20)))
+    progress = stage.Progress("distill@a", 0, "steps")
+    progress(1, 4, "loss 2.5")
+    progress(4, 4)
+    out = capsys.readouterr().out
+    if terminal:
+        assert out.startswith("\r\033[Kdistill@a [#####...............] 1/4 steps, about 0 s left; loss 2.5\r")
+        assert out.count("\n") == 1
+        assert out.endswith("[####################] 4/4 steps, about 0 s left\n")
+    else:
+        assert out == "distill@a: 1/4 steps, about 0 s left; loss 2.5\ndistill@a: 4/4 steps, about 0 s left\n"
