@@ -1,33 +1,50 @@
-"""Stage `ingest`: the domain's files -> examples/{train,validation,test}.jsonl, rejects.jsonl, summary.json."""
+"""Stage `ingest`: files and data sets -> examples/{train,validation,test,rejects,flags}.jsonl, and a summary."""
 
 from collections import Counter
-from typing import get_args
+from contextlib import ExitStack, closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
 
 from prefect import flow
 
 from flows import paths
 from flows.stage import main
-from raft_tasks.artifacts import atomic_folder, write_json, write_rows
+from raft_tasks.artifacts import atomic_folder, write_json
 from raft_tasks.ingest import ingest_domain
 from raft_tasks.params import load_params
 from raft_tasks.schemas import Split
+
+SPLITS = get_args(Split)
 
 
 @flow
 def ingest(domain: str) -> None:
     params = load_params()
-    examples, rejects = ingest_domain(domain, params.domains[domain], params.ingest)
-    with atomic_folder(paths.examples(domain)) as folder:
-        for split in get_args(Split):
-            write_rows(folder / f"{split}.jsonl", [row for row in examples if row.split == split])
-        write_rows(folder / "rejects.jsonl", rejects)
-        counts = Counter(row.split for row in examples)
-        summary: dict[str, int] = {
-            "rows": len(examples) + len(rejects),
-            "rejected": len(rejects),
-            **dict(sorted(counts.items())),
-        }
-        write_json(folder / "summary.json", summary)
+    with atomic_folder(paths.examples(domain)) as folder, TemporaryDirectory(dir=folder) as work:
+        ingested = ingest_domain(
+            domain, params.domains[domain], params.ingest, params.benchmark.tasks, paths.BENCHMARK_TASKS, Path(work)
+        )
+        counts: Counter[str] = Counter()
+        rules: dict[str, Counter[str]] = {"rejects": Counter(), "flags": Counter()}
+        with closing(ingested), ExitStack() as files:
+            out = {
+                name: files.enter_context((folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n"))
+                for name in (*SPLITS, "rejects", "flags")
+            }
+            for line in ingested.lines():
+                out[line.artifact].write(line.text + "\n")
+                counts[line.artifact] += 1
+                if line.rule is not None:
+                    rules[line.artifact][line.rule] += 1
+    summary: dict[str, Any] = {
+        "rows": sum(counts[name] for name in (*SPLITS, "rejects")),
+        **{split: counts[split] for split in SPLITS},
+        "rejected": counts["rejects"],
+        "rejected_by_rule": dict(sorted(rules["rejects"].items())),
+        "flagged_by_rule": dict(sorted(rules["flags"].items())),
+    }
+    write_json(paths.ingest_summary(domain), summary)
     print(f"ingest@{domain}: {summary}", flush=True)
 
 

@@ -16,6 +16,10 @@ def examples(domain: str) -> Path:
     return ARTIFACTS / domain / "examples"
 
 
+def ingest_summary(domain: str) -> Path:
+    return ARTIFACTS / domain / "ingest.json"
+
+
 def rewritten(domain: str) -> Path:
     return ARTIFACTS / domain / "rewritten.jsonl"
 

@@ -56,21 +56,24 @@ def write_rows(path: Path, rows: Iterable[BaseModel]) -> None:
 
 
 def read_rows(path: Path, kind: type[RowT]) -> list[RowT]:
-    """Read what `write_rows` wrote.
+    """All rows of `iter_rows` at once."""
+    return list(iter_rows(path, kind))
+
+
+def iter_rows(path: Path, kind: type[RowT]) -> Iterator[RowT]:
+    """Read what `write_rows` wrote, a row at a time.
 
     Raises:
         InputError: naming the file and line that is not a `kind`; or, if it is not there, how to get it.
     """
     if not path.exists():
         raise InputError(f"{path} is not there; run `dvc repro` (or `dvc pull`) to get it")
-    rows = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(kind.model_validate_json(line))
+                yield kind.model_validate_json(line)
             except ValueError as error:
                 raise InputError(f"{path}:{number}: not a {kind.__name__} row: {error}") from error
-    return rows
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,32 +1,52 @@
-"""Task of the stage `ingest`: files -> validated, split examples and rejects."""
+"""Task of the stage `ingest`: files and data sets -> checked, clean, split examples, and rejects with reasons."""
 
 from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import params
 from raft_tasks.errors import InputError
-from raft_tasks.schemas import Example, Reject
-from raft_tasks.sources.examples import ingest_rows
+from raft_tasks.schemas import Reject
+from raft_tasks.sources.contamination import BenchmarkIndex, Item
+from raft_tasks.sources.ingestion import Ingested, ingest_rows
 
 SHOWN = 10  # rejects in the error
 
 
 @task(cache_policy=NO_CACHE)
-def ingest_domain(name: str, domain: params.Domain, ingest: params.Ingest) -> tuple[list[Example], list[Reject]]:
-    """Every row of the domain's files, as an example or as a reject. Reading is cheaper than a cache.
+def ingest_domain(
+    name: str, domain: params.Domain, ingest: params.Ingest, benchmarks: list[str], tasks_folder: Path, work: Path
+) -> Ingested:
+    """Every row of the domain's files and data set, as an example or as a reject. Reading is cheaper than a cache.
+
+    Args:
+        benchmarks: lm-eval tasks whose items no row may repeat, where `domain.hygiene.contamination` asks for it.
+        tasks_folder: of our own lm-eval tasks.
+        work: an empty folder for rows that wait; close the result before it is removed.
 
     Raises:
         InputError: if more rows are rejected than `ingest.max_rejected` allows; names them by file and line.
     """
-    examples, rejects = ingest_rows(name, domain, ingest)
-    total = len(examples) + len(rejects)
-    if len(rejects) > ingest.max_rejected * total:
-        shown = "".join(f"\n  {row.file}:{row.line}: {row.reason}" for row in rejects[:SHOWN])
-        more = f"\n  ... and {len(rejects) - SHOWN} more" if len(rejects) > SHOWN else ""
+    index = None
+    if domain.hygiene.contamination is not None:
+        from raft_tasks.evaluation.harness import item_texts  # lm-eval takes seconds: only where it is asked for
+
+        items = (Item(item, text) for item, text in item_texts(benchmarks, tasks_folder))
+        index = BenchmarkIndex(items, domain.hygiene.contamination)
+    ingested = ingest_rows(name, domain, ingest, Path(), work, index)
+    total = len(ingested.state)
+    rejected = total - sum(ingested.sizes().values())
+    if rejected > ingest.max_rejected * total:
+        rejects = (row for row in ingested if isinstance(row, Reject))
+        shown = "".join(f"\n  {row.file}:{row.line}: {row.reason}" for row in islice(rejects, SHOWN))
+        ingested.close()
+        more = f"\n  ... and {rejected - SHOWN} more" if rejected > SHOWN else ""
         raise InputError(
-            f"{len(rejects)} of {total} rows cannot be used, more than ingest.max_rejected = {ingest.max_rejected:g} "
+            f"{rejected} of {total} rows cannot be used, more than ingest.max_rejected = {ingest.max_rejected:g} "
             f"allows; mend them, or raise it to go on without them:{shown}{more}"
         )
-    return examples, rejects
+    return ingested

@@ -81,8 +81,8 @@ class Columns(Section):
     """Which column of the file holds what; None where the file has none."""
 
     id: str | None
-    question: str
-    answer: str
+    question: str | None
+    answer: str | None
     source: str | None
     split: str | None
     expected: str | None
@@ -105,13 +105,58 @@ class SplitBySource(Section):
     seed: int
 
 
+class Hub(Section):
+    """A data set of the hub, or a local folder that `datasets` can load."""
+
+    id: str  # owner/name, or a folder
+    config: str | None
+    data_files: list[str] | None  # glob patterns within the data set; None: as the data set says itself
+    split: str
+    revision: str | None  # 40 hexadecimal digits; None for a folder
+    streaming: bool
+    where: dict[str, list[str]]  # column -> values that a row may have there; other rows are passed over
+    limit: PositiveInt | None  # rows that are taken
+
+
+class Chat(Section):
+    """Rows that are conversations: a list of {role, content} in one column."""
+
+    column: str
+    turns: Literal["one", "first", "every"]  # rows of one question and answer alone, or their first, or all of them
+
+
+class Hygiene(Section):
+    """What is removed or flagged beyond what makes a row unusable."""
+
+    near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None  # Jaccard similarity of two rows' word triples
+    contamination: Annotated[float, Field(gt=0, le=1)] | None  # share of a benchmark item's word 8-grams
+    language: Annotated[str, Field(pattern="^[a-z]{2}$")] | None  # ISO 639-1
+    privacy: Literal["flag", "reject"]
+
+
 class Domain(Section):
-    files: list[str] = Field(min_length=1)
+    files: list[str]
+    hub: Hub | None
     columns: Columns
+    chat: Chat | None
     split: Annotated[SplitByColumn | SplitBySource, Field(discriminator="by")]
+    hygiene: Hygiene
+
+    @model_validator(mode="after")
+    def rows_come_from_somewhere(self) -> Domain:
+        if not self.files and self.hub is None:
+            raise ValueError("files is empty and hub is null: expected question-answer files, a data set, or both")
+        pair = [self.columns.question, self.columns.answer]
+        if pair.count(None) != (0 if self.chat is None else 2):
+            raise ValueError(
+                f"columns.question {pair[0]!r} and columns.answer {pair[1]!r} with chat "
+                f"{'null' if self.chat is None else 'set'}: expected either both columns, or chat"
+            )
+        return self
 
 
 class Ingest(Section):
+    min_characters: PositiveInt
     max_characters: PositiveInt
     max_rejected: Share
 

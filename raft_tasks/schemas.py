@@ -158,6 +158,17 @@ class Reject(Row):
     line: int  # 1-based; the row's number in Parquet
     reason: str
     content: str
+    rule: str = "unusable"  # what rejects are counted by
+
+
+class Flag(Row):
+    """A secret or a personal datum in a row that is kept, or was rejected for it; never the whole of it."""
+
+    id: str
+    file: str
+    line: int
+    rule: str
+    shown: str  # its first characters, its rule and length
 
 
 class ItemResult(Row):

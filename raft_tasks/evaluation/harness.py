@@ -111,6 +111,27 @@ def evaluate(
     return scores, items
 
 
+def item_texts(tasks: list[str], tasks_folder: Path) -> Iterator[tuple[str, str]]:
+    """(task and number, what the model is asked) of every item of lm-eval tasks: what no training row may repeat.
+
+    Raises:
+        InputError: an unknown task, or one whose items cannot be loaded.
+    """
+    with _quiet():
+        manager = _task_manager(tasks, [tasks_folder])
+        for name in tasks:
+            try:
+                loaded = manager.load([name])["tasks"]
+            except (OSError, ValueError, RuntimeError) as error:
+                raise InputError(
+                    f"the items of the benchmark {name!r} cannot be loaded: {str(error)[:500]}; check the network, or "
+                    "take it out of benchmark.tasks"
+                ) from error
+            for task_name, task in loaded.items():
+                for number, doc in enumerate(task.eval_docs, start=1):
+                    yield f"{task_name} item {number}", str(task.doc_to_text(doc))
+
+
 def write_domain_task(work: Path, domain: str, rows: list[Example], max_new_tokens: int) -> None:
     """Write lm-eval's task of a domain's held-out rows: `work`/domain.yaml and items.jsonl."""
     items = work / "items.jsonl"

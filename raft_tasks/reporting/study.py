@@ -81,7 +81,7 @@ def collect(artifacts: Path, params: Params) -> Study:
     for domain in params.run.domains:
         root = artifacts / domain
         examples, ingest = root / "examples", f"ingest@{domain}"
-        splits = read_json(note(examples / "summary.json", ingest, "rows per split"))
+        splits = read_json(note(root / "ingest.json", ingest, "rows per split, rejects and flags by rule"))
         rejects = read_rows(note(examples / "rejects.jsonl", ingest, "rejected rows"), Reject)
         test = read_rows(note(examples / "test.jsonl", ingest, "held-out questions"), Example)
         fused = read_rows(

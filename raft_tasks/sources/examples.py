@@ -1,66 +1,42 @@
-"""From raw rows to examples: validation, ids, exact duplicates, the split. Every row ends as an Example or a Reject."""
+"""From one raw row to examples: the roles' values checked and cleaned, ids, the split."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections.abc import Iterator
 from typing import Any, get_args
 
-from raft_tasks.params import Domain, Ingest, SplitBySource
-from raft_tasks.schemas import Example, Reject, Split
-from raft_tasks.sources.cleaning import normalised
-from raft_tasks.sources.files import RawRow, SourceError, find_files, read_file
+from raft_tasks.params import Chat, Domain, Ingest, SplitBySource
+from raft_tasks.schemas import Example, Split
+from raft_tasks.sources.cleaning import cleaned, normalised
+from raft_tasks.sources.files import RawRow
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
-class _Unusable(Exception):
-    """Why a row cannot be used."""
+class UnusableError(Exception):
+    """Why a row cannot be used; `rule` is what such rows are counted by."""
+
+    def __init__(self, reason: str, rule: str = "unusable") -> None:
+        super().__init__(reason)
+        self.rule = rule
 
 
-def ingest_rows(name: str, domain: Domain, ingest: Ingest) -> tuple[list[Example], list[Reject]]:
-    """Read, check and split the rows of one domain, in the files' order; the same files give the same rows.
-
-    The first of several rows with one id, or with one content, is kept; the others are rejected and name it.
-
-    Args:
-        name: the domain's, the prefix of ids that come from the content.
-        domain: its files (glob patterns relative to the working folder), columns and split.
-        ingest: bounds on a row.
+def examples_of(row: RawRow, name: str, domain: Domain, ingest: Ingest) -> Iterator[Example]:
+    """The example of a row, or those of a conversation's turns.
 
     Raises:
-        SourceError: a file as a whole is wrong, a source stands in two splits, or train or test came out empty.
+        UnusableError: the row lacks something, or has it in a form or length that is not allowed.
     """
-    if domain.split.by == "column" and domain.columns.split is None:
-        raise SourceError(f"domains.{name}: split.by is 'column', but columns.split is null; name the column")
-    examples: list[Example] = []
-    rejects: list[Reject] = []
-    first_by_id: dict[str, str] = {}  # -> where it stands
-    first_by_content: dict[bytes, str] = {}
-    for path in find_files(domain.files):
-        for row in read_file(path, domain.columns):
-            if isinstance(row, Reject):
-                rejects.append(row)
-                continue
-            try:
-                example = _example(row, name, domain, ingest)
-            except _Unusable as why:
-                rejects.append(row.reject(str(why)))
-                continue
-            here = f"{row.file}:{row.line}"
-            content = _content_key(example.question, example.answer)
-            if content in first_by_content:
-                rejects.append(row.reject(f"duplicate of {first_by_content[content]}"))
-            elif example.id in first_by_id:
-                rejects.append(row.reject(f"id {example.id!r} has other content in {first_by_id[example.id]}"))
-            else:
-                first_by_id[example.id] = first_by_content[content] = here
-                examples.append(example)
-    if domain.split.by == "column" and not domain.split.sources_may_straddle:
-        _check_sources(name, examples)
-    _check_splits(name, domain, examples, rejects)
-    return examples, rejects
+    if domain.chat is None:
+        yield _example(row.values, name, domain, ingest)
+        return
+    for number, (question, answer) in enumerate(_turns(row.values.get("chat"), domain.chat), start=1):
+        values = {**row.values, "question": question, "answer": answer}
+        if number > 1 and values.get("id") is not None:
+            values["id"] = f"{values['id']}-{number}"
+        yield _example(values, name, domain, ingest)
 
 
 def split_of_source(source: str, split: SplitBySource) -> Split:
@@ -71,15 +47,19 @@ def split_of_source(source: str, split: SplitBySource) -> Split:
     return "validation" if drawn < split.test + split.validation else "train"
 
 
-def _example(row: RawRow, name: str, domain: Domain, ingest: Ingest) -> Example:
-    values = row.values
+def content_key(question: str, answer: str) -> bytes:
+    """32 bytes that are equal where question and answer are, white space and Unicode form aside."""
+    return hashlib.sha256(json.dumps([normalised(question), normalised(answer)]).encode()).digest()
+
+
+def _example(values: dict[str, Any], name: str, domain: Domain, ingest: Ingest) -> Example:
     question, answer = _text(values, "question", ingest), _text(values, "answer", ingest)
     if domain.columns.id is None:
-        identity = f"{name}-{_content_key(question, answer).hex()[:12]}"
+        identity = f"{name}-{content_key(question, answer).hex()[:16]}"
     else:
         identity = _label(values, "id")
         if not identity:
-            raise _Unusable(f"no id: column {domain.columns.id!r} is empty")
+            raise UnusableError(f"no id: column {domain.columns.id!r} is empty")
     # Without a source of its own, a row can still leak through the same question in another split.
     source = _label(values, "source") or normalised(question)
     if isinstance(domain.split, SplitBySource):
@@ -87,7 +67,7 @@ def _example(row: RawRow, name: str, domain: Domain, ingest: Ingest) -> Example:
     else:
         label = _label(values, "split")
         if label not in SPLITS:
-            raise _Unusable(f"split: got {label!r}, expected one of {', '.join(SPLITS)}")
+            raise UnusableError(f"split: got {label!r}, expected one of {', '.join(SPLITS)}")
         split = label
     return Example(
         id=identity,
@@ -101,18 +81,60 @@ def _example(row: RawRow, name: str, domain: Domain, ingest: Ingest) -> Example:
     )
 
 
-def _content_key(question: str, answer: str) -> bytes:
-    return hashlib.sha256(json.dumps([normalised(question), normalised(answer)]).encode()).digest()
+def _turns(messages: Any, chat: Chat) -> list[tuple[str, str]]:
+    """The (question, answer) pairs of a conversation; a system turn stands before the first question."""
+    if isinstance(messages, str):  # CSV has no other way to write a list
+        try:
+            messages = json.loads(messages)
+        except (ValueError, RecursionError) as error:
+            raise UnusableError(f"{chat.column} is not a JSON list of messages: {error}") from error
+    if not isinstance(messages, list) or not messages:
+        raise UnusableError(f"{chat.column}: got {_shown(messages)}, expected a list of messages")
+    turns = [_message(message, chat.column) for message in messages]
+    system = [content for role, content in turns if role == "system"]
+    if [role for role, _ in turns[: len(system)]].count("system") != len(system):
+        raise UnusableError(f"{chat.column}: a system message after the first turn")
+    turns = turns[len(system) :]
+    wanted = ["user", "assistant"] * (len(turns) // 2)
+    if not turns or [role for role, _ in turns] != wanted:
+        roles = ", ".join(role for role, _ in turns[:6]) or "none"
+        raise UnusableError(f"{chat.column}: got the turns {roles}; expected user and assistant in turn, answer last")
+    pairs = [(turns[at][1], turns[at + 1][1]) for at in range(0, len(turns), 2)]
+    pairs[0] = "\n\n".join([*system, pairs[0][0]]), pairs[0][1]
+    if chat.turns == "one" and len(pairs) > 1:
+        raise UnusableError(f"{chat.column}: {len(pairs)} questions, expected one (chat.turns: one)", "several turns")
+    return pairs if chat.turns == "every" else pairs[:1]
+
+
+def _message(message: Any, column: str) -> tuple[str, str]:
+    """(role, content) of a message; content in parts is joined, as long as all are text."""
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        raise UnusableError(f"{column}: got {_shown(message)}, expected messages of role and content")
+    role, content = message["role"], message["content"]
+    if role not in ("system", "user", "assistant"):
+        raise UnusableError(f"{column}: got the role {_shown(role)}, expected system, user or assistant")
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        if len(texts) < len(content) or not all(isinstance(text, str) for text in texts):
+            raise UnusableError(f"{column}: a {role} message has parts that are not text")
+        content = "\n".join(map(str, texts))
+    return role, _string(content, f"{column}: a {role} message")
 
 
 def _text(values: dict[str, Any], role: str, ingest: Ingest) -> str:
     if role not in values:
-        raise _Unusable(f"no {role}")
-    text = _string(values[role], role).strip()
+        raise UnusableError(f"no {role}", "missing")
+    text = cleaned(_string(values[role], role)).strip()
     if not text:
-        raise _Unusable(f"{role} is blank")
+        raise UnusableError(f"{role} is blank", "missing")
     if len(text) > ingest.max_characters:
-        raise _Unusable(f"{role} has {len(text)} characters, at most {ingest.max_characters} (ingest.max_characters)")
+        raise UnusableError(
+            f"{role} has {len(text)} characters, at most {ingest.max_characters} (ingest.max_characters)", "too long"
+        )
+    if len(text) < ingest.min_characters:
+        raise UnusableError(
+            f"{role} has {len(text)} characters, at least {ingest.min_characters} (ingest.min_characters)", "too short"
+        )
     return text
 
 
@@ -121,7 +143,7 @@ def _label(values: dict[str, Any], role: str) -> str:
     value = values.get(role, "")
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    return normalised(_string(value, role))
+    return normalised(cleaned(_string(value, role)))
 
 
 def _strings(values: dict[str, Any], role: str) -> list[str]:
@@ -132,57 +154,25 @@ def _strings(values: dict[str, Any], role: str) -> list[str]:
         try:
             value = json.loads(text) if text.startswith("[") and text.endswith("]") else [text] if text else []
         except (ValueError, RecursionError) as error:
-            raise _Unusable(f"{role} is not a JSON list of strings: {error}") from error
+            raise UnusableError(f"{role} is not a JSON list of strings: {error}") from error
     if not isinstance(value, list):
-        raise _Unusable(f"{role}: got {_shown(value)}, expected a list of strings")
-    strings = [_string(item, f"an entry of {role}").strip() for item in value]
+        raise UnusableError(f"{role}: got {_shown(value)}, expected a list of strings")
+    strings = [cleaned(_string(item, f"an entry of {role}")).strip() for item in value]
     if not all(strings):
-        raise _Unusable(f"{role}: a blank entry would be found in any answer")
+        raise UnusableError(f"{role}: a blank entry would be found in any answer")
     return strings
 
 
 def _string(value: Any, role: str) -> str:
     if not isinstance(value, str):
-        raise _Unusable(f"{role}: got {_shown(value)}, expected text")
+        raise UnusableError(f"{role}: got {_shown(value)}, expected text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _Unusable(f"{role} is not valid Unicode (a lone surrogate at character {error.start + 1})") from error
+        raise UnusableError(f"{role} is not valid Unicode (a lone surrogate at character {error.start + 1})") from error
     return value
 
 
 def _shown(value: Any) -> str:
     """A value's type, and a single value itself, short enough for a message."""
     return type(value).__name__ if isinstance(value, list | dict) else f"{type(value).__name__} {value!r:.60}"
-
-
-def _check_sources(name: str, examples: list[Example]) -> None:
-    splits: dict[str, set[Split]] = {}
-    for example in examples:
-        splits.setdefault(example.source, set()).add(example.split)
-    straddling = [f"{source!r} ({', '.join(sorted(found))})" for source, found in splits.items() if len(found) > 1]
-    if straddling:
-        more = f" and {len(straddling) - 5} more" if len(straddling) > 5 else ""
-        raise SourceError(
-            f"domains.{name}: {len(straddling)} source(s) in more than one split: {', '.join(straddling[:5])}{more}; "
-            "correct the split column, or set split.sources_may_straddle if that is meant"
-        )
-
-
-def _check_splits(name: str, domain: Domain, examples: list[Example], rejects: list[Reject]) -> None:
-    sizes = Counter(example.split for example in examples)
-    empty = [split for split in ("train", "test") if not sizes[split]]
-    if not empty:
-        return
-    sources = len({example.source for example in examples})
-    counts = ", ".join(f"{split} {sizes[split]}" for split in SPLITS)
-    reasons = "".join(f"; first reject {r.file}:{r.line}: {r.reason}" for r in rejects[:1])
-    remedy = (
-        "give more sources, other shares or another split.seed"
-        if isinstance(domain.split, SplitBySource)
-        else f"correct column {domain.columns.split!r}"
-    )
-    raise SourceError(
-        f"domains.{name}: no row for {' and '.join(empty)}: {counts} from {sources} source(s), "
-        f"{len(rejects)} row(s) rejected{reasons}; {remedy}"
-    )

@@ -42,7 +42,7 @@ def test_outputs_are_where_the_flows_write():
     run, bench, base = paths.run("d", "m", 7), paths.benchmark("d", "m", 7), paths.benchmark("d", None, None)
     expected = {
         "models": [paths.model_identity("base").parent],
-        "ingest": [paths.examples("d")],
+        "ingest": [paths.examples("d"), paths.ingest_summary("d")],
         "rewrite": [paths.rewritten("d")],
         "semantic_filter": [paths.filtered("d")],
         "fuse": [paths.fused("d"), paths.training("d")],

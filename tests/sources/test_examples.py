@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
-from raft_tasks.params import Columns, Domain, Ingest, SplitByColumn, SplitBySource
+from raft_tasks.params import Columns, Domain, Hygiene, Ingest, SplitByColumn, SplitBySource
 from raft_tasks.schemas import Example, Reject
-from raft_tasks.sources.examples import ingest_rows, normalised, split_of_source
+from raft_tasks.sources.cleaning import normalised
+from raft_tasks.sources.examples import split_of_source
 from raft_tasks.sources.files import SourceError
+from raft_tasks.sources.ingestion import ingest_rows
 
 NO_COLUMN = dict.fromkeys(["id", "source", "split", "expected", "details"])
+NOTHING_REMOVED = Hygiene(near_duplicates=None, contamination=None, language=None, privacy="flag")
 BY_COLUMN = SplitByColumn(by="column", sources_may_straddle=False)
 BY_SOURCE = SplitBySource(by="source", validation=0.2, test=0.3, seed=0)
 FULL = [
@@ -31,8 +34,16 @@ def ingest(
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     mapping = NO_COLUMN | {"question": "q", "answer": "a", "split": "split"} | (columns or {})
-    domain = Domain(files=[str(path)], columns=Columns(**mapping), split=split)
-    return ingest_rows("numbers", domain, Ingest(max_characters=limit, max_rejected=1.0))
+    domain = Domain(
+        files=[str(path)], hub=None, columns=Columns(**mapping), chat=None, split=split, hygiene=NOTHING_REMOVED
+    )
+    bounds = Ingest(min_characters=1, max_characters=limit, max_rejected=1.0)
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
+    ingested = ingest_rows("numbers", domain, bounds, folder, work, None)
+    found = list(ingested)
+    ingested.close()
+    return [row for row in found if isinstance(row, Example)], [row for row in found if isinstance(row, Reject)]
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:
@@ -66,7 +77,7 @@ def test_rows_become_examples(tmp_path: Path) -> None:
 def test_an_id_from_the_content_is_stable_and_does_not_see_white_space(tmp_path: Path) -> None:
     first = ingest(tmp_path, [row(1), row(2)])[0]
     again = ingest(tmp_path, [row(2), row(1, q="What  is\n1?")])[0]
-    assert {e.id for e in first} == {e.id for e in again} == {"numbers-36ace4f52f6f", "numbers-f8aea749cca6"}
+    assert {e.id for e in first} == {e.id for e in again} == {"numbers-36ace4f52f6f2b8e", "numbers-f8aea749cca6796c"}
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from raft_tasks.params import Columns
 from raft_tasks.schemas import Reject
 from raft_tasks.sources.files import CONTENT_CHARACTERS, RawRow, SourceError, find_files, read_file
 
-COLUMNS = Columns(id=None, question="q", answer="a", source=None, split=None, expected="say", details=None)
+COLUMNS = {"question": "q", "answer": "a", "expected": "say"}
 ROWS = [{"q": "What?", "a": 'It, "this".', "say": ["this"]}, {"q": "Où ?", "a": "Là-bas\n漢字", "say": None}]
 
 
@@ -126,9 +125,9 @@ def test_files_come_in_the_order_of_the_patterns_and_none_twice(
     for name in ("b.jsonl", "a.jsonl", "c.csv"):
         write(tmp_path / name, "")
     (tmp_path / "d.jsonl").mkdir()
-    assert list(map(str, find_files(["c.*", "*.jsonl", "a.jsonl"]))) == ["c.csv", "a.jsonl", "b.jsonl"]
+    assert list(map(str, find_files(["c.*", "*.jsonl", "a.jsonl"], Path()))) == ["c.csv", "a.jsonl", "b.jsonl"]
     with pytest.raises(SourceError, match=r"no file matches '\*\.tsv' in .*; correct `files`"):
-        find_files(["*.tsv"])
+        find_files(["*.tsv"], Path())
 
 
 def test_empty_files_have_no_rows(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from raft_tasks.params import Columns, Domain, Ingest, SplitBySource
+from raft_tasks.params import Columns, Domain, Hygiene, Ingest, SplitBySource
 from raft_tasks.schemas import Example, Reject
-from raft_tasks.sources.examples import ingest_rows
 from raft_tasks.sources.files import SourceError
+from raft_tasks.sources.ingestion import ingest_rows
 
 COLUMNS = Columns(id="i", question="q", answer="a", source="s", split=None, expected="e", details=None)
+HYGIENE = Hygiene(near_duplicates=None, contamination=None, language=None, privacy="flag")
 SPLIT = SplitBySource(by="source", validation=0.0, test=0.5, seed=0)
 GOOD = [{"i": f"good-{n}", "q": f"q{n}", "a": "a", "s": f"s{n}", "e": "e"} for n in range(8)]
 
@@ -29,9 +30,14 @@ near_csv = st.text(alphabet='qaise,"\n\r \\\0é', max_size=80)
 
 
 def ingest(path: Path) -> tuple[list[Example], list[Reject]]:
-    return ingest_rows(
-        "fuzz", Domain(files=[str(path)], columns=COLUMNS, split=SPLIT), Ingest(max_characters=20, max_rejected=1.0)
-    )
+    domain = Domain(files=[str(path)], hub=None, columns=COLUMNS, chat=None, split=SPLIT, hygiene=HYGIENE)
+    work = path.parent / "work"
+    work.mkdir(exist_ok=True)
+    bounds = Ingest(min_characters=1, max_characters=20, max_rejected=1.0)
+    ingested = ingest_rows("fuzz", domain, bounds, path.parent, work, None)
+    found = list(ingested)
+    ingested.close()
+    return [row for row in found if isinstance(row, Example)], [row for row in found if isinstance(row, Reject)]
 
 
 @quick

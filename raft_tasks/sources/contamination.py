@@ -1,0 +1,73 @@
+"""Does a row repeat an item of a benchmark? Word n-grams that both have, as a share of the item's.
+
+Items with fewer than `LENGTH` words have no n-gram: they count where a row's question is the item, word for word.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raft_tasks.sources.fingerprints import Hashes, batch, grams, words_of
+
+LENGTH = 8  # words of an n-gram
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a benchmark asks: `name` says the task and the item's number."""
+
+    name: str
+    text: str
+
+
+class BenchmarkIndex:
+    """The n-grams of a benchmark's items; 12 bytes each."""
+
+    def __init__(self, items: Iterable[Item], share: float) -> None:
+        self.share = share
+        self.names: list[str] = []
+        self._sizes: list[int] = []  # distinct n-grams of each item
+        self._whole: dict[tuple[int, ...], int] = {}  # an item's words -> the item
+        hashes, owners = [], []
+        for item in items:
+            words = words_of(item.text)
+            number = len(self.names)
+            self.names.append(item.name)
+            self._whole.setdefault(tuple(words), number)
+            found = np.unique(grams(*batch([words], LENGTH), LENGTH)[0]) if len(words) >= LENGTH else np.zeros(0)
+            self._sizes.append(len(found))
+            hashes.append(found.astype(np.uint64))
+            owners.append(np.full(len(found), number, dtype=np.int32))
+        flat = np.concatenate([np.zeros(0, dtype=np.uint64), *hashes])
+        order = np.argsort(flat, kind="stable")
+        self._hashes: Hashes = flat[order]
+        self._owners = np.concatenate([np.zeros(0, dtype=np.int32), *owners])[order]
+
+    def matches(self, words: Hashes, starts: NDArray[np.int64]) -> dict[int, tuple[str, float]]:
+        """{row of the batch: (item, share of its n-grams)} for rows that repeat an item; the most repeated one."""
+        hashes, row = grams(words, starts, LENGTH)
+        low = np.searchsorted(self._hashes, hashes, side="left")
+        high = np.searchsorted(self._hashes, hashes, side="right")
+        shared: dict[int, Counter[int]] = {}
+        seen: set[tuple[int, int]] = set()
+        for hit in np.flatnonzero(high > low):
+            where, gram = int(row[hit]), int(low[hit])
+            if (where, gram) not in seen:  # a row that says an n-gram twice shares it once
+                seen.add((where, gram))
+                shared.setdefault(where, Counter()).update(self._owners[low[hit] : high[hit]].tolist())
+        found = {}
+        for where, counts in shared.items():
+            share, item = max((count / self._sizes[item], -item) for item, count in counts.items())
+            if share >= self.share:
+                found[where] = self.names[-item], share
+        return found
+
+    def item_of(self, question: list[int]) -> str | None:
+        """The item that a question's words are, whole."""
+        number = self._whole.get(tuple(question))
+        return None if number is None else self.names[number]

@@ -1,0 +1,138 @@
+"""Secrets and personal data by their format: which rule finds what in a text. Formats alone: no name is recognised.
+
+Secrets: the regular expressions of detect-secrets' plugins. Personal data: the patterns below, those with check digits
+checked. Every match holds one of a rule's fixed words: most rows are done with a search for these.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+SHOWN = 2  # characters of a finding that reports show
+
+_DIGITS = re.compile(r"\d[\d ().\-]{5,}\d")  # what every rule on numbers needs
+_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
+_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
+_CARD = re.compile(r"(?<![\d.-])\d(?:[ -]?\d){12,18}(?![\d-])")
+_SSN = re.compile(r"(?<![\d-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d-])")
+_PHONE = re.compile(
+    r"(?<![\w+])\+[1-9]\d{0,2}[ .\-]?(?:\(\d{1,4}\)[ .\-]?)?\d(?:[ .\-]?\d){5,11}(?![\w-])"  # +49 30 1234567
+    r"|(?<![\w(.\-])(?:\(\d{3}\) ?|\d{3}[.\-])\d{3}[.\-]\d{4}(?![\w-])"  # (555) 123-4567
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`text[start:end]` has the format of `rule`."""
+
+    rule: str
+    start: int
+    end: int
+
+
+def findings(text: str) -> list[Finding]:
+    """Every secret and personal datum in `text`, in order; of two that overlap, the first rule's."""
+    found: list[Finding] = []
+    for needle, rule, matches in _rules():
+        if needle in text:
+            found += [Finding(rule, start, end) for start, end in matches(text)]
+    if _DIGITS.search(text):
+        for rule, pattern, valid in _NUMBERS:
+            found += [Finding(rule, *match.span()) for match in pattern.finditer(text) if valid(match[0])]
+    distinct: list[Finding] = []
+    for finding in found:
+        if all(finding.end <= other.start or other.end <= finding.start for other in distinct):
+            distinct.append(finding)
+    return sorted(distinct, key=lambda finding: finding.start)
+
+
+def masked(text: str, found: list[Finding]) -> str:
+    """`text` with its findings shortened to two characters and named."""
+    parts, position = [], 0
+    for finding in found:
+        parts += [text[position : finding.start], mask(text, finding)]
+        position = finding.end
+    return "".join([*parts, text[position:]])
+
+
+def mask(text: str, finding: Finding) -> str:
+    return f"{text[finding.start : finding.start + SHOWN]}...[{finding.rule}, {finding.end - finding.start} characters]"
+
+
+def iban_is_valid(number: str) -> bool:
+    """ISO 13616: the first four characters moved to the end, letters as 10 to 35, modulo 97 is 1."""
+    compact = number.replace(" ", "")
+    digits = "".join(str(int(character, 36)) for character in compact[4:] + compact[:4])
+    return 15 <= len(compact) <= 34 and int(digits) % 97 == 1
+
+
+def card_is_valid(number: str) -> bool:
+    """ISO/IEC 7812: an issuer's first digit, and Luhn's sum divisible by 10."""
+    digits = [int(character) for character in number if character.isdigit()]
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
+    return digits[0] in (2, 3, 4, 5, 6) and len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
+
+
+def _phone_is_valid(number: str) -> bool:
+    return 8 <= sum(character.isdigit() for character in number) <= 15
+
+
+_NUMBERS: list[tuple[str, re.Pattern[str], Callable[[str], bool]]] = [
+    ("IBAN", _IBAN, iban_is_valid),
+    ("payment card number", _CARD, card_is_valid),
+    ("US social security number", _SSN, lambda number: True),
+    ("phone number", _PHONE, _phone_is_valid),
+]
+
+
+@cache
+def _rules() -> list[tuple[str, str, Callable[[str], Iterator[tuple[int, int]]]]]:
+    """(a word that matches hold, rule, text -> spans); detect-secrets is imported here, it takes a moment."""
+    from detect_secrets.plugins.aws import AWSKeyDetector
+    from detect_secrets.plugins.azure_storage_key import AzureStorageKeyDetector
+    from detect_secrets.plugins.basic_auth import BasicAuthDetector
+    from detect_secrets.plugins.github_token import GitHubTokenDetector
+    from detect_secrets.plugins.gitlab_token import GitLabTokenDetector
+    from detect_secrets.plugins.jwt import JwtTokenDetector
+    from detect_secrets.plugins.npm import NpmDetector
+    from detect_secrets.plugins.openai import OpenAIDetector
+    from detect_secrets.plugins.private_key import PrivateKeyDetector
+    from detect_secrets.plugins.pypi_token import PypiTokenDetector
+    from detect_secrets.plugins.sendgrid import SendGridDetector
+    from detect_secrets.plugins.slack import SlackDetector
+    from detect_secrets.plugins.stripe import StripeDetector
+
+    gitlab = ("glpat-", "gldt-", "glft-", "glsoat-", "glrt-", "GR1348941", "glcbt-", "glimt-", "glptt-", "glagent-")
+    plugins: list[tuple[Any, tuple[str, ...]]] = [
+        (AWSKeyDetector(), ("AKIA", "ASIA", "ABIA", "ACCA", "A3T")),
+        (AzureStorageKeyDetector(), ("AccountKey=",)),
+        (BasicAuthDetector(), ("://",)),
+        (GitHubTokenDetector(), ("ghp_", "gho_", "ghu_", "ghs_", "ghr_")),
+        (GitLabTokenDetector(), gitlab),
+        (JwtTokenDetector(), ("eyJ",)),
+        (NpmDetector(), (":_authToken",)),
+        (OpenAIDetector(), ("T3BlbkFJ",)),
+        (PrivateKeyDetector(), ("PRIVATE KEY", "PuTTY-User-Key-File-2")),
+        (PypiTokenDetector(), ("pypi-AgE",)),
+        (SendGridDetector(), ("SG.",)),
+        (SlackDetector(), ("xox", "XOX", "hooks.slack.com")),
+        (StripeDetector(), ("k_live_",)),
+    ]
+
+    def spans(plugin: Any) -> Callable[[str], Iterator[tuple[int, int]]]:
+        def of(text: str) -> Iterator[tuple[int, int]]:
+            for secret in plugin.analyze_string(text):
+                for match in re.finditer(re.escape(secret), text):
+                    yield match.span()
+
+        return of
+
+    def emails(text: str) -> Iterator[tuple[int, int]]:
+        return (match.span() for match in _EMAIL.finditer(text))
+
+    rules = [(needle, plugin.secret_type, spans(plugin)) for plugin, needles in plugins for needle in needles]
+    return [*rules, ("@", "e-mail address", emails)]
