@@ -7,7 +7,7 @@ from chat_models import FORMATS, save_chat_model
 from raft_tasks.chat import end_of_turn, prompt_ids
 from raft_tasks.evaluation.harness import evaluate
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Benchmark, Distill, Method, Model, Train
+from raft_tasks.params import Benchmark, Distill, Generate, Method, Model, Train
 from raft_tasks.schemas import Example, TrainingPair
 from raft_tasks.training.train import train_model
 from raft_tasks.training.weights import load_model
@@ -20,7 +20,7 @@ PAIRS = [
 TEACHER = "Background reference knowledge: {{ answer }}\nAnswer the question: {{ question }}"
 DISTILL = Distill(
     template="teacher.jinja", temperature=1.5, top_k=32, ema_beta=0.9, lambda_max=0.1, tail_bucket=False,
-    rollout_temperature=1.0, rollout_max_new_tokens=12,
+    rollout_temperature=1.0, rollout_max_new_tokens=12, sampler=Generate(kind="generate", batch_size=64),
 )  # fmt: skip
 METHODS = {
     "sft": Method(answers="raw", teacher="none", balance=None, distill=None),
