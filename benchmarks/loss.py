@@ -11,7 +11,7 @@ same value on the same support. TRL's own order (student's support, alpha 0) is 
 leaves out is the same in both: T^2, masks, the mean per sample.
 
 Ours: `lean_top_k`, `lean_logits_at`, `top_k_forward_kl`, as the trainer calls them, with the student's mass inside the
-teacher's top K, a diagnostic, at every 7th position; "mass everywhere" takes it at all of them. The floor is the
+teacher's top K, a diagnostic, at every 7th position (on a GPU at all); "mass everywhere" takes it at all of them. The floor is the
 teacher's product with its head, without which there is no top K.
 """
 
@@ -34,10 +34,10 @@ from raft_tasks.training.losses import (
     lean_top_k,
     top_k_forward_kl,
 )
+from raft_tasks.training.trainer import MASS_EVERY
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 TEMPERATURE = 1.5
-MASS_EVERY = 7  # as the trainer
 
 Form = Callable[[], Tensor]
 

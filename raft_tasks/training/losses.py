@@ -158,7 +158,7 @@ class TopK(NamedTuple):
 
     ids: Tensor  # [T, K] int32
     logits: Tensor  # [T, K], float32 or wider
-    log_mass: Tensor  # [T / mass_every] log probability of the kept ids, at temperature 1; no gradient
+    log_mass: Tensor  # [T], of a student perhaps fewer: log probability of the kept ids, temperature 1; no gradient
     tail: Tensor | None  # [T] `log_mass_outside` at the tail's temperature, if asked for
 
 
@@ -232,18 +232,14 @@ def lean_logits_at(
         head: the student's.
         ids: [T, K], the teacher's.
         tail_temperature: also return the tail at this temperature.
-        mass_every: `log_mass` at every so many positions, the first included.
+        mass_every: where K rows of the head are enough for the loss, `log_mass` just at every so many positions, the
+            first included; elsewhere at all, where it costs next to nothing.
         tile: positions per tile; by default as many as TILE_ELEMENTS allows.
     """
     kept, log_mass, outside = _LogitsAt.apply(
         hidden, head.weight, head.bias, ids, head.scale, head.soft_cap, tail_temperature, mass_every, tile
     )
     return TopK(ids, kept, log_mass, None if tail_temperature is None else outside)
-
-
-def lean_cross_entropy(hidden: Tensor, head: Head, labels: Tensor, tile: int | None = None) -> Tensor:
-    """`cross_entropy` without [T, V]: hidden [T, H], labels [T] -> [T]. The backward pass computes each tile anew."""
-    return _CrossEntropy.apply(hidden, head.weight, head.bias, labels, head.scale, head.soft_cap, tile)
 
 
 def lean_mean_cross_entropy(
@@ -256,8 +252,8 @@ def lean_mean_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Sum of weight x `cross_entropy` over the positions, divided by `count`, without [T, V].
 
-    As the factor of each token is known in the forward pass, the gradient is made there, from the tile at hand: three
-    products with the head (logits, gradient of `hidden`, gradient of the head) where `lean_cross_entropy` has four.
+    As the factor of each token is known in the forward pass, the gradient is made there, from the tile at hand: the
+    backward pass need not compute the logits anew.
 
     Args:
         hidden: [T, H].
@@ -420,7 +416,6 @@ class _LogitsAt(torch.autograd.Function):
                 tail = None if tail_temperature is None else log_mass_outside(logits, at, tail_temperature)
                 parts.append(TopK(at, near, near.logsumexp(-1) - log_sum_exp(logits), tail))
             _, kept, log_mass, outside = joined(parts)
-            log_mass = log_mass[::mass_every]
         ctx.save_for_backward(hidden, weight, bias, ids, kept, outside)
         ctx.settings = (scale, soft_cap, tail_temperature, tile)
         ctx.mark_non_differentiable(log_mass)
@@ -440,39 +435,6 @@ class _LogitsAt(torch.autograd.Function):
                 gradients.add(rows, through_cap(grad, logits, scale, soft_cap))
         gradients.add_at(ids.long(), through_cap(grad_kept, kept, scale, soft_cap))
         return (*gradients.result(), None, None, None, None, None, None)
-
-
-class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        labels: Tensor,
-        scale: float,
-        soft_cap: float | None,
-        tile: int | None,
-    ) -> Tensor:
-        head = Head(weight, bias, scale, soft_cap)
-        normalisers, losses = [], []
-        for rows, logits in tiles(hidden, head, tile):
-            at_label = logits.gather(-1, labels[rows, None]).squeeze(-1)
-            normalisers.append(log_sum_exp(logits))
-            losses.append(normalisers[-1] - at_label)
-        ctx.save_for_backward(hidden, weight, bias, labels, torch.cat(normalisers))
-        ctx.settings = (scale, soft_cap, tile)
-        return torch.cat(losses)
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, labels, normaliser = ctx.saved_tensors
-        scale, soft_cap, tile = ctx.settings
-        gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad[:3])
-        for rows, logits in tiles(hidden, Head(weight, bias, scale, soft_cap), tile):
-            grad = cross_entropy_gradient(logits, labels[rows], normaliser[rows], grad_loss[rows], scale, soft_cap)
-            gradients.add(rows, grad)
-        return (*gradients.result(), None, None, None, None)
 
 
 class _MeanCrossEntropy(torch.autograd.Function):

@@ -44,15 +44,16 @@ from raft_tasks.training.conversations import Encoded
 from raft_tasks.training.losses import (
     Head,
     TopK,
-    lean_cross_entropy,
     lean_logits_at,
+    lean_mean_cross_entropy,
     lean_top_k,
-    masked_mean,
     top_k_forward_kl,
     trajectory_loss,
 )
 from raft_tasks.training.rollouts import Rollout, Sampler, make_sampler, rollout_seed
 from raft_tasks.training.scoring import Scoring, completion_mask, enable_scoring
+
+MASS_EVERY = 7  # where the student's mass in the top K costs a product with the head: a prime, so all phases are met
 
 
 class RaftTrainer(Trainer):
@@ -204,8 +205,7 @@ class RaftTrainer(Trainer):
         count = sum(len(row.answer) for row in self.books.rows)
 
         def at_head(hidden: Tensor, head: Head) -> Tensor:
-            per_token = lean_cross_entropy(hidden, head, labels)
-            return masked_mean(per_token, torch.ones_like(per_token, dtype=torch.bool), count=count)
+            return lean_mean_cross_entropy(hidden, head, labels, count)[0]
 
         return self.scored(model, [row.prompt for row in rows], answers, at_head)
 
@@ -226,14 +226,13 @@ class RaftTrainer(Trainer):
         positions = sum(len(rollout.tokens) for rollout in self.books.rollouts)
 
         def at_head(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
-            own = lean_logits_at(hidden, head, taught.ids, self.tail_temperature)
+            own = lean_logits_at(hidden, head, taught.ids, self.tail_temperature, MASS_EVERY)
             tail = None if own.tail is None or taught.tail is None else (own.tail, taught.tail)
             flat = top_k_forward_kl(own.logits, taught.logits, temperature, tail)
             mask = completion_mask(drawn).to(flat.device)
             per_token = torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
             loss = trajectory_loss(per_token, mask, temperature, samples=len(self.books.rows))
-            everywhere = torch.ones_like(flat, dtype=torch.bool)
-            student, teacher = (masked_mean(side.log_mass.exp(), everywhere, count=positions) for side in (own, taught))
+            student, teacher = (side.log_mass.exp().mean() * (len(flat) / positions) for side in (own, taught))
             return loss, student, teacher
 
         result: tuple[Tensor, Tensor, Tensor] = self.scored(
