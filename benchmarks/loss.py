@@ -11,8 +11,8 @@ same value on the same support. TRL's own order (student's support, alpha 0) is 
 leaves out is the same in both: T^2, masks, the mean per sample.
 
 Ours: `lean_top_k`, `lean_logits_at`, `top_k_forward_kl`, as the trainer calls them, with the student's mass inside the
-teacher's top K, a diagnostic, at every 7th position (on a GPU at all); "mass everywhere" takes it at all of them. The floor is the
-teacher's product with its head, without which there is no top K.
+teacher's top K, a diagnostic, at every 7th position (on a GPU at all); "mass everywhere" takes it at all of them. The
+floor is the teacher's product with its head, without which there is no top K.
 """
 
 from __future__ import annotations
