@@ -12,6 +12,19 @@ def model_identity(role: str) -> Path:
     return ARTIFACTS / "models" / f"{role}.json"
 
 
+def documents(domain: str) -> Path:
+    return Path("documents") / domain
+
+
+def questions(domain: str) -> Path:
+    """Beside the domain's other question-answer files."""
+    return Path("data") / domain / "questions.jsonl"
+
+
+def question_rejects(domain: str) -> Path:
+    return ARTIFACTS / domain / "questions"
+
+
 def examples(domain: str) -> Path:
     return ARTIFACTS / domain / "examples"
 

@@ -34,6 +34,7 @@ class Section(BaseModel):
 
 class Run(Section):
     domains: list[Name] = Field(min_length=1)
+    documents: list[Name]  # domains whose documents are made into questions
     methods: list[Name] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
 
@@ -182,6 +183,33 @@ class Asking(Section):
     temperature: Annotated[float, Field(ge=0)]  # 0 is greedy
     max_new_tokens: PositiveInt
     repairs: Annotated[int, Field(ge=0, le=3)]  # times it is shown what was wrong with its answer
+
+
+class Checker(Asking):
+    """A model that checks question-answer pairs against the passage that they come from."""
+
+    rounds: PositiveInt  # votes; more than one makes sense above temperature 0
+
+
+class Question(Asking):
+    """How question-answer pairs are made from the chunks of documents, and which are kept."""
+
+    min_characters: PositiveInt  # of a chunk
+    max_characters: PositiveInt
+    pairs: PositiveInt  # asked for of a chunk in each round
+    rounds: PositiveInt
+    checkers: list[Checker] = Field(min_length=1)
+    agreement: Annotated[float, Field(gt=0, le=1)]  # share of the votes that a pair needs
+    batch_size: PositiveInt
+    chunk_rows: PositiveInt  # document chunks per task
+    seed: int
+
+    @model_validator(mode="after")
+    def each_checker_once(self) -> Question:
+        names = [checker.model for checker in self.checkers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"checkers {names}: expected each model once; more votes of one are its rounds")
+        return self
 
 
 class Rewrite(Sampling):
@@ -349,6 +377,7 @@ class Params(Section):
     resources: Resources
     models: dict[Name, AnyModel]
     domains: dict[Name, Domain]
+    question: Question
     ingest: Ingest
     rewrite: Rewrite
     semantic_filter: SemanticFilter
@@ -363,7 +392,10 @@ class Params(Section):
         wrong = []
         for where, names, known in (
             ("run.domains", self.run.domains, self.domains),
+            ("run.documents", self.run.documents, self.domains),
             ("run.methods", self.run.methods, self.methods),
+            ("question.model", [self.question.model], self.models),
+            ("question.checkers", [checker.model for checker in self.question.checkers], self.models),
             ("rewrite.model", [self.rewrite.model], self.models),
             ("fuse.model", [self.fuse.model], self.models),
             ("fuse.judges", [judge.model for judge in self.fuse.models], self.models),

@@ -22,6 +22,10 @@ Fallback = Literal["unfinished", "empty", "similarity", "fidelity"]
 Exclusion = Literal["failed", "empty", "unfinished", "quorum", "fidelity"]
 Unfused = Literal["filter", "quorum", "fidelity"]
 Better = Literal["first", "second", "equal"]
+PairFault = Literal[
+    "refers to the text", "empty", "duplicate", "not answerable", "not grounded", "not self-contained",
+    "no usable check", "no proposal", "unreadable document",
+]  # fmt: skip
 
 
 class Row(BaseModel):
@@ -149,6 +153,43 @@ class Chunk(Row):
     start: int  # in characters of the extracted text: text == extracted[start:end]
     end: int
     heading: list[str]  # from the outermost heading to the innermost
+
+
+class DocumentPair(Row):
+    """A pair made from a document's chunk and approved by the checkers; the chunk's id begins its own."""
+
+    id: str
+    question: str
+    answer: str
+    source: str  # the document's file: pairs of one document go to one split
+    chunk: str
+    page: int | None  # where the chunk stands, as in Chunk
+    start: int
+    end: int
+    agreement: float  # share of the votes for it
+
+
+class RejectedPair(Row):
+    """A pair that is not used, and why; without question and answer: nothing came of the chunk, or of the document."""
+
+    file: str
+    chunk: str | None
+    page: int | None
+    start: int | None
+    end: int | None
+    question: str
+    answer: str
+    reason: PairFault
+    details: str  # what a model said of it, or what rule found which words
+
+
+class Questioned(Row):
+    """What came of one chunk."""
+
+    chunk: str
+    pairs: list[DocumentPair]
+    rejected: list[RejectedPair]
+    failure: str | None  # why the maker gave nothing that could be used
 
 
 class Reject(Row):

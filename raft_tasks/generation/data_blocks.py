@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections.abc import Mapping
 
 from raft_tasks.generation.templates import render
 
@@ -30,11 +31,15 @@ JOINERS = "\u200c\u200d"  # invisible, but scripts and emoji need them
 CHAT_TOKEN = re.compile(r"<(?=[|｜/<]?[\w▁.:-]+(?:[|｜]?>|[|｜]))|\[(?=/?(?:INST|SYS|TOOL\w*|AVAILABLE_TOOLS)\])")
 
 
-def guarded(template: str, seed: int, **texts: str) -> str:
-    """The rule about blocks, then the template with each of `texts` as a fenced block in the field of its name."""
+def guarded(template: str, seed: int, own: Mapping[str, str] | None = None, **texts: str) -> str:
+    """The rule about blocks, then the template with each of `texts` as a fenced block in the field of its name.
+
+    Args:
+        own: further fields that are ours, not foreign text: they stand in the prompt as they are.
+    """
     mark = mark_for(seed, *texts.values())
     blocks = {name: block(name, text, mark) for name, text in texts.items()}
-    return render(RULE, mark=mark).rstrip("\n") + "\n\n" + render(template, **blocks)
+    return render(RULE, mark=mark).rstrip("\n") + "\n\n" + render(template, **(own or {}), **blocks)
 
 
 def mark_for(seed: int, *texts: str) -> str:

@@ -42,6 +42,7 @@ def test_outputs_are_where_the_flows_write():
     run, bench, base = paths.run("d", "m", 7), paths.benchmark("d", "m", 7), paths.benchmark("d", None, None)
     expected = {
         "models": [paths.model_identity("base").parent],
+        "question": [paths.questions("d"), paths.question_rejects("d")],
         "ingest": [paths.examples("d"), paths.ingest_summary("d")],
         "rewrite": [paths.rewritten("d")],
         "semantic_filter": [paths.filtered("d")],
@@ -58,7 +59,7 @@ def test_outputs_are_where_the_flows_write():
 @pytest.mark.parametrize("name", GRAPH)
 def test_every_declared_dependency_on_code_exists(name):
     for dep in GRAPH[name]["deps"]:
-        if not dep.startswith(("artifacts", "data/${")):
+        if not dep.startswith(("artifacts", "data/${", "documents/${")):
             assert Path(dep).exists(), dep
 
 

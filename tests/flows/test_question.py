@@ -1,0 +1,167 @@
+"""Documents become questions become examples, with models behind an OpenAI-compatible server."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import yaml
+from conftest import copy_project
+
+from raft_tasks.errors import InputError
+from raft_tasks.params import load_params
+from raft_tasks.question import chunked
+
+DOCUMENTS = {
+    "permits.md": "# Permits\n\n## Fees\n\nA class B permit costs 12 euros.\n\n## Board\n\nThe board meets in May.\n",
+    "bridges.txt": "The Figin bridge opened in 1931.\n",
+    "broken.pdf": "this is no PDF",
+}
+PAIRS = {
+    "12 euros": [
+        ("What does a class B permit cost?", "A class B permit costs 12 euros."),
+        ("According to the text, what is the fee?", "12 euros."),
+        ("What does a class A permit cost?", "A class A permit costs 24 euros."),
+    ],
+    "May": [("When does the permits board meet?", "The permits board meets in May.")],
+    "1931": [("When did the Figin bridge open?", "The Figin bridge opened in 1931.")],
+}
+
+
+class Model(BaseHTTPRequestHandler):
+    """Proposes what PAIRS says, fenced and with a preamble, and approves what the passage says word by word."""
+
+    asked: ClassVar[list[tuple[str, str]]] = []
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = request["messages"][0]["content"]
+        Model.asked.append((request["model"], prompt))
+        passage, answer = (self.block(prompt, name) for name in ("passage", "answer"))
+        if answer:
+            good = all(number in passage for number in re.findall(r"\d+", answer))
+            reply = json.dumps({"reason": "read", "answerable": True, "grounded": good, "self_contained": True})
+        else:
+            pairs = next((pairs for word, pairs in PAIRS.items() if word in passage), [])
+            listed = json.dumps({"pairs": [{"question": q, "answer": a} for q, a in pairs]})
+            reply = f"Here they are:\n```json\n{listed}\n```"
+        body = {
+            "id": "1", "object": "chat.completion", "created": 0, "model": request["model"],
+            "choices": [
+                {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}},
+            ],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+        }  # fmt: skip
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def block(self, prompt, name):
+        found = re.search(rf"(?s)<<<{name} (\w+)\n(.*?)\n{name} \1>>>", prompt)
+        return found[2] if found else ""
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    Model.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Model) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}/v1"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def project(tmp_path, server):
+    folder = copy_project(tmp_path, {"run": {"documents": ["permits"]}})
+    for name, text in DOCUMENTS.items():
+        (folder / "documents" / "permits").mkdir(parents=True, exist_ok=True)
+        (folder / "documents" / "permits" / name).write_text(text)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    endpoint = {
+        "base_url": server, "length_field": "max_tokens", "seeds": True, "options": {}, "api_key_env": None,
+        "concurrency": 4, "timeout_s": 10.0, "max_retries": 1,
+        "price_per_million_input": 0.0, "price_per_million_output": 0.0,
+    }  # fmt: skip
+    params["models"] |= {name: {**endpoint, "model": name} for name in ("maker", "reader", "lawyer")}
+    checker = params["question"]["checkers"][0]
+    checkers = [{**checker, "model": name} for name in ("reader", "lawyer")]
+    params["question"] |= {"model": "maker", "min_characters": 10, "checkers": checkers}
+    params["domains"]["permits"] = {
+        **params["domains"]["registry"],
+        "files": ["data/permits/questions.jsonl"],
+        "columns": {
+            "id": "id", "question": "question", "answer": "answer", "source": "source", "split": None,
+            "expected": None, "details": None,
+        },
+        "split": {"by": "source", "validation": 0.0, "test": 0.5, "seed": 0},
+    }  # fmt: skip
+    params["run"]["domains"] = ["permits"]
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    return folder
+
+
+@pytest.fixture
+def environment(prefect_api, clean_environment):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{clean_environment['PATH']}"  # whose python dvc runs
+    return {**clean_environment, "PREFECT_API_URL": prefect_api, "PATH": path}
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_documents_become_examples_and_rejects(project, environment):
+    command = [sys.executable, "-m", "dvc", "repro", "ingest@permits"]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    pairs = rows(project / "data" / "permits" / "questions.jsonl")
+    assert [pair["question"] for pair in pairs] == [
+        "When did the Figin bridge open?", "What does a class B permit cost?", "When does the permits board meet?",
+    ]  # fmt: skip
+    fee = pairs[1]
+    assert fee["source"] == "documents/permits/permits.md"
+    assert fee["agreement"] == 1
+    assert fee["id"].startswith(fee["chunk"])
+    assert "12 euros" in DOCUMENTS["permits.md"][fee["start"] : fee["end"]]
+
+    folder = project / "artifacts" / "permits" / "questions"
+    assert {(out["reason"], out["question"]) for out in rows(folder / "rejects.jsonl")} == {
+        ("refers to the text", "According to the text, what is the fee?"),
+        ("not grounded", "What does a class A permit cost?"),
+        ("unreadable document", ""),
+    }
+    counts = json.loads((folder / "summary.json").read_text())
+    assert (counts["documents"], counts["chunks"], counts["proposed"], counts["kept"]) == (3, 3, 5, 3)
+    assert counts["rejected"] == {"not grounded": 1, "refers to the text": 1, "unreadable document": 1}
+    assert {model for model, _ in Model.asked} == {"maker", "reader", "lawyer"}
+
+    examples = project / "artifacts" / "permits" / "examples"
+    split = {name: rows(examples / f"{name}.jsonl") for name in ("train", "test")}
+    assert {row["id"] for own in split.values() for row in own} == {pair["id"] for pair in pairs}
+    assert not {row["source"] for row in split["train"]} & {row["source"] for row in split["test"]}
+
+    asked = len(Model.asked)
+    again = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(Model.asked) == asked
+
+
+def test_no_documents_is_a_clear_error(tmp_path):
+    (tmp_path / ".gitignore").write_text("")
+    with pytest.raises(InputError, match="holds no documents"):
+        chunked(tmp_path, load_params().question)
