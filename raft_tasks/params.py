@@ -322,6 +322,7 @@ class Distill(Section):
 
 class Method(Section):
     answers: Literal["raw", "rewritten", "fused"]
+    cross_entropy: Literal["plain", "dft", "eaft", "none"]  # how its tokens are weighted; none: the teacher alone
     teacher: Literal["none", "plain", "answer_conditioned"]
     balance: Literal["ema"] | PositiveFloat | None
     distill: Distill | None
@@ -333,6 +334,15 @@ class Method(Section):
             raise ValueError(
                 f"teacher {self.teacher!r} with balance {self.balance!r} and distill "
                 f"{'null' if self.distill is None else 'set'}: expected both exactly where there is a teacher"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def something_is_learned(self) -> Method:
+        if self.cross_entropy == "none" and not isinstance(self.balance, float):
+            raise ValueError(
+                f"cross_entropy 'none' with balance {self.balance!r}: expected a teacher with a number as balance, the "
+                "factor of its loss (nothing else is learned, and ema would weigh it against a cross-entropy)"
             )
         return self
 

@@ -23,8 +23,10 @@ DISTILL = Distill(
     rollout_temperature=1.0, rollout_max_new_tokens=12, sampler=Generate(kind="generate", batch_size=64),
 )  # fmt: skip
 METHODS = {
-    "sft": Method(answers="raw", teacher="none", balance=None, distill=None),
-    "raft": Method(answers="fused", teacher="answer_conditioned", balance="ema", distill=DISTILL),
+    "sft": Method(answers="raw", cross_entropy="plain", teacher="none", balance=None, distill=None),
+    "raft": Method(
+        answers="fused", cross_entropy="plain", teacher="answer_conditioned", balance="ema", distill=DISTILL
+    ),
 }
 TRAIN = Train(
     epochs=60, batch_size=2, micro_batch_size=2, learning_rate=1e-2, weight_decay=0.0, warmup_ratio=0.1,

@@ -21,7 +21,8 @@ COLUMNS = [  # of steps.csv, one row per optimiser step; a cell is empty where a
     "step",
     "epoch",
     "loss",  # L = L_SFT + lambda L_KL
-    "l_sft",
+    "l_sft",  # its tokens weighted as the method says
+    "nll",  # the same tokens, unweighted: what compares methods
     "l_kl",
     "lambda",
     "ce_kl_ratio",  # L_SFT / (lambda L_KL): near 1 under the EMA balance
@@ -63,13 +64,19 @@ class StepBooks:
             torch.cuda.synchronize(self.device)
         self.clock[name] += time.perf_counter() - begun
 
+    @property
+    def loss(self) -> float:
+        """L = L_SFT + lambda L_KL, of the terms that the method has."""
+        return self.sums.get("l_sft", 0.0) + self.sums.get("lambda", 0.0) * self.sums.get("l_kl", 0.0)
+
     def row(self) -> dict[str, Any]:
         """The columns that the step itself knows."""
         seconds = time.perf_counter() - self.started
         scored = sum(len(row.prompt) + len(row.answer) for row in self.rows)
         row: dict[str, Any] = {
-            "loss": self.sums["l_sft"],
-            "l_sft": self.sums["l_sft"],
+            "loss": self.loss,
+            "l_sft": self.sums.get("l_sft"),
+            "nll": self.sums.get("nll"),
             "seconds": seconds,
             "student_share": self.clock["student"] / seconds,
         }
@@ -78,10 +85,9 @@ class StepBooks:
             scored += sum(len(row.prompt) for row in self.rows) + sum(lengths)
             weighed = self.sums["lambda"] * self.sums["l_kl"]
             row |= {
-                "loss": self.sums["l_sft"] + weighed,
                 "l_kl": self.sums["l_kl"],
                 "lambda": self.sums["lambda"],
-                "ce_kl_ratio": self.sums["l_sft"] / weighed if weighed > 0 else None,
+                "ce_kl_ratio": self.sums["l_sft"] / weighed if weighed > 0 and "l_sft" in self.sums else None,
                 "student_mass_in_k": self.sums["student_mass_in_k"],
                 "teacher_mass_in_k": self.sums["teacher_mass_in_k"],
                 "rollout_length": sum(lengths) / len(lengths),

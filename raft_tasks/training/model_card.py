@@ -51,10 +51,15 @@ def model_card(
 ) -> str:  # fmt: skip
     """Markdown with Hugging Face front matter; equal trainings give equal text."""
     settings = {"train": train.model_dump()}
-    if method.distill is None:
-        loss = "mean token cross-entropy of the answers"
-    else:
-        loss = "cross-entropy of the answers + lambda x KL(teacher || student) on the student's own samples, top-K, T^2"
+    learned = {
+        "plain": "mean token cross-entropy of the answers",
+        "dft": "mean token cross-entropy of the answers, each token weighted by its probability (DFT)",
+        "eaft": "mean token cross-entropy of the answers, each token weighted by the entropy there (EAFT)",
+        "none": "",
+    }[method.cross_entropy]
+    terms = [learned] if learned else []
+    if method.distill is not None:
+        terms.append("lambda x KL(teacher || student) on the student's own samples, top-K, T^2")
         settings["distill"] = method.distill.model_dump()
     return CARD.format(
         base=model.path,
@@ -71,6 +76,6 @@ def model_card(
         data_digest=data_digest,
         base_digest=base_digest,
         seed=seed,
-        loss=loss,
+        loss=" + ".join(terms),
         settings=json.dumps(settings, indent=2),
     )

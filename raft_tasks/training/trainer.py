@@ -6,7 +6,7 @@ An optimiser step of RAFT (Eqs. 6-12):
 3. the student learns the answers: L_SFT; lambda is settled from both losses; the gradient of L_KL, already there, is
    multiplied by lambda, and the backward pass of L_SFT adds to it.
 That is the gradient of L_SFT + lambda L_KL, with the activations of only one of the two losses in memory at a time.
-Methods without a teacher have step 3 alone.
+Methods without a teacher have step 3 alone, a method without a cross-entropy has no step 3.
 
 The Trainer's batch is a whole optimiser step. Every process knows all its rows and passes its share through the model
 in micro-batches; means are over the rows and tokens of the whole step, so that neither the size of a micro-batch nor
@@ -52,6 +52,7 @@ from raft_tasks.training.losses import (
 )
 from raft_tasks.training.rollouts import Rollout, Sampler, make_sampler, rollout_seed
 from raft_tasks.training.scoring import Scoring, completion_mask, enable_scoring
+from raft_tasks.training.token_weights import WEIGHTS
 
 MASS_EVERY = 7  # where the student's mass in the top K costs a product with the head: a prime, so all phases are met
 
@@ -100,6 +101,8 @@ class RaftTrainer(Trainer):
         self.fingerprint, self.steps_csv, self.progress = fingerprint, steps_csv, progress
         self.compute_dtype = torch.bfloat16 if arguments.bf16 else None
         self.balance = make_balance(method)
+        self.learns_answers = method.cross_entropy != "none"
+        self.weigh = WEIGHTS[method.cross_entropy] if self.learns_answers else None
         self.student = student
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         if teacher is not None:
@@ -138,10 +141,10 @@ class RaftTrainer(Trainer):
             with self.books.phase("rollout"):
                 self.books.rollouts = self.sample()
             self.kl_backward(model)
-        with self.books.phase("student"):
-            self.sft_backward(model)
-        sums = self.books.sums
-        return torch.tensor(sums["l_sft"] + sums["lambda"] * sums["l_kl"], device=self.args.device)
+        if self.learns_answers:
+            with self.books.phase("student"):
+                self.sft_backward(model)
+        return torch.tensor(self.books.loss, device=self.args.device)
 
     def sample(self) -> list[Rollout]:
         """Step 1: one rollout for every row of the step, each sampled by the process that passes the row."""
@@ -154,11 +157,19 @@ class RaftTrainer(Trainer):
         return [rollouts[row] for row in range(len(rows))]
 
     def kl_backward(self, model: Any) -> None:
-        """Step 2: leave the gradient of L_KL (without lambda), not yet exchanged."""
+        """Step 2: leave the gradient of L_KL (without lambda), not yet exchanged.
+
+        Where it is all that is learned: the gradient of lambda L_KL, exchanged.
+        """
+        factor = 1.0
+        if not self.learns_answers:
+            assert self.balance is not None
+            factor = self.books.sums["lambda"] = self.balance.update(0.0, 0.0)  # a number: params.Method checks
         for batch in self.own:
             with self.books.phase("teacher"):
                 taught = self.taught(batch)
-            with self.books.phase("student"), self.without_exchange(model):
+            last = not self.learns_answers and batch is self.own[-1]
+            with self.books.phase("student"), nullcontext() if last else self.without_exchange(model):
                 loss, student_mass, teacher_mass = self.kl_loss(model, batch, taught)
                 self.add(
                     batch,
@@ -166,7 +177,7 @@ class RaftTrainer(Trainer):
                     student_mass_in_k=student_mass.item(),
                     teacher_mass_in_k=teacher_mass.item(),
                 )
-                self.backward(batch, loss)
+                self.backward(batch, factor * loss)
         self.settle("l_kl", "student_mass_in_k", "teacher_mass_in_k")
         self.check_finite("L_KL", self.books.sums["l_kl"])
 
@@ -176,38 +187,43 @@ class RaftTrainer(Trainer):
         if self.balance is not None:  # lambda needs L_SFT of the whole step before its first backward pass
             if len(self.own) == 1:
                 loss = self.sft_loss(model, self.own[0])
-                self.add(self.own[0], l_sft=loss.item())
             else:
                 with torch.no_grad():
                     for batch in self.own:
-                        self.add(batch, l_sft=self.sft_loss(model, batch).item())
-            self.settle("l_sft")
+                        self.sft_loss(model, batch)
+            self.settle("l_sft", "nll")
             self.check_finite("L_SFT", self.books.sums["l_sft"])
             self.books.sums["lambda"] = self.balance.update(self.books.sums["l_sft"], self.books.sums["l_kl"])
             gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, self.books.sums["lambda"])
         for batch in self.own:
             with nullcontext() if batch is self.own[-1] else self.without_exchange(model):
-                loss = self.sft_loss(model, batch) if loss is None else loss
-                if self.balance is None:
-                    self.add(batch, l_sft=loss.item())
+                known = self.balance is not None  # its part of the sums
+                loss = self.sft_loss(model, batch, known) if loss is None else loss
                 self.backward(batch, loss)
                 loss = None
         if self.balance is None:
-            self.settle("l_sft")
+            self.settle("l_sft", "nll")
             self.check_finite("L_SFT", self.books.sums["l_sft"])
 
-    def sft_loss(self, model: Any, batch: MicroBatch) -> Tensor:
-        """This micro-batch's part of L_SFT: the mean over all answer tokens of the optimiser step."""
+    def sft_loss(self, model: Any, batch: MicroBatch, known: bool = False) -> Tensor:
+        """This micro-batch's part of L_SFT: the weighted mean over all answer tokens of the optimiser step.
+
+        It goes into the step's sums, unless it is `known` to them.
+        """
         rows = [self.books.rows[row] for row in batch.rows]
         answers = [row.answer for row in rows]
         labels = torch.tensor([token for answer in answers for token in answer], device=self.args.device)
         count = sum(len(row.answer) for row in self.books.rows)
 
-        def at_head(hidden: Tensor, head: Head) -> Tensor:
-            return lean_mean_cross_entropy(hidden, head, labels, count)[0]
+        def at_head(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+            loss, per_token = lean_mean_cross_entropy(hidden, head, labels, count, self.weigh)
+            return loss, per_token.sum() / count
 
-        return self.scored(model, [row.prompt for row in rows], answers, at_head)
+        loss, nll = self.scored(model, [row.prompt for row in rows], answers, at_head)
+        if not known:
+            self.add(batch, l_sft=loss.item(), nll=nll.item())
+        return loss
 
     def taught(self, batch: MicroBatch) -> TopK:
         """The teacher's top K at the positions of the rollouts (Eqs. 7-9)."""

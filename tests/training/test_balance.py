@@ -1,9 +1,8 @@
 import json
 
 import pytest
-from tiny import distill
+from tiny import distill, method
 
-from raft_tasks.params import Method
 from raft_tasks.training.balance import EmaBalance, FixedBalance, make_balance
 
 
@@ -53,8 +52,10 @@ def test_senseless_settings_are_refused(beta, bound):
 
 def test_a_methods_row_chooses():
     row = {"answers": "raw", "teacher": "plain", "distill": distill(ema_beta=0.5, lambda_max=7.0)}
-    ema = make_balance(Method(**row, balance="ema"))
+    ema = make_balance(method(**row, balance="ema"))
     assert isinstance(ema, EmaBalance)
     assert (ema.beta, ema.bound) == (0.5, 7.0)
-    assert isinstance(make_balance(Method(**row, balance=0.1)), FixedBalance)
-    assert make_balance(Method(answers="raw", teacher="none", balance=None, distill=None)) is None
+    assert isinstance(make_balance(method(**row, balance=0.1)), FixedBalance)
+    assert (
+        make_balance(Method(answers="raw", cross_entropy="plain", teacher="none", balance=None, distill=None)) is None
+    )

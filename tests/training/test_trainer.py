@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from tiny import METHODS, TEACHER, distill, pairs, train
+from tiny import method as method_row
 from transformers.utils import logging as transformers_logging
 
 from raft_tasks.errors import InputError
-from raft_tasks.params import Method
 from raft_tasks.training.books import COLUMNS, TrainingDiverged
 from raft_tasks.training.checkpoints import CheckpointError
 from raft_tasks.training.conversations import ConversationError, encode_pairs, end_of_turn
@@ -115,7 +115,7 @@ ROLLOUTS = [
 @pytest.mark.parametrize("tail", [False, True])
 @pytest.mark.parametrize("micro", [4, 2, 1])
 def test_one_step_is_equations_6_to_12(tiny_model, tmp_path, micro, tail):
-    method = Method(
+    method = method_row(
         answers="fused", teacher="answer_conditioned", balance="ema", distill=distill(tail_bucket=tail, lambda_max=3.0)
     )
     trainer = make_trainer(tiny_model, tmp_path, method, train(micro_batch_size=micro), ROLLOUTS)
@@ -134,6 +134,58 @@ def test_one_step_is_equations_6_to_12(tiny_model, tmp_path, micro, tail):
     assert loss == pytest.approx(l_sft + weight * l_kl, rel=1e-5)
     for name, parameter in plain.named_parameters():
         assert torch.allclose(gradients[name], parameter.grad, atol=2e-5), name
+
+
+def moved(trainer):
+    """The student away from the teacher."""
+    with torch.no_grad():
+        for parameter in trainer.student.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    return trainer
+
+
+@pytest.mark.parametrize("micro", [4, 2])
+@pytest.mark.parametrize("kind", ["dft", "eaft"])
+def test_one_step_of_weighted_cross_entropies(tiny_model, tmp_path, kind, micro):
+    trainer = moved(make_trainer(tiny_model, tmp_path, METHODS[kind], train(micro_batch_size=micro), []))
+    rows = trainer.train_dataset[:4]
+    plain = load_model(tiny_model, torch.float32)[0]
+    plain.load_state_dict(trainer.student.state_dict())
+    losses, weights = [], []
+    for row in rows:
+        logits = plain(input_ids=torch.tensor([row.prompt + row.answer])).logits[0, len(row.prompt) - 1 : -1]
+        losses.append(F.cross_entropy(logits, torch.tensor(row.answer), reduction="none"))
+        p = logits.topk(20).values.softmax(-1)
+        of_entropy = -(p * p.log()).sum(-1) / math.log(20)
+        weights.append((losses[-1].neg().exp() if kind == "dft" else of_entropy).detach())
+    expected = (torch.cat(weights) * torch.cat(losses)).mean()
+    expected.backward()
+
+    loss, gradients = one_step(trainer, rows)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert trainer.books.sums["nll"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+    for name, parameter in plain.named_parameters():
+        assert torch.allclose(gradients[name], parameter.grad, atol=2e-5), name
+
+
+@pytest.mark.parametrize("micro", [4, 2])
+def test_one_step_without_a_cross_entropy_is_the_teachers_alone(tiny_model, tmp_path, micro):
+    """on_policy_sdft with balance 2.5: L = 2.5 L_KL, the same L_KL as raft's at the same rollouts."""
+    settings = train(micro_batch_size=micro)
+    alone = method_row(
+        answers="fused", cross_entropy="none", teacher="answer_conditioned", balance=2.5, distill=distill()
+    )
+    trainer = moved(make_trainer(tiny_model, tmp_path, alone, settings, ROLLOUTS))
+    rows = trainer.train_dataset[:4]
+    loss, gradients = one_step(trainer, rows)
+    assert loss == pytest.approx(2.5 * trainer.books.sums["l_kl"])
+    both = {}
+    for weight in (1.0, 3.5):  # the difference of two trainings with a cross-entropy is 2.5 L_KL
+        row = method_row(answers="fused", teacher="answer_conditioned", balance=weight, distill=distill())
+        other = moved(make_trainer(tiny_model, tmp_path, row, settings, ROLLOUTS))
+        both[weight] = one_step(other, rows)[1]
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, both[3.5][name] - both[1.0][name], atol=2e-5), name
 
 
 def test_the_teacher_is_frozen_and_in_evaluation_mode(tiny_model, tmp_path):
@@ -160,13 +212,17 @@ def test_every_method_trains_and_leaves_a_model_that_loads(tiny_model, tmp_path,
     assert list(table[0]) == COLUMNS
     assert [int(row["step"]) for row in table] == [1, 2, 3, 4, 5, 6]
     assert float(table[-1]["epoch"]) == 2
-    assert float(table[-1]["l_sft"]) < float(table[0]["l_sft"])
-    distils = METHODS[method].distill is not None
+    distils, learns = METHODS[method].distill is not None, METHODS[method].cross_entropy != "none"
+    assert not learns or float(table[-1]["nll"]) < float(table[0]["nll"])
+    plain = METHODS[method].cross_entropy == "plain"
     for row in table:
         assert (row["lambda"] != "") == distils
+        assert (row["l_sft"] != "") == (row["nll"] != "") == learns
+        if learns:
+            assert (float(row["l_sft"]) == pytest.approx(float(row["nll"]), abs=1e-5)) == plain
         if distils:
             weighed = float(row["lambda"]) * float(row["l_kl"])
-            assert float(row["loss"]) == pytest.approx(float(row["l_sft"]) + weighed)
+            assert float(row["loss"]) == pytest.approx(float(row["l_sft"] or 0) + weighed)
             assert 0 < float(row["student_mass_in_k"]) < 1
             assert 0 < float(row["lambda"]) <= 10
             assert 1 <= float(row["rollout_length"]) <= 6
@@ -205,7 +261,7 @@ def test_distillation_pulls_towards_the_teacher(tiny_model, tmp_path):
     """With an overwhelming fixed lambda the student hardly leaves the base; with a tiny one it goes SFT's way."""
     moved = {}
     for weight in (1e-4, 300.0):
-        row = Method(answers="raw", teacher="plain", balance=weight, distill=distill())
+        row = method_row(answers="raw", teacher="plain", balance=weight, distill=distill())
         result = run(tiny_model, tmp_path / str(weight), row, train(epochs=4))
         moved[weight] = result["final"]
         assert result["lambda"]["min"] == result["lambda"]["max"] == weight
@@ -408,7 +464,7 @@ def test_max_length_is_also_what_the_model_can_read(tmp_path):
 
 @pytest.mark.parametrize(("tail", "largest"), [(False, 36), (True, 35)])
 def test_top_k_beyond_the_vocabulary(tiny_model, tmp_path, tail, largest):
-    row = Method(answers="raw", teacher="plain", balance="ema", distill=distill(top_k=512, tail_bucket=tail))
+    row = method_row(answers="raw", teacher="plain", balance="ema", distill=distill(top_k=512, tail_bucket=tail))
     with pytest.raises(InputError, match=f"distill.top_k is 512, expected at most {largest}"):
         run(tiny_model, tmp_path, row)
 

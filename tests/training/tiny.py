@@ -92,10 +92,23 @@ def distill(**changes: Any) -> Distill:
     return Distill(**(settings | changes))
 
 
+def method(**changes: Any) -> Method:
+    """Plain SFT, but for `changes`."""
+    settings: dict[str, Any] = {
+        "answers": "raw", "cross_entropy": "plain", "teacher": "none", "balance": None, "distill": None,
+    }  # fmt: skip
+    return Method(**(settings | changes))
+
+
 METHODS = {
-    "sft": Method(answers="raw", teacher="none", balance=None, distill=None),
-    "sdft": Method(answers="rewritten", teacher="none", balance=None, distill=None),
-    "fused_sft": Method(answers="fused", teacher="none", balance=None, distill=None),
-    "on_policy": Method(answers="raw", teacher="plain", balance="ema", distill=distill()),
-    "raft": Method(answers="fused", teacher="answer_conditioned", balance="ema", distill=distill()),
+    "sft": method(),
+    "sdft": method(answers="rewritten"),
+    "fused_sft": method(answers="fused"),
+    "dft": method(cross_entropy="dft"),
+    "eaft": method(cross_entropy="eaft"),
+    "on_policy": method(teacher="plain", balance="ema", distill=distill()),
+    "on_policy_sdft": method(
+        answers="fused", cross_entropy="none", teacher="answer_conditioned", balance=1.0, distill=distill()
+    ),
+    "raft": method(answers="fused", teacher="answer_conditioned", balance="ema", distill=distill()),
 }

@@ -1,0 +1,78 @@
+"""DFT's and EAFT's weights: hand-worked numbers, an independent reference, and the gradients that they lead to."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from raft_tasks.training.losses import Head, lean_mean_cross_entropy
+from raft_tasks.training.token_weights import ENTROPY_K, WEIGHTS
+
+DOUBLE = torch.float64
+
+
+def test_worked_numbers():
+    """p = [.5, .25, .25], label 1: DFT .25. Entropy 1.5 ln 2 over three tokens: EAFT 1.5 ln 2 / ln 3 = .9464."""
+    logits = torch.tensor([[0.5, 0.25, 0.25]], dtype=DOUBLE).log()
+    cross_entropy = F.cross_entropy(logits, torch.tensor([1]), reduction="none")
+    assert WEIGHTS["dft"](cross_entropy, logits).item() == pytest.approx(0.25)
+    assert WEIGHTS["eaft"](cross_entropy, logits).item() == pytest.approx(1.5 * math.log(2) / math.log(3))
+    assert WEIGHTS["plain"] is None
+
+
+@pytest.mark.parametrize("name", ["dft", "eaft"])
+def test_limits(name):
+    sure, unsure = torch.tensor([[1e4, 0.0, 0.0]], dtype=DOUBLE), torch.zeros(1, 3, dtype=DOUBLE)
+    for logits, label, expected in (
+        (sure, 0, {"dft": 1.0, "eaft": 0.0}),  # known already
+        (sure, 1, {"dft": 0.0, "eaft": 0.0}),  # a confident conflict
+        (unsure, 1, {"dft": 1 / 3, "eaft": 1.0}),
+    ):
+        cross_entropy = F.cross_entropy(logits, torch.tensor([label]), reduction="none")
+        assert WEIGHTS[name](cross_entropy, logits).item() == pytest.approx(expected[name], abs=1e-12)
+
+
+def test_entropy_is_of_the_twenty_most_likely():
+    logits = torch.randn(5, 60, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    p = logits.softmax(-1).sort(descending=True).values[:, :ENTROPY_K]
+    p = p / p.sum(-1, keepdim=True)
+    expected = torch.distributions.Categorical(probs=p).entropy() / math.log(ENTROPY_K)
+    assert torch.allclose(WEIGHTS["eaft"](logits[:, 0], logits), expected)
+    lifted = logits.where(logits < logits.topk(ENTROPY_K).values[:, -1:], logits + 3)  # the rest does not matter
+    assert torch.allclose(WEIGHTS["eaft"](logits[:, 0], lifted), expected)
+
+
+@pytest.mark.parametrize("name", ["dft", "eaft"])
+@pytest.mark.parametrize("tile", [None, 3])
+def test_the_lean_loss_and_its_gradient_against_autograd(name, tile):
+    """The weight is a constant to the gradient: autograd through a detached weight gives the same."""
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(8, 6, dtype=DOUBLE, generator=generator, requires_grad=True)
+    weight = torch.randn(40, 6, dtype=DOUBLE, generator=generator, requires_grad=True)
+    labels = torch.randint(40, (8,), generator=generator)
+    logits = hidden @ weight.T
+    plain = F.cross_entropy(logits, labels, reduction="none")
+    if name == "dft":
+        factor = logits.softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
+    else:
+        p = logits.topk(ENTROPY_K).values.softmax(-1)
+        factor = -(p * p.log()).sum(-1) / math.log(ENTROPY_K)
+    expected = (factor.detach() * plain).sum() / 11
+    grads = torch.autograd.grad(expected, (hidden, weight))
+
+    loss, per_token = lean_mean_cross_entropy(hidden, Head(weight), labels, 11, WEIGHTS[name], tile)
+    assert loss.item() == pytest.approx(expected.item())
+    assert torch.allclose(per_token, plain)
+    for got, wanted in zip(torch.autograd.grad(loss, (hidden, weight)), grads, strict=True):
+        assert torch.allclose(got, wanted)
+
+
+def test_dft_follows_the_gradient_of_the_probability():
+    """d/d logits of sg[p] x (-log p) is d/d logits of -p."""
+    logits = torch.randn(4, 9, dtype=DOUBLE, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    labels = torch.tensor([0, 3, 8, 1])
+    (expected,) = torch.autograd.grad(-logits.softmax(-1).gather(-1, labels[:, None]).sum(), logits)
+    loss, _ = lean_mean_cross_entropy(logits, Head(torch.eye(9, dtype=DOUBLE)), labels, 1, WEIGHTS["dft"])
+    (got,) = torch.autograd.grad(loss, logits)
+    assert torch.allclose(got, expected)
