@@ -56,6 +56,4 @@ def test_a_methods_row_chooses():
     assert isinstance(ema, EmaBalance)
     assert (ema.beta, ema.bound) == (0.5, 7.0)
     assert isinstance(make_balance(method(**row, balance=0.1)), FixedBalance)
-    assert (
-        make_balance(Method(answers="raw", cross_entropy="plain", teacher="none", balance=None, distill=None)) is None
-    )
+    assert make_balance(method()) is None

@@ -1,13 +1,14 @@
 """SmolLM3, Llama, Phi-4-mini and Qwen3 in tiny: each is trained, speaks, stops and is benchmarked in its own format."""
 
 import pytest
+import tiny
 import torch
 from chat_models import FORMATS, save_chat_model
 
 from raft_tasks.chat import end_of_turn, prompt_ids
 from raft_tasks.evaluation.harness import evaluate
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Benchmark, Distill, Generate, Method, Model, Train
+from raft_tasks.params import Benchmark, Model
 from raft_tasks.schemas import Example, TrainingPair
 from raft_tasks.training.train import train_model
 from raft_tasks.training.weights import load_model
@@ -18,19 +19,16 @@ PAIRS = [
     TrainingPair(id="b", question="What is the sort of rope?", answer="a long one"),
 ]
 TEACHER = "Background reference knowledge: {{ answer }}\nAnswer the question: {{ question }}"
-DISTILL = Distill(
-    template="teacher.jinja", temperature=1.5, top_k=32, ema_beta=0.9, lambda_max=0.1, tail_bucket=False,
-    rollout_temperature=1.0, rollout_max_new_tokens=12, sampler=Generate(kind="generate", batch_size=64),
-)  # fmt: skip
 METHODS = {
-    "sft": Method(answers="raw", cross_entropy="plain", teacher="none", balance=None, distill=None),
-    "raft": Method(
-        answers="fused", cross_entropy="plain", teacher="answer_conditioned", balance="ema", distill=DISTILL
+    "sft": tiny.method(),
+    "raft": tiny.method(
+        answers="fused", teacher="answer_conditioned", balance="ema",
+        distill=tiny.distill(top_k=32, lambda_max=0.1, rollout_max_new_tokens=12),
     ),
-}
-TRAIN = Train(
-    epochs=60, batch_size=2, micro_batch_size=2, learning_rate=1e-2, weight_decay=0.0, warmup_ratio=0.1,
-    max_grad_norm=1.0, precision="float32", max_length=400, too_long="refuse", checkpoint_steps=1000,
+}  # fmt: skip
+TRAIN = tiny.train(
+    epochs=60, batch_size=2, micro_batch_size=2, learning_rate=1e-2, weight_decay=0.0, max_length=400,
+    checkpoint_steps=1000,
 )  # fmt: skip
 
 
