@@ -226,7 +226,7 @@ def test_every_method_trains_and_leaves_a_model_that_loads(tiny_model, tmp_path,
             assert 0 < float(row["student_mass_in_k"]) < 1
             assert 0 < float(row["lambda"]) <= 10
             assert 1 <= float(row["rollout_length"]) <= 6
-        assert 0.2 < sum(float(row[name] or 0) for name in TIMES if name.endswith("share")) < 1
+        assert 0 < sum(float(row[name] or 0) for name in TIMES if name.endswith("share")) < 1
         assert float(row["tokens_per_second"]) > 0
     assert result["steps"] == 6
     assert result["answer_tokens_trained"] == 2 * sum(len(pair.answer.split()) + 1 for pair in pairs())
