@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from shutil import get_terminal_size
-from typing import Any, TypeVar
+from typing import Any
 
 from prefect import Flow
 from prefect.client.schemas import FlowRun
@@ -15,9 +15,9 @@ from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_se
 from prefect.states import State
 
 from flows.environment import answering_server
+from flows.runners import task_runner
 from raft_tasks.errors import INTERRUPTED, InputError, Interrupted
-
-RowT = TypeVar("RowT")
+from raft_tasks.params import load_params
 
 RUN_LINE = "flow run: "
 PROGRESS_SECONDS = 2.0  # between two lines of one stage
@@ -38,8 +38,9 @@ def main(stage: Flow[..., Any], *kinds: Callable[[str], Any]) -> None:
     server = os.environ.get("PREFECT_API_URL") or answering_server()
     settings = {PREFECT_API_URL: server} if server else {}
     label = f"{stage.name}@{'-'.join(arguments)}" if arguments else stage.name  # as DVC names the stage
-    announced = stage.with_options(flow_run_name=label, on_running=[_announce])
     try:
+        runner = task_runner(load_params().resources.chunks)
+        announced = stage.with_options(flow_run_name=label, on_running=[_announce], task_runner=runner)
         with temporary_settings(settings):
             get_current_settings().flows.heartbeat_frequency = None
             announced(*(kind(argument) for kind, argument in zip(kinds, arguments, strict=False)))
@@ -56,12 +57,6 @@ def _announce(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> Non
         print(f"{RUN_LINE}{page.removesuffix('/api')}/runs/flow-run/{flow_run.id}", flush=True)
 
 
-def chunks(rows: list[RowT], size: int) -> Iterator[list[RowT]]:
-    """`rows` in order, `size` at a time: what one cached task works on, and what a kill can cost."""
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
-
-
 class Progress:
     """Shows `<label>: 128/240 rows, about 6 s left`: a line now and then in a log, on a terminal one with a bar."""
 
@@ -73,15 +68,19 @@ class Progress:
     def __call__(self, done: int, total: int | None = None, shown: str = "") -> None:
         """`shown` is what else there is to say, a loss for instance."""
         self.total = total or self.total
-        now = time.monotonic()
+        if not self.due(done):
+            return
+        self.printed = now = time.monotonic()
+        left = f", about {(now - self.started) / done * (self.total - done):.0f} s left" if done else ""
+        text = f"{done}/{self.total} {self.unit}{left}{shown and '; '}{shown}"
+        if not self.terminal:
+            print(f"{self.label}: {text}", flush=True)
+            return
+        filled = BAR * done // self.total
+        line = f"{self.label} [{'#' * filled}{'.' * (BAR - filled)}] {text}"[: get_terminal_size().columns - 1]
+        print(f"\r\033[K{line}", end="\n" if done == self.total else "", flush=True)  # erase, then write anew
+
+    def due(self, done: int) -> bool:
+        """Whether there is something to show after `done`."""
         seconds = TERMINAL_SECONDS if self.terminal else PROGRESS_SECONDS
-        if done and (done == self.total or now - self.printed >= seconds):
-            self.printed = now
-            left = (now - self.started) / done * (self.total - done)
-            text = f"{done}/{self.total} {self.unit}, about {left:.0f} s left{shown and '; '}{shown}"
-            if not self.terminal:
-                print(f"{self.label}: {text}", flush=True)
-                return
-            filled = BAR * done // self.total
-            line = f"{self.label} [{'#' * filled}{'.' * (BAR - filled)}] {text}"[: get_terminal_size().columns - 1]
-            print(f"\r\033[K{line}", end="\n" if done == self.total else "", flush=True)  # erase, then write anew
+        return 0 < done == self.total or time.monotonic() - self.printed >= seconds

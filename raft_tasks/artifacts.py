@@ -76,6 +76,14 @@ def iter_rows(path: Path, kind: type[RowT]) -> Iterator[RowT]:
                 raise InputError(f"{path}:{number}: not a {kind.__name__} row: {error}") from error
 
 
+def count_rows(path: Path) -> int:
+    """How many rows `write_rows` wrote; 0 where there is no file (`iter_rows` says what to do about it)."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as lines:
+        return sum(1 for _ in lines)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN is refused: it is not JSON."""
     with atomic_file(path) as temporary:

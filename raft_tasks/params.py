@@ -39,9 +39,24 @@ class Run(Section):
     seeds: list[int] = Field(min_length=1)
 
 
+class Chunks(Section):
+    """Where the chunks of row stages run. Whatever is chosen, the results and their order are the same."""
+
+    runner: Literal["threads", "processes", "dask"]
+    workers: PositiveInt  # chunks at a time
+    dask_address: str | None  # of a scheduler; None: a cluster of `workers` processes on this machine, for `dask`
+
+    @model_validator(mode="after")
+    def an_address_is_for_dask(self) -> Chunks:
+        if self.dask_address is not None and self.runner != "dask":
+            raise ValueError(f"dask_address {self.dask_address!r} with runner {self.runner!r}: expected runner dask")
+        return self
+
+
 class Resources(Section):
     processes: PositiveInt
     threads: PositiveInt
+    chunks: Chunks
 
 
 class Model(Section):
@@ -162,6 +177,13 @@ class Ingest(Section):
     max_rejected: Share
 
 
+class Budget(Section):
+    """What one run of a stage may spend; None is without limit."""
+
+    tokens: PositiveInt | None  # in and out
+    money: PositiveFloat | None  # in the unit of the endpoints' prices
+
+
 class Sampling(Section):
     """How text is drawn from a model, and in what portions."""
 
@@ -173,6 +195,8 @@ class Sampling(Section):
     batch_size: PositiveInt
     chunk_rows: PositiveInt
     seed: int
+    budget: Budget
+    max_failed: Share  # of rows without an answer; beyond it the stage stops
 
 
 class Asking(Section):

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from raft_tasks import chat, params
-from raft_tasks.caching import cached_task
-from raft_tasks.generation import rewriting, templates, transformers_backend
-from raft_tasks.generation.backend import Backend
-from raft_tasks.schemas import Example
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from raft_tasks import params
+from raft_tasks.generation.calls import Calls
+from raft_tasks.generation.rewriting import rewrite
+from raft_tasks.schemas import Example, Rewritten
 
 
-@cached_task(chat, rewriting, transformers_backend, templates, ignore=("backend",))
+@task(cache_policy=NO_CACHE)
 def rewrite_chunk(
     rows: list[Example],
     settings: params.Rewrite,
-    template: str,
-    model: dict[str, Any],
-    backend: Backend,
-) -> list[dict]:
-    """The rows with the base model's wording, as plain rows; `template` (its text) and `model` identify the call."""
-    return [row.model_dump() for row in rewriting.rewrite(rows, backend, settings)]
+    model: params.Model | params.Endpoint,
+    identity: dict[str, Any],
+    calls: Calls,
+) -> list[Rewritten]:
+    """The rows with the model's wording."""
+    return rewrite(rows, calls.backend("rewrite", model, identity), settings)

@@ -50,6 +50,7 @@ class Rewritten(Example):
 
     rewritten: str
     finished: bool = True  # the model ended its turn; a rewrite that was cut never passes the filter
+    failure: str | None = None  # why there is no rewrite (it is empty, and the reference stays)
 
 
 class Filtered(Rewritten):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal, Protocol
 
 from raft_tasks.params import Endpoint, Model
@@ -80,11 +81,33 @@ class StreamingBackend(Backend, Protocol):
         batch_size: int,
         seeds: Sequence[int],
         go_on: Callable[[], bool],
-    ) -> Iterator[tuple[int, Completion]]:
-        """As `generate`: pairs of a prompt's position and its completion, in any order.
+    ) -> Iterator[list[tuple[int, Completion]]]:
+        """As `generate`: portions of pairs of a prompt's position and its completion, in any order.
 
+        Portions are the batches of a local model, so that one that was killed between two goes on with equal batches.
         Once `go_on` says no, nothing more is begun; what is in flight still comes, and the rest is left out.
         """
+
+
+class LikelihoodBackend(Backend, Protocol):
+    """... and says how likely it finds a text."""
+
+    def mean_log_likelihood(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int) -> list[float]:
+        """Mean log-probability of the tokens of each answer, end-of-turn included, given its prompt; at most 0."""
+
+
+class TextEncoder(Protocol):
+    """Measures how alike texts are."""
+
+    def similarities(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[float]:
+        """cos(phi(a), phi(b)) in [-1, 1] of each pair."""
+
+
+def in_order(portions: Iterable[list[tuple[int, Completion]]]) -> list[Completion]:
+    """What `stream` yields, in the prompts' order."""
+    return [
+        completion for _, completion in sorted((pair for portion in portions for pair in portion), key=itemgetter(0))
+    ]
 
 
 def row_seed(seed: int, *parts: str | int) -> int:

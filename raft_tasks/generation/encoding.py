@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+import threading
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
+from inspect import getsource
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raft_tasks.artifacts import digest
 from raft_tasks.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,10 +33,19 @@ def encoder_folder(name: str) -> Path | None:
 
 
 class SentenceEncoder:
-    """A sentence-transformers model; it is loaded at the first use, onto the GPU where there is one."""
+    """A sentence-transformers model; it is loaded at the first use, onto the GPU where there is one.
+
+    Threads may share one: it encodes for one of them at a time.
+    """
 
     def __init__(self, name: str, revision: str | None) -> None:
         self.name, self.revision = name, revision
+        self._one_at_a_time = threading.Lock()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that determines the vectors of a text, as a JSON-like value."""
+        return {"encoder": self.name, "revision": self.revision, "code": digest(getsource(sys.modules[__name__]))}
 
     @cached_property
     def model(self) -> Any:
@@ -57,9 +70,10 @@ class SentenceEncoder:
 
     def encode(self, texts: list[str], batch_size: int) -> numpy.ndarray:
         """Unit vectors, float32 [N, D]. A text beyond the encoder's length limit is judged by its beginning."""
-        return self.model.encode(
-            texts, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
-        ).astype("float32")
+        with self._one_at_a_time:
+            return self.model.encode(
+                texts, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+            ).astype("float32")
 
     def similarities(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[float]:
         """cos(phi(a), phi(b)) in [-1, 1] of each pair, to four decimals: what is decided is what the files show."""
@@ -68,3 +82,9 @@ class SentenceEncoder:
             return []
         vectors = dict(zip(unique, self.encode(unique, batch_size), strict=True))
         return [round(min(1.0, max(-1.0, float(vectors[a] @ vectors[b]))), 4) for a, b in pairs]
+
+
+@cache
+def shared_encoder(name: str, revision: str | None) -> SentenceEncoder:
+    """One per process."""
+    return SentenceEncoder(name, revision)

@@ -14,14 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from raft_tasks.chat import without_thoughts
 from raft_tasks.errors import InputError
-from raft_tasks.generation.backend import Completion, Failure
+from raft_tasks.generation.backend import Completion, Failure, in_order
 from raft_tasks.params import Endpoint
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ class EndpointBackend:
             seeds=seeds,
             go_on=lambda: True,
         )
-        return [completion for _, completion in sorted(drawn, key=itemgetter(0))]
+        return in_order(drawn)
 
     def stream(
         self,
@@ -128,7 +127,7 @@ class EndpointBackend:
         batch_size: int,
         seeds: Sequence[int],
         go_on: Callable[[], bool],
-    ) -> Iterator[tuple[int, Completion]]:
+    ) -> Iterator[list[tuple[int, Completion]]]:
         """As `StreamingBackend.stream` says, in the order in which the answers come."""
         stopped = threading.Event()
 
@@ -161,7 +160,7 @@ class EndpointBackend:
                 completion = None if failed else future.result()
                 error = error or failed
                 if completion:
-                    yield futures[future], completion
+                    yield [(futures[future], completion)]
         finally:
             stopped.set()
             for future in futures:

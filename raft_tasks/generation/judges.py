@@ -14,13 +14,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from raft_tasks.generation.backend import Backend, row_seed
+from raft_tasks.generation.backend import Backend, LikelihoodBackend, TextEncoder, row_seed
 from raft_tasks.generation.data_blocks import guarded
-from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.generation.fidelity import fidelity_score
 from raft_tasks.generation.structured import Unusable, ask
 from raft_tasks.generation.templates import render
-from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Asking
 from raft_tasks.schemas import Better
 
@@ -59,7 +57,7 @@ def fidelity_judge() -> Judge:
     return judge
 
 
-def similarity_judge(encoder: SentenceEncoder, batch_size: int) -> Judge:
+def similarity_judge(encoder: TextEncoder, batch_size: int) -> Judge:
     """By meaning: the sentence encoder's cosine of candidate and reference, negative ones being 0."""
 
     def judge(questions: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[Judgement]:
@@ -69,7 +67,7 @@ def similarity_judge(encoder: SentenceEncoder, batch_size: int) -> Judge:
     return judge
 
 
-def likelihood_judge(backend: TransformersBackend, batch_size: int) -> Judge:
+def likelihood_judge(backend: LikelihoodBackend, batch_size: int) -> Judge:
     """By style: how much the candidate is what the base model itself would say, knowing the facts.
 
     The geometric mean of the candidate's token probabilities, end-of-turn included, after the teacher's prompt (Eq. 7).
@@ -150,8 +148,8 @@ def _turned(answer: Preference | Unusable) -> Preference | Unusable:
 def build_panel(
     judges: Sequence[str | Asking],
     *,
-    encoder: SentenceEncoder,
-    base: TransformersBackend,
+    encoder: TextEncoder,
+    base: LikelihoodBackend,
     backends: Mapping[str, Backend],
     batch_size: int,
     seed: int,

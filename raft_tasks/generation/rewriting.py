@@ -12,7 +12,7 @@ def rewrite(rows: list[Example], backend: Backend, settings: Rewrite) -> list[Re
     """Draw y~_i ~ p_theta(. | x_i, y_i) for every row; a row's rewrite does not depend on the rows beside it.
 
     A rewrite that was cut at `max_new_tokens` is kept for the record, marked as not `finished`; it, like an empty
-    one, never passes the semantic filter.
+    one, never passes the semantic filter. Where the model gave none, the row says why.
     """
     completions = backend.generate(
         [render(settings.template, question=row.question, answer=row.answer) for row in rows],
@@ -23,6 +23,11 @@ def rewrite(rows: list[Example], backend: Backend, settings: Rewrite) -> list[Re
         seeds=[row_seed(settings.seed, "rewrite", row.id) for row in rows],
     )
     return [
-        Rewritten(**dict(row), rewritten=completion.text.strip(), finished=completion.finished)
+        Rewritten(
+            **dict(row),
+            rewritten=completion.text.strip(),
+            finished=completion.finished,
+            failure=str(completion.failure) if completion.failure else None,
+        )
         for row, completion in zip(rows, completions, strict=True)
     ]

@@ -13,14 +13,13 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from inspect import getsource
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raft_tasks import chat
 from raft_tasks.artifacts import digest
 from raft_tasks.errors import InputError
-from raft_tasks.generation.backend import Completion
+from raft_tasks.generation.backend import Completion, in_order
 from raft_tasks.params import Model
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ class TransformersBackend:
         batch_size: int,
         seeds: Sequence[int],
         go_on: Callable[[], bool],
-    ) -> Iterator[tuple[int, Completion]]:
+    ) -> Iterator[list[tuple[int, Completion]]]:
         """As `StreamingBackend.stream` says, batch by batch."""
         return self._draw(
             self._encode(prompts),
@@ -160,7 +159,7 @@ class TransformersBackend:
             ends=ends,
             stops=stops,
         )
-        return [completion for _, completion in sorted(drawn, key=itemgetter(0))]
+        return in_order(drawn)
 
     def _draw(
         self,
@@ -174,7 +173,7 @@ class TransformersBackend:
         ends: Collection[int] = (),
         stops: Collection[int] = (),
         go_on: Callable[[], bool] = lambda: True,
-    ) -> Iterator[tuple[int, Completion]]:
+    ) -> Iterator[list[tuple[int, Completion]]]:
         import torch
         from transformers import LogitsProcessorList
 
@@ -182,7 +181,8 @@ class TransformersBackend:
             raise ValueError(f"got {len(seeds)} seeds for {len(prefixes)} prompts")
         encoded = [list(prefix) for prefix in prefixes]
         self._check_lengths([len(ids) + max_new_tokens for ids in encoded])
-        finishing = {*self.model.generation_config.eos_token_id, *ends}
+        with self._one_at_a_time:  # loads it once
+            finishing = {*self.model.generation_config.eos_token_id, *ends}
         stopping = {*finishing, *stops}
         for batch in _batches([len(ids) for ids in encoded], batch_size):
             if not go_on():
@@ -200,12 +200,14 @@ class TransformersBackend:
                     logits_processor=processors,
                     eos_token_id=sorted(stopping),
                 )
+            portion = []
             for i, drawn in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
                 length = next((n for n, token in enumerate(drawn, start=1) if token in stopping), 0)
                 kept = drawn[:length] if length else drawn
                 text, thinking = chat.without_thoughts(self.tokenizer.decode(kept, skip_special_tokens=True))
                 finished = length > 0 and kept[-1] in finishing and not thinking
-                yield i, Completion(text, finished, tokens=len(kept), prompt_tokens=len(encoded[i]))
+                portion.append((i, Completion(text, finished, tokens=len(kept), prompt_tokens=len(encoded[i]))))
+            yield portion
 
     def mean_log_likelihood(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int) -> list[float]:
         """Mean log-probability of the tokens of each answer, end-of-turn included, given its prompt; at most 0."""
@@ -241,10 +243,12 @@ class TransformersBackend:
             raise InputError(f"model {path!r} {kind} a hub model at revision {revision}: {error}") from error
 
     def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        return [chat.prompt_ids(self.tokenizer, self.settings.system, prompt) for prompt in prompts]
+        with self._one_at_a_time:
+            return [chat.prompt_ids(self.tokenizer, self.settings.system, prompt) for prompt in prompts]
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        with self._one_at_a_time:  # a tokenizer is no more for two threads than a model is
+            return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
     def _check_lengths(self, lengths: list[int]) -> None:
         limit = getattr(self.model.config, "max_position_embeddings", None)

@@ -11,13 +11,14 @@ from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.generation.fusing import KEEPS_FAILING, QuorumLost, fuse
 from raft_tasks.generation.judges import Judge, Judgement, build_panel
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Asking, Fuse
+from raft_tasks.params import Asking, Budget, Fuse
 from raft_tasks.schemas import Example, Filtered, Fused
 
 SETTINGS = Fuse(
     model="base", template="fuse.jinja", judges=["fidelity", "likelihood"], quorum=1, tie_break=None,
     fidelity_veto=False, calibration=None, encoder="", revision=None, rounds=3,
     candidates=2, stop_at=0.8, temperature=0.9, top_p=0.95, max_new_tokens=12, batch_size=4, chunk_rows=8, seed=0,
+    budget=Budget(tokens=None, money=None), max_failed=0.0,
 )  # fmt: skip
 
 

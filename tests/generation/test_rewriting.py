@@ -5,7 +5,7 @@ import pytest
 from raft_tasks.generation.backend import Completion
 from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Rewrite
+from raft_tasks.params import Budget, Rewrite
 from raft_tasks.schemas import Example
 
 SETTINGS = Rewrite(
@@ -17,6 +17,8 @@ SETTINGS = Rewrite(
     batch_size=4,
     chunk_rows=8,
     seed=3,
+    budget=Budget(tokens=None, money=None),
+    max_failed=0.0,
 )
 
 
@@ -38,7 +40,7 @@ def test_rows_gain_their_rewrite(examples: list[Example]) -> None:
         ("row-0", "It is rope .", True),
         ("row-1", "It is it is", False),
     ]
-    assert rows[0].model_dump(exclude={"rewritten", "finished"}) == examples[0].model_dump()
+    assert rows[0].model_dump(exclude={"rewritten", "finished", "failure"}) == examples[0].model_dump()
     assert examples[0].question in backend.prompts[0]
     assert examples[0].answer in backend.prompts[0]
     assert backend.prompts[0].endswith("Rewrite the reference answer in your own words. Keep every fact.")

@@ -1,0 +1,140 @@
+"""How a row stage goes through its rows: chunk by chunk on the chosen runner, in order, with bounded memory."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from prefect import Task
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.futures import PrefectWrappedFuture
+
+from flows import paths
+from flows.stage import PROGRESS_SECONDS, Progress
+from raft_tasks.errors import InputError
+from raft_tasks.generation.calls import Calls, Tally
+from raft_tasks.params import Budget, Chunks
+
+RowT = TypeVar("RowT")
+NewT = TypeVar("NewT")
+
+WITHOUT_LIMIT = Budget(tokens=None, money=None)
+REASONS_SHOWN = 3
+
+
+class TooManyFailures(InputError):
+    """More rows than `max_failed` allows have no answer."""
+
+
+def new_calls(stage: str, budget: Budget) -> Calls:
+    """What this run of `stage` makes its calls through."""
+    calls = Calls(paths.CALLS.absolute(), uuid.uuid4().hex, stage, budget)
+    calls.store.begin(calls.run, stage)
+    return calls
+
+
+def through(
+    label: str,
+    rows: Iterable[RowT],
+    total: int,
+    chunk_rows: int,
+    chunks: Chunks,
+    calls: Calls,
+    work: Task[..., list[NewT]],
+    *arguments: Any,
+) -> Iterator[NewT]:
+    """`work(chunk, *arguments, calls)` for every `chunk_rows` rows of `rows`; what it returns, in the rows' order.
+
+    Two chunks per worker are under way at most. Where one fails, or the caller stops, no more calls begin, those in
+    flight end and are kept, and then the first error is raised.
+    """
+    waiting: deque[PrefectWrappedFuture[list[NewT], Any]] = deque()
+    portions = _portions(iter(rows), chunk_rows)
+    sight = Sight(label, total, calls)
+    done = 0
+    try:
+        while True:
+            while len(waiting) < 2 * chunks.workers and (portion := next(portions, None)):
+                future: Any = work.submit(portion, *arguments, calls)
+                waiting.append(future)
+            if not waiting:
+                break
+            while not waiting[0].wrapped_future.done():
+                waiting[0].wait(PROGRESS_SECONDS)
+                sight(done)
+            result = waiting.popleft().result()
+            done += len(result)
+            sight(done)
+            yield from result
+    except BaseException:
+        calls.store.stop(calls.run)
+        for future in waiting:
+            with suppress(Exception):  # the first error is the one to tell
+                future.wait()
+        raise
+    finally:
+        sight.end()
+
+
+def few_failed(
+    label: str, rows: Iterable[RowT], total: int, max_failed: float, failure: Callable[[RowT], str | None]
+) -> Iterator[RowT]:
+    """Pass `rows` on while at most the share `max_failed` of `total` has a failure.
+
+    Raises:
+        TooManyFailures: with the first reasons.
+    """
+    reasons: list[str] = []
+    for row in rows:
+        reason = failure(row)
+        if reason is not None:
+            reasons.append(reason)
+            if len(reasons) > max_failed * total:
+                shown = "".join(f"\n  {text}" for text in reasons[:REASONS_SHOWN])
+                raise TooManyFailures(
+                    f"{label}: the model gave no answer for {len(reasons)} of {total} rows, more than max_failed "
+                    f"({max_failed:g}) allows; what was answered is kept, so mend the cause and run again. "
+                    f"First reasons:{shown}"
+                )
+        yield row
+
+
+class Sight:
+    """What a run of a row stage shows while it works: lines, and on the run's page a bar and at the end a table."""
+
+    def __init__(self, label: str, total: int, calls: Calls) -> None:
+        self.calls, self.total = calls, total
+        self.progress = Progress(label, total, "rows")
+        self.shown = (0, "")
+        self.key = label.replace("@", "-").replace("_", "-")
+        self.artifact: Any = create_progress_artifact(0.0, key=self.key, description=label)
+
+    def __call__(self, done: int) -> None:
+        if not self.progress.due(done):
+            return
+        details = in_words(self.calls.store.tally(self.calls.run))
+        if (done, details) != self.shown:
+            self.shown = (done, details)
+            self.progress(done, shown=details)
+            update_progress_artifact(self.artifact, 100 * done / max(self.total, 1), description=details)
+
+    def end(self) -> None:
+        tally = self.calls.store.tally(self.calls.run)
+        create_table_artifact(key=f"{self.key}-calls", table=[asdict(tally)], description=f"Calls of {self.key}")
+
+
+def in_words(tally: Tally) -> str:
+    """E.g. `120 calls, 8 from the store, 20514 tokens, 3 errors, 0.0215 spent`; parts that are nothing are left out."""
+    parts = [f"{tally.calls} calls", f"{tally.cached} from the store", f"{tally.prompt_tokens + tally.tokens} tokens"]
+    parts += [f"{tally.errors} errors", f"{tally.failed} failed", f"{tally.cost:.4f} spent"]
+    return ", ".join(part for part in parts if float(part.split()[0]))
+
+
+def _portions(rows: Iterator[RowT], size: int) -> Iterator[list[RowT]]:
+    while portion := list(itertools.islice(rows, size)):
+        yield portion
