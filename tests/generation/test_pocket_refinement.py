@@ -1,5 +1,6 @@
 """Rewrite, filter and fusion with the embedded model and encoder on rows of the embedded domain."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,17 @@ from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.semantic_filter import semantic_filter
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import load_params
-from raft_tasks.sources.examples import ingest_rows
+from raft_tasks.schemas import Example
+from raft_tasks.sources.ingestion import ingest_rows
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_what_the_embedded_domain_becomes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_embedded_domain_becomes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
     params = load_params()
-    examples, rejects = ingest_rows("registry", params.domains["registry"], params.ingest)
-    assert rejects == []
+    with closing(ingest_rows("registry", params.domains["registry"], params.ingest, Path(), tmp_path, None)) as found:
+        examples = [row for row in found if isinstance(row, Example)]
     rows = [example for example in examples if example.split == "train"][::6]
     backend = TransformersBackend(params.base)
     rewritten = rewrite(rows, backend, params.rewrite)
