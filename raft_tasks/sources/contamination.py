@@ -38,7 +38,8 @@ class BenchmarkIndex:
             words = words_of(item.text)
             number = len(self.names)
             self.names.append(item.name)
-            self._whole.setdefault(tuple(words), number)
+            if words:
+                self._whole.setdefault(tuple(words), number)
             found = np.unique(grams(*batch([words], LENGTH), LENGTH)[0]) if len(words) >= LENGTH else np.zeros(0)
             self._sizes.append(len(found))
             hashes.append(found.astype(np.uint64))

@@ -1,0 +1,129 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from qa import decided, domain
+
+from raft_tasks.params import Hub
+from raft_tasks.schemas import Example
+from raft_tasks.sources.files import SourceError, find_files
+
+ROWS = [
+    {"q": f"q{n}", "a": f"a{n}", "split": "test" if n % 3 == 0 else "train", "kind": "law" if n % 2 else "web"}
+    for n in range(12)
+]
+
+
+def hub(**changes: Any) -> Hub:
+    values = {
+        "id": "data/set", "config": None, "data_files": None, "split": "train", "revision": None, "streaming": True,
+        "where": {}, "limit": None,
+    }  # fmt: skip
+    return Hub(**values | changes)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "data" / "set").mkdir(parents=True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path
+
+
+def questions(workspace: Path, found: Hub) -> list[str]:
+    ingested = decided(workspace, domain([], hub=found))
+    rows = list(ingested)
+    ingested.close()
+    assert all(isinstance(row, Example) for row in rows), rows
+    return [row.question for row in rows if isinstance(row, Example)]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_a_data_set_is_read_filtered_and_bounded(workspace: Path, ending: str, streaming: bool) -> None:
+    path = workspace / "data" / "set" / f"train.{ending}"
+    if ending == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert questions(workspace, hub(streaming=streaming)) == [f"q{n}" for n in range(12)]
+    bounded = hub(streaming=streaming, where={"kind": ["law"]}, limit=4, data_files=[f"train.{ending}"])
+    assert questions(workspace, bounded) == ["q1", "q3", "q5", "q7"]
+
+
+def test_rejects_name_the_data_set_and_the_row(workspace: Path) -> None:
+    rows = [*ROWS, {**ROWS[0], "q": ""}]
+    (workspace / "data" / "set" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ingested = decided(workspace, domain([], hub=hub()))
+    reject = list(ingested)[-1]
+    ingested.close()
+    assert (reject.file, reject.line, reject.reason) == ("data/set/train", 13, "question is blank")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id": "owner/name"}, "hub.revision: got None, expected the 40 hexadecimal digits of a commit of owner/name"),
+        ({"id": "owner/name", "revision": "main"}, "got 'main', expected the 40 hexadecimal digits"),
+        ({"id": "../elsewhere"}, "leads to"),
+        ({"id": "/etc"}, "leads to /etc, outside of"),
+        ({"id": "not a name"}, "hub.id: got 'not a name', expected a data set's owner/name, or a folder"),
+        ({"revision": "0" * 40}, "for the folder data/set, expected null"),
+        ({"split": "dev"}, "data/set/dev cannot be read: "),
+        ({"where": {"language": ["en"]}}, "no column 'language'; the columns there are"),
+        ({"data_files": ["none.parquet"]}, "cannot be read: "),
+    ],
+)
+def test_what_cannot_be_read_is_said(workspace: Path, changes: dict[str, Any], message: str) -> None:
+    (workspace.parent / "elsewhere").mkdir(exist_ok=True)
+    (workspace / "data" / "set" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    with pytest.raises(SourceError, match=message.replace("(", r"\(")):
+        decided(workspace, domain([], hub=hub(**changes)))
+
+
+def test_an_unreachable_hub_is_a_clear_error(workspace: Path) -> None:
+    """In a process of its own, with a hub at a closed port: huggingface_hub reads its address on import."""
+    code = (
+        "from pathlib import Path; import sys; sys.path.insert(0, 'tests/sources')\n"
+        "from test_hub import hub; from raft_tasks.sources.hub import records\n"
+        "from raft_tasks.errors import InputError\n"
+        "try: list(records(hub(id='owner/name', revision='0' * 40), ['q'], Path()))\n"
+        "except InputError as error: print(error)\n"
+    )
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(workspace), "PATH": "", "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True, check=True, timeout=90
+    )
+    assert done.stdout.startswith("owner/name@000000000000/train cannot be read: ")
+    assert "the network" in done.stdout
+
+
+def test_no_file_outside_of_the_workspace_is_read(tmp_path: Path) -> None:
+    home, outside = tmp_path / "home", tmp_path / "outside"
+    home.mkdir()
+    outside.mkdir()
+    (outside / "x.jsonl").write_text("{}")
+    (home / "link.jsonl").symlink_to(outside / "x.jsonl")
+    (home / "folder").symlink_to(outside)
+    (home / "good.jsonl").write_text("{}")
+    (home / "inner.jsonl").symlink_to(home / "good.jsonl")
+    (home / "bad\nname.jsonl").write_text("{}")
+    assert find_files(["good.jsonl", str(home / "inner.jsonl")], home) == [home / "good.jsonl", home / "inner.jsonl"]
+    for pattern in (
+        "link.jsonl",
+        "../outside/*.jsonl",
+        str(outside / "*.jsonl"),
+        "folder/*",
+        "**/x.jsonl",
+        "/etc/pass*",
+    ):
+        with pytest.raises(SourceError, match="outside of"):
+            find_files([pattern], home)
+    for pattern in ("bad*", "x\x00y"):
+        with pytest.raises(SourceError, match="control characters"):
+            find_files([pattern], home)

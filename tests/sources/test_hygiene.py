@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+
+import pytest
+from qa import GOOD, STRADDLE, decided, domain, ingest
+
+from raft_tasks.sources.cleaning import cleaned
+from raft_tasks.sources.contamination import BenchmarkIndex, Item
+from raft_tasks.sources.language import other_language
+from raft_tasks.sources.spool import Keys, Spool
+
+LONG = "The committee decides on the fee within thirty days of the written request and tells everyone why it did so."
+NEAR = LONG.replace("thirty", "forty")
+FAR = "Nobody but the owner of a boat may moor it at the northern quay between the first of May and the end of October."
+
+
+def row(question: str, answer: str, split: str = "train", **more: str) -> dict[str, str]:
+    return {"q": question, "a": answer, "split": split, **more}
+
+
+def reasons(folder: Path, *rows: dict[str, str], **options) -> list[tuple[int, str, str]]:  # type: ignore[no-untyped-def]
+    return [(reject.line, reject.rule, reject.reason) for reject in ingest(folder, list(rows), **options)[1]]
+
+
+def test_a_near_duplicate_goes_and_names_the_kept_row(tmp_path: Path) -> None:
+    rows = [row("When?", LONG), row("When?", FAR), row("When?", NEAR)]
+    assert reasons(tmp_path, *rows, near_duplicates=0.6) == [
+        (5, "near duplicate", f"near duplicate of {tmp_path}/rows.jsonl:3 (0.73 of their word triples shared)")
+    ]
+    assert reasons(tmp_path, *rows, near_duplicates=0.8) == []
+    assert reasons(tmp_path, *rows, near_duplicates=None) == []
+
+
+def test_a_training_row_near_a_held_out_one_is_contamination_whichever_comes_first(tmp_path: Path) -> None:
+    rows = [row("When?", LONG), row("Since when?", NEAR, "test")]
+    [(line, rule, reason)] = reasons(tmp_path, *rows, near_duplicates=0.6)
+    assert (line, rule) == (3, "contamination")
+    assert reason.startswith(f"contamination: near the held-out row {tmp_path}/rows.jsonl:4 (0.7")
+    assert reasons(tmp_path, *rows, near_duplicates=0.6, split=STRADDLE) == []
+
+
+def test_a_held_out_question_in_training_is_contamination(tmp_path: Path) -> None:
+    rows = [row("Who made IT, then?", "Ada.", source="a"), row("who made it then", "Ada herself.", "test", source="b")]
+    options = {"columns": {"source": "source"}}
+    good = [{**line, "source": str(number)} for number, line in enumerate(GOOD)]
+    expected = [(5, "contamination", f"contamination: the question of the held-out row {tmp_path}/rows.jsonl:6")]
+    assert reasons(tmp_path, *good, *rows, contamination=0.5, **options)[2:] == expected
+    assert reasons(tmp_path, *good, *rows, contamination=None, **options)[2:] == []
+
+
+def test_a_benchmarks_item_is_reported_and_removed(tmp_path: Path) -> None:
+    items = [Item("law item 1", LONG), Item("law item 2", "By whom?"), Item("law item 3", "")]
+    index = BenchmarkIndex(items, 0.5)
+    rows = [
+        row("When?", f"It says: {LONG.upper()}"),
+        row("When then?", " ".join(LONG.split()[:14])),  # 7 of the item's 13 8-grams
+        row("Why then?", " ".join(LONG.split()[:13])),  # 6 of them
+        row("By WHOM", FAR),
+        row("???", FAR),
+    ]
+    assert reasons(tmp_path, *rows, index=index, contamination=0.5) == [
+        (3, "contamination", "contamination: repeats law item 1 (100% of its word 8-grams)"),
+        (4, "contamination", "contamination: repeats law item 1 (54% of its word 8-grams)"),
+        (6, "contamination", "contamination: repeats law item 2 (the same question)"),
+    ]
+
+
+def test_of_two_languages_the_asked_one_stays(tmp_path: Path) -> None:
+    german = "Die Gebühr wird innerhalb von dreißig Tagen nach dem schriftlichen Antrag festgesetzt und begründet."
+    [(line, rule, reason)] = reasons(tmp_path, row("Wann wird sie festgesetzt?", german), language="en")
+    assert (line, rule, reason) == (3, "language", "the text is 'de', expected 'en'")
+    assert reasons(tmp_path, row("When?", LONG), language="en") == []
+    assert other_language("Ja.", "en") is None
+
+
+def test_private_rows_are_flagged_or_rejected_and_never_quoted(tmp_path: Path) -> None:
+    secret = row("Who?", "Write to ada@example.org or pay 4111 1111 1111 1111.", id="x")
+    ingest(tmp_path, [secret])
+    ingested = decided(tmp_path, domain(["rows.jsonl"]))
+    flags = [json.loads(line.text) for line in ingested.lines() if line.artifact == "flags"]
+    ingested.close()
+    assert [(flag["line"], flag["rule"]) for flag in flags] == [(3, "e-mail address"), (3, "payment card number")]
+    assert flags[0]["shown"] == "ad...[e-mail address, 15 characters]"
+    [reject] = ingest(tmp_path, [secret], privacy="reject")[1]
+    assert reject.rule == "privacy"
+    assert "ada@" not in reject.model_dump_json()
+    assert "4111" not in reject.model_dump_json()
+    [duplicate] = ingest(tmp_path, [secret, secret])[1]
+    assert "ada@" not in duplicate.content
+
+
+def test_length_bounds(tmp_path: Path) -> None:
+    assert reasons(tmp_path, row("Q?", "Long enough."), least=4) == [
+        (3, "too short", "question has 2 characters, at least 4 (ingest.min_characters)")
+    ]
+
+
+def test_text_is_cleaned_before_it_is_compared(tmp_path: Path) -> None:
+    examples, rejects = ingest(
+        tmp_path, [row("Is it\u200b so?", "Cafe\u0301\r\nyes"), row("Is it so?", "Caf\u00e9\nyes")]
+    )
+    assert examples[2].question == "Is it so?"
+    assert examples[2].answer == "Caf\u00e9\nyes"
+    assert [reject.rule for reject in rejects] == ["duplicate"]
+
+
+def test_cleaned() -> None:
+    assert cleaned("a\tb\nc") == "a\tb\nc"
+    assert cleaned("a\x00\x1b[1m\u202eb\ufeff\r\n\u2028c") == "a[1mb\n\nc"
+    assert cleaned("\u06cc\u200c\u06a9") == "\u06cc\u200c\u06a9"  # a Persian word keeps its zero-width non-joiner
+
+
+def test_a_spool_gives_records_in_order_and_by_number(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "rows")
+    spool.append([b"one", b"", b"three"])
+    spool.append([])
+    spool.append([b"four"])
+    assert [spool[number] for number in (3, 0, 2, 1)] == [b"four", b"one", b"three", b""]
+    assert [(record, spool[0]) for record in spool] == [(r, b"one") for r in (b"one", b"", b"three", b"four")]
+    spool.close()
+
+
+def test_keys_group_rows_in_every_part_of_the_key_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    from raft_tasks.sources import spool
+
+    monkeypatch.setattr(spool, "PART", 7)
+    monkeypatch.setattr(spool, "BLOCK", 5)
+    rng = np.random.default_rng(0)
+    keys = rng.integers(0, 20, (60, 1), dtype=np.uint64)
+    store = Keys(tmp_path / "keys", 1)
+    store.append(np.arange(40), keys[:40])
+    store.append(np.arange(40, 60), keys[40:])
+    alive = np.ones(60, dtype=bool)
+    alive[::9] = False
+    found = sorted(group.tolist() for group in store.groups(alive))
+    expected = ([n for n in range(60) if alive[n] and keys[n] == key] for key in range(20))
+    assert found == sorted(group for group in expected if len(group) > 1)
+    store.close()
