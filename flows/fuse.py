@@ -19,16 +19,16 @@ def fuse(domain: str) -> None:
     total, label = count_rows(filtered), f"fuse@{domain}"
     roles = {settings.model, "base", *(judge.model for judge in settings.models)}
     fused = through(
-        label,
-        iter_rows(filtered, Filtered),
-        total,
-        settings.chunk_rows,
-        params.resources.chunks,
-        new_calls("fuse", settings.budget),
         fuse_chunk,
+        iter_rows(filtered, Filtered),
         settings,
         {role: params.models[role] for role in roles},
         {role: read_json(paths.model_identity(role)) for role in roles},
+        label=label,
+        total=total,
+        chunk_rows=settings.chunk_rows,
+        chunks=params.resources.chunks,
+        calls=new_calls("fuse", settings.budget),
     )
     kept = few_failed(label, fused, total, settings.max_failed, failure)
     write_rows(paths.fused(domain), kept)

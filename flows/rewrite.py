@@ -18,16 +18,16 @@ def rewrite(domain: str) -> None:
     examples = paths.examples(domain) / "train.jsonl"
     total, label = count_rows(examples), f"rewrite@{domain}"
     rewritten = through(
-        label,
-        iter_rows(examples, Example),
-        total,
-        settings.chunk_rows,
-        params.resources.chunks,
-        new_calls("rewrite", settings.budget),
         rewrite_chunk,
+        iter_rows(examples, Example),
         settings,
         params.models[settings.model],
         read_json(paths.model_identity(settings.model)),
+        label=label,
+        total=total,
+        chunk_rows=settings.chunk_rows,
+        chunks=params.resources.chunks,
+        calls=new_calls("rewrite", settings.budget),
     )
     kept = few_failed(label, rewritten, total, settings.max_failed, lambda row: row.failure)
     write_rows(paths.rewritten(domain), kept)

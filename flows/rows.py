@@ -39,14 +39,15 @@ def new_calls(stage: str, budget: Budget) -> Calls:
 
 
 def through(
-    label: str,
+    work: Task[..., list[NewT]],
     rows: Iterable[RowT],
+    *arguments: Any,
+    label: str,
     total: int,
     chunk_rows: int,
     chunks: Chunks,
     calls: Calls,
-    work: Task[..., list[NewT]],
-    *arguments: Any,
+    unit: str = "rows",
 ) -> Iterator[NewT]:
     """`work(chunk, *arguments, calls)` for every `chunk_rows` rows of `rows`; what it returns, in the rows' order.
 
@@ -55,7 +56,7 @@ def through(
     """
     waiting: deque[PrefectWrappedFuture[list[NewT], Any]] = deque()
     portions = _portions(iter(rows), chunk_rows)
-    sight = Sight(label, total, calls)
+    sight = Sight(label, total, unit, calls)
     done = 0
     try:
         while True:
@@ -107,9 +108,9 @@ def few_failed(
 class Sight:
     """What a run of a row stage shows while it works: lines, and on the run's page a bar and at the end a table."""
 
-    def __init__(self, label: str, total: int, calls: Calls) -> None:
+    def __init__(self, label: str, total: int, unit: str, calls: Calls) -> None:
         self.calls, self.total = calls, total
-        self.progress = Progress(label, total, "rows")
+        self.progress = Progress(label, total, unit)
         self.shown = (0, "")
         self.key = label.replace("@", "-").replace("_", "-")
         self.artifact: Any = create_progress_artifact(0.0, key=self.key, description=label)

@@ -17,14 +17,14 @@ def semantic_filter(domain: str) -> None:
     settings = params.semantic_filter
     rewritten = paths.rewritten(domain)
     filtered = through(
-        f"semantic_filter@{domain}",
-        iter_rows(rewritten, Rewritten),
-        count_rows(rewritten),
-        settings.chunk_rows,
-        params.resources.chunks,
-        new_calls("semantic_filter", WITHOUT_LIMIT),
         filter_chunk,
+        iter_rows(rewritten, Rewritten),
         settings,
+        label=f"semantic_filter@{domain}",
+        total=count_rows(rewritten),
+        chunk_rows=settings.chunk_rows,
+        chunks=params.resources.chunks,
+        calls=new_calls("semantic_filter", WITHOUT_LIMIT),
     )
     write_rows(paths.filtered(domain), filtered)
 

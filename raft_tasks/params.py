@@ -227,6 +227,7 @@ class Question(Asking):
     batch_size: PositiveInt
     chunk_rows: PositiveInt  # document chunks per task
     seed: int
+    budget: Budget
 
     @model_validator(mode="after")
     def each_checker_once(self) -> Question:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from raft_tasks import params
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Backend
+from raft_tasks.generation.calls import Calls
 from raft_tasks.generation.questions import make_questions
 from raft_tasks.schemas import Chunk, Questioned, Reject, RejectedPair
 from raft_tasks.sources.documents import chunks
@@ -39,9 +40,18 @@ def chunked(folder: Path, settings: params.Question) -> tuple[list[Chunk], list[
 
 @task(cache_policy=NO_CACHE)
 def question_chunk(
-    rows: list[Chunk], settings: params.Question, maker: Backend, checkers: Mapping[str, Backend]
+    rows: list[Chunk],
+    settings: params.Question,
+    models: dict[str, params.Model | params.Endpoint],
+    identities: dict[str, dict[str, Any]],
+    calls: Calls,
 ) -> list[Questioned]:
-    """What came of each document chunk."""
+    """What came of each document chunk; `models` and `identities` are those of every role, by name."""
+    maker = calls.backend("question", models[settings.model], identities[settings.model])
+    checkers: dict[str, Backend] = {
+        checker.model: calls.backend("check", models[checker.model], identities[checker.model])
+        for checker in settings.checkers
+    }
     return make_questions(rows, maker, checkers, settings)
 
 

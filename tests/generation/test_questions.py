@@ -6,14 +6,14 @@ import pytest
 from scripted import Scripted
 
 from raft_tasks.generation.questions import make_questions, points_to_text
-from raft_tasks.params import Checker, Question
+from raft_tasks.params import Budget, Checker, Question
 from raft_tasks.schemas import Chunk, Questioned
 
 CHECKER = {"template": "check.jinja", "temperature": 0.0, "max_new_tokens": 90, "repairs": 0, "rounds": 1}
 SETTINGS = Question(
     model="maker", template="question.jinja", temperature=0.7, max_new_tokens=90, repairs=0, min_characters=10,
     max_characters=500, pairs=2, rounds=1, checkers=[Checker(model="a", **CHECKER), Checker(model="b", **CHECKER)],
-    agreement=1.0, batch_size=4, chunk_rows=4, seed=0,
+    agreement=1.0, batch_size=4, chunk_rows=4, seed=0, budget=Budget(tokens=None, money=None),
 )  # fmt: skip
 
 
