@@ -33,6 +33,7 @@ def train(
     A run that was killed continues from its last checkpoint under `checkpoints`/<digest of everything above>.
     """
     from raft_tasks import chat, training
+    from raft_tasks.training.launch import Job, train_in_processes
     from raft_tasks.training.train import train_model
 
     sources = [Path(chat.__file__), *Path(training.__path__[0]).glob("*.py")]
@@ -40,7 +41,7 @@ def train(
     key = digest([pairs, identity, method, settings, template, seed, code])
     folder = checkpoints / key[:16]
     with atomic_folder(output) as partial:
-        summary = train_model(
+        job = Job(
             pairs=pairs,
             model=model,
             method=method,
@@ -49,7 +50,11 @@ def train(
             seed=seed,
             output=partial,
             checkpoints=folder,
-            progress=progress,
         )
+        if settings.launch.processes == 1:
+            summary = train_model(**dict(job), progress=progress)
+            assert summary is not None  # this is the only process
+        else:
+            summary = train_in_processes(job, folder / "job", progress)
     shutil.rmtree(folder, ignore_errors=True)
     return summary

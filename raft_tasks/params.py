@@ -343,6 +343,18 @@ class Distill(Section):
     rollout_temperature: PositiveFloat
     rollout_max_new_tokens: PositiveInt
     sampler: Annotated[Generate | ContinuousBatching | Vllm | VllmServer, Field(discriminator="kind")]
+    teacher_dtype: Literal["float32", "bfloat16"] | None  # of a full fine-tuning's frozen copy; None: models.base.dtype
+    teacher_device: str | None  # of the same; None: the student's
+    teacher_adapter: str | None  # folder of a LoRA adapter that the teacher keeps on
+
+
+class Adapter(Section):
+    """LoRA: low-rank matrices beside frozen weights."""
+
+    rank: PositiveInt
+    alpha: PositiveInt  # the update is scaled by alpha / rank
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    targets: Literal["all-linear"] | list[str]  # names of the linear layers that get one
 
 
 class Method(Section):
@@ -351,6 +363,7 @@ class Method(Section):
     teacher: Literal["none", "plain", "answer_conditioned"]
     balance: Literal["ema"] | PositiveFloat | None
     distill: Distill | None
+    adapter: Adapter | None  # None: full fine-tuning
 
     @model_validator(mode="after")
     def settings_go_with_teacher(self) -> Method:
@@ -371,6 +384,31 @@ class Method(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def a_teacher_without_adapter_is_no_copy(self) -> Method:
+        if self.adapter and self.distill and (self.distill.teacher_dtype or self.distill.teacher_device):
+            raise ValueError(
+                "teacher_dtype and teacher_device place the frozen copy of full fine-tuning; with an adapter the "
+                "teacher is the student's own weights, so both must be null"
+            )
+        return self
+
+
+class Launch(Section):
+    """Over how many processes a training is spread, and how."""
+
+    processes: PositiveInt
+    strategy: Literal["none", "ddp", "fsdp2"]
+
+    @model_validator(mode="after")
+    def a_strategy_is_for_several(self) -> Launch:
+        if (self.processes == 1) != (self.strategy == "none"):
+            raise ValueError(
+                f"{self.processes} process(es) with strategy {self.strategy!r}: expected ddp or fsdp2 exactly where "
+                "there is more than one process"
+            )
+        return self
+
 
 class Train(Section):
     epochs: PositiveInt
@@ -384,12 +422,19 @@ class Train(Section):
     max_length: PositiveInt
     too_long: Literal["refuse", "cut"]
     checkpoint_steps: PositiveInt
+    gradient_checkpointing: bool
+    group_by_length: bool
+    launch: Launch
 
     @model_validator(mode="after")
     def micro_batches_fill_the_batch(self) -> Train:
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        if self.batch_size < self.launch.processes:
+            raise ValueError(
+                f"batch_size {self.batch_size} leaves some of {self.launch.processes} processes without a row"
             )
         return self
 

@@ -34,13 +34,19 @@ class Scoring:
     dtype: torch.dtype | None = None  # of the hidden states; None: as the model gives them
 
 
-def enable_scoring(model: PreTrainedModel) -> None:
+def network_of(model: Any) -> PreTrainedModel:
+    """The causal language model itself, in a model with adapters too."""
+    network: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return network
+
+
+def enable_scoring(model: Any) -> None:
     """Make `model(scoring=...)` work. Everything else (logits, `generate`, saving) stays as it is.
 
     The model must not be copied afterwards: a copy would run the original's layers.
     """
-    known = output_head(model)
-    linear = model.get_output_embeddings()
+    network = network_of(model)
+    known, linear = output_head(network), network.get_output_embeddings()
     own_forward, own_linear = model.forward, linear.forward
 
     def at_linear(hidden: Tensor, scoring: Scoring | None = None) -> Any:
@@ -54,7 +60,7 @@ def enable_scoring(model: PreTrainedModel) -> None:
     def forward(*args: Any, scoring: Scoring | None = None, **kwargs: Any) -> Any:
         if scoring is None:
             return own_forward(*args, **kwargs)
-        return linear(completion_states(model, scoring.prompts, scoring.completions), scoring=scoring)
+        return linear(completion_states(network, scoring.prompts, scoring.completions), scoring=scoring)
 
     model.forward, linear.forward = forward, at_linear
 

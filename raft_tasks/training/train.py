@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,12 @@ from raft_tasks.chat import stop_ids
 from raft_tasks.errors import InputError
 from raft_tasks.params import Distill, Method, Model, Train
 from raft_tasks.schemas import TrainingPair
+from raft_tasks.training.adapters import STUDENT, with_adapter
 from raft_tasks.training.checkpoints import last_complete
 from raft_tasks.training.conversations import Encoded, encode_pairs, teacher_message, unknown_share
 from raft_tasks.training.model_card import model_card
 from raft_tasks.training.scoring import output_head
+from raft_tasks.training.teacher import Teacher, WithoutAdapter, frozen_copy
 from raft_tasks.training.trainer import RaftTrainer
 from raft_tasks.training.weights import load_model, quiet, relative_distance, weights_digest
 
@@ -34,7 +35,7 @@ def train_model(
     output: Path,
     checkpoints: Path,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Train one model by one method; resume where an interrupted call with the same arguments stopped.
 
     Args:
@@ -45,28 +46,30 @@ def train_model(
         template_text: the answer-conditioned teacher's user turn, Jinja over `question` and `answer`; other methods
             do not read it.
         seed: of batch order, rollouts and dropout.
-        output: gets model/ (weights, tokenizer, model card) and steps.csv (COLUMNS). Complete only on return.
+        output: gets model/ (weights, tokenizer, model card; a LoRA adapter is merged into the weights and also lies
+            in model/adapter) and steps.csv (COLUMNS). Complete only on return.
         checkpoints: folder of this training alone; the caller removes it after success.
         progress: called after every optimiser step with (steps done, steps in all).
 
     Returns:
-        The summary: steps, sizes, time, final losses, lambda, distance of the weights to the base.
+        The summary: steps, sizes, time, final losses, lambda, distance of the weights to the base. Of several
+        processes only the first writes and returns something.
 
     Raises:
         ModelError, ChatError, ConversationError, CheckpointError, InputError: before training, each saying what to do.
         TrainingDiverged: naming step and rows; the batch is kept as JSON in `checkpoints`.
     """
-    # AdamW's steps vanish in bfloat16 weights, so the student is float32; train.precision says how it computes
-    student, tokenizer = load_model(model, torch.float32)
-    base_digest = weights_digest(student)
+    # AdamW's steps vanish in bfloat16 weights, so what is trained is float32; train.precision says how it computes
+    network, tokenizer = load_model(model, torch.float32 if method.adapter is None else getattr(torch, model.dtype))
+    base_digest = weights_digest(network)
     data_digest = digest([pairs])
     distill = method.distill  # None exactly where there is no teacher
     if distill:
-        check_top_k(distill, len(output_head(student).weight))
+        check_top_k(distill, len(output_head(network).weight))
     rows = encode_pairs(
         pairs,
         tokenizer,
-        max_length=min(train.max_length, student.config.get_text_config().max_position_embeddings),
+        max_length=min(train.max_length, network.config.get_text_config().max_position_embeddings),
         teacher=teacher_turn(method, template_text),
         rollout_max_new_tokens=distill.rollout_max_new_tokens if distill else 0,
         system=model.system,
@@ -75,11 +78,14 @@ def train_model(
     template = template_text if method.teacher == "answer_conditioned" else None
     fingerprint = digest([model, method, train, template, seed, data_digest, base_digest])
 
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    resumed = last_complete(checkpoints, fingerprint)
-    output.mkdir(parents=True, exist_ok=True)
     arguments = training_arguments(train, len(rows), seed, checkpoints)
-    teacher = deepcopy(student).to(getattr(torch, model.dtype)).to(arguments.device) if distill else None
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    with arguments.main_process_first():  # it removes what was cut short
+        resumed = last_complete(checkpoints, fingerprint)
+    output.mkdir(parents=True, exist_ok=True)
+    student, teacher = make_pair(network, model, method, seed, arguments)
+    if train.gradient_checkpointing:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
     with quiet():
         trainer = RaftTrainer(
             student, teacher, rows, tokenizer, method, train, arguments, fingerprint, output / "steps.csv", progress
@@ -88,20 +94,44 @@ def train_model(
             trainer.balance.load_state_dict(resumed[1]["balance"])
         trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
 
-    base = teacher if teacher is not None else load_model(model, torch.float32)[0]
-    distance = relative_distance(student, base)
-    answer_tokens = sum(len(row.answer) for row in rows)
-    generation = student.generation_config
-    generation.eos_token_id = stop_ids(tokenizer, generation.eos_token_id)  # whoever generates with it stops there
+    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # by all together
+    if not arguments.should_save:
+        return None
+    base = load_model(model, torch.float32)[0]
+    if weights is not None:  # the student is in shards
+        student = make_pair(load_model(model, torch.float32)[0], model, method, seed, arguments)[0]
+        student.load_state_dict(weights)
+    trainable = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     with quiet():
+        if method.adapter is not None:
+            student.save_pretrained(output / "model" / "adapter", selected_adapters=[STUDENT])
+            student = student.float().merge_and_unload(adapter_names=[STUDENT])
+        distance = relative_distance(student, base)
+        generation = student.generation_config
+        generation.eos_token_id = stop_ids(tokenizer, generation.eos_token_id)  # whoever generates with it stops there
         student.to(getattr(torch, model.dtype)).save_pretrained(output / "model")
     tokenizer.save_pretrained(output / "model")
+    answer_tokens = sum(len(row.answer) for row in rows)
     card = model_card(
         model=model, method=method, train=train, seed=seed, rows=len(rows),
         answer_tokens=answer_tokens, data_digest=data_digest, base_digest=base_digest,
     )  # fmt: skip
     (output / "model" / "README.md").write_text(card, encoding="utf-8")
-    return summary(trainer.steps(), student, rows, tokenizer, distance, answer_tokens * train.epochs)
+    return summary(trainer.steps(), student, trainable, rows, tokenizer, distance, answer_tokens * train.epochs)
+
+
+def make_pair(
+    network: PreTrainedModel, model: Model, method: Method, seed: int, arguments: TrainingArguments
+) -> tuple[Any, Teacher | None]:
+    """Student and teacher before the first step; `network` becomes the student."""
+    if method.adapter is None:
+        if method.distill is None:
+            return network, None
+        return network, frozen_copy(network, method.distill, model.dtype, arguments.device)
+    own_adapter = method.distill.teacher_adapter if method.distill else None
+    torch.manual_seed(seed)  # of the adapter's first weights
+    student = with_adapter(network, method.adapter, own_adapter)
+    return student, None if method.distill is None else WithoutAdapter(own_adapter is not None)
 
 
 def teacher_turn(method: Method, template_text: str) -> Callable[[TrainingPair], str] | None:
@@ -142,12 +172,17 @@ def training_arguments(train: Train, rows: int, seed: int, checkpoints: Path) ->
         logging_steps=1,
         logging_nan_inf_filter=False,
         log_level="error",
+        log_level_replica="error",
         disable_tqdm=True,
         report_to="none",
         remove_unused_columns=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
+        ddp_backend=None if train.launch.processes == 1 or torch.cuda.is_available() else "gloo",
+        ddp_find_unused_parameters=False,
+        fsdp=True if train.launch.strategy == "fsdp2" else None,  # type: ignore[arg-type]  # it is so documented
+        fsdp_config={"version": 2, "reshard_after_forward": True, "state_dict_type": "SHARDED_STATE_DICT"},
         use_cache=True,  # else the saved model's config would switch the cache off for its users
         seed=seed,
         data_seed=seed,
@@ -159,6 +194,7 @@ def training_arguments(train: Train, rows: int, seed: int, checkpoints: Path) ->
 def summary(
     steps: list[dict[str, Any]],
     student: PreTrainedModel,
+    trainable: int,
     rows: list[Encoded],
     tokenizer: PreTrainedTokenizerBase,
     distance: dict[str, float],
@@ -171,6 +207,7 @@ def summary(
         "steps": len(steps),
         "seconds": sum(row["seconds"] for row in steps),
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "trainable_parameters": trainable,
         "rows": len(rows),
         "answer_tokens_trained": answer_tokens,
         "rows_cut": sum(row.cut > 0 for row in rows),  # answers that train.too_long shortened

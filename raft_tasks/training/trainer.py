@@ -16,17 +16,18 @@ the number of processes changes what is learned. Gradients are exchanged in the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import (
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -51,7 +52,8 @@ from raft_tasks.training.losses import (
     trajectory_loss,
 )
 from raft_tasks.training.rollouts import Rollout, Sampler, make_sampler, rollout_seed
-from raft_tasks.training.scoring import Scoring, completion_mask, enable_scoring
+from raft_tasks.training.scoring import Scoring, completion_mask, enable_scoring, network_of
+from raft_tasks.training.teacher import Teacher
 from raft_tasks.training.token_weights import WEIGHTS
 
 MASS_EVERY = 7  # where the student's mass in the top K costs a product with the head: a prime, so all phases are met
@@ -61,8 +63,8 @@ class RaftTrainer(Trainer):
     """The Trainer with the losses of one method. Batches are lists of `Encoded`, tensors are made where they are used.
 
     Args:
-        student: is trained in place.
-        teacher: frozen, in evaluation mode; None exactly where the method has none.
+        student: is trained in place; a causal language model, with an adapter or not.
+        teacher: None exactly where the method has none.
         rows: what is learned.
         tokenizer: names the tokens that end a turn.
         method: the row of the methods table.
@@ -76,8 +78,8 @@ class RaftTrainer(Trainer):
 
     def __init__(
         self,
-        student: PreTrainedModel,
-        teacher: PreTrainedModel | None,
+        student: Any,
+        teacher: Teacher | None,
         rows: list[Encoded],
         tokenizer: PreTrainedTokenizerBase,
         method: Method,
@@ -97,23 +99,22 @@ class RaftTrainer(Trainer):
             callbacks=[Bookkeeping(self)],
         )
         self.remove_callback(PrinterCallback)
+        self.sharding_is_set_up = False
         self.rows, self.distill, self.sizes = rows, method.distill, train
         self.fingerprint, self.steps_csv, self.progress = fingerprint, steps_csv, progress
         self.compute_dtype = torch.bfloat16 if arguments.bf16 else None
         self.balance = make_balance(method)
         self.learns_answers = method.cross_entropy != "none"
         self.weigh = WEIGHTS[method.cross_entropy] if self.learns_answers else None
-        self.student = student
-        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
-        if teacher is not None:
-            enable_scoring(teacher)
+        self.student, self.teacher = student, teacher
         student.train()
         self.sampler = sampler
         if sampler is None and method.distill is not None:
+            network = network_of(student)
             self.sampler = make_sampler(
                 method.distill,
-                student,
-                stop_ids(tokenizer, student.generation_config.eos_token_id),
+                network,
+                stop_ids(tokenizer, network.generation_config.eos_token_id),
                 self.accelerator.autocast,
                 max(len(row.prompt) for row in rows) + method.distill.rollout_max_new_tokens,
                 arguments.process_index,
@@ -122,10 +123,26 @@ class RaftTrainer(Trainer):
         self.own: list[MicroBatch] = []  # this process's share of the current optimiser step
         self.books = StepBooks([], arguments.device)  # of the current optimiser step
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp_plugin_args is None:
+            return
+        from accelerate.state import PartialState
+        from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+        state = self.accelerator.state
+        if self.args.device.type == "cpu":  # accelerate shards on GPUs alone, but what it calls works here as well
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+        if self.args.bf16:  # accelerate's own policy would round gradients and losses to bfloat16 too
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            state.fsdp_plugin.mixed_precision_policy = policy
+
     def get_train_dataloader(self) -> DataLoader:
         """One batch per optimiser step, the same in every process."""
         lengths = [len(row.prompt) + len(row.answer) for row in self.rows]
-        sampler = StepSampler(lengths, self.sizes.batch_size, self.args.seed, grouped=False)
+        sampler = StepSampler(lengths, self.sizes.batch_size, self.args.seed, self.sizes.group_by_length)
         return StepLoader(self.rows, batch_sampler=sampler, collate_fn=list)  # type: ignore[arg-type]  # a list will do
 
     # --- one optimiser step ---
@@ -139,20 +156,21 @@ class RaftTrainer(Trainer):
         self.student.train()
         if self.teacher is not None:
             with self.books.phase("rollout"):
-                self.books.rollouts = self.sample()
+                self.books.rollouts = self.sample(model)
             self.kl_backward(model)
         if self.learns_answers:
             with self.books.phase("student"):
                 self.sft_backward(model)
         return torch.tensor(self.books.loss, device=self.args.device)
 
-    def sample(self) -> list[Rollout]:
+    def sample(self, model: Any) -> list[Rollout]:
         """Step 1: one rollout for every row of the step, each sampled by the process that passes the row."""
         assert self.sampler is not None
         rows = self.books.rows
         own = sorted(row for batch in self.own if batch.counts for row in batch.rows)
         seeds = [rollout_seed(self.args.seed, self.state.global_step, rows[row].id) for row in own]
-        drawn = self.sampler([rows[row].prompt for row in own], seeds) if own else []
+        with self.whole(model):
+            drawn = self.sampler([rows[row].prompt for row in own], seeds) if own else []
         rollouts = dict(self.gathered(list(zip(own, drawn, strict=True))))
         return [rollouts[row] for row in range(len(rows))]
 
@@ -167,7 +185,7 @@ class RaftTrainer(Trainer):
             factor = self.books.sums["lambda"] = self.balance.update(0.0, 0.0)  # a number: params.Method checks
         for batch in self.own:
             with self.books.phase("teacher"):
-                taught = self.taught(batch)
+                taught = self.taught(model, batch)
             last = not self.learns_answers and batch is self.own[-1]
             with self.books.phase("student"), nullcontext() if last else self.without_exchange(model):
                 loss, student_mass, teacher_mass = self.kl_loss(model, batch, taught)
@@ -225,15 +243,20 @@ class RaftTrainer(Trainer):
             self.add(batch, l_sft=loss.item(), nll=nll.item())
         return loss
 
-    def taught(self, batch: MicroBatch) -> TopK:
-        """The teacher's top K at the positions of the rollouts (Eqs. 7-9)."""
-        assert self.distill is not None
+    def taught(self, model: Any, batch: MicroBatch) -> TopK:
+        """The teacher's top K at the positions of the rollouts (Eqs. 7-9), on the student's device."""
+        assert self.distill and self.teacher  # noqa: PT018  # there is a teacher
         top_k, tail = self.distill.top_k, self.tail_temperature
         prompts = [self.books.rows[row].teacher_prompt or [] for row in batch.rows]
-        with torch.no_grad():
-            return self.scored(
-                self.teacher, prompts, self.drawn(batch), lambda hidden, head: lean_top_k(hidden, head, top_k, tail)
-            )
+        taught: TopK = self.scored(
+            partial(self.teacher, model),
+            prompts,
+            self.drawn(batch),
+            lambda hidden, head: lean_top_k(hidden, head, top_k, tail),
+        )
+        ids, logits, log_mass, outside = (None if kept is None else kept.to(self.args.device) for kept in taught)
+        assert ids is not None and logits is not None and log_mass is not None  # noqa: PT018
+        return TopK(ids, logits, log_mass, outside)
 
     def kl_loss(self, model: Any, batch: MicroBatch, taught: TopK) -> tuple[Tensor, Tensor, Tensor]:
         """This micro-batch's part of L_KL (Eqs. 8-10) and of student's and teacher's mean mass in the top K."""
@@ -283,6 +306,23 @@ class RaftTrainer(Trainer):
         FSDP2 does exchange: what it would have to keep until then is what sharding saves, a whole gradient.
         """
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+    @contextmanager
+    def whole(self, model: Any) -> Iterator[None]:
+        """Sharded weights are whole within: gathered once for all tokens of a rollout, not for each."""
+        shards = [layer for layer in model.modules() if isinstance(layer, FSDPModule)]
+        if shards and not self.sharding_is_set_up:  # FSDP2 does that in a first pass through the outermost module
+            row = self.books.rows[0]
+            with torch.no_grad():
+                self.scored(model, [row.prompt], [row.answer[:1]], lambda hidden, head: hidden.sum())
+            self.sharding_is_set_up = True
+        for shard in shards:
+            shard.set_reshard_after_forward(False, recurse=False)
+            shard.unshard()
+        yield
+        for shard in shards:
+            shard.reshard()
+            shard.set_reshard_after_forward(shard is not model, recurse=False)
 
     def gathered(self, items: list[Any]) -> list[Any]:
         """The items of all processes."""

@@ -22,6 +22,7 @@ from raft_tasks.training.books import COLUMNS, TrainingDiverged
 from raft_tasks.training.checkpoints import CheckpointError
 from raft_tasks.training.conversations import ConversationError, encode_pairs, end_of_turn
 from raft_tasks.training.rollouts import Rollout
+from raft_tasks.training.teacher import FrozenCopy
 from raft_tasks.training.train import teacher_turn, train_model, training_arguments
 from raft_tasks.training.trainer import RaftTrainer
 from raft_tasks.training.weights import load_model
@@ -60,7 +61,7 @@ def numbers(folder):
 
 def make_trainer(model, folder, method, settings, rollouts):
     student, tokenizer = load_model(model, torch.float32)
-    teacher = load_model(model, torch.float32)[0] if method.distill else None
+    teacher = FrozenCopy(load_model(model, torch.float32)[0]) if method.distill else None
     limit = method.distill.rollout_max_new_tokens if method.distill else 0
     rows = encode_pairs(pairs(), tokenizer, settings.max_length, teacher_turn(method, TEACHER), limit)
     return RaftTrainer(
@@ -125,7 +126,7 @@ def test_one_step_is_equations_6_to_12(tiny_model, tmp_path, micro, tail):
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     plain = load_model(tiny_model, torch.float32)[0]
     plain.load_state_dict(trainer.student.state_dict())
-    l_sft, l_kl, weight = plain_step(plain, trainer.teacher, rows, ROLLOUTS, 8, 1.5, 3.0, tail)
+    l_sft, l_kl, weight = plain_step(plain, trainer.teacher.network, rows, ROLLOUTS, 8, 1.5, 3.0, tail)
 
     loss, gradients = one_step(trainer, rows)
     assert trainer.books.sums["l_sft"] == pytest.approx(l_sft, abs=1e-5)
@@ -190,12 +191,12 @@ def test_one_step_without_a_cross_entropy_is_the_teachers_alone(tiny_model, tmp_
 
 def test_the_teacher_is_frozen_and_in_evaluation_mode(tiny_model, tmp_path):
     trainer = make_trainer(tiny_model, tmp_path, METHODS["raft"], train(), ROLLOUTS)
-    before = {name: value.clone() for name, value in trainer.teacher.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.teacher.network.state_dict().items()}
     one_step(trainer, trainer.train_dataset[:4])
-    assert not trainer.teacher.training
+    assert not trainer.teacher.network.training
     assert trainer.student.training
-    assert all(parameter.grad is None for parameter in trainer.teacher.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in trainer.teacher.state_dict().items())
+    assert all(parameter.grad is None for parameter in trainer.teacher.network.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in trainer.teacher.network.state_dict().items())
 
 
 # --- whole trainings ---

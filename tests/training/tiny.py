@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from raft_tasks.params import Distill, Method, Train
+from raft_tasks.params import Adapter, Distill, Launch, Method, Train
 from raft_tasks.schemas import TrainingPair
 
 THINGS = ["reactor", "harbour", "motto", "colour"]
@@ -78,7 +78,8 @@ def train(**changes: Any) -> Train:
     settings: dict[str, Any] = {
         "epochs": 2, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 3e-3, "weight_decay": 0.01,
         "warmup_ratio": 0.1, "max_grad_norm": 1.0, "precision": "float32", "max_length": 64, "too_long": "refuse",
-        "checkpoint_steps": 2,
+        "checkpoint_steps": 2, "gradient_checkpointing": False, "group_by_length": False,
+        "launch": Launch(processes=1, strategy="none"),
     }  # fmt: skip
     return Train(**(settings | changes))
 
@@ -88,6 +89,7 @@ def distill(**changes: Any) -> Distill:
         "template": "teacher.jinja", "temperature": 1.5, "top_k": 8, "ema_beta": 0.9, "lambda_max": 10.0,
         "tail_bucket": False, "rollout_temperature": 1.0, "rollout_max_new_tokens": 6,
         "sampler": {"kind": "generate", "batch_size": 64},
+        "teacher_dtype": None, "teacher_device": None, "teacher_adapter": None,
     }  # fmt: skip
     return Distill(**(settings | changes))
 
@@ -96,10 +98,12 @@ def method(**changes: Any) -> Method:
     """Plain SFT, but for `changes`."""
     settings: dict[str, Any] = {
         "answers": "raw", "cross_entropy": "plain", "teacher": "none", "balance": None, "distill": None,
+        "adapter": None,
     }  # fmt: skip
     return Method(**(settings | changes))
 
 
+LORA = Adapter(rank=4, alpha=8, dropout=0.0, targets="all-linear")
 METHODS = {
     "sft": method(),
     "sdft": method(answers="rewritten"),
@@ -111,4 +115,6 @@ METHODS = {
         answers="fused", cross_entropy="none", teacher="answer_conditioned", balance=1.0, distill=distill()
     ),
     "raft": method(answers="fused", teacher="answer_conditioned", balance="ema", distill=distill()),
+    "sft_lora": method(adapter=LORA),
+    "raft_lora": method(answers="fused", teacher="answer_conditioned", balance="ema", distill=distill(), adapter=LORA),
 }

@@ -1,0 +1,72 @@
+"""The frozen teacher: a copy of the base for full fine-tuning, the student without its adapter for LoRA."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from raft_tasks.errors import InputError
+from raft_tasks.params import Distill
+from raft_tasks.training.adapters import as_teacher, merged
+from raft_tasks.training.scoring import Scoring, enable_scoring
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Teacher(Protocol):
+    """What the student is held to."""
+
+    def __call__(self, student: Any, scoring: Scoring) -> Any:
+        """One forward pass without gradient; `student` is the model as it is wrapped for training."""
+        ...
+
+
+class FrozenCopy:
+    """A model of its own, whole in every process."""
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        self.network = network.eval().requires_grad_(False)
+        enable_scoring(self.network)
+
+    @torch.no_grad()
+    def __call__(self, student: Any, scoring: Scoring) -> Any:
+        return self.network(scoring=scoring)
+
+
+class WithoutAdapter:
+    """The student's own weights with its adapter off, or with the teacher's adapter instead."""
+
+    def __init__(self, own_adapter: bool) -> None:
+        self.own_adapter = own_adapter
+
+    @torch.no_grad()
+    def __call__(self, student: Any, scoring: Scoring) -> Any:
+        with as_teacher(student, self.own_adapter):
+            return student(scoring=scoring)
+
+
+def frozen_copy(network: PreTrainedModel, distill: Distill, dtype: str, device: torch.device) -> FrozenCopy:
+    """The teacher of full fine-tuning.
+
+    Args:
+        network: the student before its first step.
+        distill: the teacher's adapter, dtype and device; where these are null, `dtype` and `device` hold.
+
+    Raises:
+        InputError: if there is no such device.
+    """
+    copy = deepcopy(network)
+    if distill.teacher_adapter is not None:
+        copy = merged(copy, distill.teacher_adapter)
+    try:
+        return FrozenCopy(copy.to(getattr(torch, distill.teacher_dtype or dtype)).to(distill.teacher_device or device))
+    except (RuntimeError, AssertionError) as error:
+        if distill.teacher_device is None or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InputError(
+            f"distill.teacher_device: got {distill.teacher_device!r}, expected null, cpu or a device of this machine "
+            f"such as cuda:1: {error}"
+        ) from error

@@ -1,0 +1,50 @@
+"""One process of a training that is spread over several: `accelerate launch -m raft_tasks.training.worker JOB.json`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import sys
+import threading
+from pathlib import Path
+
+from raft_tasks.artifacts import read_json, write_json
+from raft_tasks.errors import InputError
+from raft_tasks.training.launch import ERROR, PROGRESS_LINE, SUMMARY, Job
+
+
+def main(path: Path) -> None:
+    if stat.S_ISFIFO(os.fstat(0).st_mode):  # a pipe from `launch`, not a terminal
+        threading.Thread(target=end_with_the_pipe, daemon=True).start()
+    from raft_tasks.training.train import train_model
+
+    job = Job.model_validate(read_json(path), strict=False)
+    try:
+        summary = train_model(
+            pairs=job.pairs,
+            model=job.model,
+            method=job.method,
+            train=job.train,
+            template_text=job.template_text,
+            seed=job.seed,
+            output=job.output,
+            checkpoints=job.checkpoints,
+            progress=lambda done, total: print(f"{PROGRESS_LINE}{done} {total}", flush=True),
+        )
+    except InputError as error:  # every process meets it; the files are alike
+        write_json(path.parent / ERROR, {"message": str(error)})
+        raise
+    if summary is not None:
+        write_json(path.parent / SUMMARY, summary)
+
+
+def end_with_the_pipe() -> None:
+    """Kill this process once nobody holds the other end of its standard input."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
