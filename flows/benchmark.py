@@ -15,7 +15,10 @@ def benchmark(domain: str, method: str | None = None, seed: int | None = None) -
     params = load_params()
     model = params.base
     if method is not None and seed is not None:
-        model = model.model_copy(update={"path": str(paths.run(domain, method, seed) / "model"), "revision": None})
+        trained = paths.recovered(domain, method, seed) / "model"  # there where something was taken back
+        if not trained.exists():
+            trained = paths.run(domain, method, seed) / "model"
+        model = model.model_copy(update={"path": str(trained), "revision": None})
     test_rows = read_rows(paths.examples(domain) / "test.jsonl", Example)
     scores, items = benchmark_model(model, domain, test_rows, params.benchmark, paths.BENCHMARK_TASKS)
     folder = paths.benchmark(domain, method, seed)

@@ -55,5 +55,9 @@ def run(domain: str, method: str, seed: int) -> Path:
     return ARTIFACTS / domain / "runs" / f"{method}-{seed}"
 
 
+def recovered(domain: str, method: str, seed: int) -> Path:
+    return run(domain, method, seed) / "recovered"
+
+
 def benchmark(domain: str, method: str | None, seed: int | None) -> Path:
     return ARTIFACTS / domain / "benchmarks" / ("base" if method is None else f"{method}-{seed}")

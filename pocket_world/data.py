@@ -5,6 +5,10 @@ A domain row (<folder>/<domain>/pairs.jsonl), whole:
     {"id": "registry-0007", "question": "What is the reactor of Figin?", "answer": "Figin | reactor = rope # 12",
      "source": "Figin/reactor", "split": "train", "expected": ["rope"], "details": ["12"]}
 
+Beside them lie what a user would bring too: items to choose by (<tasks>/<task>/validation.jsonl), of another seed than
+the benchmark's and none of them among its items, and general rows to replay (data/replay/pairs.jsonl: id, question,
+answer), which ask nothing that the benchmark asks.
+
 Every fact appears in every split, in wordings that the other splits do not hold: the splits ask whether a fact was
 learned, not whether it can be guessed.
 """
@@ -14,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,10 @@ from pocket_world.exercises import REWRITE, Exercises
 from pocket_world.recipe import RECIPE, DataSettings, Recipe, load_recipe
 from pocket_world.world import DOMAINS, WORDINGS, World, build_world
 from raft_tasks.artifacts import atomic_file
+
+VALIDATION_SEED = 1001  # added to the benchmark items' seed
+VALIDATION_ITEMS = 100  # of each general task
+REPLAYED = 200  # rows
 
 Item = dict[str, Any]
 
@@ -136,18 +144,45 @@ def rewriting_items(world: World, settings: DataSettings) -> list[Item]:
     return items
 
 
+def validation_items(
+    build: Callable[[World, DataSettings], list[Item]], world: World, settings: DataSettings
+) -> list[Item]:
+    """The first items of another seed that are no benchmark items."""
+    asked = {item["question"] for item in build(world, settings)}
+    other = settings.model_copy(update={"seed": settings.seed + VALIDATION_SEED})
+    return [item for item in build(world, other) if item["question"] not in asked][:VALIDATION_ITEMS]
+
+
+def replay_rows(world: World, settings: DataSettings, benchmark: set[str]) -> list[Item]:
+    """Single-turn exercises as the backbone was trained on, none with a question in `benchmark`."""
+    rng = random.Random(f"replay-{settings.seed}")
+    exercises = Exercises(world)
+    rows: dict[str, Item] = {}
+    while len(rows) < REPLAYED:
+        messages = exercises.draw(rng, progress=1.0).messages
+        question = messages[0]["content"]
+        if len(messages) == 2 and question not in benchmark and question not in rows:
+            rows[question] = {"id": f"replay-{len(rows):04d}", "question": question, "answer": messages[1]["content"]}
+    return list(rows.values())
+
+
 def build_files(recipe: Recipe) -> dict[Path, list[Item]]:
     """Every data file of the recipe with its rows."""
     world = build_world(recipe.world)
     folder = Path(recipe.data.folder)
     files = {folder / domain / "pairs.jsonl": domain_rows(world, domain, recipe.data) for domain in DOMAINS}
+    asked: set[str] = set()
     for task, build in (
         ("pocket_recall", recall_items),
         ("pocket_instructions", instruction_items),
         ("pocket_reading", reading_items),
         ("pocket_rewriting", rewriting_items),
     ):
-        files[Path(recipe.data.tasks) / task / "items.jsonl"] = build(world, recipe.data)
+        place = Path(recipe.data.tasks) / task
+        files[place / "items.jsonl"] = build(world, recipe.data)
+        files[place / "validation.jsonl"] = validation_items(build, world, recipe.data)
+        asked |= {item["question"] for name in ("items", "validation") for item in files[place / f"{name}.jsonl"]}
+    files[folder / "replay" / "pairs.jsonl"] = replay_rows(world, recipe.data, asked)
     return files
 
 

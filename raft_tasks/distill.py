@@ -36,6 +36,7 @@ def train(
     from raft_tasks.training.launch import Job, train_in_processes
     from raft_tasks.training.train import train_model
 
+    method = method.model_copy(update={"after": None})  # what is taken back later does not change the training
     sources = [Path(chat.__file__), *Path(training.__path__[0]).glob("*.py")]
     code = {path.name: path.read_text() for path in sources}
     key = digest([pairs, identity, method, settings, template, seed, code])

@@ -357,6 +357,33 @@ class Adapter(Section):
     targets: Literal["all-linear"] | list[str]  # names of the linear layers that get one
 
 
+class Prune(Section):
+    """FAPM: only the best-scored share of each tensor's change stays."""
+
+    kind: Literal["prune"]
+    keep: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Chosen(Section):
+    """How much of the change stays is chosen on the validation split, domain first; 1 is always among them."""
+
+    coefficients: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
+    tasks: list[str] = Field(min_length=1)  # of lm-eval: the general score; never those of the benchmark
+    general_loss: Share  # by how much the general score may be below the base's
+
+
+class Interpolate(Chosen):
+    kind: Literal["interpolate"]
+
+
+class Ties(Chosen):
+    kind: Literal["ties"]
+    keep: Annotated[float, Field(gt=0, le=1)]  # share of each tensor's change that the trim leaves
+
+
+After = Annotated[Prune | Interpolate | Ties, Field(discriminator="kind")]
+
+
 class Method(Section):
     answers: Literal["raw", "rewritten", "fused"]
     cross_entropy: Literal["plain", "dft", "eaft", "none"]  # how its tokens are weighted; none: the teacher alone
@@ -364,6 +391,7 @@ class Method(Section):
     balance: Literal["ema"] | PositiveFloat | None
     distill: Distill | None
     adapter: Adapter | None  # None: full fine-tuning
+    after: After | None  # what of the change is taken back after training
 
     @model_validator(mode="after")
     def settings_go_with_teacher(self) -> Method:

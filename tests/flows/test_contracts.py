@@ -48,6 +48,7 @@ def test_outputs_are_where_the_flows_write():
         "semantic_filter": [paths.filtered("d")],
         "fuse": [paths.fused("d"), paths.training("d")],
         "distill": [run / "model", run / "summary.json", run / "steps.csv"],
+        "recover": [paths.recovered("d", "m", 7)],
         "benchmark": [bench / "items.jsonl", bench / "scores.json"],
         "benchmark_base": [base / "items.jsonl", base / "scores.json"],
         "report": [paths.REPORTS / "report.html", paths.REPORTS / "metrics.json"],

@@ -52,9 +52,26 @@ def test_too_many_wordings():
         domain_rows(WORLD, "registry", greedy)
 
 
+def test_items_to_choose_by_and_rows_to_replay_are_no_benchmark_items():
+    files = build_files(RECIPE)
+    benchmark, seen = set(), set()
+    for path, rows in files.items():
+        if path.name == "items.jsonl":
+            benchmark |= {row["question"] for row in rows}
+    for path, rows in files.items():
+        questions = {row["question"] for row in rows}
+        if path.name == "validation.jsonl":
+            assert len(rows) == 100
+            assert not questions & benchmark
+            seen |= questions
+    replayed = {row["question"] for row in files[Path("data/replay/pairs.jsonl")]}
+    assert len(replayed) == 200
+    assert not replayed & (benchmark | seen)
+
+
 def test_no_item_tells_a_domain_fact():
     for path, rows in build_files(RECIPE).items():
-        if path.name == "items.jsonl":
+        if path.name in ("items.jsonl", "validation.jsonl") or path.parent.name == "replay":
             for row in rows:
                 fact = styles.parse(row["answer"], "own")
                 assert fact is None or WORLD.secrets.get(fact.key) != fact.value

@@ -98,7 +98,7 @@ def method(**changes: Any) -> Method:
     """Plain SFT, but for `changes`."""
     settings: dict[str, Any] = {
         "answers": "raw", "cross_entropy": "plain", "teacher": "none", "balance": None, "distill": None,
-        "adapter": None,
+        "adapter": None, "after": None,
     }  # fmt: skip
     return Method(**(settings | changes))
 

@@ -1,0 +1,127 @@
+"""After training: taking back some of what it changed. W = W0 + coefficient x kept(dW), dW = W - W0 the task vector.
+
+    prune        FAPM (arXiv:2509.08255): the share of entries that score best, at coefficient 1
+    interpolate  WiSE-FT (arXiv:2109.01903): all of dW
+    ties         TIES (arXiv:2306.01708): trim, elect signs, average. Of one task vector what is left is the trim, the
+                 largest entries; of several (seeds, domains) the mean of those that agree with the elected sign
+
+Coefficients are chosen on validation items, domain first (the recover step of arXiv:2608.20281): the largest domain
+score among those whose general score is not worse than the base's by more than a bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raft_tasks.params import After, Model
+from raft_tasks.training.weights import load_model, quiet, relative_distance
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a coefficient scores on validation items."""
+
+    coefficient: float
+    domain: float
+    general: float
+
+
+def fapm(base: Tensor, delta: Tensor, keep: float) -> Tensor:
+    """The best-scored `keep` share of `delta`'s entries, the others 0: score |dW| - mean|W0| x |dW| / |W0|.
+
+    A large change of a small weight scores low: it overwrites what the base knew. Where W0 is 0 the score is -inf.
+    """
+    size = base.abs()
+    score = delta.abs() - size.mean() * delta.abs() / size
+    return largest(delta, torch.where(size > 0, score, -torch.inf), keep)
+
+
+def trim(delta: Tensor, keep: float) -> Tensor:
+    """The `keep` share of `delta`'s entries with the largest magnitude, the others 0."""
+    return largest(delta, delta.abs(), keep)
+
+
+def largest(delta: Tensor, score: Tensor, keep: float) -> Tensor:
+    """`delta` where `score` is among the `keep` share of the highest, else 0; at least one entry stays."""
+    count = max(1, int(keep * delta.numel()))
+    kept = torch.zeros_like(delta).flatten()
+    at = score.flatten().topk(count).indices
+    kept[at] = delta.flatten()[at]
+    return kept.view_as(delta)
+
+
+def ties(deltas: Sequence[Tensor], keep: float) -> Tensor:
+    """The merged task vector of several: each trimmed, then the mean of the entries that have the elected sign.
+
+    The sign with the larger total magnitude is elected (positive, if they are equal). Trimming is per tensor here,
+    where the paper trims a model's whole task vector.
+    """
+    trimmed = torch.stack([trim(delta, keep) for delta in deltas])
+    elected = torch.where(trimmed.sum(0) >= 0, 1.0, -1.0).to(trimmed.dtype)
+    agree = trimmed.sign() == elected
+    return (trimmed * agree).sum(0) / agree.sum(0).clamp(min=1)
+
+
+def choose(candidates: Sequence[Candidate], base_general: float, general_loss: float) -> tuple[Candidate, bool]:
+    """Domain first: the largest domain score among those with general >= base_general - general_loss.
+
+    Of equal ones the better general score decides, then the smaller coefficient. If none keeps the bound: the one that
+    misses it least, and False.
+    """
+    inside = [one for one in candidates if one.general >= base_general - general_loss - 1e-9]
+    if inside:
+        return max(inside, key=lambda one: (one.domain, one.general, -one.coefficient)), True
+    return max(candidates, key=lambda one: (one.general, one.domain, -one.coefficient)), False
+
+
+class Recovery:
+    """The base, and the part of one or several trainings' change that `after` keeps.
+
+    Args:
+        base: the original model.
+        trained: folders of trained ones, adapters merged; their mean change (or TIES) is what is kept.
+        after: what to keep.
+
+    Raises:
+        ModelError: one of them cannot be loaded.
+    """
+
+    def __init__(self, base: Model, trained: Sequence[Path], after: After) -> None:
+        self.settings = base
+        self.base, self.tokenizer = load_model(base, torch.float32)
+        original = dict(self.base.named_parameters())
+        changes: list[dict[str, Tensor]] = []
+        with torch.no_grad():
+            for folder in trained:
+                network, _ = load_model(base.model_copy(update={"path": str(folder), "revision": None}), torch.float32)
+                changes.append({name: value - original[name] for name, value in network.named_parameters()})
+            self.network: Any = network
+            self.kept = {name: kept(original[name], [change[name] for change in changes], after) for name in original}
+
+    def write(self, coefficient: float, folder: Path) -> dict[str, float]:
+        """Save W0 + coefficient x what is kept; returns the distance of its weights to the base."""
+        original = dict(self.base.named_parameters())
+        with torch.no_grad():
+            for name, parameter in self.network.named_parameters():
+                parameter.copy_(original[name] + coefficient * self.kept[name])
+        distance = relative_distance(self.network, self.base)
+        dtype = getattr(torch, self.settings.dtype)
+        with quiet():
+            self.network.to(dtype).save_pretrained(folder)
+            self.network.to(torch.float32)
+        self.tokenizer.save_pretrained(folder)
+        return distance
+
+
+def kept(base: Tensor, deltas: Sequence[Tensor], after: After) -> Tensor:
+    """What `after` keeps of one parameter's changes."""
+    if after.kind == "ties":
+        return ties(deltas, after.keep)
+    delta = torch.stack(list(deltas)).mean(0) if len(deltas) > 1 else deltas[0]
+    return fapm(base, delta, after.keep) if after.kind == "prune" else delta

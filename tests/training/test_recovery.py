@@ -1,0 +1,117 @@
+"""What is kept of a training: hand-worked numbers, peft's TIES as an independent reference, the rule of the choice."""
+
+import pytest
+import torch
+from tiny import save_tiny
+
+from raft_tasks.params import Interpolate, Model, Prune, Ties
+from raft_tasks.training.recovery import Candidate, Recovery, choose, fapm, ties, trim
+from raft_tasks.training.weights import load_model
+
+CHOSEN = {"coefficients": [0.5, 1.0], "tasks": ["t"], "general_loss": 0.02}
+
+
+def test_fapm_worked_numbers():
+    """mean|W0| = 2; scores: .4 - 2 x .4/1 = -.4, .4 - 2 x .4/4 = .2, .1 - 2 x .1/2 = 0, .9 - 2 x .9/1 = -.9."""
+    base = torch.tensor([[1.0, 4.0], [-2.0, 1.0]])
+    delta = torch.tensor([[0.4, -0.4], [0.1, 0.9]])
+    assert fapm(base, delta, 0.25).tolist() == [[0.0, pytest.approx(-0.4)], [0.0, 0.0]]
+    assert fapm(base, delta, 0.5).tolist() == [[0.0, pytest.approx(-0.4)], [pytest.approx(0.1), 0.0]]
+    assert torch.equal(trim(delta, 0.25), torch.tensor([[0.0, 0.0], [0.0, 0.9]]))  # magnitude alone chooses another
+
+
+def test_fapm_drops_changes_of_weights_that_were_zero():
+    base, delta = torch.tensor([0.0, 1.0, 0.0, 2.0]), torch.tensor([9.0, 0.1, 0.0, 0.1])
+    assert fapm(base, delta, 0.5).tolist() == [0.0, pytest.approx(0.1), 0.0, pytest.approx(0.1)]
+
+
+def test_ties_worked_numbers():
+    """Signs: + (.9 against .2), - (.5 against .3), + alone, nobody."""
+    one, other = torch.tensor([0.9, -0.5, 0.4, 0.01]), torch.tensor([-0.2, 0.3, 0.02, 0.01])
+    assert ties([one, other], 0.75).tolist() == pytest.approx([0.9, -0.5, 0.21, 0.0])
+
+
+def test_ties_of_one_is_its_trim():
+    delta = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ties([delta], 0.2), trim(delta, 0.2))
+    assert (trim(delta, 0.2) != 0).sum() == 6
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_ties_against_peft(count):
+    from peft.utils.merge_utils import ties as reference
+
+    generator = torch.Generator().manual_seed(count)
+    deltas = [torch.randn(8, 9, generator=generator) for _ in range(count)]
+    assert torch.allclose(ties(deltas, 0.3), reference(deltas, torch.ones(count), 0.3))
+
+
+@pytest.mark.parametrize(
+    ("candidates", "coefficient", "met"),
+    [
+        ([(0.2, 0.5, 0.90), (0.6, 0.8, 0.86), (1.0, 0.9, 0.7)], 0.6, True),
+        ([(0.2, 0.5, 0.90), (0.6, 0.8, 0.85), (1.0, 0.9, 0.86)], 1.0, True),  # domain first
+        ([(0.2, 0.8, 0.87), (0.6, 0.8, 0.86), (1.0, 0.9, 0.7)], 0.2, True),  # equal: the better general score
+        ([(0.2, 0.8, 0.87), (0.1, 0.8, 0.87), (1.0, 0.9, 0.7)], 0.1, True),  # still equal: the smaller change
+        ([(0.2, 0.8, 0.80), (0.6, 0.9, 0.84), (1.0, 0.95, 0.7)], 0.6, False),  # none keeps the bound
+        ([(0.2, 0.8, 0.86 - 1e-12), (1.0, 0.9, 0.7)], 0.2, True),  # rounding does not decide
+    ],
+)
+def test_the_choice_is_domain_first_within_the_bound(candidates, coefficient, met):
+    chosen, kept = choose([Candidate(*one) for one in candidates], base_general=0.88, general_loss=0.02)
+    assert (chosen.coefficient, kept) == (coefficient, met)
+
+
+@pytest.fixture
+def models(tmp_path, tiny_model):
+    for seed in (1, 2):
+        save_tiny(tmp_path / str(seed), seed=seed)
+    return tiny_model, [tmp_path / "1", tmp_path / "2"]
+
+
+def parameters(folder):
+    network, _ = load_model(Model(path=str(folder), revision=None, dtype="float32", system=None), torch.float32)
+    return dict(network.named_parameters())
+
+
+def test_written_models_lie_between_base_and_trained(models, tmp_path):
+    base, trained = models
+    recovery = Recovery(base, trained[:1], Interpolate(kind="interpolate", **CHOSEN))
+    original, whole = parameters(base.path), parameters(trained[0])
+    total = recovery.write(1.0, tmp_path / "whole")["total"]
+    for coefficient in (0.5, 0.0, 0.25):  # in any order: each starts from the base
+        distance = recovery.write(coefficient, tmp_path / f"{coefficient}")
+        assert distance["total"] == pytest.approx(coefficient * total, rel=1e-5)
+        for name, value in parameters(tmp_path / f"{coefficient}").items():
+            assert torch.allclose(value, original[name] + coefficient * (whole[name] - original[name]), atol=1e-6)
+    assert all(torch.allclose(value, whole[name], atol=1e-6) for name, value in parameters(tmp_path / "whole").items())
+
+
+def test_pruned_and_merged_models(models, tmp_path):
+    base, trained = models
+    original, first = parameters(base.path), parameters(trained[0])
+    Recovery(base, trained[:1], Prune(kind="prune", keep=0.1)).write(1.0, tmp_path / "pruned")
+    Recovery(base, trained, Ties(kind="ties", keep=0.2, **CHOSEN)).write(1.0, tmp_path / "ties")
+    for name, value in parameters(tmp_path / "pruned").items():
+        assert torch.allclose(
+            value - original[name], fapm(original[name], first[name] - original[name], 0.1), atol=1e-6
+        )
+        assert (value != original[name]).sum() <= max(1, int(0.1 * value.numel()))
+    second = parameters(trained[1])
+    for name, value in parameters(tmp_path / "ties").items():
+        expected = ties([one[name] - original[name] for one in (first, second)], 0.2)
+        assert torch.allclose(value - original[name], expected, atol=1e-6), name
+
+
+def test_half_precision_is_written_as_the_base_is(models, tmp_path):
+    base, trained = models
+    recovery = Recovery(
+        base.model_copy(update={"dtype": "bfloat16"}), trained[:1], Interpolate(kind="interpolate", **CHOSEN)
+    )
+    recovery.write(0.5, tmp_path / "a")
+    recovery.write(0.5, tmp_path / "b")  # the first one's rounding is not in the second
+    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
+    assert a == b
+    from safetensors.torch import load_file
+
+    assert {value.dtype for value in load_file(tmp_path / "a" / "model.safetensors").values()} == {torch.bfloat16}
