@@ -172,6 +172,13 @@ class CallStore:
                 f"sum(length(value)) FROM calls GROUP BY 1 ORDER BY 1"
             ).fetchall()
 
+    def last_runs(self, count: int) -> list[tuple[Any, ...]]:
+        """(stage, when it started, its tally's numbers) of the latest runs, the last one first."""
+        with self._lock, self._explained():
+            return self._connection.execute(
+                f"SELECT stage, started, {', '.join(COUNTS)} FROM runs ORDER BY started DESC LIMIT ?", (count,)
+            ).fetchall()
+
     def prune(
         self,
         *,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import openai
 
 CONNECT_SECONDS = 10.0
-BACKOFF_SECONDS = 0.5  # the first wait is up to twice this, each further one up to twice the one before
+BACKOFF_SECONDS = 0.5  # the first wait is up to this; the bound doubles with each further one
 BACKOFF_MOST_SECONDS = 60.0
 RETRY_AFTER_MOST_SECONDS = 300.0  # a server that asks for more is not waited for
 OVERLOADED = (429, 503)
@@ -219,7 +219,8 @@ class EndpointBackend:
 
     def _problem(self, error: openai.APIStatusError) -> Exception:
         """What an HTTP error means: try again, give the prompt up, or stop."""
-        status, said = error.status_code, self._without_key(error.message)[:300]
+        body = error.body if isinstance(error.body, dict) else {}
+        status, said = error.status_code, self._without_key(body.get("message") or error.response.text)[:300]
         where = f"endpoint {self.settings.base_url}, model {self.settings.model!r}"
         if status in (401, 403):
             name = self.settings.api_key_env

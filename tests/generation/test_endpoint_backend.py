@@ -1,0 +1,211 @@
+import json
+import logging
+import threading
+import time
+from email.utils import formatdate
+
+import pytest
+from endpoint_server import running, stats
+
+from raft_tasks.generation import endpoint_backend
+from raft_tasks.generation.backend import Completion, Failure
+from raft_tasks.generation.endpoint_backend import EndpointBackend, EndpointError, Gate
+from raft_tasks.params import Endpoint
+
+KEY = "sk-planted-0123456789"
+SETTINGS = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 20, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running(latency=0.002) as base_url:
+        yield base_url
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr(endpoint_backend, "_backoff", lambda state: 0.01)
+
+
+def endpoint(base_url, **changes):
+    settings = {
+        "base_url": base_url, "model": "m", "seeds": True, "options": {}, "length_field": "max_tokens",
+        "api_key_env": None, "concurrency": 4, "timeout_s": 5.0, "max_retries": 3,
+        "price_per_million_input": 0.0, "price_per_million_output": 0.0,
+    }  # fmt: skip
+    return EndpointBackend(Endpoint(**settings | changes), {"base_url": base_url, "model": "m"})
+
+
+def ask(backend, *prompts, **changes):
+    texts = [prompt if isinstance(prompt, str) else json.dumps(prompt) for prompt in prompts]
+    return backend.generate(texts, seeds=list(range(len(texts))), **SETTINGS | changes)
+
+
+def test_a_request_says_what_was_asked_and_an_answer_is_counted(server):
+    backend = endpoint(server, options={"reasoning_effort": "low"}, length_field="max_completion_tokens")
+    (answer,) = backend.generate(["{}"], seeds=[2**62 + 7], **SETTINGS)
+    assert json.loads(answer.text) == {
+        "model": "m", "messages": [{"role": "user", "content": "{}"}], "temperature": 0.7, "top_p": 0.9, "seed": 7,
+        "max_completion_tokens": 20, "reasoning_effort": "low", "authorization": None,
+    }  # fmt: skip
+    assert (answer.finished, answer.prompt_tokens, answer.tokens, answer.tries) == (True, 10, 5, 1)
+    (answer,) = ask(endpoint(server, seeds=False), {})
+    assert "seed" not in json.loads(answer.text)
+
+
+def test_answers_come_in_the_order_of_the_prompts(server):
+    slow_first = [{"seconds": 0.2 - 0.05 * n, "choice": {"message": {"content": str(n)}}} for n in range(4)]
+    assert [answer.text for answer in ask(endpoint(server), *slow_first)] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("order", "tries"),
+    [
+        ({"status": 429, "times": 2}, 3),
+        ({"status": 500, "times": 3}, 4),
+        ({"status": 503, "times": 1}, 2),
+        ({"status": 408, "times": 1}, 2),
+    ],
+)
+def test_what_may_pass_is_tried_again(server, order, tries):
+    (answer,) = ask(endpoint(server), order | {"n": tries})
+    assert (answer.failure, answer.tries) == (None, tries)
+
+
+@pytest.mark.parametrize(
+    ("order", "kind", "reason"),
+    [
+        ({"status": 500}, "unreachable", "HTTP 500: as told (4 tries)"),
+        ({"body": "<html>busy</html>"}, "unreachable", "an answer that is not JSON: '<html>busy</html>' (4 tries)"),
+        ({"body": "[]"}, "unreachable", "an answer that is no JSON object: '[]' (4 tries)"),
+        ({"body": '{"choices": []}'}, "unreachable", "an answer without choices[0].message.content"),
+        ({"body": '{"choices": [{"message": {"content": [1]}}]}'}, "unreachable", "an answer without choices[0]"),
+        ({"status": 400, "says": "too long"}, "rejected", "HTTP 400: too long"),
+        ({"choice": {"message": {"content": " \n"}, "finish_reason": "stop"}}, "empty", "an empty answer"),
+        ({"choice": {"message": {"content": None}, "finish_reason": "length"}}, "empty", "cut before its answer began"),
+        ({"choice": {"message": {"content": "x"}, "finish_reason": "content_filter"}}, "filtered", "content filter"),
+        ({"choice": {"message": {"content": None, "refusal": "I will not."}}}, "refused", "I will not."),
+    ],
+)
+def test_a_prompt_without_an_answer_has_a_reason_and_the_others_go_on(server, order, kind, reason):
+    failed, good = ask(endpoint(server), order, "good")
+    assert failed.failure.kind == kind
+    assert reason in failed.failure.reason
+    assert (failed.text, failed.finished) == ("", False)
+    assert good.failure is None
+
+
+def test_a_timeout_is_tried_again_and_then_told(server):
+    (answer,) = ask(endpoint(server, timeout_s=0.2, max_retries=1), {"seconds": 1.0})
+    assert answer.failure == Failure("unreachable", "no answer within 0.2 s (2 tries)")
+
+
+def test_nobody_there(server):
+    (answer,) = ask(endpoint("http://127.0.0.1:9/v1", max_retries=1), "hello")
+    assert answer.failure.kind == "unreachable"
+    assert "no connection" in answer.failure.reason
+
+
+def test_an_answer_that_was_cut_is_not_finished(server):
+    (answer,) = ask(endpoint(server), {"choice": {"message": {"content": "It is"}, "finish_reason": "length"}})
+    assert answer == Completion("It is", finished=False, tokens=5, prompt_tokens=10)
+
+
+@pytest.mark.parametrize("header", ["seconds", "date", "milliseconds"])
+def test_a_server_that_asks_to_wait_is_waited_for(server, header):
+    names = {"seconds": {"Retry-After": "1"}, "date": {"Retry-After": formatdate(time.time() + 2, usegmt=True)}}
+    headers = names.get(header, {"retry-after-ms": "600"})
+    began = time.monotonic()
+    (answer,) = ask(endpoint(server), {"status": 429, "times": 1, "headers": headers, "of": header})
+    assert answer.failure is None
+    assert time.monotonic() - began > 0.55
+
+
+@pytest.mark.parametrize(
+    ("order", "parts"),
+    [
+        ({"status": 401, "says": f"bad key {KEY}"}, ["refused the key in $RAFT_TEST_KEY with HTTP 401", "***"]),
+        ({"status": 403}, ["HTTP 403"]),
+        ({"status": 404, "says": "no such model"}, ["no such model", "check base_url"]),
+        ({"status": 429, "says": "insufficient_quota"}, ["quota is used up"]),
+    ],
+)
+def test_what_concerns_every_prompt_stops(server, monkeypatch, order, parts):
+    monkeypatch.setenv("RAFT_TEST_KEY", KEY)
+    with pytest.raises(EndpointError) as error:
+        ask(endpoint(server, api_key_env="RAFT_TEST_KEY"), order)
+    assert [part for part in parts if part not in str(error.value)] == []
+    assert KEY not in str(error.value)
+
+
+def test_a_key_is_read_for_each_call_and_told_nowhere(server, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    backend = endpoint(server, api_key_env="RAFT_TEST_KEY")
+    with pytest.raises(EndpointError, match="environment variable RAFT_TEST_KEY is not set"):
+        ask(backend, {})
+    monkeypatch.setenv("RAFT_TEST_KEY", KEY)
+    (answer,) = ask(backend, {})
+    assert json.loads(answer.text)["authorization"] == f"Bearer {KEY}"
+    monkeypatch.setenv("RAFT_TEST_KEY", "sk-another")
+    (answer,) = ask(backend, {"n": 2})
+    assert json.loads(answer.text)["authorization"] == "Bearer sk-another"
+    told = [caplog.text, json.dumps(backend.identity), repr(vars(backend)), repr(backend.settings)]
+    assert [text for text in told if KEY in text or "sk-another" in text] == []
+
+
+def test_calls_in_flight_end_and_are_handed_over_when_it_stops(server):
+    done = []
+    slow = json.dumps({"seconds": 0.3})
+    stream = endpoint(server, concurrency=2).stream(
+        [json.dumps({"status": 401, "says": "no"}), slow, slow], seeds=[0, 1, 2], go_on=lambda: True, **SETTINGS
+    )
+    with pytest.raises(EndpointError):
+        done.extend(stream)
+    assert [[number for number, _ in portion] for portion in done] == [[1]]
+
+
+def test_nothing_begins_once_it_shall_not_go_on(server):
+    left = iter([True, True])
+    stream = endpoint(server, concurrency=1).stream(
+        ["a", "b", "c"], seeds=[0, 1, 2], go_on=lambda: next(left, False), **SETTINGS
+    )
+    assert sorted(number for portion in stream for number, _ in portion) == [0, 1]
+
+
+def test_no_more_calls_in_flight_than_allowed():
+    with running(latency=0.05) as base_url:
+        backend = endpoint(base_url, concurrency=3)
+        chunks = [threading.Thread(target=ask, args=(backend, *(f"{n} {i}" for i in range(6)))) for n in range(3)]
+        for chunk in chunks:
+            chunk.start()
+        for chunk in chunks:
+            chunk.join()
+        assert stats(base_url)["most_in_flight"] == 3
+        assert stats(base_url)["served"] == 18
+
+
+def test_the_gate_halves_once_for_a_burst_and_opens_again():
+    gate = Gate(8)
+    began = time.monotonic()
+    for _ in range(3):
+        gate.overloaded(began)
+    assert gate.limit == 4
+    gate.overloaded(time.monotonic())
+    assert gate.limit == 2
+    for _ in range(8):
+        gate.overloaded(time.monotonic())
+    assert gate.limit == 1
+    for _ in range(200):
+        gate.served()
+    assert gate.limit == 8
+
+
+def test_the_wait_is_jittered_within_a_growing_bound(monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.undo()
+    for number, most in ((1, 0.5), (2, 1.0), (4, 4.0), (30, 60.0)):
+        state = SimpleNamespace(attempt_number=number, outcome=None)
+        waits = [endpoint_backend._wait(state) for _ in range(300)]
+        assert 0 <= min(waits) < 0.2 * most
+        assert 0.8 * most < max(waits) <= most
