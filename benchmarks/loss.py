@@ -232,7 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
                 inputs = Inputs(sizes, positions, trainable=False)
                 fits = sizes.device == "cuda" or positions <= largest_full or form_name.startswith("ours")
                 call = lambda inputs=inputs, form=form: inputs.gradients(lambda: form(inputs))  # noqa: E731
-                rows[form_name].append(f"{peak_extra(call, sizes.device):,.0f}" if fits else "")
+                rows[form_name].append(f"{peak_extra(call):,.0f}" if fits else "")
         print(f"\n{name}, frozen head: peak extra memory, MB\n")
         print(table(["positions", *map("{:,}".format, sizes.memory)], ((k, *v) for k, v in rows.items())), flush=True)
 

@@ -62,31 +62,46 @@ def resident() -> int:
         return int(status.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def peak_extra(form: Callable[[], object], device: str) -> float:
-    """MB that `form` needs beyond what was there before it; on a CPU the process's size, sampled every 2 ms."""
+class PeakMemory:
+    """The largest size of this process between start and stop, in MB, sampled every 2 ms; on a GPU its allocations."""
+
+    def __init__(self) -> None:
+        self.peak, self.done = 0.0, threading.Event()
+        self.watcher = threading.Thread(target=self.watch, daemon=True)
+
+    def watch(self) -> None:
+        while not self.done.wait(0.002):
+            self.peak = max(self.peak, resident() / 1e6)
+
+    def start(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self.watcher.start()
+
+    def stop(self) -> float:
+        if torch.cuda.is_available():
+            self.peak = torch.cuda.max_memory_allocated() / 1e6
+        else:
+            self.peak = max(self.peak, resident() / 1e6)
+            self.done.set()
+            self.watcher.join()
+        return self.peak
+
+
+def peak_extra(form: Callable[[], object]) -> float:
+    """MB that `form` needs beyond what was there before it."""
     gc.collect()
-    if device == "cuda":
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        form()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    base, highest, done = resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not done.wait(0.002):
-            highest = max(highest, resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+        before = torch.cuda.memory_allocated() / 1e6
+    else:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        before = resident() / 1e6
+    watch = PeakMemory()
+    watch.start()
     form()
-    highest = max(highest, resident())
-    done.set()
-    watcher.join()
-    return (highest - base) / 1e6
+    return watch.stop() - before
 
 
 def table(columns: list[str], rows: Iterable[Iterable[object]]) -> str:
