@@ -152,8 +152,8 @@ def main(arguments: list[str] | None = None) -> None:
             return
         print(
             f"Llama, V {sizes.vocabulary:,}, H {sizes.hidden}, {sizes.layers} layers, K {sizes.top_k}, batch "
-            f"{sizes.batch}, question {sizes.question}, answer {sizes.answer}, rollout {sizes.rollout} tokens, float32, "
-            f"{sizes.threads} thread(s), {sizes.repeats} runs of {sizes.steps} steps in turn, median step; "
+            f"{sizes.batch}, question {sizes.question}, answer {sizes.answer}, rollout {sizes.rollout} tokens, "
+            f"float32, {sizes.threads} thread(s), {sizes.repeats} runs of {sizes.steps} steps in turn, median step; "
             f"{machine('cpu')}\n"
         )
         folder = make_model(

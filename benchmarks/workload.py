@@ -26,6 +26,7 @@ from transformers import (
 from raft_tasks.params import Params, load_params
 from raft_tasks.schemas import TrainingPair
 from raft_tasks.training.train import train_model
+from raft_tasks.training.weights import quiet
 
 WORDS = 1_000
 PROJECT = Path(__file__).parents[1]
@@ -88,7 +89,8 @@ def make_model(config: PretrainedConfig, folder: Path, dtype: torch.dtype, devic
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 
@@ -164,7 +166,7 @@ def highest() -> float:
     """MB: the most that this process ever had."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1_024 / 1e6
 
 
 def phases(step: dict[str, float]) -> dict[str, float]:
