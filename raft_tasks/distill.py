@@ -26,7 +26,7 @@ def train(
     seed: int,
     output: Path,
     checkpoints: Path,
-    progress: Callable[[int, int], None],
+    progress: Callable[[int, int, str], None],
 ) -> dict[str, Any]:
     """Train one model into `output` (model/, steps.csv); returns the summary.
 

@@ -343,6 +343,9 @@ class Distill(Section):
     rollout_temperature: PositiveFloat
     rollout_max_new_tokens: PositiveInt
     sampler: Annotated[Generate | ContinuousBatching | Vllm | VllmServer, Field(discriminator="kind")]
+    rollout_steps: PositiveInt  # optimiser steps that one sampling serves
+    probe_steps: PositiveInt  # between two looks at the distance to the base and at the sampler
+    sampler_tolerance: PositiveFloat  # mean difference of the sampler's log-probabilities from the trainer's
     teacher_dtype: Literal["float32", "bfloat16"] | None  # of a full fine-tuning's frozen copy; None: models.base.dtype
     teacher_device: str | None  # of the same; None: the student's
     teacher_adapter: str | None  # folder of a LoRA adapter that the teacher keeps on
@@ -438,6 +441,13 @@ class Launch(Section):
         return self
 
 
+class Explosion(Section):
+    """When a loss has run away: above `factor` times its running median, `steps` steps in a row."""
+
+    factor: Annotated[float, Field(gt=1)]
+    steps: PositiveInt
+
+
 class Train(Section):
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -453,6 +463,7 @@ class Train(Section):
     gradient_checkpointing: bool
     group_by_length: bool
     launch: Launch
+    explosion: Explosion
 
     @model_validator(mode="after")
     def micro_batches_fill_the_batch(self) -> Train:

@@ -57,6 +57,12 @@ class StepSampler:
     def __iter__(self) -> Iterator[list[int]]:
         yield from steps_of_epoch(self.lengths, self.batch_size, self.seed, self.epoch, self.grouped)
 
+    def after(self, step: int, count: int) -> list[list[int]]:
+        """The row numbers of the `count` steps after number `step` of the training, as far as its epoch has them."""
+        epoch, number = divmod(step, len(self))
+        steps = steps_of_epoch(self.lengths, self.batch_size, self.seed, epoch, self.grouped)
+        return steps[number + 1 : number + 1 + count]
+
 
 def micro_batches(lengths: Sequence[int], size: int, process: int, processes: int) -> list[MicroBatch]:
     """One process's share of a step's rows, equally many micro-batches for every process.

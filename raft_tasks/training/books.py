@@ -16,6 +16,7 @@ from raft_tasks.artifacts import write_json
 from raft_tasks.errors import InputError
 from raft_tasks.training.conversations import Encoded
 from raft_tasks.training.rollouts import Rollout
+from raft_tasks.training.speed import ModelFlops
 
 COLUMNS = [  # of steps.csv, one row per optimiser step; a cell is empty where a method has no such value
     "step",
@@ -31,25 +32,30 @@ COLUMNS = [  # of steps.csv, one row per optimiser step; a cell is empty where a
     "rollout_length",  # mean tokens
     "rollouts_empty",  # rollouts that ended at once
     "rollouts_truncated",  # rollouts that met the length bound
+    "kl_to_base",  # mean KL(base || student) on the rollouts, temperature 1, base without the answer (probe.kl_to_base)
+    "sampler_gap",  # mean |log p by the sampler - log p by the trainer| of the drawn tokens; both at probed steps only
     "grad_norm",  # before clipping
+    "explosion_streak",  # steps in a row with a loss above the bound of explosion.ExplosionGuard
     "learning_rate",
     "tokens_per_second",  # tokens in the student's passes, prompts included, padding not
     "seconds",
-    "rollout_share",  # of the seconds; what is left of 1 is the optimiser
+    "rollout_share",  # of the seconds
     "teacher_share",
     "student_share",
+    "optimiser_share",  # all the rest: clipping, the optimiser's step, the exchange of sums
+    "model_flops_utilisation",  # speed.ModelFlops over the device's measured peak
 ]
 
 
 class TrainingDiverged(InputError):
-    """A loss or gradient became NaN or infinite."""
+    """A loss or gradient became NaN, infinite, or ran away."""
 
 
 class StepBooks:
     """What one optimiser step's row is made of. Sums are over all processes, times are this process's."""
 
-    def __init__(self, rows: list[Encoded], device: torch.device) -> None:
-        self.rows, self.device = rows, device
+    def __init__(self, rows: list[Encoded], device: torch.device, step: int) -> None:
+        self.rows, self.device, self.step = rows, device, step
         self.rollouts: list[Rollout] = []  # one per row, where there is a teacher
         self.sums: dict[str, float] = defaultdict(float)
         self.clock: dict[str, float] = defaultdict(float)
@@ -69,10 +75,14 @@ class StepBooks:
         """L = L_SFT + lambda L_KL, of the terms that the method has."""
         return self.sums.get("l_sft", 0.0) + self.sums.get("lambda", 0.0) * self.sums.get("l_kl", 0.0)
 
-    def row(self) -> dict[str, Any]:
-        """The columns that the step itself knows."""
+    def row(self, flops: ModelFlops, processes: int) -> dict[str, Any]:
+        """The columns that the step itself knows; `flops` counts what the student needs on each of the processes."""
         seconds = time.perf_counter() - self.started
-        scored = sum(len(row.prompt) + len(row.answer) for row in self.rows)
+        prompts, answers = (
+            sum(map(len, side)) for side in zip(*((r.prompt, r.answer) for r in self.rows), strict=True)
+        )
+        scored = prompts + answers
+        work = flops.training(scored, answers)
         row: dict[str, Any] = {
             "loss": self.loss,
             "l_sft": self.sums.get("l_sft"),
@@ -82,7 +92,11 @@ class StepBooks:
         }
         if self.rollouts:
             lengths = [len(rollout.tokens) for rollout in self.rollouts]
-            scored += sum(len(row.prompt) for row in self.rows) + sum(lengths)
+            again = prompts + sum(lengths)
+            scored += again
+            teacher = sum(len(row.teacher_prompt or []) for row in self.rows) + sum(lengths)
+            work += flops.training(again, sum(lengths)) + flops.forward(teacher, sum(lengths))
+            work += flops.forward(again, sum(lengths))  # the sampling
             weighed = self.sums["lambda"] * self.sums["l_kl"]
             row |= {
                 "l_kl": self.sums["l_kl"],
@@ -93,19 +107,25 @@ class StepBooks:
                 "rollout_length": sum(lengths) / len(lengths),
                 "rollouts_empty": sum(rollout.empty for rollout in self.rollouts),
                 "rollouts_truncated": sum(rollout.truncated for rollout in self.rollouts),
+                "kl_to_base": self.sums.get("kl_to_base"),
+                "sampler_gap": self.sums.get("sampler_gap"),
                 "rollout_share": self.clock["rollout"] / seconds,
                 "teacher_share": self.clock["teacher"] / seconds,
             }
-        return row | {"tokens_per_second": scored / seconds}
+        return row | {
+            "tokens_per_second": scored / seconds,
+            "optimiser_share": 1 - sum(self.clock.values()) / seconds,
+            "model_flops_utilisation": flops.utilisation(work, seconds, processes),
+        }
 
-    def diverged(self, what: str, value: float, step: int, learning_rate: float, folder: Path) -> NoReturn:
-        """Keep the batch in `folder` and stop: a loss or gradient is NaN or infinite."""
+    def diverged(self, what: str, value: float, learning_rate: float, folder: Path) -> NoReturn:
+        """Keep the batch in `folder` and stop: a loss or gradient is NaN, infinite, or ran away."""
         rollouts = [rollout.tokens for rollout in self.rollouts] or [[] for _ in self.rows]
-        kept = folder / f"diverged-step-{step}.json"
+        kept = folder / f"diverged-step-{self.step}.json"
         write_json(
             kept,
             {
-                "step": step,
+                "step": self.step,
                 "what": what,
                 "value": str(value),
                 "learning_rate": learning_rate,
@@ -113,9 +133,9 @@ class StepBooks:
             },
         )
         raise TrainingDiverged(
-            f"{what} is {value} at step {step}, rows {', '.join(row.id for row in self.rows)}. The batch is kept in "
-            f"{kept}. Lower train.learning_rate or train.max_grad_norm, or look at these rows; earlier checkpoints "
-            "are intact"
+            f"{what} is {value:.6g} at step {self.step}, rows {', '.join(row.id for row in self.rows)}. The batch is "
+            f"kept in {kept}. Lower train.learning_rate or train.max_grad_norm, or look at these rows; earlier "
+            "checkpoints are intact"
         )
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from raft_tasks.artifacts import read_json, write_json
 from raft_tasks.errors import InputError
 from raft_tasks.params import Launch, Method, Model, Train
 from raft_tasks.schemas import TrainingPair
+from raft_tasks.training.interruption import SignalWatch, TrainingInterrupted
 
-JOB, SUMMARY, ERROR = "job.json", "summary.json", "error.json"
-PROGRESS_LINE = "raft training: "  # <steps done> <steps in all>, from the first process
+JOB, SUMMARY, ERROR, STOPPED = "job.json", "summary.json", "error.json", "stopped.json"
+PROGRESS_LINE = "raft training: "  # <steps done> <steps in all> <what else there is to say>, from the first process
 TAIL_LINES = 40  # of the workers' output, repeated when they fail
 
 
@@ -45,21 +47,24 @@ class WorkersFailed(Exception):
     """The processes of a training ended with an error; the message holds the end of their output."""
 
 
-def train_in_processes(job: Job, folder: Path, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def train_in_processes(
+    job: Job, folder: Path, progress: Callable[[int, int, str], None] | None = None
+) -> dict[str, Any]:
     """`train_model` over `job.train.launch.processes` processes of this machine; returns its summary.
 
     Args:
         job: what to train.
         folder: for the job's files.
-        progress: called with (steps done, steps in all).
+        progress: called with (steps done, steps in all, what else there is to say).
 
     Raises:
         InputError: what one of the workers raised; or if there are not as many GPUs.
+        TrainingInterrupted: after SIGTERM or SIGINT, when a checkpoint is complete.
         WorkersFailed: anything else.
     """
     check_devices(job.train.launch)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (SUMMARY, ERROR):
+    for name in (SUMMARY, ERROR, STOPPED):
         (folder / name).unlink(missing_ok=True)
     write_json(folder / JOB, job.model_dump(mode="json"))
     workers = subprocess.Popen(
@@ -72,24 +77,28 @@ def train_in_processes(job: Job, folder: Path, progress: Callable[[int, int], No
         start_new_session=True,
     )
     tail: deque[str] = deque(maxlen=TAIL_LINES)
+    assert workers.stdin is not None and workers.stdout is not None  # noqa: PT018
+    watch = SignalWatch(partial(print, file=workers.stdin, flush=True))  # a line: one worker reads it, all will stop
+    watch.start()
     try:
-        assert workers.stdout is not None
         for line in workers.stdout:
             if line.startswith(PROGRESS_LINE):
-                done, total = line.removeprefix(PROGRESS_LINE).split()
+                done, total, shown = line.removeprefix(PROGRESS_LINE).rstrip().split(maxsplit=2)
                 if progress is not None:
-                    progress(int(done), int(total))
+                    progress(int(done), int(total), shown)
             else:
                 tail.append(line.rstrip())
         code = workers.wait()
     finally:
-        assert workers.stdin is not None
+        watch.restore()
         workers.stdin.close()  # the workers have sessions of their own and see this
         if workers.poll() is None:
             os.killpg(workers.pid, signal.SIGKILL)
             workers.wait()
     if (folder / ERROR).exists():
         raise InputError(read_json(folder / ERROR)["message"])
+    if (folder / STOPPED).exists():
+        raise TrainingInterrupted(read_json(folder / STOPPED)["message"])
     if code or not (folder / SUMMARY).exists():
         raise WorkersFailed(f"the training's processes ended with code {code}:\n" + "\n".join(tail))
     summary: dict[str, Any] = read_json(folder / SUMMARY)

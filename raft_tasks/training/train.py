@@ -18,6 +18,7 @@ from raft_tasks.schemas import TrainingPair
 from raft_tasks.training.adapters import STUDENT, with_adapter
 from raft_tasks.training.checkpoints import last_complete
 from raft_tasks.training.conversations import Encoded, encode_pairs, teacher_message, unknown_share
+from raft_tasks.training.interruption import TrainingInterrupted
 from raft_tasks.training.model_card import model_card
 from raft_tasks.training.scoring import output_head
 from raft_tasks.training.teacher import Teacher, WithoutAdapter, frozen_copy
@@ -34,7 +35,7 @@ def train_model(
     seed: int,
     output: Path,
     checkpoints: Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any] | None:
     """Train one model by one method; resume where an interrupted call with the same arguments stopped.
 
@@ -49,7 +50,7 @@ def train_model(
         output: gets model/ (weights, tokenizer, model card; a LoRA adapter is merged into the weights and also lies
             in model/adapter) and steps.csv (COLUMNS). Complete only on return.
         checkpoints: folder of this training alone; the caller removes it after success.
-        progress: called after every optimiser step with (steps done, steps in all).
+        progress: called after every optimiser step with (steps done, steps in all, what else there is to say).
 
     Returns:
         The summary: steps, sizes, time, final losses, lambda, distance of the weights to the base. Of several
@@ -58,6 +59,8 @@ def train_model(
     Raises:
         ModelError, ChatError, ConversationError, CheckpointError, InputError: before training, each saying what to do.
         TrainingDiverged: naming step and rows; the batch is kept as JSON in `checkpoints`.
+        StaleRollouts: if rollouts are not drawn from the student as it is.
+        TrainingInterrupted: after SIGTERM or SIGINT, when a checkpoint is complete.
     """
     # AdamW's steps vanish in bfloat16 weights, so what is trained is float32; train.precision says how it computes
     network, tokenizer = load_model(model, torch.float32 if method.adapter is None else getattr(torch, model.dtype))
@@ -90,9 +93,17 @@ def train_model(
         trainer = RaftTrainer(
             student, teacher, rows, tokenizer, method, train, arguments, fingerprint, output / "steps.csv", progress
         )
-        if resumed is not None and trainer.balance is not None:
-            trainer.balance.load_state_dict(resumed[1]["balance"])
-        trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
+        if resumed is not None:
+            trainer.resume(resumed[1])
+        try:
+            trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
+        finally:
+            trainer.interruption.watch.restore()
+    done, steps, signal = trainer.state.global_step, trainer.state.max_steps, trainer.interruption.received
+    if signal and done < steps:
+        raise TrainingInterrupted(
+            f"stopped by {signal} after step {done} of {steps}; its checkpoint is complete, the next run goes on there"
+        )
 
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # by all together
     if not arguments.should_save:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ from raft_tasks.training.batches import MicroBatch, StepSampler, micro_batches
 from raft_tasks.training.books import COLUMNS, StepBooks, add_to_table, start_table
 from raft_tasks.training.checkpoints import mark_complete
 from raft_tasks.training.conversations import Encoded
+from raft_tasks.training.explosion import ExplosionGuard
+from raft_tasks.training.interruption import Interruption
 from raft_tasks.training.losses import (
     Head,
     TopK,
@@ -51,8 +53,10 @@ from raft_tasks.training.losses import (
     top_k_forward_kl,
     trajectory_loss,
 )
+from raft_tasks.training.probe import StaleRollouts, base_top_k, drawn_log_probs, kl_to_base
 from raft_tasks.training.rollouts import Rollout, Sampler, make_sampler, rollout_seed
 from raft_tasks.training.scoring import Scoring, completion_mask, enable_scoring, network_of
+from raft_tasks.training.speed import ModelFlops
 from raft_tasks.training.teacher import Teacher
 from raft_tasks.training.token_weights import WEIGHTS
 
@@ -72,7 +76,7 @@ class RaftTrainer(Trainer):
         arguments: from `training_arguments`.
         fingerprint: of everything that determines this training; kept with its checkpoints.
         steps_csv: where to write one row per optimiser step.
-        progress: called after every optimiser step with (steps done, steps in all).
+        progress: called after every optimiser step with (steps done, steps in all, what else there is to say).
         sampler: of the rollouts; by default the one that the method names.
     """
 
@@ -87,16 +91,17 @@ class RaftTrainer(Trainer):
         arguments: TrainingArguments,
         fingerprint: str,
         steps_csv: Path,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
         sampler: Sampler | None = None,
     ) -> None:
+        self.interruption = Interruption()
         enable_scoring(student)
         super().__init__(
             model=student,
             args=arguments,
             train_dataset=rows,
             data_collator=list,  # type: ignore[arg-type]  # a batch stays a list of rows
-            callbacks=[Bookkeeping(self)],
+            callbacks=[Bookkeeping(self), self.interruption],
         )
         self.remove_callback(PrinterCallback)
         self.sharding_is_set_up = False
@@ -120,8 +125,11 @@ class RaftTrainer(Trainer):
                 arguments.process_index,
                 Path(str(arguments.output_dir)) / "vllm",
             )
+        self.ahead: dict[int, list[Rollout]] = {}  # rollouts of the current and coming steps, by step
+        self.guard = ExplosionGuard(train.explosion)
+        self.flops = ModelFlops(student, arguments.device, self.compute_dtype or torch.float32)
         self.own: list[MicroBatch] = []  # this process's share of the current optimiser step
-        self.books = StepBooks([], arguments.device)  # of the current optimiser step
+        self.books = StepBooks([], arguments.device, 0)  # of the current optimiser step
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -141,38 +149,108 @@ class RaftTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """One batch per optimiser step, the same in every process."""
+        return StepLoader(self.rows, batch_sampler=self.order(), collate_fn=list)  # type: ignore[arg-type]  # lists will do
+
+    def order(self) -> StepSampler:
+        """Which rows each step learns."""
         lengths = [len(row.prompt) + len(row.answer) for row in self.rows]
-        sampler = StepSampler(lengths, self.sizes.batch_size, self.args.seed, self.sizes.group_by_length)
-        return StepLoader(self.rows, batch_sampler=sampler, collate_fn=list)  # type: ignore[arg-type]  # a list will do
+        return StepSampler(lengths, self.sizes.batch_size, self.args.seed, self.sizes.group_by_length)
 
     # --- one optimiser step ---
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Leaves the gradient of the whole step's L; returns L."""
         rows: list[Encoded] = inputs
-        self.books = StepBooks(rows, self.args.device)
+        self.books = StepBooks(rows, self.args.device, self.state.global_step + 1)
         lengths = [len(row.prompt) + len(row.answer) for row in rows]
         self.own = micro_batches(lengths, self.sizes.micro_batch_size, self.args.process_index, self.args.world_size)
         self.student.train()
         if self.teacher is not None:
             with self.books.phase("rollout"):
-                self.books.rollouts = self.sample(model)
+                fresh = self.state.global_step not in self.ahead
+                if fresh:
+                    self.sample(model)
+                self.books.rollouts = self.ahead.pop(self.state.global_step)
+            if self.distill is not None and self.state.global_step % self.distill.probe_steps == 0:
+                self.probe(model, fresh)
             self.kl_backward(model)
         if self.learns_answers:
             with self.books.phase("student"):
                 self.sft_backward(model)
         return torch.tensor(self.books.loss, device=self.args.device)
 
-    def sample(self, model: Any) -> list[Rollout]:
-        """Step 1: one rollout for every row of the step, each sampled by the process that passes the row."""
-        assert self.sampler is not None
-        rows = self.books.rows
-        own = sorted(row for batch in self.own if batch.counts for row in batch.rows)
-        seeds = [rollout_seed(self.args.seed, self.state.global_step, rows[row].id) for row in own]
+    def sample(self, model: Any) -> None:
+        """Step 1: one rollout for every row of this step and of the `rollout_steps` - 1 after it, within the epoch.
+
+        Each process samples its share. A row's seed names the step that it is for, however early it is drawn.
+        """
+        assert self.sampler is not None and self.distill is not None  # noqa: PT018  # there is a teacher
+        now = self.state.global_step
+        coming = self.order().after(now, self.distill.rollout_steps - 1)
+        steps = [self.books.rows, *([self.rows[row] for row in step] for step in coming)]
+        wanted = [(now + number, row) for number, rows in enumerate(steps) for row in rows]
+        order = sorted(range(len(wanted)), key=lambda i: -len(wanted[i][1].prompt))
+        own = order[self.args.process_index :: self.args.world_size]
+        seeds = [rollout_seed(self.args.seed, wanted[i][0], wanted[i][1].id) for i in own]
         with self.whole(model):
-            drawn = self.sampler([rows[row].prompt for row in own], seeds) if own else []
+            drawn = self.sampler([wanted[i][1].prompt for i in own], seeds) if own else []
         rollouts = dict(self.gathered(list(zip(own, drawn, strict=True))))
-        return [rollouts[row] for row in range(len(rows))]
+        self.ahead = {now + number: [] for number in range(len(steps))}
+        for i, (step, _) in enumerate(wanted):
+            self.ahead[step].append(rollouts[i])
+
+    def probe(self, model: Any, fresh: bool) -> None:
+        """KL to the base and, of fresh rollouts, the sampler's log-probabilities against the trainer's.
+
+        Looks at one micro-batch of each process.
+
+        Raises:
+            StaleRollouts: if the latter are further apart than `distill.sampler_tolerance`.
+        """
+        assert self.distill and self.teacher  # noqa: PT018  # there is a teacher
+        settings, batch = self.distill, self.own[0]
+        prompts = [self.books.rows[row].prompt for row in batch.rows]
+        drawn = self.drawn(batch)
+        tokens = torch.tensor([token for row in drawn for token in row], device=self.args.device)
+        sampled = [chance for row in batch.rows for chance in self.books.rollouts[row].log_probs]
+        self.student.eval()  # as it was sampled: without dropout
+        with torch.no_grad():
+            with self.books.phase("teacher"):
+                base = self.on_device(
+                    self.scored(
+                        partial(self.teacher, model),
+                        prompts,
+                        drawn,
+                        lambda hidden, head: base_top_k(hidden, head, settings.top_k),
+                    )
+                )
+            with self.books.phase("student"):
+                kl, scored = self.scored(
+                    model,
+                    prompts,
+                    drawn,
+                    lambda hidden, head: (
+                        kl_to_base(hidden, head, base),
+                        drawn_log_probs(hidden, head, tokens, settings.rollout_temperature),
+                    ),
+                )
+        self.student.train()
+        gap = (scored - torch.tensor(sampled, device=scored.device)).abs().sum().item()
+        self.add(batch, kl_to_base=kl.sum().item(), sampler_gap=gap, probed=float(len(tokens)))
+        self.settle("kl_to_base", "sampler_gap", "probed")
+        sums = self.books.sums
+        sums["kl_to_base"] /= sums["probed"]
+        sums["sampler_gap"] /= sums["probed"]
+        if not fresh:
+            del sums["sampler_gap"]  # the student has moved on since, as `rollout_steps` allows
+        elif not sums["sampler_gap"] <= settings.sampler_tolerance:
+            raise StaleRollouts(
+                f"step {self.state.global_step + 1}: the log-probabilities that the sampler ({settings.sampler.kind}) "
+                f"gave its tokens differ from the trainer's by {sums['sampler_gap']:.3g} on average, expected at most "
+                f"distill.sampler_tolerance {settings.sampler_tolerance}. The rollouts were not drawn from the student "
+                "as it is now: stale weights in the sampler (a vLLM server that did not read them again), another "
+                "temperature, or a much coarser precision; docs/long-runs.md says more"
+            )
 
     def kl_backward(self, model: Any) -> None:
         """Step 2: leave the gradient of L_KL (without lambda), not yet exchanged.
@@ -248,12 +326,17 @@ class RaftTrainer(Trainer):
         assert self.distill and self.teacher  # noqa: PT018  # there is a teacher
         top_k, tail = self.distill.top_k, self.tail_temperature
         prompts = [self.books.rows[row].teacher_prompt or [] for row in batch.rows]
-        taught: TopK = self.scored(
-            partial(self.teacher, model),
-            prompts,
-            self.drawn(batch),
-            lambda hidden, head: lean_top_k(hidden, head, top_k, tail),
+        return self.on_device(
+            self.scored(
+                partial(self.teacher, model),
+                prompts,
+                self.drawn(batch),
+                lambda hidden, head: lean_top_k(hidden, head, top_k, tail),
+            )
         )
+
+    def on_device(self, taught: TopK) -> TopK:
+        """The teacher's results where the student is."""
         ids, logits, log_mass, outside = (None if kept is None else kept.to(self.args.device) for kept in taught)
         assert ids is not None and logits is not None and log_mass is not None  # noqa: PT018
         return TopK(ids, logits, log_mass, outside)
@@ -348,21 +431,46 @@ class RaftTrainer(Trainer):
 
     def check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
-            step, folder = self.state.global_step + 1, Path(str(self.args.output_dir))
-            self.books.diverged(what, value, step, self._get_learning_rate(), folder)
+            self.diverged(what, value)
+
+    def diverged(self, what: str, value: float) -> NoReturn:
+        self.books.diverged(what, value, self._get_learning_rate(), Path(str(self.args.output_dir)))
+
+    def to_resume(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside what the Trainer keeps; JSON-ready."""
+        return {
+            "balance": None if self.balance is None else self.balance.state_dict(),
+            "guard": self.guard.state_dict(),
+            "ahead": {step: [vars(rollout) for rollout in rollouts] for step, rollouts in self.ahead.items()},
+        }
+
+    def resume(self, kept: dict[str, Any]) -> None:
+        """Take up what `to_resume` gave."""
+        if self.balance is not None:
+            self.balance.load_state_dict(kept["balance"])
+        self.guard.load_state_dict(kept["guard"])
+        self.ahead = {
+            int(step): [Rollout(**rollout) for rollout in rollouts] for step, rollouts in kept["ahead"].items()
+        }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called by the Trainer after every optimiser step: complete the row, write it, tell the progress."""
         if "loss" not in logs:
             return  # the Trainer's closing remarks
         self.check_finite("the gradient's norm", logs["grad_norm"])
-        row = self.books.row() | {name: logs[name] for name in ("grad_norm", "learning_rate")}
-        super().log(row, start_time)  # to the history that checkpoints keep, and to the Trainer's integrations
+        row = self.books.row(self.flops, self.args.world_size)
+        row |= {name: logs[name] for name in ("grad_norm", "learning_rate")}
+        if self.guard.update(row["loss"]):
+            self.diverged(f"the loss has been above its bound for {self.guard.streak} steps: it", row["loss"])
+        row["explosion_streak"] = self.guard.streak
+        # to the history that checkpoints keep, and to the Trainer's integrations
+        super().log({name: value for name, value in row.items() if value is not None}, start_time)
         if not self.args.should_save:
             return  # one process keeps the books
         add_to_table(self.steps_csv, self.steps()[-1])
         if self.progress is not None:
-            self.progress(self.state.global_step, self.state.max_steps)
+            shown = f"loss {row['loss']:.4g}, {row['tokens_per_second']:.0f} tokens/s"
+            self.progress(self.state.global_step, self.state.max_steps, shown)
 
     def steps(self) -> list[dict[str, Any]]:
         """One dictionary of COLUMNS per optimiser step so far, those before a resumption included."""
@@ -392,9 +500,8 @@ class Bookkeeping(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.accelerator.wait_for_everyone()  # every process has written its part
         if args.should_save:
-            balance = self.trainer.balance
             mark_complete(
                 Path(args.output_dir) / f"checkpoint-{state.global_step}",
                 self.trainer.fingerprint,
-                {"balance": None if balance is None else balance.state_dict()},
+                self.trainer.to_resume(),
             )

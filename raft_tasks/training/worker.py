@@ -10,8 +10,8 @@ import threading
 from pathlib import Path
 
 from raft_tasks.artifacts import read_json, write_json
-from raft_tasks.errors import InputError
-from raft_tasks.training.launch import ERROR, PROGRESS_LINE, SUMMARY, Job
+from raft_tasks.errors import InputError, Interrupted
+from raft_tasks.training.launch import ERROR, PROGRESS_LINE, STOPPED, SUMMARY, Job
 
 
 def main(path: Path) -> None:
@@ -30,19 +30,22 @@ def main(path: Path) -> None:
             seed=job.seed,
             output=job.output,
             checkpoints=job.checkpoints,
-            progress=lambda done, total: print(f"{PROGRESS_LINE}{done} {total}", flush=True),
+            progress=lambda done, total, shown: print(f"{PROGRESS_LINE}{done} {total} {shown}", flush=True),
         )
     except InputError as error:  # every process meets it; the files are alike
         write_json(path.parent / ERROR, {"message": str(error)})
         raise
+    except Interrupted as stop:
+        write_json(path.parent / STOPPED, {"message": str(stop)})
+        return
     if summary is not None:
         write_json(path.parent / SUMMARY, summary)
 
 
 def end_with_the_pipe() -> None:
-    """Kill this process once nobody holds the other end of its standard input."""
+    """A line through the standard input stops the training after its step; its end kills this process."""
     while os.read(0, 1024):
-        pass
+        os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -64,9 +64,12 @@ def stored_calls(folder):
 def data(folder):
     artifacts = folder / "artifacts" / "registry"
     names = ("examples", "rewritten.jsonl", "filtered.jsonl", "fused.jsonl", "training", "runs/raft-0/model")
-    timing = {"tokens_per_second", "seconds", "rollout_share", "teacher_share", "student_share"}
+    timing = {"tokens_per_second", "seconds", "model_flops_utilisation"}
     with (artifacts / "runs" / "raft-0" / "steps.csv").open() as rows:
-        steps = [{k: v for k, v in row.items() if k not in timing} for row in csv.DictReader(rows)]
+        steps = [
+            {k: v for k, v in row.items() if k not in timing and not k.endswith("_share")}
+            for row in csv.DictReader(rows)
+        ]
     return {name: digest_path(artifacts / name) for name in names}, steps
 
 

@@ -18,16 +18,19 @@ from tiny import method as method_row
 from transformers.utils import logging as transformers_logging
 
 from raft_tasks.errors import InputError
+from raft_tasks.params import Explosion
 from raft_tasks.training.books import COLUMNS, TrainingDiverged
 from raft_tasks.training.checkpoints import CheckpointError
 from raft_tasks.training.conversations import ConversationError, encode_pairs, end_of_turn
-from raft_tasks.training.rollouts import Rollout
+from raft_tasks.training.interruption import TrainingInterrupted
+from raft_tasks.training.probe import StaleRollouts
+from raft_tasks.training.rollouts import GenerateSampler, Rollout, rollout_seed
 from raft_tasks.training.teacher import FrozenCopy
 from raft_tasks.training.train import teacher_turn, train_model, training_arguments
 from raft_tasks.training.trainer import RaftTrainer
 from raft_tasks.training.weights import load_model
 
-TIMES = {"seconds", "tokens_per_second", "rollout_share", "teacher_share", "student_share"}
+TIMES = {"seconds", "tokens_per_second", "model_flops_utilisation"} | {c for c in COLUMNS if c.endswith("_share")}
 
 
 def run(model, folder, method="raft", settings=None, seed=0, progress=None, rows=None, template=TEACHER):
@@ -63,6 +66,8 @@ def make_trainer(model, folder, method, settings, rollouts):
     student, tokenizer = load_model(model, torch.float32)
     teacher = FrozenCopy(load_model(model, torch.float32)[0]) if method.distill else None
     limit = method.distill.rollout_max_new_tokens if method.distill else 0
+    if method.distill:  # these rollouts were never sampled
+        method = method.model_copy(update={"distill": method.distill.model_copy(update={"sampler_tolerance": 9.0})})
     rows = encode_pairs(pairs(), tokenizer, settings.max_length, teacher_turn(method, TEACHER), limit)
     return RaftTrainer(
         student, teacher, rows, tokenizer, method, settings, training_arguments(settings, len(rows), 0, folder), "f",
@@ -205,7 +210,7 @@ def test_the_teacher_is_frozen_and_in_evaluation_mode(tiny_model, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_and_leaves_a_model_that_loads(tiny_model, tmp_path, method, capfd):
     seen, verbosity = [], transformers_logging.get_verbosity()
-    result = run(tiny_model, tmp_path, method, progress=lambda done, total: seen.append((done, total)))
+    result = run(tiny_model, tmp_path, method, progress=lambda done, total, shown: seen.append((done, total)))
     assert capfd.readouterr() == ("", "")
     assert transformers_logging.get_verbosity() == verbosity
     assert seen == [(step, 6) for step in range(1, 7)]
@@ -227,7 +232,13 @@ def test_every_method_trains_and_leaves_a_model_that_loads(tiny_model, tmp_path,
             assert 0 < float(row["student_mass_in_k"]) < 1
             assert 0 < float(row["lambda"]) <= 10
             assert 1 <= float(row["rollout_length"]) <= 6
-        assert 0 < sum(float(row[name] or 0) for name in TIMES if name.endswith("share")) < 1
+        assert sum(float(row[name] or 0) for name in TIMES if name.endswith("share")) == pytest.approx(1)
+        assert 0 < float(row["optimiser_share"]) < 0.8
+        assert 0 < float(row["model_flops_utilisation"]) < 1
+        probed = distils and int(row["step"]) % 2 == 1
+        assert (row["kl_to_base"] != "") == (row["sampler_gap"] != "") == probed
+        assert not probed or float(row["sampler_gap"]) < 1e-5
+        assert row["explosion_streak"] == "0"
         assert float(row["tokens_per_second"]) > 0
     assert result["steps"] == 6
     assert result["answer_tokens_trained"] == 2 * sum(len(pair.answer.split()) + 1 for pair in pairs())
@@ -310,7 +321,7 @@ class Stop(Exception):
 
 
 def stop_at(step):
-    def progress(done, total):
+    def progress(done, total, shown):
         if done == step:
             raise Stop
 
@@ -387,7 +398,7 @@ def kill_while_saving(self, folder):
     (Path(folder) / "rng_state.pth").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 
-def progress(done, total):
+def progress(done, total, shown):
     if done == 4:
         trainer.RaftTrainer._save_rng_state = kill_while_saving
 
@@ -485,3 +496,115 @@ def test_the_end_of_turn_token_is_learned(tiny_model, tmp_path):
     output = network.generate(torch.tensor([row.prompt]), do_sample=False, max_new_tokens=20)[0, len(row.prompt) :]
     assert output.tolist() == row.answer
     assert output[-1] == end_of_turn(tokenizer)
+
+
+# --- long runs: the buffer of rollouts, signals, a loss that runs away, the probe ---
+
+
+def with_distill(method, **changes):
+    return METHODS[method].model_copy(update={"distill": distill(**changes)})
+
+
+def test_a_buffer_serves_several_steps_and_ends_with_its_epoch(tiny_model, tmp_path):
+    """Two epochs of three steps, two steps to a buffer: sampled at steps 0, 2 | 3, 5; seeds are those of one step."""
+    calls = []
+
+    class Watched(GenerateSampler):
+        def __call__(self, prompts, seeds):
+            calls.append((len(prompts), set(seeds)))
+            return super().__call__(prompts, seeds)
+
+    method = with_distill("raft", rollout_steps=2)
+    trainer = make_trainer(tiny_model, tmp_path, method, train(), [])
+    trainer.sampler = Watched(trainer.student, [3], 1.0, 6, 64)
+    trainer.train()
+    assert [number for number, _ in calls] == [8, 4, 8, 4]
+    assert calls[0][1] >= {rollout_seed(0, 0, row.id) for row in trainer.rows} & calls[0][1]
+    drawn = set().union(*(seeds for _, seeds in calls))
+    assert drawn <= {rollout_seed(0, step, row.id) for step in range(6) for row in trainer.rows}
+    assert len(drawn) == 24
+    gaps = [row["sampler_gap"] for row in trainer.steps()]
+    assert [gap is not None for gap in gaps] == [
+        True,
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]  # probed: 0, 2, 4; fresh: not 4
+    assert max(gap for gap in gaps if gap is not None) < 1e-5
+    assert all(row["kl_to_base"] is not None for row in trainer.steps()[::2])
+
+
+@pytest.mark.parametrize("stop", [3, 5])
+def test_interrupted_in_the_middle_of_a_buffer(tiny_model, tmp_path, stop):
+    """Checkpoints 2 and 4 of three steps an epoch: after step 2 and after step 1 of their buffers of three."""
+    method = with_distill("raft", rollout_steps=3)
+    run(tiny_model, tmp_path / "whole", method)
+    with pytest.raises(Stop):
+        run(tiny_model, tmp_path / "parts", method, progress=stop_at(stop))
+    run(tiny_model, tmp_path / "parts", method)
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_after_the_step_and_the_next_run_goes_on(tiny_model, tmp_path, number):
+    settings = train(checkpoint_steps=100)
+    run(tiny_model, tmp_path / "whole", "raft", settings)
+    before = signal.getsignal(number)
+
+    def interrupt(done, total, shown):
+        if done == 3:
+            os.kill(os.getpid(), number)
+
+    name = signal.Signals(number).name
+    with pytest.raises(TrainingInterrupted, match=f"stopped by {name} after step 4 of 6; its checkpoint is complete"):
+        run(tiny_model, tmp_path / "parts", "raft", settings, progress=interrupt)
+    assert signal.getsignal(number) is before
+    assert [path.name for path in (tmp_path / "parts" / "ck").iterdir()] == ["checkpoint-4"]
+    run(tiny_model, tmp_path / "parts", "raft", settings)
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "parts")
+
+
+def test_a_signal_in_the_last_step_changes_nothing(tiny_model, tmp_path):
+    settings = train(epochs=1)
+    result = run(
+        tiny_model, tmp_path, "sft", settings,
+        progress=lambda done, total, shown: os.kill(os.getpid(), signal.SIGTERM) if done == 2 else None,
+    )  # fmt: skip
+    assert result["steps"] == 3
+
+
+def test_a_second_signal_ends_the_process_as_ever(tiny_model, tmp_path):
+    def interrupt(done, total, shown):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_model, tmp_path, "sft", progress=interrupt)
+
+
+def test_a_loss_that_runs_away_stops_and_keeps_the_batch(tiny_model, tmp_path):
+    """A learning rate that throws the model far away, to a finite loss."""
+    settings = train(
+        learning_rate=3.0, warmup_ratio=0.9, epochs=40, max_grad_norm=1e6, checkpoint_steps=1000,
+        explosion=Explosion(factor=3.0, steps=4),
+    )  # fmt: skip
+    with pytest.raises(TrainingDiverged, match="the loss has been above its bound for 4 steps: it is "):
+        run(tiny_model, tmp_path, "sft", settings)
+    [kept] = (tmp_path / "ck").glob("diverged-step-*.json")
+    assert len(json.loads(kept.read_text())["rows"]) == 4
+    assert [row["explosion_streak"] for row in steps(tmp_path)[-3:]] == ["1", "2", "3"]
+
+
+def test_rollouts_of_stale_weights_are_found_out(tiny_model, tmp_path):
+    """The sampler keeps the weights of the start, as a vLLM server would that never reads new ones."""
+    method = with_distill("raft")
+    trainer = make_trainer(tiny_model, tmp_path, method, train(learning_rate=0.03), [])
+    trainer.distill = method.distill
+    trainer.sampler = GenerateSampler(load_model(tiny_model, torch.float32)[0], [3], 1.0, 6, 64)
+    with pytest.raises(StaleRollouts, match=r"step 3: .*sampler \(generate\).* stale weights"):
+        trainer.train()
+    assert trainer.steps()[0]["sampler_gap"] < 1e-5

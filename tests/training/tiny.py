@@ -80,6 +80,7 @@ def train(**changes: Any) -> Train:
         "warmup_ratio": 0.1, "max_grad_norm": 1.0, "precision": "float32", "max_length": 64, "too_long": "refuse",
         "checkpoint_steps": 2, "gradient_checkpointing": False, "group_by_length": False,
         "launch": Launch(processes=1, strategy="none"),
+        "explosion": {"factor": 10.0, "steps": 5},
     }  # fmt: skip
     return Train(**(settings | changes))
 
@@ -88,7 +89,8 @@ def distill(**changes: Any) -> Distill:
     settings: dict[str, Any] = {
         "template": "teacher.jinja", "temperature": 1.5, "top_k": 8, "ema_beta": 0.9, "lambda_max": 10.0,
         "tail_bucket": False, "rollout_temperature": 1.0, "rollout_max_new_tokens": 6,
-        "sampler": {"kind": "generate", "batch_size": 64},
+        "sampler": {"kind": "generate", "batch_size": 64}, "rollout_steps": 1, "probe_steps": 2,
+        "sampler_tolerance": 0.05,
         "teacher_dtype": None, "teacher_device": None, "teacher_adapter": None,
     }  # fmt: skip
     return Distill(**(settings | changes))

@@ -1,0 +1,72 @@
+"""SIGTERM and SIGINT during training: finish the step, save a checkpoint, stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback
+
+from raft_tasks.errors import Interrupted
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class TrainingInterrupted(Interrupted):
+    """A signal stopped the training after a step; its checkpoint is complete."""
+
+
+class SignalWatch:
+    """Takes the first of SIGNALS between `start` and `restore`, and calls `tell`.
+
+    The handlers of before return with that signal, so that a second one ends the process as it always did. Threads
+    other than the main one may not set handlers: there, signals do what they did.
+    """
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self.tell = tell
+        self.received: str | None = None  # the signal's name
+        self.before: dict[int, Any] = {}
+
+    def start(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.receive) for number in SIGNALS}
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        self.restore()
+        self.tell()
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+
+class Interruption(TrainerCallback):
+    """Asks the Trainer for a checkpoint and a stop at the end of the step in which the first signal arrives."""
+
+    def __init__(self) -> None:
+        self.watch = SignalWatch(lambda: None)
+        self.received: str | None = None  # by this process or, once a step has ended, by any of them
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.watch.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.received = self.anywhere(args)
+        if self.received:
+            control.should_save = control.should_training_stop = True
+
+    def anywhere(self, args: Any) -> str | None:
+        """The signal, if any of the training's processes received one: all must stop after the same step."""
+        if args.world_size == 1:
+            return self.watch.received
+        import torch
+
+        flag = torch.tensor([float(self.watch.received is not None)], device=args.device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return (self.watch.received or "a signal") if flag.item() else None
