@@ -1,9 +1,10 @@
-"""What of a reference answer survives in another text, by rule: numbers with their units, dates, names, negation.
+"""What of a reference answer survives in another text, by rule: numbers with their units, dates, names, negation, and
+words of direction that became their opposite ("raises" / "lowers", "before" / "after", "at least" / "at most").
 
 Sentence encoders hardly see these: "take 5 mg" and "take 50 mg" have a cosine of .93. What the rules do not see: a
-content word that became another one ("lowers" / "raises", "rope" / "lamp"), quantities converted to another unit, names
-without capitals, and what the other text adds, a negation excepted. They read English, and may miss an item rather than
-invent one.
+content word that became another one ("rope" / "lamp"), quantities converted to another unit, names without capitals,
+and what the other text adds, a negation excepted. They read English, and may miss an item rather than invent one: a
+direction counts as turned only where one text has just the one pole and the other just the opposite.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ UNIT_WORDS = {
     "lb": "pound lbs", "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre",
     "km": "kilometer kilometre", "mi": "mile", "ft": "feet foot", "inch": "inches", "ml": "milliliter millilitre mL",
     "l": "liter litre L", "ms": "millisecond", "s": "second sec", "min": "minute", "h": "hour hr",
-    "day": "", "week": "", "month": "", "year": "yr",
+    "day": "", "week": "", "month": "", "year": "years yr",
     "W": "watt", "kW": "kilowatt", "MW": "megawatt", "V": "volt", "Hz": "hertz",
     "kHz": "kilohertz", "MHz": "megahertz", "GHz": "gigahertz", "J": "joule", "kJ": "kilojoule", "cal": "calorie",
     "kcal": "kilocalorie", "Pa": "pascal", "kB": "kilobyte KB", "MB": "megabyte", "GB": "gigabyte", "TB": "terabyte",
@@ -77,10 +78,31 @@ DATES = [
 ]
 
 ENUMERATOR = re.compile(r"^[ \t]*\d+[.)](?=[ \t]+\S)", re.MULTILINE)  # counts the items of a list, says nothing
+BOUND = r"(?:less|more|fewer|later|earlier|longer)\s+than\b"  # "no less than" denies nothing
 NEGATION = re.compile(
-    r"\b(?:not(?!\s+only\b)|no(?!\.?\s*\d)|never|none|nobody|nothing|nowhere|neither|nor|without|cannot|\w+n['’]t)\b",
-    re.IGNORECASE,
+    rf"""\b(?:not(?!\s+(?:only\b|{BOUND}))|no(?!\.?\s*\d|\s+{BOUND})
+        |never|none|nobody|nothing|nowhere|neither|nor|without|cannot|\w+n['’]t)\b""",
+    re.IGNORECASE | re.VERBOSE,
 )
+
+# One line per axis: what is on its one side, and on the other. Words that mostly mean something else (fall, left,
+# permit the noun) are left out.
+_AXES = [
+    (r"rais(?:e|es|ed|ing)|increas(?:e|es|ed|ing)|ris(?:e|es|ing|en)|rose|grow|grows|grew|growing|higher",
+     r"lower(?:s|ed|ing)?|decreas(?:e|es|ed|ing)|reduc(?:e|es|ed|ing)|declin(?:e|es|ed|ing)|fell|drops|dropped"),
+    (r"before|prior\sto|earlier", r"after|afterwards|later"),
+    (r"at\sleast|n(?:o|ot)\s(?:less|fewer)\sthan|minimum|or\smore",
+     r"at\smost|n(?:o|ot)\smore\sthan|maximum|up\sto|or\s(?:less|fewer)"),
+    (r"(?<!no\s)(?<!not\s)more\sthan|above|exceed(?:s|ed|ing)?",
+     r"(?<!no\s)(?<!not\s)(?:less|fewer)\sthan|below"),
+    (r"allow(?:s|ed|ing)?|permitted|permits", r"forbid(?:s|den)?|forbade|prohibit(?:s|ed|ing)?"),
+    (r"include[sd]?|including", r"exclude[sd]?|excluding"),
+    (r"largest|biggest|highest|longest|(?<!at\s)most", r"smallest|lowest|shortest|(?<!at\s)least"),
+    (r"first", r"last"),
+    (r"northern|north", r"southern|south"),
+    (r"eastern|east", r"western|west"),
+]  # fmt: skip
+AXES = [tuple(re.compile(rf"\b(?:{pole})\b", re.IGNORECASE) for pole in axis) for axis in _AXES]
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)*")
 SENTENCE_START = re.compile(r"(?:^|[.!?:;…\n])[\s\"'“”‘’()\[\]*#>–—•-]*")
@@ -107,13 +129,14 @@ class Fact:
 def lost(reference: str, text: str) -> list[str]:
     """What the reference says and `text` does not, as the reference writes it, in its order, each once.
 
-    A negation that only one of them has counts too: as written in the reference, or as "added: never" at the end.
+    A negation that only one of them has counts too: as written in the reference, or as "added: never" at the end. So
+    does a direction whose opposite `text` says instead.
     """
     return _compare(reference, text)[0]
 
 
 def fidelity_score(reference: str, text: str) -> float:
-    """Share of the reference's numbers, dates, names and negation that `text` keeps, in [0, 1]; 1 if it has none."""
+    """Share of the reference's numbers, dates, names, negation and directions that `text` keeps; 1 if it has none."""
     missing, checked = _compare(reference, text)
     return 1 - len(missing) / checked if checked else 1.0
 
@@ -141,7 +164,22 @@ def _compare(reference: str, text: str) -> tuple[list[str], int]:
         missing.append((denied.start(), denied.group()))
     if denies and not denied:
         missing.append((len(reference), f"added: {denies.group()}"))
-    return [surface for _, surface in sorted(missing)], len(wanted) + bool(denied or denies)
+    turned, directions = _turned(reference, text)
+    return [surface for _, surface in sorted(missing + turned)], len(wanted) + bool(denied or denies) + directions
+
+
+def _turned(reference: str, text: str) -> tuple[list[tuple[int, str]], int]:
+    """Directions of the reference whose opposite the text says, by position; and on how many axes both say anything."""
+    turned, compared = [], 0
+    for one, other in AXES:
+        poles, own = (one.search(reference), other.search(reference)), (one.search(text), other.search(text))
+        said = poles[0] or poles[1]
+        if said is None or (poles[0] and poles[1]) or not (own[0] or own[1]):
+            continue
+        compared += 1
+        if own == (None, own[1]) if poles[0] else own == (own[0], None):
+            turned.append((said.start(), said.group()))
+    return turned, compared
 
 
 def _facts(text: str) -> list[Fact]:

@@ -26,6 +26,8 @@ DOLLY = Path(__file__).parents[3] / "shared" / "data" / "dolly" / "dolly_2000.js
         ("Two hundred and fifty people", "250 people", []),
         ("Two hundred and fifty people", "205 people", ["Two hundred and fifty"]),
         ("It is -5 °C there.", "It is 5 °C there.", ["-5 °C"]),
+        ("He ruled for 25 years.", "He ruled for 25 days.", ["25 years"]),
+        ("He ruled for 25 years.", "His rule, a 25-year one", []),
         ("a 10-day trip", "a trip of 10 days", []),
         ("pages 3-5", "pages 3 to 5", []),
         ("version 1.2.3", "version 1.2.4", ["1.2.3"]),
@@ -63,6 +65,18 @@ DOLLY = Path(__file__).parents[3] / "shared" / "data" / "dolly" / "dolly_2000.js
         ("It rains in Rome.", "It never rains.", ["Rome", "added: never"]),
         ("Not only rain but snow.", "Rain and snow.", []),
         ("See No. 12.", "See number 12.", []),
+        # directions
+        ("It lowers the pressure.", "It raises the pressure.", ["lowers"]),
+        ("It lowers the pressure.", "The pressure is reduced by it.", []),
+        ("It lowers the pressure.", "It changes the pressure.", []),
+        ("Pay before you enter.", "Enter, and pay afterwards.", ["before"]),
+        ("Pay before you enter.", "Pay prior to entering, not after.", ["added: not"]),
+        ("At least 5 days", "At most 5 days", ["At least"]),
+        ("At least 5 days", "no less than 5 days", []),
+        ("More than 5 days", "less than 5 days", ["More than"]),
+        ("Prices rose and fell.", "Prices fell.", []),
+        ("It lies north of Rome.", "South of Rome it lies.", ["north"]),
+        ("The most common one", "The least common one", ["most"]),
         # nothing to check
         ("", "", []),
         ("all good", "", []),
@@ -82,7 +96,6 @@ def test_the_score_is_the_share_that_survives() -> None:
 
 
 def test_what_the_rules_do_not_see() -> None:
-    assert lost("It lowers the pressure.", "It raises the pressure.") == []
     assert lost("The reactor is rope.", "The reactor is lamp.") == []
     assert lost("It weighs 5 g.", "It weighs 5000 mg.") == ["5 g"]
 
