@@ -7,8 +7,8 @@ Two parts, each a table in Markdown:
 1. The pocket domains: the base rewrites training answers, and since the world knows its facts, each rewrite is known
    to be right and complete, or not (`expected` and `details` of the row).
 2. Real text, if given (a JSON list of rows with an "output", databricks-dolly-15k say): answers whose meaning was
-   turned by rule (a number, a unit, a year, a name, a negation, a direction), and honest paraphrases by rule. What was turned
-   should be caught, a paraphrase should pass.
+   turned by rule (a number, a unit, a year, a name, a negation, a direction), and honest paraphrases by rule. What was
+   turned should be caught, a paraphrase should pass.
 """
 
 from __future__ import annotations

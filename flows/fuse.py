@@ -5,10 +5,10 @@ from prefect import flow
 from flows import paths
 from flows.rows import few_failed, new_calls, through
 from flows.stage import main
-from raft_tasks.artifacts import atomic_folder, count_rows, iter_rows, read_json, write_rows
-from raft_tasks.fuse import failure, fuse_chunk, training_pairs
+from raft_tasks.artifacts import atomic_folder, count_rows, iter_rows, read_json, read_rows, write_json, write_rows
+from raft_tasks.fuse import failure, fuse_chunk, judge_chunk, judging, training_pairs
 from raft_tasks.params import load_params
-from raft_tasks.schemas import Filtered, Fused
+from raft_tasks.schemas import Filtered, Fused, Labelled
 
 
 @flow
@@ -18,20 +18,26 @@ def fuse(domain: str) -> None:
     filtered = paths.filtered(domain)
     total, label = count_rows(filtered), f"fuse@{domain}"
     roles = {settings.model, "base", *(judge.model for judge in settings.models)}
+    models = {role: params.models[role] for role in roles}
+    identities = {role: read_json(paths.model_identity(role)) for role in roles}
+    calls = new_calls("fuse", settings.budget)
     fused = through(
         fuse_chunk,
         iter_rows(filtered, Filtered),
         settings,
-        {role: params.models[role] for role in roles},
-        {role: read_json(paths.model_identity(role)) for role in roles},
+        models,
+        identities,
         label=label,
         total=total,
         chunk_rows=settings.chunk_rows,
         chunks=params.resources.chunks,
-        calls=new_calls("fuse", settings.budget),
+        calls=calls,
     )
     kept = few_failed(label, fused, total, settings.max_failed, failure)
     write_rows(paths.fused(domain), kept)
+    labels = read_rows(paths.labels(settings.calibration), Labelled) if settings.calibration else []
+    judged = judge_chunk(labels, settings, models, identities, calls) if labels else []
+    write_json(paths.judging(domain), judging(iter_rows(paths.fused(domain), Fused), settings, labels, judged))
     with atomic_folder(paths.training(domain)) as folder:
         for name in params.run.methods:
             pairs = training_pairs(iter_rows(paths.fused(domain), Fused), params.methods[name])

@@ -47,6 +47,15 @@ def fused(domain: str) -> Path:
     return ARTIFACTS / domain / "fused.jsonl"
 
 
+def judging(domain: str) -> Path:
+    return ARTIFACTS / domain / "judging.json"
+
+
+def labels(name: str) -> Path:
+    """Scores by people."""
+    return Path("data/calibration") / name
+
+
 def training(domain: str) -> Path:
     return ARTIFACTS / domain / "training"
 

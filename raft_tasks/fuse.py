@@ -9,11 +9,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import params
+from raft_tasks.evaluation.agreement import against_people, panel_agreement
 from raft_tasks.generation.backend import Backend
 from raft_tasks.generation.calls import Calls
 from raft_tasks.generation.fusing import fuse
-from raft_tasks.generation.judges import build_panel
-from raft_tasks.schemas import Filtered, Fused, TrainingPair
+from raft_tasks.generation.judges import SCALE, Judge, build_panel
+from raft_tasks.schemas import Filtered, Fused, Labelled, TrainingPair
 
 
 @task(cache_policy=NO_CACHE)
@@ -25,21 +26,65 @@ def fuse_chunk(
     calls: Calls,
 ) -> list[Fused]:
     """The rows with their fused answers; `models` and `identities` are those of every role, by name."""
+    panel, judges = _panel(settings, models, identities, calls)
+    backend = calls.backend("fuse", models[settings.model], identities[settings.model])
+    return fuse(rows, backend, panel, settings, judges)
+
+
+@task(cache_policy=NO_CACHE)
+def judge_chunk(
+    rows: list[Labelled],
+    settings: params.Fuse,
+    models: dict[str, params.Model | params.Endpoint],
+    identities: dict[str, dict[str, Any]],
+    calls: Calls,
+) -> list[dict[str, float | None]]:
+    """Every judge's score of each text that people have scored; None where it abstained."""
+    panel, _ = _panel(settings, models, identities, calls)
+    texts = [row.question for row in rows], [row.reference for row in rows], [row.candidate for row in rows]
+    columns = {name: [one.score for one in judge(*texts)] for name, judge in panel.items()}
+    return [{name: column[place] for name, column in columns.items()} for place in range(len(rows))]
+
+
+def _panel(
+    settings: params.Fuse,
+    models: dict[str, params.Model | params.Endpoint],
+    identities: dict[str, dict[str, Any]],
+    calls: Calls,
+) -> tuple[dict[str, Judge], dict[str, Backend]]:
+    """The judges, and the backends of those that are models."""
     base = models["base"]
     assert isinstance(base, params.Model)
-    judges: dict[str, Backend] = {
+    backends: dict[str, Backend] = {
         judge.model: calls.backend("judge", models[judge.model], identities[judge.model]) for judge in settings.models
     }
     panel = build_panel(
         settings.judges,
         encoder=calls.encoder("judge", settings.encoder, settings.revision),
         base=calls.local_backend("judge", base, identities["base"]),
-        backends=judges,
+        backends=backends,
         batch_size=settings.batch_size,
         seed=settings.seed,
     )
-    backend = calls.backend("fuse", models[settings.model], identities[settings.model])
-    return fuse(rows, backend, panel, settings, judges)
+    return panel, backends
+
+
+def judging(
+    rows: Iterable[Fused], settings: params.Fuse, labels: list[Labelled], judged: list[dict[str, float | None]]
+) -> dict[str, Any]:
+    """How the judges agree on all candidates, a text of a row once, and with people on the labelled texts."""
+    scores: dict[str, list[float | None]] = {name: [] for name in settings.panel}
+    for row in rows:
+        texts = {candidate.text: candidate for candidate in row.candidates if candidate.scores or candidate.abstained}
+        for candidate in texts.values():
+            for name, own in scores.items():
+                own.append(candidate.scores.get(name))
+    beside: dict[str, list[float | None]] = {name: [row[name] for row in judged] for name in settings.panel}
+    people = [row.score / SCALE for row in labels]
+    return {
+        "agreement": panel_agreement(scores, settings.stop_at),
+        "calibration": against_people(beside, people, settings.stop_at) if labels else None,
+    }
 
 
 def failure(row: Fused) -> str | None:

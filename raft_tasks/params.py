@@ -255,7 +255,7 @@ class Fuse(Sampling):
     quorum: PositiveInt  # judges whose score a candidate needs
     tie_break: str | None  # template of the pairwise comparison by the panel's models; None: the earliest of equals
     fidelity_veto: bool
-    calibration: str | None  # a file in data/calibration with scores by people
+    calibration: Annotated[str, Field(pattern=r"^[\w.-]+\.jsonl$")] | None  # in data/calibration: scores by people
     encoder: str
     revision: str | None
     rounds: PositiveInt
@@ -488,6 +488,7 @@ class Report(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)]
     bootstrap_samples: PositiveInt
     examples: Annotated[int, Field(ge=0)]
+    sample: Annotated[int, Field(ge=0)]
     seed: int
 
 

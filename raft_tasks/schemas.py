@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Split = Literal["train", "validation", "test"]
-Fallback = Literal["unfinished", "empty", "similarity", "fidelity"]
+Fallback = Literal["failed", "empty", "unfinished", "similarity", "fidelity"]
 Exclusion = Literal["failed", "empty", "unfinished", "quorum", "fidelity"]
 Unfused = Literal["filter", "quorum", "fidelity"]
 Better = Literal["first", "second", "equal"]
@@ -85,6 +85,15 @@ class Comparison(Row):
     better: Better | None  # as they stand; None: no usable answer
     better_swapped: Better | None  # shown the other way round; still names the candidate
     reasons: list[str]
+
+
+class Labelled(Row):
+    """A text that people have scored, for the calibration of judges."""
+
+    question: str
+    reference: str
+    candidate: str
+    score: float = Field(ge=0, le=10)
 
 
 class Fused(Filtered):

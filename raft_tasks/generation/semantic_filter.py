@@ -24,7 +24,7 @@ def semantic_filter(
         missing = lost(row.answer, row.rewritten)
         fallback: Fallback | None = None
         if not row.rewritten:
-            fallback = "empty"
+            fallback = "failed" if row.failure else "empty"
         elif not row.finished:
             fallback = "unfinished"
         elif similarity < tau:

@@ -160,6 +160,38 @@ def similarities(refinement: dict[str, Any]) -> str:
     return svg[0]
 
 
+def lengths(refinement: dict[str, Any]) -> str:
+    """How many words the reference answers have, and the learned ones."""
+    edges, counts = np.array(refinement["lengths"]["edges"]), refinement["lengths"]["counts"]
+    with _panel("Words of the answers", legend=True) as (axes, svg):
+        axes.stairs(counts["reference"], edges, fill=True, color=REJECTED, label="reference")
+        axes.stairs(counts["learned"], edges, color="#0072B2", linewidth=1.8, label="learned")
+        axes.set_ylim(0, 1.1 * max(1, *counts["reference"], *counts["learned"]))
+        axes.set_xlabel("words")
+        axes.set_ylabel("training rows")
+        axes.grid(axis="x", visible=False)
+        _outside_legend(axes)
+    return svg[0]
+
+
+def judges(refinement: dict[str, Any]) -> str:
+    """Every judge's mean score: of the rewrites as they came, and of the answers that were chosen."""
+    rows = [(name, own) for name, own in refinement["judges"].items() if own["chosen"] is not None]
+    with _panel("What the judges say", legend=True, names=True) as (axes, svg):
+        for place, (_, own) in enumerate(rows):
+            axes.plot([own["rewrites"], own["chosen"]], [place, place], color=FAINT, linewidth=4, zorder=1)
+        places = list(range(len(rows)))
+        axes.scatter([own["rewrites"] for _, own in rows], places, color="white", edgecolor=INK, label="rewrites")
+        axes.scatter([own["chosen"] for _, own in rows], places, color="#0072B2", label="chosen answers", zorder=3)
+        axes.set_yticks(places, [name for name, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_xlabel("mean score")
+        axes.grid(axis="y", visible=False)
+        _outside_legend(axes)
+    return svg[0]
+
+
 def distances(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
     """Relative l2 distance of the weights to the base: the mean as a bar, every seed as a mark."""
     rows = [(name, found["training"]) for name, found in domain["methods"].items() if "training" in found]

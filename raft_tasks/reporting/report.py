@@ -12,6 +12,7 @@ from raft_tasks.artifacts import atomic_file, digest_path
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.params import Params
 from raft_tasks.reporting import figures
+from raft_tasks.reporting.refinement import OUTCOMES, marked, outcome, sample
 from raft_tasks.reporting.study import BASE, DomainStudy, Study
 from raft_tasks.reporting.tables import label, percent, points
 from raft_tasks.schemas import Fused
@@ -41,6 +42,9 @@ def write_report(study: Study, metrics: dict[str, Any], git_revision: str | None
     environment.filters["points"] = points
     environment.filters["within"] = figures.within
     environment.globals["percent"] = percent
+    environment.globals["number"] = lambda value: (
+        "–" if value is None else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    )
     params = study.params
     domains = [
         {
@@ -49,6 +53,9 @@ def write_report(study: Study, metrics: dict[str, Any], git_revision: str | None
             "headline": headline(metrics, name),
             "sentences": sentences(metrics, name),
             "figures": _figures(study, metrics, name),
+            "sample": [
+                _sample_view(row) for row in sample(study.domains[name].fused, params.report.sample, params.report.seed)
+            ],
             "examples": [
                 _example_view(row, study.domains[name], params) for row in _examples(study.domains[name], params)
             ],
@@ -65,6 +72,7 @@ def write_report(study: Study, metrics: dict[str, Any], git_revision: str | None
         label=label,
         name_of=lambda measure: MEASURE_NAMES.get(measure, measure.replace("_", " ")),
         colour_of={method: style[0] for method, style in figures.styles(params).items()},
+        outcomes=OUTCOMES,
         limits=limits(study),
         inputs=[(file, digest_path(file.path)) for file in study.files],
         git_revision=git_revision,
@@ -147,9 +155,18 @@ def _figures(study: Study, metrics: dict[str, Any], name: str) -> dict[str, Any]
         ),
         "changes": ("A change whose bar meets the line at 0 is not clear.", changes),
         "data": (
-            "Cosine similarity of every rewrite to its reference. Rewrites left of the threshold are replaced by their "
-            "reference.",
-            [figures.similarities(found["refinement"])],
+            "Cosine similarity of every rewrite to its reference: what is left of the threshold is replaced by the "
+            "reference. Words of the reference answers and of what is learned instead. Mean score of every judge, for "
+            "the rewrites as they came and for the answers chosen in their place.",
+            [
+                figures.similarities(found["refinement"]),
+                figures.lengths(found["refinement"]),
+                *(
+                    [figures.judges(found["refinement"])]
+                    if found["refinement"]["mean_fusion_score"] is not None
+                    else []
+                ),
+            ],
         ),
         "training": [
             (
@@ -187,6 +204,17 @@ def _examples(domain: DomainStudy, params: Params) -> list[Fused]:
             if left and len(chosen) < params.report.examples:
                 chosen.append(left[0])
     return chosen
+
+
+def _sample_view(row: Fused) -> dict[str, Any]:
+    """A row for the browsable sample; what was fused is marked against the rewrite, that against the reference."""
+    return {
+        "row": row,
+        "outcome": outcome(row),
+        "rewritten": marked(row.answer, row.rewritten),
+        "fused": marked(row.rewritten if row.passed else row.answer, row.fused),
+        "best": next((one for one in row.candidates if one.text == row.fused and one.scores), None),
+    }
 
 
 def _example_view(row: Fused, domain: DomainStudy, params: Params) -> dict[str, Any]:

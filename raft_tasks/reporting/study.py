@@ -41,9 +41,11 @@ class Trained(Benchmarked):
 @dataclass(frozen=True)
 class DomainStudy:
     rejects: list[Reject]
-    splits: dict[str, int]  # rows per split
+    splits: dict[str, Any]  # rows per split, rejects and flags by rule
+    questions: dict[str, Any] | None  # what became of documents; None where the domain has none
     test: list[Example]
     fused: list[Fused]
+    judging: dict[str, Any]  # the judges' agreement, and their calibration
     base: Benchmarked
     runs: dict[str, list[Trained]]  # by method, one entry per seed
 
@@ -87,6 +89,13 @@ def collect(artifacts: Path, params: Params) -> Study:
         fused = read_rows(
             note(root / "fused.jsonl", f"fuse@{domain}", "rewrites, similarities, decisions, fused answers"), Fused
         )
+        judging = read_json(note(root / "judging.json", f"fuse@{domain}", "agreement and calibration of the judges"))
+        questions = None
+        if domain in params.run.documents:
+            pairs = root / "questions" / "summary.json"
+            questions = read_json(
+                note(pairs, f"question@{domain}", "pairs made from documents, by what became of them")
+            )
         base = benchmarked(root / "benchmarks" / BASE, f"benchmark_base@{domain}", BASE)
         runs: dict[str, list[Trained]] = {}
         for method in params.run.methods:
@@ -98,7 +107,7 @@ def collect(artifacts: Path, params: Params) -> Study:
                 steps = _read_steps(note(folder / "steps.csv", stage, f"losses and lambda, {name}"))
                 result = benchmarked(root / "benchmarks" / name, f"benchmark@{domain}-{name}", name)
                 runs[method].append(Trained(result.scores, result.items, seed, summary, steps))
-        domains[domain] = DomainStudy(rejects, splits, test, fused, base, runs)
+        domains[domain] = DomainStudy(rejects, splits, questions, test, fused, judging, base, runs)
     return Study(params, model, domains, files)
 
 

@@ -15,12 +15,11 @@ from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference, mean, ratio, verdict
 from raft_tasks.params import Params
+from raft_tasks.reporting.refinement import measure_refinement
 from raft_tasks.reporting.study import BASE, Benchmarked, DomainStudy, Study
-from raft_tasks.schemas import Fused
 
 DOMAIN_MEASURES = {"domain_acc": "acc", "domain_complete": "complete"}
 ACRONYMS = {"sft", "sdft", "raft", "fapm", "dft", "eaft", "kl", "ce", "ema"}
-BIN = 0.05  # of the similarity histogram
 
 Part = tuple[str, str]  # task, metric
 
@@ -108,7 +107,7 @@ def _measure_domain(name: str, domain: DomainStudy, params: Params, bootstrap: B
     return {
         "measures": {one: [list(part) for part in parts] for one, parts in measures.items()},
         "methods": methods,
-        "refinement": _refinement(domain, params),
+        "refinement": measure_refinement(domain, params),
     }
 
 
@@ -174,34 +173,6 @@ def _training(domain: DomainStudy, method: str) -> dict[str, Any]:
         "relative_l2": float(np.mean([summary["distance"]["total"] for summary in summaries])),
         "relative_l2_per_seed": [summary["distance"]["total"] for summary in summaries],
     }
-
-
-def _refinement(domain: DomainStudy, params: Params) -> dict[str, Any]:
-    rows = domain.fused
-    passed = [row for row in rows if row.passed]
-    scored = [row.score for row in passed if row.score is not None]
-    edges = np.round(np.arange(min(0.0, _lowest(rows)), 1 + BIN, BIN), 2)
-    return {
-        "rows_in": sum(domain.splits.get(split, 0) for split in ("train", "validation", "test")) + len(domain.rejects),
-        "rows_rejected": len(domain.rejects),
-        "rows_train": len(rows),
-        "rows_test": len(domain.test),
-        "rewrites_unfinished": sum(not row.finished for row in rows),
-        "rewrites_passed": len(passed),
-        "share_passed": len(passed) / len(rows),
-        "passed_that_lost_something": sum(bool(row.lost) for row in passed),
-        "tau": params.semantic_filter.tau,
-        "mean_similarity": float(np.mean([row.similarity for row in rows])),
-        "similarity_edges": [float(edge) for edge in edges],
-        "similarity_counts": np.histogram([row.similarity for row in rows], bins=edges)[0].tolist(),
-        "fused_changed": sum(row.fused != row.rewritten for row in passed),
-        "share_fused_changed": sum(row.fused != row.rewritten for row in passed) / len(passed) if passed else None,
-        "mean_fusion_score": float(np.mean(scored)) if scored else None,
-    }
-
-
-def _lowest(rows: list[Fused]) -> float:
-    return float(np.floor(min(row.similarity for row in rows) / BIN) * BIN)
 
 
 def percent(estimate: dict[str, Any] | Estimate | None, signed: bool = False) -> tuple[str, str]:

@@ -46,7 +46,7 @@ def test_outputs_are_where_the_flows_write():
         "ingest": [paths.examples("d"), paths.ingest_summary("d")],
         "rewrite": [paths.rewritten("d")],
         "semantic_filter": [paths.filtered("d")],
-        "fuse": [paths.fused("d"), paths.training("d")],
+        "fuse": [paths.fused("d"), paths.judging("d"), paths.training("d")],
         "distill": [run / "model", run / "summary.json", run / "steps.csv"],
         "recover": [paths.recovered("d", "m", 7)],
         "benchmark": [bench / "items.jsonl", bench / "scores.json"],

@@ -26,9 +26,9 @@ def test_empty_and_unfinished_rewrites_never_pass(examples: list[Example], tau: 
     for row in semantic_filter(rows, [1.0, 1.0], tau, fidelity_veto=False):
         assert not row.passed
         assert row.chosen == examples[1].answer
-    assert [row.fallback for row in semantic_filter(rows, [1.0, 1.0], tau, fidelity_veto=True)] == [
-        "empty", "unfinished",
-    ]  # fmt: skip
+    failed = rows[0].model_copy(update={"failure": "unreachable: HTTP 500"})
+    decided = semantic_filter([*rows, failed], [1.0, 1.0, 1.0], tau, fidelity_veto=True)
+    assert [row.fallback for row in decided] == ["empty", "unfinished", "failed"]
 
 
 def test_a_veto_sends_what_lost_something_back_to_its_reference(examples: list[Example]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from raft_tasks.artifacts import write_json, write_rows
+from raft_tasks.evaluation.agreement import against_people, panel_agreement
 from raft_tasks.params import Params, load_params
 from raft_tasks.schemas import Candidate, Example, Fused, ItemResult, Reject
 
@@ -51,7 +52,16 @@ def _write_domain(folder: Path, params: Params, levels: dict[str, tuple[float, .
     write_rows(folder / "examples" / "test.jsonl", test)
     reject = Reject(file="data/registry/pairs.jsonl", line=7, reason="answer is empty", content="{}")
     write_rows(folder / "examples" / "rejects.jsonl", [reject, reject.model_copy(update={"line": 9})])
-    write_rows(folder / "fused.jsonl", [_fused(row, number) for number, row in enumerate(train)])
+    fused = [_fused(row, number) for number, row in enumerate(train)]
+    write_rows(folder / "fused.jsonl", fused)
+    scores = [one.scores for row in fused for one in row.candidates]
+    panel = {name: [one.get(name) for one in scores] for name in ("fidelity", "qwen")}
+    people = {"qwen": [1.0, 0.4], "fidelity": [1.0, 0.0]}
+    judging = {
+        "agreement": panel_agreement(panel, 0.8),
+        "calibration": against_people(people, [0.9, 0.5], 0.8),
+    }
+    write_json(folder / "judging.json", judging)
     _benchmark(folder / "benchmarks" / "base", test, levels["base"], seed=None)
     for place, method in enumerate(params.run.methods):
         for seed in params.run.seeds:
@@ -97,7 +107,14 @@ def _fused(row: Example, number: int) -> Fused:
         fallback=None if passed else "unfinished" if number % 40 == 0 else "similarity",
         fused=whole if passed else row.answer,
         score=0.93 if passed else None,
-        candidates=[Candidate(round=1, text=whole, scores={"fidelity": 1.0}, mean=0.93)] if passed else [],
+        candidates=[
+            Candidate(round=0, text=rewritten, scores={"fidelity": 0.5, "qwen": 0.7}, mean=0.6),
+            Candidate(
+                round=1, text=whole, scores={"fidelity": 1.0, "qwen": 0.86}, mean=0.93, reasons={"qwen": "<all> there"}
+            ),
+        ]
+        if passed
+        else [],
     )
 
 

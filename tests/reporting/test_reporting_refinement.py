@@ -1,0 +1,85 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_artifacts import synthetic_params, write_artifacts
+
+from raft_tasks.reporting.refinement import OUTCOMES, SHOWN_CHARACTERS, marked, outcome, sample
+from raft_tasks.reporting.report import write_report
+from raft_tasks.reporting.study import collect
+from raft_tasks.reporting.tables import measure
+from raft_tasks.schemas import Comparison
+
+TEXT = st.text(st.sampled_from("ab .|\n") | st.characters(codec="utf-8"), max_size=60)
+
+
+@given(TEXT, TEXT)
+def test_the_marks_hold_both_texts_whole(old, new):
+    spans = marked(old, new)
+    assert "".join(text for kind, text in spans if kind != "gone") == new
+    assert "".join(text for kind, text in spans if kind != "new") == old
+    assert all(text for _, text in spans)
+
+
+def test_words_are_marked_not_letters_and_neighbours_as_one():
+    assert marked("It weighs 5 mg.", "It weighs 50 mg.") == [
+        ("same", "It weighs "), ("gone", "5"), ("new", "50"), ("same", " mg."),
+    ]  # fmt: skip
+    assert marked("one two three", "eins zwei three") == [
+        ("gone", "one two"), ("new", "eins zwei"), ("same", " three"),
+    ]  # fmt: skip
+    assert len(marked("", "x" * 2 * SHOWN_CHARACTERS)[0][1]) < SHOWN_CHARACTERS + 10
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("artifacts")
+    write_artifacts(folder, synthetic_params(seeds=[0], methods=["sft", "raft"]))
+    return collect(folder, synthetic_params(seeds=[0], methods=["sft", "raft"]))
+
+
+def test_every_outcome_is_counted_once_and_sampled(study):
+    rows = study.domains["registry"].fused
+    found = measure(study)["domains"]["registry"]["refinement"]
+    assert sum(found["outcomes"].values()) == len(rows) == 120
+    assert found["outcomes"] == {"fused": 30, "rewrite": 60, "similarity": 27, "unfinished": 3}
+    seen = sample(rows, 20, 0)
+    assert seen == sample(rows, 20, 0) != sample(rows, 20, 1)
+    assert len({row.id for row in seen}) == 20
+    assert {outcome(row) for row in seen} == set(found["outcomes"])
+    assert len(sample(rows, 500, 0)) == 120
+    last = rows[1].model_copy(update={"unfused": "fidelity"})
+    vetoed = rows[1].model_copy(update={"fallback": "fidelity", "unfused": "filter"})
+    assert [outcome(row) for row in (last, vetoed)] == ["fidelity of all candidates", "fidelity"]
+    assert {outcome(last), outcome(vetoed)} < set(OUTCOMES)
+
+
+def test_judges_lengths_and_comparisons(study):
+    domain = study.domains["registry"]
+    found = measure(study)["domains"]["registry"]["refinement"]
+    assert found["judges"]["qwen"]["rewrites"] == pytest.approx(0.7)
+    assert found["judges"]["fidelity"]["chosen"] == 1
+    assert found["lengths"]["mean"] == {"reference": 7.0, "learned": pytest.approx((30 * 7 + 90 * 10) / 120)}
+    assert sum(found["lengths"]["counts"]["learned"]) == 120
+    told = [("first", "first"), ("first", "second"), ("first", None)]
+    compared = [
+        Comparison(judge="qwen", first=0, second=1, better=one, better_swapped=other, reasons=[]) for one, other in told
+    ]
+    domain.fused[1] = domain.fused[1].model_copy(update={"comparisons": compared})
+    found = measure(study)["domains"]["registry"]["refinement"]
+    assert found["comparisons"] == {"qwen": {"pairs": 3, "unusable": 1, "steady": 0.5}}
+
+
+def test_the_page_shows_what_became_of_rows_and_documents(study, tmp_path):
+    study.domains["registry"].splits["rejected_by_rule"] = {"too long": 2}
+    asked = {"documents": 3, "chunks": 9, "proposed": 20, "kept": 15, "rejected": {"not grounded": 4, "duplicate": 1}}
+    object.__setattr__(study.domains["registry"], "questions", asked)
+    write_report(study, measure(study), None, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for words in (
+        "row rejected: too long", "pair rejected: not grounded", "made from 3 documents in 9 chunks",
+        "reference: the rewrite was cut off", "Fleiss", "people: correlation", "qwen 0.86 (“&lt;all&gt; there”)",
+        "<ins>, noted in log",
+    ):  # fmt: skip
+        assert words in page, words
+    assert "<all>" not in page
+    assert page.count("<details>") >= 20

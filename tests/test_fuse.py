@@ -1,0 +1,84 @@
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from raft_tasks.fuse import judge_chunk, judging
+from raft_tasks.params import Asking, load_params
+from raft_tasks.schemas import Candidate, Fused, Labelled
+
+sys.path.insert(0, str(Path(__file__).parent / "generation"))
+from scripted import Scripted
+
+QWEN = Asking(model="qwen", template="judge.jinja", temperature=0.0, max_new_tokens=90, repairs=0)
+
+
+def settings():
+    fuse = load_params().fuse
+    return fuse.model_copy(update={"judges": ["fidelity", QWEN], "quorum": 1, "stop_at": 0.8})
+
+
+class Calls:
+    """Gives the scripted judge for every role."""
+
+    def __init__(self, judge):
+        self.judge = judge
+
+    def backend(self, role, model, identity):
+        return self.judge
+
+    def local_backend(self, role, model, identity):
+        return None
+
+    def encoder(self, role, name, revision):
+        return None
+
+
+def label(candidate, score):
+    return Labelled(question="How much?", reference="Take 5 mg.", candidate=candidate, score=score)
+
+
+def test_the_panel_scores_what_people_have_scored():
+    def strict(prompt):
+        candidate = re.search(r"<<<candidate \w+\n\| (.*)", prompt)[1]
+        return json.dumps({"reason": "so", "score": 10 if "5 mg" in candidate else 1}) if candidate != "?" else "?"
+
+    labels = [label("5 mg.", 10), label("Take 50 mg.", 0), label("Some.", 2), label("?", 0)]
+    params = load_params()
+    models, identities = {"base": params.base, "qwen": params.base}, {"base": {}, "qwen": {}}
+    judged = judge_chunk.fn(labels, settings(), models, identities, Calls(Scripted(strict)))
+    assert judged == [
+        {"fidelity": 1.0, "qwen": 1.0}, {"fidelity": 0.0, "qwen": 0.1}, {"fidelity": 0.0, "qwen": 0.1},
+        {"fidelity": 0.0, "qwen": None},
+    ]  # fmt: skip
+
+    found = judging([], settings(), labels, judged)["calibration"]
+    assert list(found) == ["fidelity", "qwen", "mean of the panel"]
+    assert (found["qwen"]["n"], found["qwen"]["abstained"]) == (3, 1)
+    assert found["qwen"]["bias"] == pytest.approx((0 + 0.1 - 0.1) / 3)
+    assert found["qwen"]["kappa"] == 1
+    assert found["fidelity"]["bias"] == pytest.approx(-0.2 / 4)
+
+
+def test_agreement_counts_each_text_of_a_row_once():
+    def candidate(text, **scores):
+        told = {name: score for name, score in scores.items() if score is not None}
+        missing = {name: "no JSON" for name, score in scores.items() if score is None}
+        return Candidate(round=1, text=text, scores=told, abstained=missing, mean=0.5)
+
+    row = Fused(
+        id="a", domain="d", question="q", answer="r", source="s", split="train", rewritten="w", similarity=0.9,
+        passed=True, lost=[], chosen="w", fallback=None, fused="x", score=0.9,
+        candidates=[
+            candidate("w", fidelity=1.0, qwen=0.9), candidate("x", fidelity=0.2, qwen=0.4),
+            candidate("w", fidelity=1.0, qwen=0.9), candidate("y", fidelity=0.5, qwen=None),
+            Candidate(round=1, text="cut", scores={}, mean=0.0, excluded="unfinished"),
+        ],
+    )  # fmt: skip
+    found = judging([row], settings(), [], [])
+    assert found["calibration"] is None
+    assert found["agreement"]["texts"] == 3
+    assert found["agreement"]["judges"]["qwen"]["abstained"] == 1
+    assert found["agreement"]["fleiss_kappa"] == 1
