@@ -1,12 +1,14 @@
 """Stage `fuse` (Eq. 4): reference and rewrite become one answer; then what each method learns is written down."""
 
+from itertools import chain
+
 from prefect import flow
 
 from flows import paths
 from flows.rows import few_failed, new_calls, through
 from flows.stage import main
 from raft_tasks.artifacts import atomic_folder, count_rows, iter_rows, read_json, read_rows, write_json, write_rows
-from raft_tasks.fuse import failure, fuse_chunk, judge_chunk, judging, training_pairs
+from raft_tasks.fuse import failure, fuse_chunk, judge_chunk, judging, replay_pairs, training_pairs
 from raft_tasks.params import load_params
 from raft_tasks.schemas import Filtered, Fused, Labelled
 
@@ -40,8 +42,10 @@ def fuse(domain: str) -> None:
     write_json(paths.judging(domain), judging(iter_rows(paths.fused(domain), Fused), settings, labels, judged))
     with atomic_folder(paths.training(domain)) as folder:
         for name in params.run.methods:
-            pairs = training_pairs(iter_rows(paths.fused(domain), Fused), params.methods[name])
-            write_rows(folder / f"{name}.jsonl", pairs)
+            method = params.methods[name]
+            pairs = training_pairs(iter_rows(paths.fused(domain), Fused), method)
+            replayed = replay_pairs(method.replay) if method.replay else ()
+            write_rows(folder / f"{name}.jsonl", chain(pairs, replayed))
 
 
 if __name__ == "__main__":

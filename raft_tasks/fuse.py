@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import params
+from raft_tasks.artifacts import iter_rows
+from raft_tasks.errors import InputError
 from raft_tasks.evaluation.agreement import against_people, panel_agreement
 from raft_tasks.generation.backend import Backend
 from raft_tasks.generation.calls import Calls
@@ -98,3 +101,21 @@ def training_pairs(rows: Iterable[Fused], method: params.Method) -> Iterator[Tra
     answer = {"raw": lambda row: row.answer, "rewritten": lambda row: row.chosen, "fused": lambda row: row.fused}
     for row in rows:
         yield TrainingPair(id=row.id, question=row.question, answer=answer[method.answers](row))
+
+
+def replay_pairs(replay: params.Replay) -> Iterator[TrainingPair]:
+    """The user's general rows, marked as such, file by file.
+
+    Raises:
+        InputError: naming files that are not there, or the line that is not a row.
+    """
+    for pattern in replay.files:
+        files = sorted(Path().glob(pattern))
+        if not files:
+            raise InputError(
+                f"replay.files: nothing matches {pattern!r}; put JSON lines with id, question and answer there, or set "
+                "the method's `replay` to null"
+            )
+        for file in files:
+            for row in iter_rows(file, TrainingPair):
+                yield row.model_copy(update={"replay": True})

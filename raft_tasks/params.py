@@ -360,6 +360,13 @@ class Adapter(Section):
     targets: Literal["all-linear"] | list[str]  # names of the linear layers that get one
 
 
+class Replay(Section):
+    """General question-answer rows of the user's, learned beside the domain's: plain cross-entropy."""
+
+    files: list[str] = Field(min_length=1)  # JSON lines with id, question, answer; in data/replay, which DVC watches
+    share: Annotated[float, Field(gt=0, lt=1)]  # of a step's rows, and of its cross-entropy
+
+
 class Prune(Section):
     """FAPM: only the best-scored share of each tensor's change stays."""
 
@@ -394,6 +401,7 @@ class Method(Section):
     balance: Literal["ema"] | PositiveFloat | None
     distill: Distill | None
     adapter: Adapter | None  # None: full fine-tuning
+    replay: Replay | None
     after: After | None  # what of the change is taken back after training
 
     @model_validator(mode="after")
@@ -422,6 +430,12 @@ class Method(Section):
                 "teacher_dtype and teacher_device place the frozen copy of full fine-tuning; with an adapter the "
                 "teacher is the student's own weights, so both must be null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def replay_goes_with_a_cross_entropy(self) -> Method:
+        if self.replay and self.cross_entropy == "none":
+            raise ValueError("replay beside cross_entropy 'none': expected a cross-entropy, of which replay is a share")
         return self
 
 

@@ -112,6 +112,7 @@ class TrainingPair(Row):
     id: str
     question: str
     answer: str
+    replay: bool = False  # a general row of the user's, learned beside the domain's
 
 
 class Anchor(Row):

@@ -81,3 +81,13 @@ def micro_batches(lengths: Sequence[int], size: int, process: int, processes: in
     batches = [MicroBatch(order[start : start + size], counts=True) for start in range(0, len(order), size)]
     batches += [MicroBatch(order[-1:], counts=False)] * (-len(batches) % processes)
     return batches[process::processes]
+
+
+def replayed_rows(count: int, number: int, seed: int, step: int) -> list[int]:
+    """Which of `count` replay rows an optimiser step learns: the next `number`, each pass over them in a new order."""
+    first = step * number
+    orders = {
+        turn: torch.randperm(count, generator=torch.Generator().manual_seed(seed + turn)).tolist()
+        for turn in range(first // count, (first + number - 1) // count + 1)
+    }
+    return [orders[position // count][position % count] for position in range(first, first + number)]

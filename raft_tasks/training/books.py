@@ -21,9 +21,10 @@ from raft_tasks.training.speed import ModelFlops
 COLUMNS = [  # of steps.csv, one row per optimiser step; a cell is empty where a method has no such value
     "step",
     "epoch",
-    "loss",  # L = L_SFT + lambda L_KL
+    "loss",  # L = L_SFT + lambda L_KL + w L_replay, w = share / (1 - share)
     "l_sft",  # its tokens weighted as the method says
     "nll",  # the same tokens, unweighted: what compares methods
+    "l_replay",  # of the user's general rows
     "l_kl",
     "lambda",
     "ce_kl_ratio",  # L_SFT / (lambda L_KL): near 1 under the EMA balance
@@ -57,6 +58,7 @@ class StepBooks:
     def __init__(self, rows: list[Encoded], device: torch.device, step: int) -> None:
         self.rows, self.device, self.step = rows, device, step
         self.rollouts: list[Rollout] = []  # one per row, where there is a teacher
+        self.replayed: list[Encoded] = []  # general rows of this step
         self.sums: dict[str, float] = defaultdict(float)
         self.clock: dict[str, float] = defaultdict(float)
         self.started = time.perf_counter()
@@ -72,14 +74,17 @@ class StepBooks:
 
     @property
     def loss(self) -> float:
-        """L = L_SFT + lambda L_KL, of the terms that the method has."""
-        return self.sums.get("l_sft", 0.0) + self.sums.get("lambda", 0.0) * self.sums.get("l_kl", 0.0)
+        """L = L_SFT + lambda L_KL + w L_replay, of the terms that the method has."""
+        value = self.sums.get
+        replayed = value("replay_weight", 0.0) * value("l_replay", 0.0)
+        return value("l_sft", 0.0) + value("lambda", 0.0) * value("l_kl", 0.0) + replayed
 
     def row(self, flops: ModelFlops, processes: int) -> dict[str, Any]:
         """The columns that the step itself knows; `flops` counts what the student needs on each of the processes."""
         seconds = time.perf_counter() - self.started
         prompts, answers = (
-            sum(map(len, side)) for side in zip(*((r.prompt, r.answer) for r in self.rows), strict=True)
+            sum(map(len, side))
+            for side in zip(*((r.prompt, r.answer) for r in [*self.rows, *self.replayed]), strict=True)
         )
         scored = prompts + answers
         work = flops.training(scored, answers)
@@ -87,6 +92,7 @@ class StepBooks:
             "loss": self.loss,
             "l_sft": self.sums.get("l_sft"),
             "nll": self.sums.get("nll"),
+            "l_replay": self.sums.get("l_replay"),
             "seconds": seconds,
             "student_share": self.clock["student"] / seconds,
         }

@@ -61,6 +61,9 @@ def model_card(
     if method.distill is not None:
         terms.append("lambda x KL(teacher || student) on the student's own samples, top-K, T^2")
         settings["distill"] = method.distill.model_dump()
+    if method.replay is not None:
+        terms.append("w x mean token cross-entropy of general rows, w = share / (1 - share)")
+        settings["replay"] = method.replay.model_dump()
     return CARD.format(
         base=model.path,
         revision=model.revision,

@@ -69,10 +69,13 @@ def train_model(
     distill = method.distill  # None exactly where there is no teacher
     if distill:
         check_top_k(distill, len(output_head(network).weight))
+    limit = min(train.max_length, network.config.get_text_config().max_position_embeddings)
+    replayed = [pair for pair in pairs if pair.replay]
+    replay = encode_pairs(replayed, tokenizer, limit, system=model.system, too_long=train.too_long) if replayed else []
     rows = encode_pairs(
-        pairs,
+        [pair for pair in pairs if not pair.replay],
         tokenizer,
-        max_length=min(train.max_length, network.config.get_text_config().max_position_embeddings),
+        max_length=limit,
         teacher=teacher_turn(method, template_text),
         rollout_max_new_tokens=distill.rollout_max_new_tokens if distill else 0,
         system=model.system,
@@ -91,7 +94,17 @@ def train_model(
         network.gradient_checkpointing_enable({"use_reentrant": False})
     with quiet():
         trainer = RaftTrainer(
-            student, teacher, rows, tokenizer, method, train, arguments, fingerprint, output / "steps.csv", progress
+            student,
+            teacher,
+            rows,
+            tokenizer,
+            method,
+            train,
+            arguments,
+            fingerprint,
+            output / "steps.csv",
+            progress,
+            replay=replay,
         )
         if resumed is not None:
             trainer.resume(resumed[1])
@@ -128,7 +141,9 @@ def train_model(
         answer_tokens=answer_tokens, data_digest=data_digest, base_digest=base_digest,
     )  # fmt: skip
     (output / "model" / "README.md").write_text(card, encoding="utf-8")
-    return summary(trainer.steps(), student, trainable, rows, tokenizer, distance, answer_tokens * train.epochs)
+    return summary(
+        trainer.steps(), student, trainable, rows, tokenizer, distance, answer_tokens * train.epochs, len(replay)
+    )
 
 
 def make_pair(
@@ -210,6 +225,7 @@ def summary(
     tokenizer: PreTrainedTokenizerBase,
     distance: dict[str, float],
     answer_tokens: int,
+    replay_rows: int,
 ) -> dict[str, Any]:
     """What train_model returns: numbers only, JSON-ready."""
     lambdas = [row["lambda"] for row in steps if row["lambda"] is not None]
@@ -221,10 +237,11 @@ def summary(
         "trainable_parameters": trainable,
         "rows": len(rows),
         "answer_tokens_trained": answer_tokens,
+        "replay_rows": replay_rows,  # general rows to draw from
         "rows_cut": sum(row.cut > 0 for row in rows),  # answers that train.too_long shortened
         "answer_tokens_cut": sum(row.cut for row in rows),  # of one epoch
         "unknown_prompt_tokens": unknown_share(rows, tokenizer.unk_token_id),
-        "final": {name: last[name] for name in ("loss", "l_sft", "l_kl", "ce_kl_ratio")},
+        "final": {name: last[name] for name in ("loss", "l_sft", "nll", "l_replay", "l_kl", "ce_kl_ratio")},
         "lambda": (
             {"min": min(lambdas), "mean": sum(lambdas) / len(lambdas), "max": max(lambdas), "last": lambdas[-1]}
             if lambdas

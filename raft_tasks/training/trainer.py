@@ -16,7 +16,7 @@ the number of processes changes what is learned. Gradients are exchanged in the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from transformers import (
 from raft_tasks.chat import stop_ids
 from raft_tasks.params import Method, Train
 from raft_tasks.training.balance import make_balance
-from raft_tasks.training.batches import MicroBatch, StepSampler, micro_batches
+from raft_tasks.training.batches import MicroBatch, StepSampler, micro_batches, replayed_rows
 from raft_tasks.training.books import COLUMNS, StepBooks, add_to_table, start_table
 from raft_tasks.training.checkpoints import mark_complete
 from raft_tasks.training.conversations import Encoded
@@ -58,7 +58,7 @@ from raft_tasks.training.rollouts import Rollout, Sampler, make_sampler, rollout
 from raft_tasks.training.scoring import Scoring, completion_mask, enable_scoring, network_of
 from raft_tasks.training.speed import ModelFlops
 from raft_tasks.training.teacher import Teacher
-from raft_tasks.training.token_weights import WEIGHTS
+from raft_tasks.training.token_weights import WEIGHTS, Weigh
 
 MASS_EVERY = 7  # where the student's mass in the top K costs a product with the head: a prime, so all phases are met
 
@@ -78,6 +78,7 @@ class RaftTrainer(Trainer):
         steps_csv: where to write one row per optimiser step.
         progress: called after every optimiser step with (steps done, steps in all, what else there is to say).
         sampler: of the rollouts; by default the one that the method names.
+        replay: general rows; some of them go with every step where the method replays.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class RaftTrainer(Trainer):
         steps_csv: Path,
         progress: Callable[[int, int, str], None] | None = None,
         sampler: Sampler | None = None,
+        replay: Sequence[Encoded] = (),
     ) -> None:
         self.interruption = Interruption()
         enable_scoring(student)
@@ -111,6 +113,7 @@ class RaftTrainer(Trainer):
         self.balance = make_balance(method)
         self.learns_answers = method.cross_entropy != "none"
         self.weigh = WEIGHTS[method.cross_entropy] if self.learns_answers else None
+        self.replay, self.replay_share = replay, method.replay.share if method.replay else 0.0
         self.student, self.teacher = student, teacher
         student.train()
         self.sampler = sampler
@@ -281,7 +284,7 @@ class RaftTrainer(Trainer):
         """Step 3: settle lambda and leave the gradient of L_SFT + lambda L_KL, exchanged."""
         loss = None
         if self.balance is not None:  # lambda needs L_SFT of the whole step before its first backward pass
-            if len(self.own) == 1:
+            if len(self.own) == 1 and not self.replay_share:  # whose backward pass DDP would take for this one's
                 loss = self.sft_loss(model, self.own[0])
             else:
                 with torch.no_grad():
@@ -292,6 +295,8 @@ class RaftTrainer(Trainer):
             self.books.sums["lambda"] = self.balance.update(self.books.sums["l_sft"], self.books.sums["l_kl"])
             gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, self.books.sums["lambda"])
+        if self.replay_share:
+            self.replay_backward(model)
         for batch in self.own:
             with nullcontext() if batch is self.own[-1] else self.without_exchange(model):
                 known = self.balance is not None  # its part of the sums
@@ -302,24 +307,48 @@ class RaftTrainer(Trainer):
             self.settle("l_sft", "nll")
             self.check_finite("L_SFT", self.books.sums["l_sft"])
 
-    def sft_loss(self, model: Any, batch: MicroBatch, known: bool = False) -> Tensor:
-        """This micro-batch's part of L_SFT: the weighted mean over all answer tokens of the optimiser step.
+    def replay_backward(self, model: Any) -> None:
+        """Leave the gradient of w L_replay, the general rows' plain cross-entropy, not yet exchanged.
 
-        It goes into the step's sums, unless it is `known` to them.
+        w = share / (1 - share): of the step's rows, and of L_SFT and L_replay together, `share` is replayed.
         """
-        rows = [self.books.rows[row] for row in batch.rows]
-        answers = [row.answer for row in rows]
-        labels = torch.tensor([token for answer in answers for token in answer], device=self.args.device)
-        count = sum(len(row.answer) for row in self.books.rows)
+        weight = self.replay_share / (1 - self.replay_share)
+        number = max(1, round(self.sizes.batch_size * weight))
+        chosen = replayed_rows(len(self.replay), number, self.args.seed, self.state.global_step)
+        rows = self.books.replayed = [self.replay[row] for row in chosen]
+        lengths = [len(row.prompt) + len(row.answer) for row in rows]
+        process, processes = self.args.process_index, self.args.world_size
+        for batch in micro_batches(lengths, self.sizes.micro_batch_size, process, processes):
+            with self.without_exchange(model):
+                loss, _ = self.answers_loss(model, batch, rows, None)
+                self.add(batch, l_replay=loss.item())
+                self.backward(batch, weight * loss)
+        self.settle("l_replay")
+        self.books.sums["replay_weight"] = weight
+        self.check_finite("L_replay", self.books.sums["l_replay"])
 
-        def at_head(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-            loss, per_token = lean_mean_cross_entropy(hidden, head, labels, count, self.weigh)
-            return loss, per_token.sum() / count
-
-        loss, nll = self.scored(model, [row.prompt for row in rows], answers, at_head)
+    def sft_loss(self, model: Any, batch: MicroBatch, known: bool = False) -> Tensor:
+        """This micro-batch's part of L_SFT. It goes into the step's sums, unless it is `known` to them."""
+        loss, nll = self.answers_loss(model, batch, self.books.rows, self.weigh)
         if not known:
             self.add(batch, l_sft=loss.item(), nll=nll.item())
         return loss
+
+    def answers_loss(
+        self, model: Any, batch: MicroBatch, rows: list[Encoded], weigh: Weigh | None
+    ) -> tuple[Tensor, Tensor]:
+        """This micro-batch's part of the mean over all answer tokens of `rows`, weighted and (no gradient) not."""
+        own = [rows[row] for row in batch.rows]
+        answers = [row.answer for row in own]
+        labels = torch.tensor([token for answer in answers for token in answer], device=self.args.device)
+        count = sum(len(row.answer) for row in rows)
+
+        def at_head(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+            loss, per_token = lean_mean_cross_entropy(hidden, head, labels, count, weigh)
+            return loss, per_token.sum() / count
+
+        result: tuple[Tensor, Tensor] = self.scored(model, [row.prompt for row in own], answers, at_head)
+        return result
 
     def taught(self, model: Any, batch: MicroBatch) -> TopK:
         """The teacher's top K at the positions of the rollouts (Eqs. 7-9), on the student's device."""

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from flows import paths
-from raft_tasks.params import Params, load_params
+from raft_tasks.params import Method, Params, load_params
 
 GRAPH = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
 STAGES = {name: stage for name, stage in GRAPH.items() if not stage.get("frozen")}
@@ -84,6 +84,18 @@ def test_every_section_of_params_is_some_stages_param():
 def test_domain_files_lie_where_dvc_watches():
     for name, domain in load_params().domains.items():
         assert all(file.startswith(f"data/{name}/") for file in domain.files)
+
+
+def test_replayed_files_lie_where_dvc_watches():
+    assert Path("data/replay") in [Path(dep) for dep in STAGES["fuse"]["deps"]]
+    for method in load_params().methods.values():
+        assert method.replay is None or all(file.startswith("data/replay/") for file in method.replay.files)
+
+
+def test_a_trainings_params_are_its_whole_row_but_what_is_taken_back_later():
+    keys = {key.removeprefix("methods.${item.method}.") for key in STAGES["distill"]["params"]}
+    assert keys - {"train"} == set(Method.model_fields) - {"after"}
+    assert "methods.${item.method}.after" in STAGES["recover"]["params"]
 
 
 def test_the_readme_tree_names_files_that_exist():
