@@ -98,7 +98,7 @@ class StepBooks:
         }
         if self.rollouts:
             lengths = [len(rollout.tokens) for rollout in self.rollouts]
-            again = prompts + sum(lengths)
+            again = sum(len(row.prompt) for row in self.rows) + sum(lengths)
             scored += again
             teacher = sum(len(row.teacher_prompt or []) for row in self.rows) + sum(lengths)
             work += flops.training(again, sum(lengths)) + flops.forward(teacher, sum(lengths))
