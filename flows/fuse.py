@@ -39,7 +39,13 @@ def fuse(domain: str) -> None:
     write_rows(paths.fused(domain), kept)
     labels = read_rows(paths.labels(settings.calibration), Labelled) if settings.calibration else []
     judged = judge_chunk(labels, settings, models, identities, calls) if labels else []
-    write_json(paths.judging(domain), judging(iter_rows(paths.fused(domain), Fused), settings, labels, judged))
+    found = judging(iter_rows(paths.fused(domain), Fused), settings, labels, judged)
+    write_json(paths.judging(domain), found)
+    for name, own in found["agreement"]["judges"].items():
+        if own["abstained"]:
+            print(
+                f"{label}: judge {name} abstained from {own['abstained']} of {found['agreement']['texts']}", flush=True
+            )
     with atomic_folder(paths.training(domain)) as folder:
         for name in params.run.methods:
             method = params.methods[name]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from raft_tasks.fuse import judge_chunk, judging
+from raft_tasks.fuse import fuse_chunk, judge_chunk, judging
 from raft_tasks.params import Asking, load_params
-from raft_tasks.schemas import Candidate, Fused, Labelled
+from raft_tasks.schemas import Candidate, Filtered, Fused, Labelled
 
 sys.path.insert(0, str(Path(__file__).parent / "generation"))
 from scripted import Scripted
@@ -82,3 +82,22 @@ def test_agreement_counts_each_text_of_a_row_once():
     assert found["agreement"]["texts"] == 3
     assert found["agreement"]["judges"]["qwen"]["abstained"] == 1
     assert found["agreement"]["fleiss_kappa"] == 1
+
+
+def test_rows_are_fused_and_judged_by_models_through_the_calls():
+    def say(prompt):
+        if prompt.startswith("Question:"):
+            return "Take 5 mg, now."
+        candidate = re.search(r"<<<candidate \w+\n\| (.*)", prompt)[1]
+        return json.dumps({"reason": f"read {candidate}", "score": 9 if "now" in candidate else 4})
+
+    row = Filtered(
+        id="a", domain="d", question="How much?", answer="5 mg.", source="s", split="train", rewritten="Take 5 mg.",
+        similarity=0.9, passed=True, lost=[], chosen="Take 5 mg.", fallback=None,
+    )  # fmt: skip
+    params = load_params()
+    models, identities = {"base": params.base, "qwen": params.base}, {"base": {}, "qwen": {}}
+    (fused,) = fuse_chunk.fn([row], settings(), models, identities, Calls(Scripted(say)))
+    assert (fused.fused, fused.score) == ("Take 5 mg, now.", 0.95)
+    assert fused.candidates[0].scores == {"fidelity": 1.0, "qwen": 0.4}
+    assert fused.candidates[1].reasons == {"qwen": "read Take 5 mg, now."}
