@@ -1,6 +1,6 @@
 """What the similarity threshold lets through, and what the fidelity check catches.
 
-    python -m benchmarks.tau_sweep [--rows dolly.json] [--per-kind 100] [--pocket-rows 60]
+    python benchmarks/tau_sweep.py [--rows dolly.json] [--per-kind 100] [--pocket-rows 60]
 
 Two parts, each a table in Markdown:
 
@@ -25,6 +25,7 @@ from raft_tasks.generation.fidelity import lost
 from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import load_params
+from raft_tasks.schemas import Example
 
 TAUS = (0.0, 0.3, 0.5, 0.8, 1.0)
 POCKET_DOMAINS = ("registry", "statute", "clinic", "chronicle", "ledger")
@@ -149,8 +150,6 @@ HONEST: dict[str, Change] = {
 def pocket_table(rows_per_domain: int) -> list[str]:
     """Per threshold: rewrites that pass; of these the wrong and the incomplete ones, and how many the check flags."""
     params = load_params()
-    from raft_tasks.schemas import Example
-
     backend = TransformersBackend(params.base)
     encoder = SentenceEncoder(ENCODER, None)
     judged = []  # similarity, finished, says the expected, says the details too, flagged
@@ -227,13 +226,13 @@ def _replaced(text: str, words: dict[str, str]) -> str | None:
     return changed if changed != text else None
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=Path, help='JSON list of rows with an "output"; without it just the pocket part')
     parser.add_argument("--per-kind", type=int, default=100, help="answers per kind of change")
     parser.add_argument("--pocket-rows", type=int, default=60, help="training rows of each pocket domain")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     print("\n".join(pocket_table(given.pocket_rows)))
     if given.rows:
         print()

@@ -1,6 +1,7 @@
 """Every benchmark at toy size: it runs, what it compares is equal, and what it computes about the figures is right."""
 
 import json
+import random
 from argparse import Namespace
 
 import pytest
@@ -106,3 +107,26 @@ def test_exponents(script):
     assert growth.exponent([1, 2, 4, 8], [3.0, 6.0, 12.0, 24.0]) == pytest.approx(1)
     assert growth.exponent([1, 2, 4], [5.0, 20.0, 80.0]) == pytest.approx(2)
     assert growth.steepest([1, 2, 4, 8], [1.0, 2.0, 16.0, 32.0]) == pytest.approx(3)
+
+
+MEETING = (
+    "In 1990, about 30 people met 5 miles north of Rome because it is near Milan. It did not rain before 9 October, "
+    "and prices increased by 12%."
+)
+
+
+def test_tau_sweep_turns_meanings_and_paraphrases_honestly(script, tmp_path, capsys):
+    sweep = script("tau_sweep")
+    for turned, kinds in ((True, sweep.TURNED), (False, sweep.HONEST)):
+        for name, change in kinds.items():
+            text = change(MEETING, random.Random(0))
+            assert text != MEETING, name
+            assert bool(sweep.lost(MEETING, text)) == turned, (name, text)
+            assert change("Well, yes.", random.Random(0)) is None, name
+    (tmp_path / "rows.json").write_text(json.dumps([{"output": MEETING}, {"output": "Too short."}]))
+    sweep.main(["--rows", str(tmp_path / "rows.json"), "--pocket-rows", "2"])
+    printed = capsys.readouterr().out
+    assert "| meaning turned: another year | 1 |" in printed
+    assert "| **honest paraphrase, all** | 5 |" in printed
+    assert printed.count("| 0 % |") >= 6  # nothing honest is flagged
+    assert printed.startswith("10 rewrites of 5 domains.")
