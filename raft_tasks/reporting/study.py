@@ -35,6 +35,7 @@ class Trained(Benchmarked):
 
     seed: int
     summary: dict[str, Any]
+    recovery: dict[str, Any]  # what was taken back after training: recovery.json
     steps: dict[str, list[float | None]]  # column of steps.csv -> a value per optimiser step, None where empty
 
 
@@ -105,8 +106,15 @@ def collect(artifacts: Path, params: Params) -> Study:
                 folder, stage = root / "runs" / name, f"distill@{domain}-{name}"
                 summary = read_json(note(folder / "summary.json", stage, f"training time and weight distance, {name}"))
                 steps = _read_steps(note(folder / "steps.csv", stage, f"losses and lambda, {name}"))
+                taken_back = read_json(
+                    note(
+                        folder / "recovered" / "recovery.json",
+                        f"recover@{domain}-{name}",
+                        f"what was taken back, {name}",
+                    )
+                )
                 result = benchmarked(root / "benchmarks" / name, f"benchmark@{domain}-{name}", name)
-                runs[method].append(Trained(result.scores, result.items, seed, summary, steps))
+                runs[method].append(Trained(result.scores, result.items, seed, summary, taken_back, steps))
         domains[domain] = DomainStudy(rejects, splits, questions, test, fused, judging, base, runs)
     return Study(params, model, domains, files)
 

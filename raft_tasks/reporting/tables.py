@@ -104,6 +104,7 @@ def _measure_domain(name: str, domain: DomainStudy, params: Params, bootstrap: B
             methods[method]["against_base"] = change(method, BASE)
             methods[method]["retention"] = retention(method)
             methods[method]["training"] = _training(domain, method)
+            methods[method]["recovery"] = _recovery(domain, method)
     return {
         "measures": {one: [list(part) for part in parts] for one, parts in measures.items()},
         "methods": methods,
@@ -173,6 +174,29 @@ def _training(domain: DomainStudy, method: str) -> dict[str, Any]:
         "relative_l2": float(np.mean([summary["distance"]["total"] for summary in summaries])),
         "relative_l2_per_seed": [summary["distance"]["total"] for summary in summaries],
     }
+
+
+def _recovery(domain: DomainStudy, method: str) -> list[dict[str, Any]]:
+    """Per seed, what was taken back after training; empty where nothing is. Scores are on validation items."""
+    rows = []
+    for run in domain.runs[method]:
+        found = run.recovery
+        if found["kind"] is None:
+            continue
+        scored = {one["coefficient"]: one for one in found.get("candidates", [])}
+        rows.append(
+            {
+                "seed": run.seed,
+                "kind": found["kind"],
+                "coefficient": found["coefficient"],
+                "relative_l2": found["distance"]["total"],
+                "bound_met": found.get("bound_met"),
+                "base": found.get("base"),
+                "chosen": scored.get(found["coefficient"]),
+                "whole": scored.get(1.0),
+            }
+        )
+    return rows
 
 
 def percent(estimate: dict[str, Any] | Estimate | None, signed: bool = False) -> tuple[str, str]:

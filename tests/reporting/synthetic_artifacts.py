@@ -39,6 +39,16 @@ def synthetic_params(
     return params.model_copy(update={"run": run, "report": report, "benchmark": benchmark})
 
 
+RECOVERED = {
+    "kind": "interpolate", "coefficient": 0.6, "distance": {"total": 0.0123}, "bound_met": False,
+    "base": {"domain": 0.01, "general": 0.871},
+    "candidates": [
+        {"coefficient": 0.6, "domain": 0.952, "general": 0.844},
+        {"coefficient": 1.0, "domain": 0.991, "general": 0.733},
+    ],
+}  # fmt: skip
+
+
 def write_artifacts(root: Path, params: Params, levels: dict[str, tuple[float, ...]] = LEVELS) -> None:
     """Write all that `collect` reads under `root`."""
     write_json(root / "models" / "base.json", {"path": "models/pocket-base", "revision": None, "sha256": "0" * 64})
@@ -70,6 +80,7 @@ def _write_domain(folder: Path, params: Params, levels: dict[str, tuple[float, .
             write_json(
                 run / "summary.json", {"steps": 45, "seconds": 12.0 + 9 * place, "distance": {"total": distance}}
             )
+            write_json(run / "recovered" / "recovery.json", RECOVERED if method == "raft" else {"kind": None})
             _steps(run / "steps.csv", params.methods[method].teacher != "none", seed)
             _benchmark(folder / "benchmarks" / f"{method}-{seed}", test, levels[method], seed)
 

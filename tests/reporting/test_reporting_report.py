@@ -93,6 +93,14 @@ def test_the_page_shows_the_numbers_and_where_they_came_from(report):
         assert limit.replace("'", "&#39;") in page
 
 
+def test_the_page_shows_what_was_taken_back_beside_the_whole_change(report):
+    table = re.search(r"What was taken back after training.*?</table>", report[2], re.DOTALL)[0]
+    for cell in ("interpolate", "0.6", "95.2", "84.4", "99.1", "73.3", "87.1", "0.0123"):
+        assert cell in table
+    assert "no coefficient kept the bound" in table
+    assert table.count("<tr>") == 4  # the head, and one row per seed of the one method that takes something back
+
+
 def test_what_models_say_is_text_not_markup(report):
     assert "I see &lt;b&gt;no&lt;/b&gt; &amp; reactor." in report[2]
     assert "<b>no</b>" not in report[2]

@@ -77,6 +77,15 @@ def test_refinement_adds_up(metrics):
     assert refined["share_fused_changed"] == pytest.approx(1 / 3)
 
 
+def test_what_was_taken_back_stands_beside_the_whole_change(metrics):
+    methods = metrics["domains"]["registry"]["methods"]
+    assert methods["sdft"]["recovery"] == []
+    first, *others = methods["raft"]["recovery"]
+    assert [one["seed"] for one in (first, *others)] == [0, 1, 2]
+    assert (first["coefficient"], first["bound_met"], first["relative_l2"]) == (0.6, False, 0.0123)
+    assert (first["chosen"]["domain"], first["whole"]["domain"], first["base"]["general"]) == (0.952, 0.991, 0.871)
+
+
 def test_training_is_averaged_over_seeds(metrics):
     training = metrics["domains"]["registry"]["methods"]["sdft"]["training"]
     assert training["relative_l2"] == pytest.approx(0.024 + 0.0007)
