@@ -1,5 +1,6 @@
 """Stage `fuse` (Eq. 4): reference and rewrite become one answer; then what each method learns is written down."""
 
+from contextlib import closing
 from itertools import chain
 
 from prefect import flow
@@ -23,7 +24,7 @@ def fuse(domain: str) -> None:
     models = {role: params.models[role] for role in roles}
     identities = {role: read_json(paths.model_identity(role)) for role in roles}
     calls = new_calls("fuse", settings.budget)
-    fused = through(
+    rows = through(
         fuse_chunk,
         iter_rows(filtered, Filtered),
         settings,
@@ -35,8 +36,9 @@ def fuse(domain: str) -> None:
         chunks=params.resources.chunks,
         calls=calls,
     )
-    kept = few_failed(label, fused, total, settings.max_failed, failure)
-    write_rows(paths.fused(domain), kept)
+    with closing(rows) as fused:
+        kept = few_failed(label, fused, total, settings.max_failed, failure)
+        write_rows(paths.fused(domain), kept)
     labels = read_rows(paths.labels(settings.calibration), Labelled) if settings.calibration else []
     judged = judge_chunk(labels, settings, models, identities, calls) if labels else []
     found = judging(iter_rows(paths.fused(domain), Fused), settings, labels, judged)

@@ -1,5 +1,7 @@
 """Stage `rewrite` (Eq. 1): the base model words every training answer in its own way."""
 
+from contextlib import closing
+
 from prefect import flow
 
 from flows import paths
@@ -17,7 +19,7 @@ def rewrite(domain: str) -> None:
     settings = params.rewrite
     examples = paths.examples(domain) / "train.jsonl"
     total, label = count_rows(examples), f"rewrite@{domain}"
-    rewritten = through(
+    rows = through(
         rewrite_chunk,
         iter_rows(examples, Example),
         settings,
@@ -29,8 +31,9 @@ def rewrite(domain: str) -> None:
         chunks=params.resources.chunks,
         calls=new_calls("rewrite", settings.budget),
     )
-    kept = few_failed(label, rewritten, total, settings.max_failed, lambda row: row.failure)
-    write_rows(paths.rewritten(domain), kept)
+    with closing(rows) as rewritten:
+        kept = few_failed(label, rewritten, total, settings.max_failed, lambda row: row.failure)
+        write_rows(paths.rewritten(domain), kept)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -48,11 +48,11 @@ def through(
     chunks: Chunks,
     calls: Calls,
     unit: str = "rows",
-) -> Iterator[NewT]:
+) -> Generator[NewT, None, None]:
     """`work(chunk, *arguments, calls)` for every `chunk_rows` rows of `rows`; what it returns, in the rows' order.
 
-    Two chunks per worker are under way at most. Where one fails, or the caller stops, no more calls begin, those in
-    flight end and are kept, and then the first error is raised.
+    Two chunks per worker are under way at most. Where one fails, or the caller stops (and closes this), no more calls
+    begin, those in flight end and are kept, and then the first error is raised.
     """
     waiting: deque[PrefectWrappedFuture[list[NewT], Any]] = deque()
     portions = _portions(iter(rows), chunk_rows)

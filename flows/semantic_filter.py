@@ -1,5 +1,7 @@
 """Stage `semantic_filter` (Eqs. 2-3): a rewrite that drifted from its reference falls back to the reference."""
 
+from contextlib import closing
+
 from prefect import flow
 
 from flows import paths
@@ -16,7 +18,7 @@ def semantic_filter(domain: str) -> None:
     params = load_params()
     settings = params.semantic_filter
     rewritten = paths.rewritten(domain)
-    filtered = through(
+    rows = through(
         filter_chunk,
         iter_rows(rewritten, Rewritten),
         settings,
@@ -26,7 +28,8 @@ def semantic_filter(domain: str) -> None:
         chunks=params.resources.chunks,
         calls=new_calls("semantic_filter", WITHOUT_LIMIT),
     )
-    write_rows(paths.filtered(domain), filtered)
+    with closing(rows) as filtered:
+        write_rows(paths.filtered(domain), filtered)
 
 
 if __name__ == "__main__":
