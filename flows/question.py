@@ -1,5 +1,7 @@
 """Stage `question`: the domain's documents -> data/<domain>/questions.jsonl, from where `ingest` reads them."""
 
+from contextlib import closing
+
 from prefect import flow
 
 from flows import paths
@@ -29,7 +31,8 @@ def question(domain: str) -> None:
         calls=new_calls("question", settings.budget),
         unit="chunks",
     )
-    done = list(questioned)
+    with closing(questioned) as rows:
+        done = list(rows)
     counts = summary(found, done, unreadable)
     write_rows(paths.questions(domain), (pair for one in done for pair in one.pairs))
     with atomic_folder(paths.question_rejects(domain)) as folder:
