@@ -44,8 +44,8 @@ def measure_refinement(domain: DomainStudy, params: Params) -> dict[str, Any]:
     return {
         "rows_in": sum(domain.splits.get(split, 0) for split in ("train", "validation", "test")) + len(domain.rejects),
         "rows_rejected": len(domain.rejects),
-        "rejects": domain.splits.get("rejected_by_rule", {}),
-        "flags": domain.splits.get("flagged_by_rule", {}),
+        "rejects": domain.splits["rejected_by_rule"],
+        "flags": domain.splits["flagged_by_rule"],
         "questions": domain.questions,
         "rows_train": len(rows),
         "rows_test": len(domain.test),

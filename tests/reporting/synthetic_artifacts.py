@@ -58,7 +58,8 @@ def write_artifacts(root: Path, params: Params, levels: dict[str, tuple[float, .
 
 def _write_domain(folder: Path, params: Params, levels: dict[str, tuple[float, ...]]) -> None:
     train, test = _examples("train", 3), _examples("test", 2)
-    write_json(folder / "ingest.json", {"rows": 202, "rejected": 2, "train": len(train), "test": len(test)})
+    rules = {"rejected_by_rule": {"empty answer": 2}, "flagged_by_rule": {"email": 1}}
+    write_json(folder / "ingest.json", {"rows": 202, "rejected": 2, "train": len(train), "test": len(test)} | rules)
     write_rows(folder / "examples" / "test.jsonl", test)
     reject = Reject(file="data/registry/pairs.jsonl", line=7, reason="answer is empty", content="{}")
     write_rows(folder / "examples" / "rejects.jsonl", [reject, reject.model_copy(update={"line": 9})])

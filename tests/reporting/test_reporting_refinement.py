@@ -70,13 +70,12 @@ def test_judges_lengths_and_comparisons(study):
 
 
 def test_the_page_shows_what_became_of_rows_and_documents(study, tmp_path):
-    study.domains["registry"].splits["rejected_by_rule"] = {"too long": 2}
     asked = {"documents": 3, "chunks": 9, "proposed": 20, "kept": 15, "rejected": {"not grounded": 4, "duplicate": 1}}
     object.__setattr__(study.domains["registry"], "questions", asked)
     write_report(study, measure(study), None, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for words in (
-        "row rejected: too long", "pair rejected: not grounded", "made from 3 documents in 9 chunks",
+        "row rejected: empty answer", "row flagged, and kept: email", "pair rejected: not grounded", "made from 3 documents in 9 chunks",
         "reference: the rewrite was cut off", "Fleiss", "people: correlation", "qwen 0.86 (“&lt;all&gt; there”)",
         "<ins>, noted in log",
     ):  # fmt: skip
