@@ -75,7 +75,8 @@ def test_the_page_shows_what_became_of_rows_and_documents(study, tmp_path):
     write_report(study, measure(study), None, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for words in (
-        "row rejected: empty answer", "row flagged, and kept: email", "pair rejected: not grounded", "made from 3 documents in 9 chunks",
+        "row rejected: empty answer", "row flagged, and kept: email", "pair rejected: not grounded",
+        "made from 3 documents in 9 chunks",
         "reference: the rewrite was cut off", "Fleiss", "people: correlation", "qwen 0.86 (“&lt;all&gt; there”)",
         "<ins>, noted in log",
     ):  # fmt: skip
