@@ -162,7 +162,7 @@ def _compared(
         found = compare(backends[judge.model], asking, pairs, batch_size=settings.batch_size, seed=settings.seed)
         for (row, first, second), answers in zip(ties, found, strict=True):
             better, swapped = (one.better if isinstance(one, Preference) else None for one in answers)
-            reasons = [one.reason if isinstance(one, Preference) else one.error for one in answers]
+            reasons = [one.reason if isinstance(one, Preference) else str(one) for one in answers]
             comparisons[row.id].append(
                 Comparison(
                     judge=judge.model,

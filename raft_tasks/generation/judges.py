@@ -97,7 +97,7 @@ def model_judge(backend: Backend, settings: Asking, *, batch_size: int, seed: in
         ]
         answers = ask(backend, prompts, Verdict, settings, batch_size=batch_size, seeds=seeds)
         return [
-            Judgement(None, answer.error)
+            Judgement(None, str(answer))
             if isinstance(answer, Unusable)
             else Judgement(round(answer.score / SCALE, 4), answer.reason)
             for answer in answers

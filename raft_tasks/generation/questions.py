@@ -138,7 +138,7 @@ def _proposed(
     errors: dict[str, list[str]] = {chunk.id: [] for chunk in chunks}
     for (chunk, _), answer in zip(slots, answers, strict=True):
         if isinstance(answer, Unusable):
-            errors[chunk.id].append(answer.error)
+            errors[chunk.id].append(str(answer))
         else:
             found[chunk.id] += [_Open(chunk, one.question.strip(), one.answer.strip()) for one in answer.pairs]
     return found, {name: own[0] for name, own in errors.items() if len(own) == settings.rounds}
@@ -158,7 +158,7 @@ def _checked(
             ]
             answers = ask(checkers[checker.model], prompts, Check, checker, batch_size=settings.batch_size, seeds=seeds)
             for own, answer in zip(votes, answers, strict=True):
-                said = answer.error if isinstance(answer, Unusable) else answer.reason
+                said = str(answer) if isinstance(answer, Unusable) else answer.reason
                 own.append((_fault(answer), f"{checker.model}: {said}"))
     return votes
 

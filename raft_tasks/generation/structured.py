@@ -23,6 +23,7 @@ ValueT = TypeVar("ValueT", bound=BaseModel)
 
 REPAIR = "repair.jinja"
 SHOWN = 2000  # characters of a wrong reply in the repair's prompt
+SAID = 200  # and in the reason that is kept
 STARTS = 50  # braces that are tried as the beginning of an object: a reply of braces alone must not cost its square
 
 
@@ -32,6 +33,9 @@ class Unusable:
 
     error: str
     reply: str
+
+    def __str__(self) -> str:
+        return f"{self.error}; it said: {self.reply[:SAID]!r}" if self.reply else self.error
 
 
 class NotTheSchema(ValueError):

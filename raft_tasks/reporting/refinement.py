@@ -20,13 +20,13 @@ LENGTH_BINS = 20
 SHOWN_CHARACTERS = 1500  # of a text in the sample
 TOKEN = re.compile(r"\w+|\s+|[^\w\s]")
 OUTCOMES = {  # of a row, in the words of the page; the keys are Fused.fallback, Fused.unfused and two good ends
-    "fused": "fused answer",
-    "rewrite": "rewrite, which no fusion surpassed",
     "similarity": "reference: the rewrite's similarity is below the threshold",
     "unfinished": "reference: the rewrite was cut off",
     "empty": "reference: the rewrite is empty",
     "failed": "reference: the model gave no rewrite",
     "fidelity": "reference: the rewrite lost a fact (veto)",
+    "fused": "fused answer",
+    "rewrite": "rewrite, which no fusion surpassed",
     "quorum": "reference: too few judges scored any candidate",
     "fidelity of all candidates": "reference: every candidate lost a fact (veto)",
 }

@@ -81,7 +81,7 @@ def test_a_model_judges_from_0_to_10_with_a_reason_or_abstains(tiny: Transformer
     rope, lamp, corn = panel["qwen"](QUESTIONS, REFERENCES, ["rope", "lamp", "corn"])
     assert rope == Judgement(0.85, "because")
     assert lamp.score is None
-    assert "no complete JSON" in (lamp.reason or "")
+    assert lamp.reason == "the reply holds no complete JSON object; it said: 'no idea'"
     assert "Field required" in (corn.reason or "")
     assert len(qwen.prompts) == 5  # two were asked again
     assert f"| {REFERENCES[0]}" in qwen.prompts[0]
