@@ -1,5 +1,7 @@
 """Stage `distill` (Eqs. 5-12): one method, one seed: the base model learns the domain."""
 
+from pathlib import Path
+
 from prefect import flow
 
 from flows import paths
@@ -32,5 +34,19 @@ def distill(domain: str, method: str, seed: int) -> None:
     write_json(folder / "summary.json", summary)
 
 
+def dry_run(domain: str, method: str, seed: int) -> None:
+    """Print what the training would be: sizes, tokens, memory, time."""
+    from tempfile import TemporaryDirectory
+
+    from raft_tasks.training.plan import plan, report
+
+    params = load_params()
+    row = params.methods[method]
+    pairs = read_rows(paths.training(domain) / f"{method}.jsonl", TrainingPair)
+    template = template_text(row.distill.template) if row.distill else ""
+    with TemporaryDirectory() as folder:
+        print(report(plan(pairs, params.base, row, params.train, template, seed, Path(folder))))
+
+
 if __name__ == "__main__":
-    main(distill, str, str, int)
+    main(distill, str, str, int, dry_run=dry_run)

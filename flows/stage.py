@@ -20,17 +20,25 @@ from raft_tasks.errors import INTERRUPTED, InputError, Interrupted
 from raft_tasks.params import load_params
 
 RUN_LINE = "flow run: "
+DRY_RUN = "--dry-run"
 PROGRESS_SECONDS = 2.0  # between two lines of one stage
 TERMINAL_SECONDS = 0.1  # between two states of a terminal's line
 BAR = 20  # characters
 
 
-def main(stage: Flow[..., Any], *kinds: Callable[[str], Any]) -> None:
+def main(stage: Flow[..., Any], *kinds: Callable[[str], Any], dry_run: Callable[..., None] | None = None) -> None:
     """Run `stage` with the command line's arguments, each converted by its kind; bad input ends it with a message.
 
+    With --dry-run, where the stage has a `dry_run`, that is called instead: no flow run, no artifact.
     A stage that a signal stopped where the next run goes on ends with the exit code INTERRUPTED.
     """
-    arguments = sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != DRY_RUN]
+    if dry_run is not None and DRY_RUN in sys.argv:
+        try:
+            dry_run(*(kind(argument) for kind, argument in zip(kinds, arguments, strict=True)))
+        except InputError as error:
+            sys.exit(f"error: {stage.name} {' '.join(sys.argv[1:])}: {error}")
+        return
     if len(arguments) > len(kinds):
         sys.exit(f"error: {stage.name} takes at most {len(kinds)} argument(s), got {arguments}")
     # Without a server Prefect starts a temporary one for every stage, which takes seconds: use one that runs.

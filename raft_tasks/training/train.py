@@ -19,6 +19,7 @@ from raft_tasks.training.adapters import STUDENT, with_adapter
 from raft_tasks.training.checkpoints import last_complete
 from raft_tasks.training.conversations import Encoded, encode_pairs, teacher_message, unknown_share
 from raft_tasks.training.interruption import TrainingInterrupted
+from raft_tasks.training.memory import Shape, explain, is_out_of_memory
 from raft_tasks.training.model_card import model_card
 from raft_tasks.training.scoring import output_head
 from raft_tasks.training.teacher import Teacher, WithoutAdapter, frozen_copy
@@ -59,28 +60,13 @@ def train_model(
     Raises:
         ModelError, ChatError, ConversationError, CheckpointError, InputError: before training, each saying what to do.
         TrainingDiverged: naming step and rows; the batch is kept as JSON in `checkpoints`.
+        OutOfMemory: naming the settings that would fit.
         StaleRollouts: if rollouts are not drawn from the student as it is.
         TrainingInterrupted: after SIGTERM or SIGINT, when a checkpoint is complete.
     """
-    # AdamW's steps vanish in bfloat16 weights, so what is trained is float32; train.precision says how it computes
-    network, tokenizer = load_model(model, torch.float32 if method.adapter is None else getattr(torch, model.dtype))
+    network, tokenizer, rows, replay = prepare(pairs, model, method, train, template_text)
     base_digest = weights_digest(network)
     data_digest = digest([pairs])
-    distill = method.distill  # None exactly where there is no teacher
-    if distill:
-        check_top_k(distill, len(output_head(network).weight))
-    limit = min(train.max_length, network.config.get_text_config().max_position_embeddings)
-    replayed = [pair for pair in pairs if pair.replay]
-    replay = encode_pairs(replayed, tokenizer, limit, system=model.system, too_long=train.too_long) if replayed else []
-    rows = encode_pairs(
-        [pair for pair in pairs if not pair.replay],
-        tokenizer,
-        max_length=limit,
-        teacher=teacher_turn(method, template_text),
-        rollout_max_new_tokens=distill.rollout_max_new_tokens if distill else 0,
-        system=model.system,
-        too_long=train.too_long,
-    )
     template = template_text if method.teacher == "answer_conditioned" else None
     fingerprint = digest([model, method, train, template, seed, data_digest, base_digest])
 
@@ -108,8 +94,13 @@ def train_model(
         )
         if resumed is not None:
             trainer.resume(resumed[1])
+        shape = Shape.of(student, model.dtype)  # before it is sharded
         try:
             trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise explain(error, arguments.device, shape, rows, method, train) from error
         finally:
             trainer.interruption.watch.restore()
     done, steps, signal = trainer.state.global_step, trainer.state.max_steps, trainer.interruption.received
@@ -158,6 +149,33 @@ def make_pair(
     torch.manual_seed(seed)  # of the adapter's first weights
     student = with_adapter(network, method.adapter, own_adapter)
     return student, None if method.distill is None else WithoutAdapter(own_adapter is not None)
+
+
+def prepare(
+    pairs: list[TrainingPair], model: Model, method: Method, train: Train, template_text: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[Encoded], list[Encoded]]:
+    """The base model as it will be trained, its tokenizer, the encoded rows and those that are replayed.
+
+    Arguments are `train_model`'s.
+    """
+    # AdamW's steps vanish in bfloat16 weights, so what is trained is float32; train.precision says how it computes
+    network, tokenizer = load_model(model, torch.float32 if method.adapter is None else getattr(torch, model.dtype))
+    distill = method.distill  # None exactly where there is no teacher
+    if distill:
+        check_top_k(distill, len(output_head(network).weight))
+    limit = min(train.max_length, network.config.get_text_config().max_position_embeddings)
+    replayed = [pair for pair in pairs if pair.replay]
+    replay = encode_pairs(replayed, tokenizer, limit, system=model.system, too_long=train.too_long) if replayed else []
+    rows = encode_pairs(
+        [pair for pair in pairs if not pair.replay],
+        tokenizer,
+        max_length=limit,
+        teacher=teacher_turn(method, template_text),
+        rollout_max_new_tokens=distill.rollout_max_new_tokens if distill else 0,
+        system=model.system,
+        too_long=train.too_long,
+    )
+    return network, tokenizer, rows, replay
 
 
 def teacher_turn(method: Method, template_text: str) -> Callable[[TrainingPair], str] | None:
