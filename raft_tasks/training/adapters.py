@@ -28,6 +28,11 @@ def with_adapter(network: PreTrainedModel, adapter: Adapter, teacher_adapter: st
     from peft import LoraConfig, get_peft_model
 
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
+    head = next(name for name, layer in network.named_modules() if layer is network.get_output_embeddings())
+    if head.split(".")[-1] in targets:
+        raise InputError(
+            f"adapter.targets {targets!r} hold the output head; expected layers below it (all-linear leaves it out)"
+        )
     config = LoraConfig(
         r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=targets,
         task_type="CAUSAL_LM",
@@ -42,10 +47,6 @@ def with_adapter(network: PreTrainedModel, adapter: Adapter, teacher_adapter: st
         raise InputError(
             f"adapter.targets: got {targets!r}, expected all-linear or some of {linear}: {error}"
         ) from error
-    if not isinstance(network.get_output_embeddings(), nn.Linear):
-        raise InputError(
-            f"adapter.targets {targets!r} hold the output head; expected layers below it (all-linear leaves it out)"
-        )
     if teacher_adapter is not None:
         check_adapter(teacher_adapter)
         student.load_adapter(teacher_adapter, TEACHER, is_trainable=False)
@@ -64,9 +65,9 @@ def merged(network: Any, folder: str) -> PreTrainedModel:
 
 @contextmanager
 def without_deprecations() -> Iterator[None]:
-    """peft asks transformers by a name that is on its way out; its users can do nothing about it."""
+    """Names of gradient checkpointing that peft uses too, and that are on their way out of transformers."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
         yield
 
 

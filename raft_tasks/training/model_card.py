@@ -21,6 +21,7 @@ tags: [raft, domain-adaptation, knowledge-distillation]
 | learned answers | {answers} |
 | teacher | {teacher} |
 | balance of the two losses | {balance} |
+| trained weights | {trained} |
 | training pairs | {rows} ({answer_tokens} answer tokens) |
 | data digest | `{data_digest}` |
 | base weights digest | `{base_digest}` |
@@ -64,6 +65,10 @@ def model_card(
     if method.replay is not None:
         terms.append("w x mean token cross-entropy of general rows, w = share / (1 - share)")
         settings["replay"] = method.replay.model_dump()
+    trained = "all"
+    if method.adapter is not None:
+        trained = f"a LoRA of rank {method.adapter.rank}, merged here; by itself in the folder adapter"
+        settings["adapter"] = method.adapter.model_dump()
     return CARD.format(
         base=model.path,
         revision=model.revision,
@@ -74,6 +79,7 @@ def model_card(
             "answer_conditioned": "the frozen base model, which also sees the answer",
         }[method.teacher],
         balance=method.balance,
+        trained=trained,
         rows=rows,
         answer_tokens=answer_tokens,
         data_digest=data_digest,

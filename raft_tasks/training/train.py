@@ -15,7 +15,7 @@ from raft_tasks.chat import stop_ids
 from raft_tasks.errors import InputError
 from raft_tasks.params import Distill, Method, Model, Train
 from raft_tasks.schemas import TrainingPair
-from raft_tasks.training.adapters import STUDENT, with_adapter
+from raft_tasks.training.adapters import STUDENT, with_adapter, without_deprecations
 from raft_tasks.training.checkpoints import last_complete
 from raft_tasks.training.conversations import Encoded, encode_pairs, teacher_message, unknown_share
 from raft_tasks.training.interruption import TrainingInterrupted
@@ -77,7 +77,8 @@ def train_model(
     output.mkdir(parents=True, exist_ok=True)
     student, teacher = make_pair(network, model, method, seed, arguments)
     if train.gradient_checkpointing:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
+        with without_deprecations():
+            network.gradient_checkpointing_enable({"use_reentrant": False})
     with quiet():
         trainer = RaftTrainer(
             student,

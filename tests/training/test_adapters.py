@@ -1,0 +1,212 @@
+"""LoRA: the teacher is the same weights without the adapter, the saved model has it merged, and nothing else moves."""
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from test_trainer import ROLLOUTS, Stop, numbers, plain_step, run, same_weights, stop_at
+from tiny import LORA, METHODS, TEACHER, distill, method, pairs, save_tiny, train
+
+from raft_tasks.errors import InputError
+from raft_tasks.params import Model
+from raft_tasks.training.adapters import as_teacher, with_adapter, without_deprecations
+from raft_tasks.training.conversations import encode_pairs
+from raft_tasks.training.scoring import Scoring
+from raft_tasks.training.teacher import WithoutAdapter
+from raft_tasks.training.train import make_pair, teacher_turn, training_arguments
+from raft_tasks.training.trainer import RaftTrainer
+from raft_tasks.training.weights import load_model
+
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+
+
+def moved(student, size=0.3):
+    """An adapter that does something: new ones begin as zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            if parameter.requires_grad:
+                parameter += size * torch.randn(parameter.shape, generator=generator)
+    return student
+
+
+@pytest.fixture(scope="module")
+def other_adapter(tiny_folder, tmp_path_factory):
+    """A folder with an adapter, and what the base answers with it."""
+    folder = tmp_path_factory.mktemp("adapters") / "other"
+    network = load_model(Model(path=str(tiny_folder), revision=None, dtype="float32", system=None), torch.float32)[0]
+    with without_deprecations():
+        student = moved(get_peft_model(network, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")))
+    student.save_pretrained(folder)
+    with torch.no_grad():
+        return str(folder), student.eval()(input_ids=IDS).logits
+
+
+def lora_trainer(model, folder, row, settings=None):
+    settings = settings or train()
+    network, tokenizer = load_model(model, torch.float32)
+    rows = encode_pairs(pairs(), tokenizer, settings.max_length, teacher_turn(row, TEACHER), 6)
+    arguments = training_arguments(settings, len(rows), 0, folder)
+    student, teacher = make_pair(network, model, row, 0, arguments)
+    return RaftTrainer(
+        student, teacher, rows, tokenizer, row, settings, arguments, "f", folder / "steps.csv",
+        sampler=lambda prompts, seeds: ROLLOUTS[: len(prompts)],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("micro", [4, 2])
+def test_one_step_is_equations_6_to_12_for_the_adapter_alone(tiny_model, tmp_path, micro, checkpointing):
+    row = METHODS["raft_lora"].model_copy(update={"distill": distill(lambda_max=3.0)})
+    trainer = lora_trainer(tiny_model, tmp_path, row, train(micro_batch_size=micro))
+    moved(trainer.student)
+    if checkpointing:
+        with without_deprecations():
+            trainer.student.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    base, plain = (load_model(tiny_model, torch.float32)[0] for _ in range(2))
+    torch.manual_seed(0)
+    plain = with_adapter(plain, LORA, None)
+    plain.load_state_dict(trainer.student.state_dict())
+    rows = trainer.rows[:4]
+    l_sft, l_kl, weight = plain_step(plain, base, rows, ROLLOUTS, 8, 1.5, 3.0, False)
+    loss = trainer.training_step(trainer.model, rows).item()
+    assert loss == pytest.approx(l_sft + weight * l_kl, rel=1e-5)
+    expected = dict(plain.named_parameters())
+    learned = {name for name, parameter in trainer.student.named_parameters() if parameter.grad is not None}
+    assert learned == {name for name in expected if "lora_" in name}  # no gradient for the head, nor for anything else
+    for name, parameter in trainer.student.named_parameters():
+        if name in learned:
+            assert torch.allclose(parameter.grad, expected[name].grad, atol=2e-5), name
+
+
+@torch.no_grad()
+def test_the_teacher_is_the_base_whatever_the_adapter_and_its_dropout_do(tiny_model, other_adapter):
+    folder, with_other = other_adapter
+    network = load_model(tiny_model, torch.float32)[0]
+    expected = network(input_ids=IDS).logits.clone()
+    student = moved(with_adapter(network, LORA.model_copy(update={"dropout": 0.5}), folder)).train()
+    for own_adapter, logits in ((False, expected), (True, with_other)):
+        before = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
+        assert not torch.allclose(student(input_ids=IDS).logits, logits, atol=1e-2)
+        with as_teacher(student, own_adapter):
+            assert torch.allclose(student(input_ids=IDS).logits, logits, atol=1e-5)
+        assert {name: parameter.requires_grad for name, parameter in student.named_parameters()} == before
+        assert student.training
+        assert not torch.equal(student(input_ids=IDS).logits, student(input_ids=IDS).logits)  # dropout is on again
+
+
+@pytest.mark.parametrize("adapter", [LORA, None])
+def test_the_teacher_may_have_an_adapter_of_its_own(tiny_model, tmp_path, other_adapter, adapter):
+    folder, expected = other_adapter
+    row = method(
+        answers="fused", teacher="plain", balance="ema", adapter=adapter, distill=distill(teacher_adapter=folder)
+    )
+    trainer = lora_trainer(tiny_model, tmp_path, row)
+    scoring = Scoring([IDS[0, :1].tolist()], [IDS[0, 1:].tolist()], lambda hidden, head: hidden @ head.weight.T)
+    assert torch.allclose(trainer.teacher(trainer.model, scoring), expected[0, :-1], atol=1e-4)
+    assert run(tiny_model, tmp_path, row)["steps"] == 6
+
+
+def test_the_saved_model_is_the_base_with_its_adapter(tiny_model, tmp_path):
+    result = run(tiny_model, tmp_path, "raft_lora")
+    assert 0 < result["trainable_parameters"] < 0.5 * result["parameters"]
+    assert result["distance"]["total"] > 0
+    assert result["distance"]["embed_tokens"] == 0
+    folder = tmp_path / "output" / "model"
+    saved = load_model(tiny_model.model_copy(update={"path": str(folder)}), torch.float32)[0]
+    with without_deprecations(), torch.no_grad():
+        apart = PeftModel.from_pretrained(load_model(tiny_model, torch.float32)[0], folder / "adapter").eval()
+        assert torch.allclose(saved(input_ids=IDS).logits, apart(input_ids=IDS).logits, atol=1e-4)
+    card = (folder / "README.md").read_text()
+    assert "LoRA of rank 4" in card
+    assert '"targets": "all-linear"' in card
+
+
+@pytest.mark.parametrize("name", ["sft_lora", "raft_lora"])
+def test_interrupted_equals_uninterrupted_with_an_adapter(tiny_model, tmp_path, name):
+    row = METHODS[name].model_copy(update={"adapter": LORA.model_copy(update={"dropout": 0.2})})
+    run(tiny_model, tmp_path / "whole", row)
+    with pytest.raises(Stop):
+        run(tiny_model, tmp_path / "parts", row, progress=stop_at(3))
+    torch.rand(7)
+    run(tiny_model, tmp_path / "parts", row)
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "parts")
+
+
+def test_a_bfloat16_base_keeps_its_type_and_the_adapter_is_float32(tiny_model, tmp_path):
+    half = tiny_model.model_copy(update={"dtype": "bfloat16"})
+    network = load_model(half, torch.bfloat16)[0]
+    student = with_adapter(network, LORA, None)
+    assert {parameter.dtype for parameter in student.parameters() if parameter.requires_grad} == {torch.float32}
+    assert {parameter.dtype for parameter in student.parameters() if not parameter.requires_grad} == {torch.bfloat16}
+    full, lora = (
+        run(half, tmp_path / name, name, train(precision="bfloat16"))["final"]["l_sft"]
+        for name in ("raft", "raft_lora")
+    )
+    assert lora == pytest.approx(full, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        (["q_proj", "nothing"], None),
+        (["nothing"], r"expected all-linear or some of \['down_proj'"),
+        (["lm_head"], "head"),
+    ],
+)
+def test_targets_that_are_not_there_or_hold_the_head(tiny_model, targets, says):
+    network = load_model(tiny_model, torch.float32)[0]
+    adapter = LORA.model_copy(update={"targets": targets})
+    if says is None:  # peft adapts what it finds
+        assert with_adapter(network, adapter, None)
+    else:
+        with pytest.raises(InputError, match=says):
+            with_adapter(network, adapter, None)
+
+
+@pytest.mark.parametrize("adapter", [LORA, None])
+def test_a_teachers_adapter_that_is_not_there(tiny_model, tmp_path, adapter):
+    row = method(teacher="plain", balance=1.0, adapter=adapter, distill=distill(teacher_adapter=str(tmp_path)))
+    with pytest.raises(InputError, match=r"teacher_adapter: got .* expected a folder with an adapter_config.json"):
+        run(tiny_model, tmp_path, row)
+
+
+def test_the_frozen_copys_type_and_device(tiny_model, tmp_path):
+    row = method(
+        answers="fused", teacher="answer_conditioned", balance="ema",
+        distill=distill(teacher_dtype="bfloat16", teacher_device="cpu"),
+    )  # fmt: skip
+    trainer = lora_trainer(tiny_model, tmp_path, row)
+    assert {parameter.dtype for parameter in trainer.teacher.network.parameters()} == {torch.bfloat16}
+    exact, rounded = (run(tiny_model, tmp_path / str(n), m)["final"]["l_kl"] for n, m in enumerate(["raft", row]))
+    assert rounded == pytest.approx(exact, rel=0.2)
+    assert rounded != exact
+    nowhere = row.model_copy(update={"distill": distill(teacher_device="cuda:9")})
+    with pytest.raises(InputError, match="teacher_device: got 'cuda:9', expected null, cpu or a device"):
+        run(tiny_model, tmp_path / "nowhere", nowhere)
+    with pytest.raises(ValueError, match="both must be null"):
+        method(teacher="plain", balance=1.0, adapter=LORA, distill=distill(teacher_dtype="bfloat16"))
+
+
+def test_without_an_adapter_of_its_own_no_second_copy_is_made(tiny_model, tmp_path):
+    assert isinstance(lora_trainer(tiny_model, tmp_path, METHODS["raft_lora"]).teacher, WithoutAdapter)
+
+
+@pytest.mark.parametrize("name", ["sft", "raft", "raft_lora"])
+def test_gradient_checkpointing_changes_nothing(tmp_path, name):
+    """With dropout on: the second computation of the activations draws what the first one drew."""
+    folder = save_tiny(tmp_path / "model", attention_dropout=0.3)
+    model = Model(path=str(folder), revision=None, dtype="float32", system=None)
+    run(model, tmp_path / "all", name)
+    run(model, tmp_path / "again", name, train(gradient_checkpointing=True))
+    for one, other in zip(numbers(tmp_path / "all"), numbers(tmp_path / "again"), strict=True):
+        assert float(one["l_sft"]) == pytest.approx(float(other["l_sft"]), rel=1e-5)
+        assert float(one["grad_norm"]) == pytest.approx(float(other["grad_norm"]), rel=1e-4)
+    network = load_model(model.model_copy(update={"path": str(tmp_path / "again/output/model")}), torch.float32)[0]
+    assert network.config.use_cache
+
+
+def test_rows_of_like_length_share_a_step(tiny_model, tmp_path):
+    run(tiny_model, tmp_path / "mixed", "raft")
+    run(tiny_model, tmp_path / "grouped", "raft", train(group_by_length=True))
+    assert numbers(tmp_path / "mixed") != numbers(tmp_path / "grouped")
