@@ -1,7 +1,7 @@
 """A training over several processes: started by `accelerate launch`, watched, and ended with the process that asked.
 
-The job lies in a folder: `job.json` (all arguments of `train_model`), then `summary.json` or `error.json`. The
-workers end themselves when their standard input closes, which it does when the asking process is gone, however it went.
+The job lies in a folder: `job.json` (all arguments of `train_model`), then `summary.json`, or why there is none.
+The workers end themselves when their standard input closes, which it does when the asking process is gone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from raft_tasks.params import Launch, Method, Model, Train
 from raft_tasks.schemas import TrainingPair
 from raft_tasks.training.interruption import SignalWatch, TrainingInterrupted
 
-JOB, SUMMARY, ERROR, STOPPED = "job.json", "summary.json", "error.json", "stopped.json"
+JOB, SUMMARY, ERRORS, STOPPED = "job.json", "summary.json", "error-*.json", "stopped-*.json"  # *: a process's number
 PROGRESS_LINE = "raft training: "  # <steps done> <steps in all> <what else there is to say>, from the first process
 TAIL_LINES = 40  # of the workers' output, repeated when they fail
 
@@ -64,8 +64,8 @@ def train_in_processes(
     """
     check_devices(job.train.launch)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (SUMMARY, ERROR, STOPPED):
-        (folder / name).unlink(missing_ok=True)
+    for left_over in (folder / SUMMARY, *folder.glob(ERRORS), *folder.glob(STOPPED)):
+        left_over.unlink(missing_ok=True)
     write_json(folder / JOB, job.model_dump(mode="json"))
     workers = subprocess.Popen(
         launch_command(job.train.launch, folder / JOB),
@@ -95,10 +95,11 @@ def train_in_processes(
         if workers.poll() is None:
             os.killpg(workers.pid, signal.SIGKILL)
             workers.wait()
-    if (folder / ERROR).exists():
-        raise InputError(read_json(folder / ERROR)["message"])
-    if (folder / STOPPED).exists():
-        raise TrainingInterrupted(read_json(folder / STOPPED)["message"])
+        workers.stdout.close()
+    for said in sorted(folder.glob(ERRORS)):
+        raise InputError(read_json(said)["message"])  # the others say the same
+    for said in sorted(folder.glob(STOPPED)):
+        raise TrainingInterrupted(read_json(said)["message"])
     if code or not (folder / SUMMARY).exists():
         raise WorkersFailed(f"the training's processes ended with code {code}:\n" + "\n".join(tail))
     summary: dict[str, Any] = read_json(folder / SUMMARY)

@@ -11,13 +11,16 @@ from pathlib import Path
 
 from raft_tasks.artifacts import read_json, write_json
 from raft_tasks.errors import InputError, Interrupted
-from raft_tasks.training.launch import ERROR, PROGRESS_LINE, STOPPED, SUMMARY, Job
+from raft_tasks.training.launch import ERRORS, PROGRESS_LINE, STOPPED, SUMMARY, Job
 
 
 def main(path: Path) -> None:
     if stat.S_ISFIFO(os.fstat(0).st_mode):  # a pipe from `launch`, not a terminal
         threading.Thread(target=end_with_the_pipe, daemon=True).start()
     from raft_tasks.training.train import train_model
+
+    def named(pattern: str) -> Path:
+        return path.parent / pattern.replace("*", os.environ.get("RANK", "0"))
 
     job = Job.model_validate(read_json(path), strict=False)
     try:
@@ -32,11 +35,11 @@ def main(path: Path) -> None:
             checkpoints=job.checkpoints,
             progress=lambda done, total, shown: print(f"{PROGRESS_LINE}{done} {total} {shown}", flush=True),
         )
-    except InputError as error:  # every process meets it; the files are alike
-        write_json(path.parent / ERROR, {"message": str(error)})
+    except InputError as error:
+        write_json(named(ERRORS), {"message": str(error)})
         raise
     except Interrupted as stop:
-        write_json(path.parent / STOPPED, {"message": str(stop)})
+        write_json(named(STOPPED), {"message": str(stop)})
         return
     if summary is not None:
         write_json(path.parent / SUMMARY, summary)

@@ -1,0 +1,209 @@
+"""Two processes (gloo, CPU) learn what one does: losses, weights, rollouts; with DDP, FSDP2, LoRA; resumed."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_trainer import TIMES
+from tiny import METHODS, TEACHER, pairs, save_tiny, train
+
+from raft_tasks.artifacts import write_json
+from raft_tasks.errors import InputError
+from raft_tasks.params import Launch, Model
+from raft_tasks.training import worker
+from raft_tasks.training.conversations import ConversationError
+from raft_tasks.training.launch import Job, WorkersFailed, check_devices, train_in_processes
+from raft_tasks.training.train import train_model
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+SETTINGS = {"batch_size": 8, "micro_batch_size": 2, "epochs": 2}  # steps of 8 and 4 rows; one with 5 of 8 and 4 micros
+
+
+def job(folder, name, strategy, rows=None, **changes):
+    """A training of the tiny model; 13 rows: a step of 8 rows and one of 5, which two processes do not share evenly."""
+    launch = Launch(processes=1 if strategy == "none" else 2, strategy=strategy)
+    row = changes.pop("row", METHODS[name])
+    return Job(
+        pairs=rows or [*pairs(), pairs()[1].model_copy(update={"id": "one more"})],
+        model=Model(path=str(folder / "model"), revision=None, dtype="float32", system=None), method=row,
+        train=train(launch=launch, **(SETTINGS | changes)), template_text=TEACHER, seed=0,
+        output=folder / name / strategy, checkpoints=folder / name / f"{strategy}-checkpoints",
+    )  # fmt: skip
+
+
+def steps(folder):
+    with (folder / "steps.csv").open(newline="") as table:
+        return [{name: row[name] for name in row if name not in TIMES} for row in csv.DictReader(table)]
+
+
+def run_together(folder, jobs):
+    """All `jobs` (by file name) in one launch of two processes."""
+    paths = []
+    for name, each in jobs.items():
+        paths.append(folder / f"{name}.json")
+        write_json(paths[-1], each.model_dump(mode="json"))
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d"]
+    done = subprocess.run(
+        [sys.executable, *command, "--rdzv-endpoint", "127.0.0.1:0", str(HERE / "several_jobs.py"), *map(str, paths)],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def assert_same(one, two):
+    """Equal up to the order in which sums are taken."""
+    first, second = steps(one), steps(two)
+    assert len(first) == len(second) == 4
+    for a, b in zip(first, second, strict=True):
+        for name, value in a.items():
+            if name in ("rollout_length", "rollouts_empty", "rollouts_truncated", "step", "epoch"):
+                assert value == b[name], name  # the rollouts are the same
+            elif value:
+                assert float(value) == pytest.approx(float(b[name]), rel=1e-4, abs=1e-6), name
+    whole, parts = (load_file(folder / "model" / "model.safetensors") for folder in (one, two))
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        assert torch.allclose(value, parts[name], atol=1e-5), name
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+def trained(request, tmp_path_factory):
+    """Trainings by one process and, all of them in one launch, by two."""
+    folder, strategy = tmp_path_factory.mktemp(request.param), request.param
+    save_tiny(folder / "model")
+    names = ["sft", "raft", "raft_lora", "on_policy_sdft"]
+    together = {name: job(folder, name, strategy) for name in names}
+    raft = together["raft"]
+    apart = raft.model_copy(
+        update={"output": folder / "raft" / "resumed", "checkpoints": folder / "raft" / "resumed-checkpoints"}
+    )
+    checkpointed = job(folder, "raft", strategy, gradient_checkpointing=True).model_copy(
+        update={"output": folder / "raft" / "checkpointed", "checkpoints": folder / "raft" / "c"}
+    )
+    half = job(folder, "raft", strategy, precision="bfloat16").model_copy(
+        update={"output": folder / "raft" / "half", "checkpoints": folder / "raft" / "h"}
+    )
+    run_together(
+        folder,
+        together | {"raft-stopped": apart, "raft-resumed": apart, "raft-recomputing": checkpointed, "raft-half": half},
+    )
+    for name in names:
+        train_model(**dict(job(folder, name, "none")))
+    return folder, strategy
+
+
+@pytest.mark.parametrize("name", ["sft", "raft", "raft_lora", "on_policy_sdft"])
+def test_two_processes_learn_what_one_learns(trained, name):
+    folder, strategy = trained
+    assert_same(folder / name / "none", folder / name / strategy)
+
+
+def test_resumed_in_two_processes(trained):
+    folder, strategy = trained
+    assert_same(folder / "raft" / strategy, folder / "raft" / "resumed")
+    kinds = {path.name for path in (folder / "raft" / "resumed-checkpoints" / "checkpoint-4").iterdir()}
+    assert ("pytorch_model_fsdp_0" in kinds) == (strategy == "fsdp2")
+    assert {"rng_state_0.pth", "rng_state_1.pth", "complete.json"} <= kinds
+
+
+def test_gradient_checkpointing_in_two_processes(trained):
+    folder, strategy = trained
+    assert_same(folder / "raft" / strategy, folder / "raft" / "checkpointed")
+
+
+def test_bfloat16_in_two_processes(trained):
+    folder, strategy = trained
+    exact, rounded = steps(folder / "raft" / strategy), steps(folder / "raft" / "half")
+    assert float(rounded[0]["l_sft"]) == pytest.approx(float(exact[0]["l_sft"]), rel=0.02)
+    assert float(rounded[0]["l_sft"]) != float(exact[0]["l_sft"])
+    assert float(rounded[0]["grad_norm"]) == pytest.approx(float(exact[0]["grad_norm"]), rel=0.3)
+
+
+# --- the launcher itself ---
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_tiny(tmp_path / "model")
+    return tmp_path
+
+
+def test_a_whole_launch(folder):
+    seen = []
+    wanted = job(folder, "raft_lora", "ddp", epochs=1)
+    summary = train_in_processes(wanted, folder / "job", lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+    assert summary["steps"] == 2
+    assert (wanted.output / "model" / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_what_a_worker_refuses_reaches_the_user(folder, monkeypatch):
+    too_long = job(folder, "raft", "none", max_length=30)
+    write_json(folder / "job.json", too_long.model_dump(mode="json"))
+    with pytest.raises(ConversationError, match="has 36 tokens"):
+        worker.main(folder / "job.json")
+    said = (folder / "error-0.json").read_text()
+    fails = f"from pathlib import Path; Path({str(folder / 'job' / 'error-1.json')!r}).write_text({said!r}); 1 / 0"
+    monkeypatch.setattr("raft_tasks.training.launch.launch_command", lambda *_: [sys.executable, "-c", fails])
+    with pytest.raises(InputError, match=r"row-1: .* has 36 tokens"):
+        train_in_processes(job(folder, "raft", "ddp"), folder / "job")
+
+
+def test_the_workers_end_with_the_process_that_asked(folder):
+    """Killed with -9: nobody is there to clean up, and nothing is left."""
+    endless = job(folder, "raft", "ddp", epochs=10_000)
+    write_json(folder / "job.json", endless.model_dump(mode="json"))
+    ask = (
+        "import sys; from pathlib import Path; from raft_tasks.artifacts import read_json;"
+        "from raft_tasks.training.launch import Job, train_in_processes;"
+        "folder = Path(sys.argv[1]);"
+        "train_in_processes(Job.model_validate(read_json(folder / 'job.json'), strict=False), folder / 'job')"
+    )
+    asking = subprocess.Popen([sys.executable, "-c", ask, str(folder)], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    table = endless.output / "steps.csv"
+    wait_for(lambda: (table.exists() and len(table.read_text().splitlines()) > 2) or asking.poll() is not None)
+    family = psutil.Process(asking.pid).children(recursive=True)
+    assert sum("raft_tasks.training.worker" in " ".join(process.cmdline()) for process in family) >= 2
+    asking.send_signal(signal.SIGKILL)
+    asking.wait()
+    wait_for(lambda: not any(alive(process) for process in family))
+
+
+def alive(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_other_errors_come_with_the_end_of_the_output(folder, monkeypatch):
+    monkeypatch.setattr("raft_tasks.training.launch.launch_command", lambda *_: [sys.executable, "-c", "1 / 0"])
+    with pytest.raises(WorkersFailed, match=r"ended with code 1:\n(.*\n)*ZeroDivisionError"):
+        train_in_processes(job(folder, "sft", "ddp"), folder / "job")
+
+
+def test_more_processes_than_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"processes is 2, this machine has 1 GPU\(s\)"):
+        check_devices(Launch(processes=2, strategy="fsdp2"))
+
+
+@pytest.mark.parametrize(("processes", "strategy"), [(1, "ddp"), (2, "none")])
+def test_a_strategy_is_for_several_processes(processes, strategy):
+    with pytest.raises(ValueError, match="exactly where there is more than one process"):
+        Launch(processes=processes, strategy=strategy)
+    with pytest.raises(ValueError, match="leaves some of 9 processes without a row"):
+        train(batch_size=8, micro_batch_size=8, launch=Launch(processes=9, strategy="ddp"))
