@@ -463,7 +463,8 @@ class RaftTrainer(Trainer):
             self.diverged(what, value)
 
     def diverged(self, what: str, value: float) -> NoReturn:
-        self.books.diverged(what, value, self._get_learning_rate(), Path(str(self.args.output_dir)))
+        with self.args.main_process_first(local=False):  # all come here at once, and keep the same file
+            self.books.diverged(what, value, self._get_learning_rate(), Path(str(self.args.output_dir)))
 
     def to_resume(self) -> dict[str, Any]:
         """What a checkpoint must hold beside what the Trainer keeps; JSON-ready."""

@@ -1,8 +1,12 @@
-"""Trainings one after another in the processes of one launch: starting Python with torch is what such tests cost.
+"""Trainings one after another in pairs of processes that are forked here: loading torch is what such tests cost.
 
-Arguments: job files of `raft_tasks.training.launch`. A name that ends in -stopped is stopped at its third step.
+Arguments: groups of job files of `raft_tasks.training.launch`, separated by `--`; every group gets a new pair. A name
+that ends in -stopped is stopped at its third step.
 """
 
+import multiprocessing
+import os
+import socket
 import sys
 from pathlib import Path
 
@@ -25,7 +29,9 @@ def stop_at_three(log):
     return stopping
 
 
-def main(paths):
+def work(rank, port, paths):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     log = RaftTrainer.log
     for path in map(Path, paths):
         job = Job.model_validate(read_json(path), strict=False)
@@ -36,6 +42,22 @@ def main(paths):
             continue
         if summary is not None:
             write_json(path.with_suffix(".summary.json"), summary)
+
+
+def main(arguments):
+    groups = " ".join(arguments).split(" -- ")
+    fork = multiprocessing.get_context("fork")
+    for group in groups:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        pair = [fork.Process(target=work, args=(rank, port, group.split())) for rank in (0, 1)]
+        for process in pair:
+            process.start()
+        for process in pair:
+            process.join()
+        if any(process.exitcode for process in pair):
+            sys.exit(f"processes ended with {[process.exitcode for process in pair]}")
 
 
 if __name__ == "__main__":
