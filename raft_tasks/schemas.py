@@ -159,8 +159,8 @@ class Chunk(Row):
 
     id: str
     text: str = Field(min_length=1)
-    file: str
-    page: int | None  # where it starts, 1-based: the page of a PDF, the row of a Parquet file
+    file: str  # the document: a Parquet file's rows are documents of their own, "texts.parquet#12"
+    page: int | None  # of a PDF, where the chunk starts; 1-based
     start: int  # in characters of the extracted text: text == extracted[start:end]
     end: int
     heading: list[str]  # from the outermost heading to the innermost

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -49,9 +50,10 @@ def chunks(paths: Iterable[Path], *, min_characters: int, max_characters: int) -
     seen: set[str] = set()
     for path in paths:
         try:
-            for text, blocks, page_of in _documents(path):
+            for name, text, blocks, pages_at in _documents(path):
                 for start, end, heading in _cut(text, blocks, min_characters, max_characters):
-                    chunk = _chunk(path, text, start, end, heading, page_of(start))
+                    page = bisect_right(pages_at, start) or None
+                    chunk = _chunk(name, text, start, end, heading, page)
                     if chunk.id not in seen:
                         seen.add(chunk.id)
                         yield chunk
@@ -59,25 +61,24 @@ def chunks(paths: Iterable[Path], *, min_characters: int, max_characters: int) -
             yield reject(str(path), 1, str(error), "")
 
 
-def _documents(path: Path):  # type: ignore[no-untyped-def]
-    """Yield (text, blocks, position -> page or row, None where there is none) of every document in the file."""
+def _documents(path: Path) -> Iterator[tuple[str, str, list[Block], list[int]]]:
+    """Yield (name, text, blocks, where each page begins) of every document in the file; without pages, nowhere."""
     ending = path.suffix.lower()
     if ending == ".parquet":
         for row, text in _parquet_texts(path):
-            yield *plain_text(text), lambda position, row=row: row
+            yield f"{path}#{row}", *plain_text(text), []
         return
     size = path.stat().st_size
     if size > DOCUMENT_BYTES:
         raise UnreadableError(f"has {size} bytes, at most {DOCUMENT_BYTES}; split it, or give its texts as Parquet")
     if ending == ".pdf":
-        text, blocks, starts = pages(page_texts(path))
-        yield text, blocks, lambda position: sum(start <= position for start in starts)
+        yield str(path), *pages(page_texts(path))
     elif ending in (".html", ".htm"):
-        yield *html(path.read_bytes()), lambda position: None
+        yield str(path), *html(path.read_bytes()), []
     elif ending in (".md", ".markdown"):
-        yield *markdown(_decoded(path)), lambda position: None
+        yield str(path), *markdown(_decoded(path)), []
     elif ending == ".txt":
-        yield *plain_text(_decoded(path)), lambda position: None
+        yield str(path), *plain_text(_decoded(path)), []
     else:
         raise UnreadableError(f"got the ending {path.suffix!r}, expected one of .txt, .md, .html, .pdf, .parquet")
 
@@ -111,12 +112,12 @@ def _parquet_texts(path: Path) -> Iterator[tuple[int, str]]:
         raise UnreadableError(f"not readable as Parquet after row {row}: {error}") from error
 
 
-def _chunk(path: Path, text: str, start: int, end: int, heading: list[str], page: int | None) -> Chunk:
+def _chunk(name: str, text: str, start: int, end: int, heading: list[str], page: int | None) -> Chunk:
     identity = json.dumps([heading, text[start:end]])
     return Chunk(
         id=hashlib.sha256(identity.encode()).hexdigest()[:16],
         text=text[start:end],
-        file=str(path),
+        file=name,
         page=page,
         start=start,
         end=end,

@@ -169,7 +169,8 @@ def test_pdf_pages_are_kept(tmp_path: Path) -> None:
 def test_parquet_rows_are_documents(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["One.\n\nUno.", None, "Three."], "n": [1, 2, 3]}), path)
-    assert [(chunk.page, chunk.text) for chunk in cut(path)] == [(1, "One.\n\nUno."), (3, "Three.")]
+    found = [(chunk.file, chunk.page, chunk.text) for chunk in cut(path)]
+    assert found == [(f"{path}#1", None, "One.\n\nUno."), (f"{path}#3", None, "Three.")]
 
 
 def test_ids_come_from_the_content_and_a_repeated_text_comes_once(tmp_path: Path) -> None:
