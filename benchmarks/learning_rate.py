@@ -47,7 +47,7 @@ def scored(params: Params, name: str, rate: float, tasks: Path, work: Path) -> d
     """Train method `name` at `rate`; its accuracy on the validation items of every task."""
     method, domain = params.methods[name], params.run.domains[0]
     train_model(
-        pairs=read_rows(paths.training(domain) / f"{name}.jsonl", TrainingPair),
+        pairs=read_rows(paths.training(domain) / f"{name}.{params.resources.rows}", TrainingPair),
         model=params.base,
         method=method,
         train=params.train.model_copy(update={"learning_rate": rate}),
@@ -56,7 +56,7 @@ def scored(params: Params, name: str, rate: float, tasks: Path, work: Path) -> d
         output=work,
         checkpoints=work / "checkpoints",
     )
-    validation = read_rows(paths.examples(domain) / "validation.jsonl", Example)
+    validation = read_rows(paths.split(domain, "validation", params.resources.rows), Example)
     model = params.base.model_copy(update={"path": str(work / "model"), "revision": None})
     scores, _ = evaluate(model, domain, validation, params.benchmark, tasks, work / "lm-eval")
     return {task: scores[task]["acc"] for task in (DOMAIN_TASK, *params.benchmark.tasks)}

@@ -19,7 +19,7 @@ def benchmark(domain: str, method: str | None = None, seed: int | None = None) -
         if not trained.exists():
             trained = paths.run(domain, method, seed) / "model"
         model = model.model_copy(update={"path": str(trained), "revision": None})
-    test_rows = read_rows(paths.examples(domain) / "test.jsonl", Example)
+    test_rows = read_rows(paths.split(domain, "test", params.resources.rows), Example)
     scores, items = benchmark_model(model, domain, test_rows, params.benchmark, paths.BENCHMARK_TASKS)
     folder = paths.benchmark(domain, method, seed)
     write_rows(folder / "items.jsonl", items)

@@ -17,7 +17,7 @@ from raft_tasks.schemas import TrainingPair
 def distill(domain: str, method: str, seed: int) -> None:
     params = load_params()
     row = params.methods[method]
-    pairs = read_rows(paths.training(domain) / f"{method}.jsonl", TrainingPair)
+    pairs = read_rows(paths.training(domain) / f"{method}.{params.resources.rows}", TrainingPair)
     folder = paths.run(domain, method, seed)
     summary = train(
         pairs,

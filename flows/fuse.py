@@ -18,7 +18,7 @@ from raft_tasks.schemas import Filtered, Fused, Labelled
 def fuse(domain: str) -> None:
     params = load_params()
     settings = params.fuse
-    filtered = paths.filtered(domain)
+    filtered = paths.filtered(domain, params.resources.rows)
     total, label = count_rows(filtered), f"fuse@{domain}"
     roles = {settings.model, "base", *(judge.model for judge in settings.models)}
     models = {role: params.models[role] for role in roles}
@@ -38,10 +38,10 @@ def fuse(domain: str) -> None:
     )
     with closing(rows) as fused:
         kept = few_failed(label, fused, total, settings.max_failed, failure)
-        write_rows(paths.fused(domain), kept)
+        write_rows(paths.fused(domain, params.resources.rows), kept)
     labels = read_rows(paths.labels(settings.calibration), Labelled) if settings.calibration else []
     judged = judge_chunk(labels, settings, models, identities, calls) if labels else []
-    found = judging(iter_rows(paths.fused(domain), Fused), settings, labels, judged)
+    found = judging(iter_rows(paths.fused(domain, params.resources.rows), Fused), settings, labels, judged)
     write_json(paths.judging(domain), found)
     for name, own in found["agreement"]["judges"].items():
         if own["abstained"]:
@@ -51,9 +51,9 @@ def fuse(domain: str) -> None:
     with atomic_folder(paths.training(domain)) as folder:
         for name in params.run.methods:
             method = params.methods[name]
-            pairs = training_pairs(iter_rows(paths.fused(domain), Fused), method)
+            pairs = training_pairs(iter_rows(paths.fused(domain, params.resources.rows), Fused), method)
             replayed = replay_pairs(method.replay) if method.replay else ()
-            write_rows(folder / f"{name}.jsonl", chain(pairs, replayed))
+            write_rows(folder / f"{name}.{params.resources.rows}", chain(pairs, replayed))
 
 
 if __name__ == "__main__":

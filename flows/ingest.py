@@ -1,4 +1,4 @@
-"""Stage `ingest`: files and data sets -> examples/{train,validation,test,rejects,flags}.jsonl, and a summary."""
+"""Stage `ingest`: files and data sets -> examples/: a split each, rejects and flags; and a summary."""
 
 from collections import Counter
 from contextlib import ExitStack, closing
@@ -7,13 +7,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 from prefect import flow
+from pydantic import BaseModel
 
 from flows import paths
 from flows.stage import main
-from raft_tasks.artifacts import atomic_folder, write_json
+from raft_tasks.artifacts import atomic_folder, row_writer, write_json
 from raft_tasks.ingest import ingest_domain
 from raft_tasks.params import load_params
-from raft_tasks.schemas import Split
+from raft_tasks.schemas import Example, Flag, Reject, Split
 
 SPLITS = get_args(Split)
 
@@ -28,12 +29,16 @@ def ingest(domain: str) -> None:
         counts: Counter[str] = Counter()
         rules: dict[str, Counter[str]] = {"rejects": Counter(), "flags": Counter()}
         with closing(ingested), ExitStack() as files:
-            out = {
-                name: files.enter_context((folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n"))
-                for name in (*SPLITS, "rejects", "flags")
+            kept: dict[Path, type[BaseModel]] = {
+                folder / f"{split}.{params.resources.rows}": Example for split in SPLITS
             }
+            seen: dict[Path, type[BaseModel]] = {
+                folder / "rejects.jsonl": Reject,
+                folder / "flags.jsonl": Flag,
+            }  # lines, for people
+            write = {path.stem: files.enter_context(row_writer(path, kind)) for path, kind in {**kept, **seen}.items()}
             for line in ingested.lines():
-                out[line.artifact].write(line.text + "\n")
+                write[line.artifact](line.text)
                 counts[line.artifact] += 1
                 if line.rule is not None:
                     rules[line.artifact][line.rule] += 1

@@ -31,20 +31,25 @@ def examples(domain: str) -> Path:
     return ARTIFACTS / domain / "examples"
 
 
+def split(domain: str, name: str, rows: str) -> Path:
+    """Here and below `rows` is `resources.rows`, how rows are kept."""
+    return examples(domain) / f"{name}.{rows}"
+
+
 def ingest_summary(domain: str) -> Path:
     return ARTIFACTS / domain / "ingest.json"
 
 
-def rewritten(domain: str) -> Path:
-    return ARTIFACTS / domain / "rewritten.jsonl"
+def rewritten(domain: str, rows: str) -> Path:
+    return ARTIFACTS / domain / f"rewritten.{rows}"
 
 
-def filtered(domain: str) -> Path:
-    return ARTIFACTS / domain / "filtered.jsonl"
+def filtered(domain: str, rows: str) -> Path:
+    return ARTIFACTS / domain / f"filtered.{rows}"
 
 
-def fused(domain: str) -> Path:
-    return ARTIFACTS / domain / "fused.jsonl"
+def fused(domain: str, rows: str) -> Path:
+    return ARTIFACTS / domain / f"fused.{rows}"
 
 
 def judging(domain: str) -> Path:

@@ -18,7 +18,7 @@ def recover(domain: str, method: str, seed: int) -> None:
         params.base,
         params.methods[method].after,
         domain,
-        read_rows(paths.examples(domain) / "validation.jsonl", Example),
+        read_rows(paths.split(domain, "validation", params.resources.rows), Example),
         params.benchmark,
         paths.BENCHMARK_TASKS,
         paths.recovered(domain, method, seed),

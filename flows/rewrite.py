@@ -17,7 +17,7 @@ from raft_tasks.schemas import Example
 def rewrite(domain: str) -> None:
     params = load_params()
     settings = params.rewrite
-    examples = paths.examples(domain) / "train.jsonl"
+    examples = paths.split(domain, "train", params.resources.rows)
     total, label = count_rows(examples), f"rewrite@{domain}"
     rows = through(
         rewrite_chunk,
@@ -33,7 +33,7 @@ def rewrite(domain: str) -> None:
     )
     with closing(rows) as rewritten:
         kept = few_failed(label, rewritten, total, settings.max_failed, lambda row: row.failure)
-        write_rows(paths.rewritten(domain), kept)
+        write_rows(paths.rewritten(domain, params.resources.rows), kept)
 
 
 if __name__ == "__main__":

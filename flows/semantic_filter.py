@@ -17,7 +17,7 @@ from raft_tasks.semantic_filter import filter_chunk
 def semantic_filter(domain: str) -> None:
     params = load_params()
     settings = params.semantic_filter
-    rewritten = paths.rewritten(domain)
+    rewritten = paths.rewritten(domain, params.resources.rows)
     rows = through(
         filter_chunk,
         iter_rows(rewritten, Rewritten),
@@ -29,7 +29,7 @@ def semantic_filter(domain: str) -> None:
         calls=new_calls("semantic_filter", WITHOUT_LIMIT),
     )
     with closing(rows) as filtered:
-        write_rows(paths.filtered(domain), filtered)
+        write_rows(paths.filtered(domain, params.resources.rows), filtered)
 
 
 if __name__ == "__main__":

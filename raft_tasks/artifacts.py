@@ -1,4 +1,8 @@
-"""Reading and writing artifacts: rows as JSON lines, atomic files and folders, digests."""
+"""Reading and writing artifacts: rows, atomic files and folders, digests.
+
+Rows lie in a file of JSON lines (`x.jsonl`) or, where they are many, in a folder of Parquet shards (`x.parquet`): the
+name's ending decides, and every function here takes either.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,21 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 
 from raft_tasks.errors import InputError
 
+T = TypeVar("T")
 RowT = TypeVar("RowT", bound=BaseModel)
+
+SHARD_ROWS = 50_000  # of a Parquet shard; what is held in memory while one is written
 
 
 @contextmanager
@@ -49,10 +58,84 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def write_rows(path: Path, rows: Iterable[BaseModel]) -> None:
-    """Write one JSON object per line, UTF-8, atomically; equal rows give equal bytes."""
+    """Write rows of one kind, a row at a time, atomically; equal rows give equal bytes."""
+    if path.suffix == ".parquet":
+        with atomic_folder(path) as folder:
+            for number, shard in enumerate(batched(rows, SHARD_ROWS)):
+                write_shard(folder, number, [row.model_dump_json() for row in shard], type(shard[0]))
+        return
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as out:
         for row in rows:
             out.write(row.model_dump_json() + "\n")
+
+
+@contextmanager
+def row_writer(path: Path, kind: type[BaseModel]) -> Iterator[Callable[[str], Any]]:
+    """Yield a function that writes one row of `kind`, given as JSON text. Not atomic: for use in an atomic folder."""
+    if path.suffix != ".parquet":
+        with path.open("w", encoding="utf-8", newline="\n") as out:
+            yield lambda text: out.write(text + "\n")
+        return
+    path.mkdir()
+    waiting: list[str] = []
+    shards = count()
+
+    def write(text: str) -> None:
+        waiting.append(text)
+        if len(waiting) == SHARD_ROWS:
+            write_shard(path, next(shards), waiting, kind)
+            waiting.clear()
+
+    yield write
+    if waiting:
+        write_shard(path, next(shards), waiting, kind)
+
+
+def batched(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+    """`rows` in lists of `size`, the last one shorter."""
+    stream = iter(rows)
+    while portion := list(islice(stream, size)):
+        yield portion
+
+
+def write_shard(folder: Path, number: int, rows: list[str], kind: type[BaseModel]) -> None:
+    """Write `folder`/part-<number>.parquet, rows of `kind` given as JSON texts.
+
+    Text, numbers, truth values and lists of texts become columns of their own type, other fields columns of JSON.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    plain = _plain_columns(kind)
+    values = [json.loads(row) for row in rows]
+    columns = {
+        name: pyarrow.array(
+            [row[name] if name in plain else json.dumps(row[name], ensure_ascii=False) for row in values],
+            type=plain.get(name, pyarrow.string()),
+        )
+        for name in kind.model_fields
+    }
+    path = folder / f"part-{number:05}.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=5000, compression="zstd")
+
+
+def _plain_columns(kind: type[BaseModel]) -> dict[str, Any]:
+    """{field: Arrow type} of the fields of `kind` that a column can hold as they are."""
+    import pyarrow
+
+    types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64(), bool: pyarrow.bool_()}
+    types[list[str]] = pyarrow.list_(pyarrow.string())
+    found = {}
+    for name, field in kind.model_fields.items():
+        annotation: Any = field.annotation
+        if get_origin(annotation) is Literal:
+            annotation = str
+        options = [option for option in get_args(annotation) if option is not type(None)]
+        if isinstance(annotation, UnionType) and len(options) == 1:
+            annotation = options[0]
+        if annotation in types:
+            found[name] = types[annotation]
+    return found
 
 
 def read_rows(path: Path, kind: type[RowT]) -> list[RowT]:
@@ -68,6 +151,9 @@ def iter_rows(path: Path, kind: type[RowT]) -> Iterator[RowT]:
     """
     if not path.exists():
         raise InputError(f"{path} is not there; run `dvc repro` (or `dvc pull`) to get it")
+    if path.suffix == ".parquet":
+        yield from _shard_rows(path, kind)
+        return
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
@@ -76,10 +162,31 @@ def iter_rows(path: Path, kind: type[RowT]) -> Iterator[RowT]:
                 raise InputError(f"{path}:{number}: not a {kind.__name__} row: {error}") from error
 
 
+def _shard_rows(folder: Path, kind: type[RowT]) -> Iterator[RowT]:
+    import pyarrow.parquet
+
+    plain = _plain_columns(kind)
+    for path in sorted(folder.glob("*.parquet")):
+        number = 0
+        with pyarrow.parquet.ParquetFile(path) as shard:
+            for batch in shard.iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    number += 1
+                    try:
+                        values = {name: value if name in plain else json.loads(value) for name, value in row.items()}
+                        yield kind.model_validate(values)
+                    except (ValueError, TypeError) as error:
+                        raise InputError(f"{path}:{number}: not a {kind.__name__} row: {error}") from error
+
+
 def count_rows(path: Path) -> int:
     """How many rows `write_rows` wrote; 0 where there is no file (`iter_rows` says what to do about it)."""
     if not path.exists():
         return 0
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return sum(pyarrow.parquet.read_metadata(shard).num_rows for shard in path.glob("*.parquet"))
     with path.open("rb") as lines:
         return sum(1 for _ in lines)
 

@@ -57,6 +57,7 @@ class Resources(Section):
     processes: PositiveInt
     threads: PositiveInt
     chunks: Chunks
+    rows: Literal["jsonl", "parquet"]  # how artifacts of rows are kept
 
 
 class Model(Section):

@@ -1,13 +1,19 @@
 import json
+from typing import Literal
 
+import pyarrow.parquet
 import pytest
+from pydantic import BaseModel, ConfigDict
 
+from raft_tasks import artifacts
 from raft_tasks.artifacts import (
     atomic_file,
     atomic_folder,
+    count_rows,
     digest,
     digest_path,
     read_rows,
+    row_writer,
     write_json,
     write_rows,
 )
@@ -23,6 +29,52 @@ def test_rows_round_trip_with_equal_bytes(tmp_path):
     assert read_rows(tmp_path / "deep" / "rows.jsonl", TrainingPair) == ROWS
     write_rows(tmp_path / "deep" / "rows.jsonl", ROWS)
     assert (tmp_path / "deep" / "rows.jsonl").read_bytes() == first
+
+
+class Everything(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    id: str
+    number: int | None
+    share: float
+    sure: bool
+    kind: Literal["a", "b"]
+    words: list[str]
+    scores: dict[str, float]
+    parts: list[TrainingPair]
+    either: int | str
+
+
+def test_rows_in_shards_are_the_same_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "SHARD_ROWS", 4)
+    rows = [
+        Everything(
+            id=str(n), number=n if n % 2 else None, share=n / 7, sure=n > 3, kind="a", words=["x"] * (n % 3),
+            scores={"é": 0.1}, parts=ROWS[: n % 2], either=n if n % 2 else "ü",
+        )
+        for n in range(10)
+    ]  # fmt: skip
+    path = tmp_path / "deep" / "rows.parquet"
+    write_rows(path, iter(rows))
+    assert sorted(shard.name for shard in path.iterdir()) == [f"part-0000{n}.parquet" for n in range(3)]
+    assert read_rows(path, Everything) == rows
+    assert count_rows(path) == 10
+    table = pyarrow.parquet.read_table(path)
+    assert [str(table.schema.field(name).type) for name in ("number", "share", "sure", "kind")] == [
+        "int64", "double", "bool", "string",
+    ]  # fmt: skip
+    before = digest_path(path)
+    with row_writer(tmp_path / "rows.parquet", Everything) as write:
+        for row in rows:
+            write(row.model_dump_json())
+    assert digest_path(tmp_path / "rows.parquet") == before
+    with pytest.raises(InputError, match=r"part-00000\.parquet:1: not a TrainingPair row"):
+        read_rows(path, TrainingPair)
+
+
+def test_no_rows_in_shards(tmp_path):
+    write_rows(tmp_path / "rows.parquet", [])
+    assert read_rows(tmp_path / "rows.parquet", TrainingPair) == []
+    assert count_rows(tmp_path / "rows.parquet") == 0
 
 
 def test_a_wrong_row_is_named_by_file_and_line(tmp_path):

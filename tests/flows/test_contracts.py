@@ -21,7 +21,14 @@ def outputs(stage):
 
 
 def fill(text):
-    values = {"item.domain": "d", "item.method": "m", "item.seed": "7", "rewrite.model": "base", "fuse.model": "base"}
+    values = {
+        "item.domain": "d",
+        "item.method": "m",
+        "item.seed": "7",
+        "resources.rows": "jsonl",
+        "rewrite.model": "base",
+        "fuse.model": "base",
+    }
     return re.sub(r"\$\{([\w.]+)\}", lambda match: values[match.group(1)], text)
 
 
@@ -44,9 +51,9 @@ def test_outputs_are_where_the_flows_write():
         "models": [paths.model_identity("base").parent],
         "question": [paths.questions("d"), paths.question_rejects("d")],
         "ingest": [paths.examples("d"), paths.ingest_summary("d")],
-        "rewrite": [paths.rewritten("d")],
-        "semantic_filter": [paths.filtered("d")],
-        "fuse": [paths.fused("d"), paths.judging("d"), paths.training("d")],
+        "rewrite": [paths.rewritten("d", "jsonl")],
+        "semantic_filter": [paths.filtered("d", "jsonl")],
+        "fuse": [paths.fused("d", "jsonl"), paths.judging("d"), paths.training("d")],
         "distill": [run / "model", run / "summary.json", run / "steps.csv"],
         "recover": [paths.recovered("d", "m", 7)],
         "benchmark": [bench / "items.jsonl", bench / "scores.json"],
