@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 from prefect import flow
-from pydantic import BaseModel
 
 from flows import paths
 from flows.stage import main
@@ -29,14 +28,12 @@ def ingest(domain: str) -> None:
         counts: Counter[str] = Counter()
         rules: dict[str, Counter[str]] = {"rejects": Counter(), "flags": Counter()}
         with closing(ingested), ExitStack() as files:
-            kept: dict[Path, type[BaseModel]] = {
-                folder / f"{split}.{params.resources.rows}": Example for split in SPLITS
+            write = {
+                split: files.enter_context(row_writer(folder / f"{split}.{params.resources.rows}", Example))
+                for split in SPLITS
             }
-            seen: dict[Path, type[BaseModel]] = {
-                folder / "rejects.jsonl": Reject,
-                folder / "flags.jsonl": Flag,
-            }  # lines, for people
-            write = {path.stem: files.enter_context(row_writer(path, kind)) for path, kind in {**kept, **seen}.items()}
+            write["rejects"] = files.enter_context(row_writer(folder / "rejects.jsonl", Reject))  # lines, for people
+            write["flags"] = files.enter_context(row_writer(folder / "flags.jsonl", Flag))
             for line in ingested.lines():
                 write[line.artifact](line.text)
                 counts[line.artifact] += 1

@@ -80,19 +80,15 @@ def collect(artifacts: Path, params: Params) -> Study:
         )
 
     model = read_json(note(artifacts / "models" / "base.json", "models", "identity of the base model"))
-    domains = {}
+    domains, rows = {}, params.resources.rows
     for domain in params.run.domains:
         root = artifacts / domain
         examples, ingest = root / "examples", f"ingest@{domain}"
         splits = read_json(note(root / "ingest.json", ingest, "rows per split, rejects and flags by rule"))
         rejects = read_rows(note(examples / "rejects.jsonl", ingest, "rejected rows"), Reject)
-        test = read_rows(note(examples / f"test.{params.resources.rows}", ingest, "held-out questions"), Example)
+        test = read_rows(note(examples / f"test.{rows}", ingest, "held-out questions"), Example)
         fused = read_rows(
-            note(
-                root / f"fused.{params.resources.rows}",
-                f"fuse@{domain}",
-                "rewrites, similarities, decisions, fused answers",
-            ),
+            note(root / f"fused.{rows}", f"fuse@{domain}", "rewrites, similarities, decisions, fused answers"),
             Fused,
         )
         judging = read_json(note(root / "judging.json", f"fuse@{domain}", "agreement and calibration of the judges"))
