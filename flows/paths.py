@@ -18,6 +18,10 @@ def documents(domain: str) -> Path:
     return Path("documents") / domain
 
 
+def harvested(domain: str) -> Path:
+    return documents(domain) / "harvested.parquet"
+
+
 def questions(domain: str) -> Path:
     """Beside the domain's other question-answer files."""
     return Path("data") / domain / "questions.jsonl"

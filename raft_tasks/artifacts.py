@@ -62,7 +62,7 @@ def write_rows(path: Path, rows: Iterable[BaseModel]) -> None:
     if path.suffix == ".parquet":
         with atomic_folder(path) as folder:
             for number, shard in enumerate(batched(rows, SHARD_ROWS)):
-                write_shard(folder, number, [row.model_dump_json() for row in shard], type(shard[0]))
+                write_shard(folder / _shard_name(number), [row.model_dump_json() for row in shard], type(shard[0]))
         return
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as out:
         for row in rows:
@@ -83,12 +83,12 @@ def row_writer(path: Path, kind: type[BaseModel]) -> Iterator[Callable[[str], An
     def write(text: str) -> None:
         waiting.append(text)
         if len(waiting) == SHARD_ROWS:
-            write_shard(path, next(shards), waiting, kind)
+            write_shard(path / _shard_name(next(shards)), waiting, kind)
             waiting.clear()
 
     yield write
     if waiting:
-        write_shard(path, next(shards), waiting, kind)
+        write_shard(path / _shard_name(next(shards)), waiting, kind)
 
 
 def batched(rows: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -98,8 +98,12 @@ def batched(rows: Iterable[T], size: int) -> Iterator[list[T]]:
         yield portion
 
 
-def write_shard(folder: Path, number: int, rows: list[str], kind: type[BaseModel]) -> None:
-    """Write `folder`/part-<number>.parquet, rows of `kind` given as JSON texts.
+def _shard_name(number: int) -> str:
+    return f"part-{number:05}.parquet"
+
+
+def write_shard(path: Path, rows: list[str], kind: type[BaseModel]) -> None:
+    """Write one Parquet file, rows of `kind` given as JSON texts.
 
     Text, numbers, truth values and lists of texts become columns of their own type, other fields columns of JSON.
     """
@@ -115,7 +119,6 @@ def write_shard(folder: Path, number: int, rows: list[str], kind: type[BaseModel
         )
         for name in kind.model_fields
     }
-    path = folder / f"part-{number:05}.parquet"
     pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=5000, compression="zstd")
 
 

@@ -34,6 +34,7 @@ class Section(BaseModel):
 
 class Run(Section):
     domains: list[Name] = Field(min_length=1)
+    harvest: list[Name]  # domains whose documents come from the hub
     documents: list[Name]  # domains whose documents are made into questions
     methods: list[Name] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
@@ -133,6 +134,14 @@ class Hub(Section):
     streaming: bool
     where: dict[str, list[str]]  # column -> values that a row may have there; other rows are passed over
     limit: PositiveInt | None  # rows that are taken
+
+
+class Harvest(Section):
+    """Documents of one data set; `hub.where` chooses them, `hub.limit` is how many."""
+
+    hub: Hub
+    text: str  # the column with the text
+    max_characters: PositiveInt  # of a document; what stands beyond is left out
 
 
 class Chat(Section):
@@ -511,6 +520,7 @@ class Params(Section):
     run: Run
     resources: Resources
     models: dict[Name, AnyModel]
+    harvest: dict[Name, list[Harvest]]
     domains: dict[Name, Domain]
     question: Question
     ingest: Ingest
@@ -527,6 +537,7 @@ class Params(Section):
         wrong = []
         for where, names, known in (
             ("run.domains", self.run.domains, self.domains),
+            ("run.harvest", self.run.harvest, self.harvest),
             ("run.documents", self.run.documents, self.domains),
             ("run.methods", self.run.methods, self.methods),
             ("question.model", [self.question.model], self.models),

@@ -154,6 +154,13 @@ class AnchorStatistics(Row):
     warning: str | None  # what is wrong with the set, if anything
 
 
+class Harvested(Row):
+    """A document from the hub."""
+
+    origin: str  # data set, commit, split and row
+    text: str
+
+
 class Chunk(Row):
     """A piece of a document: what questions are made from. `id` comes from heading and text, so it outlives a move."""
 

@@ -17,6 +17,7 @@ from raft_tasks.schemas import Reject
 from raft_tasks.sources.files import RawRow, SourceError, check_inside
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+SCANNED = 5_000_000  # rows that are passed over before `where` is taken for wrong
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -84,11 +85,15 @@ def _open(hub: Hub, workspace: Path) -> Any:
 
 
 def _filtered(hub: Hub, columns: list[str], rows: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    passed = False
     for number, record in enumerate(rows, start=1):
         if number == 1:
             _check_columns(hub, columns, list(record))
         if all(record.get(column) in values for column, values in hub.where.items()):
+            passed = True
             yield number, record
+        elif number == SCANNED and not passed:
+            raise SourceError(f"{place(hub)}: none of the first {SCANNED} rows has {hub.where}; correct `where`")
 
 
 def _check_columns(hub: Hub, columns: list[str], there: list[str]) -> None:

@@ -50,6 +50,7 @@ def test_outputs_are_where_the_flows_write():
     expected = {
         "models": [paths.model_identity("base").parent],
         "question": [paths.questions("d"), paths.question_rejects("d")],
+        "harvest": [paths.harvested("d")],
         "ingest": [paths.examples("d"), paths.ingest_summary("d")],
         "rewrite": [paths.rewritten("d", "jsonl")],
         "semantic_filter": [paths.filtered("d", "jsonl")],
