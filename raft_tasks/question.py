@@ -17,17 +17,20 @@ from raft_tasks.generation.calls import Calls
 from raft_tasks.generation.questions import make_questions
 from raft_tasks.schemas import Chunk, Questioned, Reject, RejectedPair
 from raft_tasks.sources.documents import chunks
+from raft_tasks.sources.files import check_inside
 
 
 def chunked(folder: Path, settings: params.Question) -> tuple[list[Chunk], list[RejectedPair]]:
     """The chunks of all documents under `folder`, in the order of their names; and the documents that gave none.
 
     Raises:
-        InputError: there is no document.
+        InputError: there is no document, or one is a link that leads out of `folder`.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     if not files:
         raise InputError(f"{folder} holds no documents; put files there, or take the domain out of run.documents")
+    for path in files:
+        check_inside(path, folder)
     found: list[Chunk] = []
     unreadable: list[RejectedPair] = []
     for one in chunks(files, min_characters=settings.min_characters, max_characters=settings.max_characters):

@@ -165,3 +165,11 @@ def test_no_documents_is_a_clear_error(tmp_path):
     (tmp_path / ".gitignore").write_text("")
     with pytest.raises(InputError, match="holds no documents"):
         chunked(tmp_path, load_params().question)
+
+
+def test_a_document_that_leads_elsewhere_is_not_read(tmp_path):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "documents" / "link.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(InputError, match="outside of"):
+        chunked(tmp_path / "documents", load_params().question)
