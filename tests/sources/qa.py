@@ -42,7 +42,7 @@ def domain(
 def decided(folder: Path, what: Domain, index: BenchmarkIndex | None = None, least: int = 1) -> Ingested:
     work = folder / "work"
     work.mkdir(exist_ok=True)
-    bounds = Ingest(min_characters=least, max_characters=4000, max_rejected=1.0)
+    bounds = Ingest(min_characters=least, max_characters=8000, max_rejected=1.0)
     return ingest_rows("numbers", what, bounds, folder, work, index)
 
 
