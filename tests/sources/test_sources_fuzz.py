@@ -7,9 +7,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from raft_tasks.params import Columns, Domain, Hygiene, Ingest, SplitBySource
+from raft_tasks.params import Chat, Columns, Domain, Hygiene, Ingest, SplitBySource
 from raft_tasks.schemas import Example, Reject
-from raft_tasks.sources.files import SourceError
+from raft_tasks.sources.examples import UnusableError, examples_of
+from raft_tasks.sources.files import RawRow, SourceError
 from raft_tasks.sources.ingestion import ingest_rows
 
 COLUMNS = Columns(id="i", question="q", answer="a", source="s", split=None, expected="e", details=None)
@@ -74,3 +75,26 @@ def test_any_csv_after_good_rows(tmp_path: Path, tail: str) -> None:
     assert [row.id for row in examples[: len(GOOD)]] == [row["i"] for row in GOOD]
     for row in [*examples, *rejects]:
         row.model_dump_json()
+
+
+messages = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": json_values})
+)
+
+
+@quick
+@given(
+    values=st.fixed_dictionaries({"chat": json_values | messages | st.text(alphabet='[]{}":,roleuserx', max_size=40)})
+)
+@example(values={"chat": "[" * 100_000})
+@example(values={"chat": [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "a"}]})
+def test_any_conversation(values: dict) -> None:
+    columns = Columns(id=None, question=None, answer=None, source=None, split=None, expected=None, details=None)
+    chat = Chat(column="m", turns="every")
+    domain = Domain(files=["x"], hub=None, columns=columns, chat=chat, split=SPLIT, hygiene=HYGIENE)
+    bounds = Ingest(min_characters=1, max_characters=20, max_rejected=1.0)
+    try:
+        for row in examples_of(RawRow("x", 1, values, ""), "fuzz", domain, bounds):
+            row.model_dump_json()
+    except UnusableError as why:
+        assert str(why)
