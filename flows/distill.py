@@ -42,7 +42,7 @@ def dry_run(domain: str, method: str, seed: int) -> None:
 
     params = load_params()
     row = params.methods[method]
-    pairs = read_rows(paths.training(domain) / f"{method}.jsonl", TrainingPair)
+    pairs = read_rows(paths.training(domain) / f"{method}.{params.resources.rows}", TrainingPair)
     template = template_text(row.distill.template) if row.distill else ""
     with TemporaryDirectory() as folder:
         print(report(plan(pairs, params.base, row, params.train, template, seed, Path(folder))))
