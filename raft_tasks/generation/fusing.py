@@ -43,12 +43,14 @@ def fuse(
     open_rows = [row for row in rows if row.passed]
     candidates: dict[str, list[Candidate]] = {row.id: [] for row in open_rows}
     drawn = [(row, Completion(row.rewritten, finished=True, tokens=0)) for row in open_rows]
+    sitting = dict(panel)  # without judges that keep failing: asking them again would cost time and bring nothing
     for number in range(settings.rounds + 1):
         if number:
             drawn = _draw(open_rows, number, backend, settings)
-        for row, candidate in _judged(drawn, number, panel, settings):
+        for row, candidate in _judged(drawn, number, sitting, settings):
             candidates[row.id].append(candidate)
-        _check_panel([one for own in candidates.values() for one in own], list(panel), settings.quorum)
+        failing = _failing([one for own in candidates.values() for one in own], list(panel), settings.quorum)
+        sitting = {name: judge for name, judge in panel.items() if name not in failing}
         if number:
             open_rows = [row for row in open_rows if _best_mean(candidates[row.id]) < settings.stop_at]
         if not open_rows:
@@ -113,7 +115,12 @@ def _candidate(
     )
 
 
-def _check_panel(candidates: Sequence[Candidate], names: list[str], quorum: int) -> None:
+def _failing(candidates: Sequence[Candidate], names: list[str], quorum: int) -> list[str]:
+    """The judges that keep failing.
+
+    Raises:
+        QuorumLost: fewer than `quorum` are left.
+    """
     failed = Counter(name for candidate in candidates for name in candidate.abstained)
     asked = Counter(name for candidate in candidates for name in (*candidate.scores, *candidate.abstained))
     failing = [name for name in names if failed[name] >= KEEPS_FAILING and 2 * failed[name] > asked[name]]
@@ -126,6 +133,7 @@ def _check_panel(candidates: Sequence[Candidate], names: list[str], quorum: int)
             f"{len(failing)} of {len(names)} judges keep failing, and fuse.quorum asks for {quorum}; mend or replace "
             f"them in fuse.judges, or lower fuse.quorum:{told}"
         )
+    return failing
 
 
 def _may_win(candidates: list[Candidate]) -> list[int]:

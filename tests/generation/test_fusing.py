@@ -166,7 +166,9 @@ def test_the_stage_stops_once_too_many_judges_keep_failing(examples: list[Exampl
         assert part in str(error.value)
     assert backend.rounds == []  # before anything is drawn
     texts = [f"{n} 0.9" for n in range(2 * KEEPS_FAILING)]
-    assert [row.score for row in run(rows, InTurn(*texts), panel, quorum=2, rounds=1)] == [0.7] * KEEPS_FAILING
+    fused = run(rows, InTurn(*texts), panel, quorum=2, rounds=1)
+    assert [row.score for row in fused] == [0.7] * KEEPS_FAILING
+    assert [list(c.abstained) for row in fused for c in row.candidates] == [["mute"], [], []] * KEEPS_FAILING
 
 
 def test_a_judge_that_fails_now_and_then_does_not_stop_the_stage(examples: list[Example]) -> None:
