@@ -136,8 +136,7 @@ def one_run(sizes: argparse.Namespace, shape: str, mode: str, sampler: str, fold
     params = settings(k, lengths, sizes.batch, micro_batch_size=sizes.micro_batch, precision="bfloat16")
     raft = params.methods["raft"].model_dump()
     raft["distill"]["sampler"] = SAMPLERS[sampler]
-    if mode == "lora":
-        raft["adapter"] = ADAPTER
+    raft["adapter"] = ADAPTER if mode == "lora" else None
     method = type(params.methods["raft"]).model_validate(raft)
     params = params.model_copy(update={"methods": {"raft": method}})
     with tempfile.TemporaryDirectory() as work:

@@ -38,15 +38,16 @@ def synchronize(device: str) -> None:
 
 
 def timed_in_turn(forms: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, Time]:
-    """Every form `repeats` times, in turn, so that a busy machine slows all; after one call each to warm up."""
+    """Every form `repeats` times, in turn, so that a busy machine slows all; on a GPU after one call to warm up."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
-    for turn in range(repeats + 1):
+    warm_up = int(device == "cuda")
+    for turn in range(repeats + warm_up):
         for name, form in forms.items():
             synchronize(device)
             begun, begun_cpu = time.perf_counter(), time.process_time()
             form()
             synchronize(device)
-            if turn:
+            if turn >= warm_up:
                 taken[name].append((time.perf_counter() - begun, time.process_time() - begun_cpu))
     return {name: summary(times) for name, times in taken.items()}
 

@@ -50,13 +50,14 @@ def test_step_does_the_same_work_on_both_sides(script, capsys):
 def test_gpu_step_runs_on_a_cpu_at_toy_size(script, tmp_path):
     gpu_step = script("gpu_step")
     sizes = ["--batch", "2", "--micro-batch", "1", "--top-k", "16", *SMALL]
-    device = ["--device", "cpu", "--shape", "tiny", "--mode", "full", "--sampler", "generate", "vllm"]
+    device = ["--device", "cpu", "--shape", "tiny", "--mode", "full", "lora", "--sampler", "generate", "vllm"]
     gpu_step.main([*device, *sizes, "--output", str(tmp_path)])
     result = json.loads((tmp_path / "gpu_step.json").read_text())
-    (run,) = result["runs"]
-    assert run["seconds"].keys() == run["floor"].keys() == {"rollout", "teacher", "student", "optimiser"}
-    assert all(seconds > 0 for seconds in run["floor"].values())
-    assert run["rollout_tokens"] == 4
+    assert [run["mode"] for run in result["runs"]] == ["full", "lora"]
+    for run in result["runs"]:
+        assert run["seconds"].keys() == run["floor"].keys() == {"rollout", "teacher", "student", "optimiser"}
+        assert all(seconds > 0 for seconds in run["floor"].values())
+        assert run["rollout_tokens"] == 4
     markdown = (tmp_path / "gpu_step.md").read_text()
     assert "| tiny, full, generate |" in markdown
     assert "Left out: vllm (vllm is not installed)." in markdown
