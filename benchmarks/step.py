@@ -38,9 +38,8 @@ def ours(sizes: argparse.Namespace, folder: Path, work: Path) -> dict[str, Any]:
     params = settings(sizes.top_k, lengths, sizes.batch, precision="float32")
     done = train_ours(folder, "float32", params, lengths, sizes.steps, work)
     rollout = statistics.mean(step["rollout_length"] for step in done.steps)
-    return {
-        "steps": [phases(step) for step in done.steps], "rollout": rollout, "peak": done.peak, "highest": done.highest
-    }  # fmt: skip
+    steps = [phases(step) for step in done.steps]
+    return {"cpu": done.cpu, "steps": steps, "rollout": rollout, "peak": done.peak, "highest": done.highest}
 
 
 def trl(sizes: argparse.Namespace, folder: Path, work: Path) -> dict[str, Any]:
@@ -96,6 +95,7 @@ def trl(sizes: argparse.Namespace, folder: Path, work: Path) -> dict[str, Any]:
     ):
         if number == 1:
             watch.start()
+            begun_cpu = time.process_time()
         clock.clear()
         begun = time.perf_counter()
         model.train()
@@ -110,7 +110,8 @@ def trl(sizes: argparse.Namespace, folder: Path, work: Path) -> dict[str, Any]:
         step = {"rollout": clock["rollout"], "teacher": clock["teacher"], "optimiser": ended - before_optimiser}
         rows.append(step | {"student": ended - begun - sum(step.values())})
     rollout = statistics.mean(distilling._metrics["train"]["completions/mean_length"][1:])
-    return {"steps": rows[1:], "rollout": rollout, "peak": watch.stop(), "highest": highest()}
+    cpu = (time.process_time() - begun_cpu) / sizes.steps
+    return {"cpu": cpu, "steps": rows[1:], "rollout": rollout, "peak": watch.stop(), "highest": highest()}
 
 
 def timed(owner: Any, name: str, clock: dict[str, float], phase: Any) -> None:
@@ -132,13 +133,13 @@ SIDES = {"ours": ours, "TRL": trl}
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--vocabulary", type=int, default=128_256)
-    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--top-k", type=int, default=512)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--question", type=int, default=32, help="tokens")
-    parser.add_argument("--answer", type=int, default=64, help="tokens")
-    parser.add_argument("--rollout", type=int, default=64, help="tokens")
+    parser.add_argument("--answer", type=int, default=128, help="tokens")
+    parser.add_argument("--rollout", type=int, default=128, help="tokens")
     parser.add_argument("--steps", type=int, default=2, help="measured, of each run")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each side")
     parser.add_argument("--threads", type=int, default=2)
@@ -184,6 +185,7 @@ def print_comparison(runs: dict[str, list[dict[str, Any]]], batch: int) -> None:
     print("\nstudent: both losses, forward and backward\n")
     figures = {
         "samples per second": {side: batch / seconds[side]["whole step"] for side in runs},
+        "CPU seconds per step": {side: min(run["cpu"] for run in done) for side, done in runs.items()},
         "tokens of a rollout": {side: done[0]["rollout"] for side, done in runs.items()},
         "peak MB of the steps": {side: max(run["peak"] for run in done) for side, done in runs.items()},
         "peak MB with loading and saving": {side: max(run["highest"] for run in done) for side, done in runs.items()},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import resource
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +81,7 @@ class Lengths(NamedTuple):
 
 class Ours(NamedTuple):
     steps: list[dict[str, float]]  # rows of steps.csv, the first step (warm-up) left out
+    cpu: float  # CPU seconds per step
     peak: float  # MB: the process's size (CPU) or the device's allocations, from the second step on
     highest: float  # MB: the same over the whole training, loading and saving included
 
@@ -138,9 +140,10 @@ def settings(k: int, lengths: Lengths, batch: int, **train: Any) -> Params:
 
 def train_ours(folder: Path, dtype: str, params: Params, lengths: Lengths, steps: int, work: Path) -> Ours:
     """`steps` optimiser steps of method `raft` on the model in `folder`, and one before them to warm up."""
-    watch = PeakMemory()
+    watch, cpu = PeakMemory(), []
 
-    def after_step(done: int, _: int) -> None:
+    def after_step(done: int, *_: object) -> None:
+        cpu.append(time.process_time())
         if done == 1:
             watch.start()
         if done == steps + 1:
@@ -159,7 +162,7 @@ def train_ours(folder: Path, dtype: str, params: Params, lengths: Lengths, steps
     )
     with (work / "output" / "steps.csv").open(encoding="utf-8") as table:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(table)]
-    return Ours(rows[1:], watch.peak, highest())
+    return Ours(rows[1:], (cpu[-1] - cpu[0]) / steps, watch.peak, highest())
 
 
 def highest() -> float:
