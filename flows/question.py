@@ -5,7 +5,7 @@ from contextlib import closing
 from prefect import flow
 
 from flows import paths
-from flows.rows import new_calls, through
+from flows.rows import few_failed, new_calls, through
 from flows.stage import main
 from raft_tasks.artifacts import atomic_folder, read_json, write_json, write_rows
 from raft_tasks.params import load_params
@@ -18,13 +18,14 @@ def question(domain: str) -> None:
     settings = params.question
     found, unreadable = chunked(paths.documents(domain), settings)
     roles = {settings.model, *(checker.model for checker in settings.checkers)}
+    label = f"question@{domain}"
     questioned = through(
         question_chunk,
         found,
         settings,
         {role: params.models[role] for role in roles},
         {role: read_json(paths.model_identity(role)) for role in roles},
-        label=f"question@{domain}",
+        label=label,
         total=len(found),
         chunk_rows=settings.chunk_rows,
         chunks=params.resources.chunks,
@@ -32,13 +33,13 @@ def question(domain: str) -> None:
         unit="chunks",
     )
     with closing(questioned) as rows:
-        done = list(rows)
+        done = list(few_failed(label, rows, len(found), settings.max_failed, lambda one: one.failure))
     counts = summary(found, done, unreadable)
     write_rows(paths.questions(domain), (pair for one in done for pair in one.pairs))
     with atomic_folder(paths.question_rejects(domain)) as folder:
         write_rows(folder / "rejects.jsonl", [*unreadable, *(out for one in done for out in one.rejected)])
         write_json(folder / "summary.json", counts)
-    print(f"question@{domain}: {counts}", flush=True)
+    print(f"{label}: {counts}", flush=True)
 
 
 if __name__ == "__main__":

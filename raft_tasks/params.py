@@ -238,6 +238,7 @@ class Question(Asking):
     chunk_rows: PositiveInt  # document chunks per task
     seed: int
     budget: Budget
+    max_failed: Share  # of document chunks without a usable answer; beyond it the stage stops
 
     @model_validator(mode="after")
     def each_checker_once(self) -> Question:

@@ -207,7 +207,7 @@ class Questioned(Row):
     chunk: str
     pairs: list[DocumentPair]
     rejected: list[RejectedPair]
-    failure: str | None  # why the maker gave nothing that could be used
+    failure: str | None  # why the maker, or a checker that the pair needed, gave nothing that could be used
 
 
 class Reject(Row):

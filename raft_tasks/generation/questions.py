@@ -41,6 +41,7 @@ POINTS_TO_TEXT = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 WORD = re.compile(r"\w+")
+NO_ANSWER = ("no proposal", "no usable check")  # a model's fault, not the pair's
 
 
 class Proposed(BaseModel):
@@ -118,7 +119,12 @@ def make_questions(
             fault, reason = next((fault, reason) for fault, reason in votes if fault)
             rejected[one.chunk.id].append(_rejected(one, fault, reason))
     return [
-        Questioned(chunk=chunk.id, pairs=pairs[chunk.id], rejected=rejected[chunk.id], failure=failures.get(chunk.id))
+        Questioned(
+            chunk=chunk.id,
+            pairs=pairs[chunk.id],
+            rejected=rejected[chunk.id],
+            failure=next((out.details for out in rejected[chunk.id] if out.reason in NO_ANSWER), None),
+        )
         for chunk in chunks
     ]
 

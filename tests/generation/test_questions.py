@@ -13,7 +13,7 @@ CHECKER = {"template": "check.jinja", "temperature": 0.0, "max_new_tokens": 90, 
 SETTINGS = Question(
     model="maker", template="question.jinja", temperature=0.7, max_new_tokens=90, repairs=0, min_characters=10,
     max_characters=500, pairs=2, rounds=1, checkers=[Checker(model="a", **CHECKER), Checker(model="b", **CHECKER)],
-    agreement=1.0, batch_size=4, chunk_rows=4, seed=0, budget=Budget(tokens=None, money=None),
+    agreement=1.0, max_failed=0.1, batch_size=4, chunk_rows=4, seed=0, budget=Budget(tokens=None, money=None),
 )  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def test_below_agreement_a_pair_is_rejected_with_the_reason(fault: dict[str, Any
     assert (out.reason, out.question, out.answer) == (reason, COST["question"], COST["answer"])
     assert (out.file, out.chunk, out.start) == ("documents/law/fees.md", "fees", 3)
     assert out.details.startswith("b: ")
+    assert (fees.failure is not None) == (reason == "no usable check")
     (fees,) = made(FEES, by=by, b=checker(cost=fault), agreement=0.5)
     assert [pair.agreement for pair in fees.pairs] == [0.5, 1.0]
 
