@@ -1,0 +1,85 @@
+"""The endpoint backend against a real OpenAI-compatible server with the embedded model: transformers serve."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+from raft_tasks.generation.endpoint_backend import EndpointBackend
+from raft_tasks.generation.rewriting import rewrite
+from raft_tasks.generation.transformers_backend import TransformersBackend
+from raft_tasks.params import Endpoint, load_params
+from raft_tasks.schemas import Example
+
+ROOT = Path(__file__).parents[2]
+MODEL = str(ROOT / "models" / "pocket-base")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    log = tmp_path_factory.mktemp("serve") / "log"
+    command = [str(Path(sys.executable).parent / "transformers"), "serve", MODEL, "--continuous-batching"]
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", port, "--device", "cpu", "--dtype", "float32"],
+            stdout=out,
+            stderr=out,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except (URLError, TimeoutError):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture
+def backend(server):
+    settings = Endpoint(
+        base_url=server, model=MODEL, seeds=True, options={}, length_field="max_tokens", api_key_env=None,
+        concurrency=8, timeout_s=60.0, max_retries=2, price_per_million_input=0.0, price_per_million_output=0.0,
+    )  # fmt: skip
+    return EndpointBackend(settings, {"base_url": server, "model": MODEL})
+
+
+def test_the_same_model_writes_the_same_on_both_sides_of_the_protocol(backend):
+    params = load_params(ROOT / "params.yaml")
+    rows = [
+        Example(
+            id=str(n), domain="registry", question=f"What is the reactor of {name}?", source=name, split="train",
+            answer=f"{name} | reactor = {thing} # {n}",
+        )
+        for n, (name, thing) in enumerate((name, thing) for name in ("Figin", "Tarin", "Babor", "Sodin")
+                                          for thing in ("rope", "lamp", "corn", "linen", "salt", "glass"))
+    ]  # fmt: skip
+    greedy = params.rewrite.model_copy(update={"temperature": 0.0})
+    local = TransformersBackend(params.base.model_copy(update={"path": MODEL}))
+    there, here = rewrite(rows, backend, greedy), rewrite(rows, local, greedy)
+    assert [row.failure for row in there] == [None] * len(rows)
+    assert [(row.rewritten, row.finished) for row in there] == [(row.rewritten, row.finished) for row in here]
+    assert len({row.rewritten for row in there}) > len(rows) / 2
+    sampled = rewrite(rows[:8], backend, params.rewrite)
+    assert all(row.finished and row.rewritten for row in sampled)
+
+
+def test_a_cut_answer_and_its_count(backend):
+    settings = {"temperature": 0.0, "top_p": 1.0, "batch_size": 1, "seeds": [0]}
+    (cut,) = backend.generate(["Tell me the charm of Sodin."], max_new_tokens=3, **settings)
+    assert (cut.finished, cut.tokens) == (False, 3)
+    assert cut.prompt_tokens > 5
