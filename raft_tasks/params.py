@@ -24,6 +24,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 
+MAY_BE_SECRET = frozenset({"api_key_env", "base_url"})  # where people put a key by mistake: not to be shown
+
+
 class ParamsError(InputError):
     """params.yaml does not say what the code expects."""
 
@@ -583,6 +586,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         problems = []
         for problem in error.errors():
             where = ".".join(str(part) for part in problem["loc"]) or "(top level)"
-            came = "" if problem["type"] == "missing" else f", got {problem['input']!r:.80}"
+            hidden = problem["type"] == "missing" or MAY_BE_SECRET.intersection(problem["loc"])
+            came = "" if hidden else f", got {problem['input']!r:.80}"
             problems.append(f"  {where}: {problem['msg']}{came}")
         raise ParamsError(f"{path} has {len(problems)} problem(s):\n" + "\n".join(problems)) from error

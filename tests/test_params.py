@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -95,5 +96,28 @@ def test_an_endpoint_holds_no_secret_and_is_not_half_a_local_model(tmp_path, cha
     def add(values):
         values["models"]["qwen"] = ENDPOINT | change
 
-    with pytest.raises(ParamsError, match=rf"models\.qwen\.endpoint\.{key}"):
+    with pytest.raises(ParamsError, match=rf"models\.qwen\.endpoint\.{key}") as error:
+        load_params(changed(tmp_path, add))
+    assert "secret" not in str(error.value)
+    assert "sk-something" not in str(error.value)
+
+
+def test_the_documented_endpoint_is_valid(tmp_path):
+    block = re.search(r"```yaml\n(models:.*?)```", Path("docs/backends.md").read_text(), re.DOTALL).group(1)
+    documented = yaml.safe_load(block)
+
+    def add(values):
+        values["models"]["qwen"] = documented["models"]["qwen"]
+        values["rewrite"] |= documented["rewrite"]
+
+    params = load_params(changed(tmp_path, add))
+    assert isinstance(params.models[params.rewrite.model], Endpoint)
+    assert documented["models"]["base"] == params.base.model_dump()
+
+
+def test_an_address_is_for_dask(tmp_path):
+    def add(values):
+        values["resources"]["chunks"]["dask_address"] = "tcp://127.0.0.1:8786"
+
+    with pytest.raises(ParamsError, match=r"dask_address .* with runner 'threads': expected runner dask"):
         load_params(changed(tmp_path, add))
