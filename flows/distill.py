@@ -29,6 +29,8 @@ def distill(domain: str, method: str, seed: int) -> None:
         seed,
         folder,
         paths.CHECKPOINTS,
+        list(params.resources.trackers),
+        paths.TRACKING / domain / f"{method}-{seed}",
         Progress(f"distill@{domain}-{method}-{seed}", 0, "steps"),
     )
     write_json(folder / "summary.json", summary)

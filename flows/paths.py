@@ -7,6 +7,7 @@ REPORTS = Path("reports")
 CHECKPOINTS = Path(".cache/checkpoints")  # keyed by content; not an artifact: removed once its training has finished
 CALLS = Path(".cache/calls.sqlite")  # what models answered; keyed by content, so not an artifact either
 GPU_CLAIMS = Path(".cache/gpus")  # which worker process has which GPU
+TRACKING = Path(".cache/tensorboard")  # curves for `tensorboard --logdir`; not an artifact: DVC has steps.csv
 BENCHMARK_TASKS = Path("raft_tasks/evaluation/tasks")
 
 

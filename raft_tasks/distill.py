@@ -26,11 +26,13 @@ def train(
     seed: int,
     output: Path,
     checkpoints: Path,
+    trackers: list[str],
+    tracking: Path,
     progress: Callable[[int, int, str], None],
 ) -> dict[str, Any]:
     """Train one model into `output` (model/, steps.csv); returns the summary.
 
-    A run that was killed continues from its last checkpoint under `checkpoints`/<digest of everything above>.
+    A run that was killed continues from its last checkpoint under `checkpoints`/<digest of what determines the result>.
     """
     from raft_tasks import chat, training
     from raft_tasks.training.launch import Job, train_in_processes
@@ -51,6 +53,8 @@ def train(
             seed=seed,
             output=partial,
             checkpoints=folder,
+            trackers=trackers,
+            tracking=tracking,
         )
         if settings.launch.processes == 1:
             summary = train_model(**dict(job), progress=progress)

@@ -60,6 +60,7 @@ class Chunks(Section):
 class Resources(Section):
     processes: PositiveInt
     threads: PositiveInt
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]]
     chunks: Chunks
     rows: Literal["jsonl", "parquet"]  # how artifacts of rows are kept
 

@@ -41,6 +41,8 @@ class Job(BaseModel):
     seed: int
     output: Path
     checkpoints: Path
+    trackers: list[str]
+    tracking: Path
 
 
 class WorkersFailed(Exception):

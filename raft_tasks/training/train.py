@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from raft_tasks.training.memory import Shape, explain, is_out_of_memory
 from raft_tasks.training.model_card import model_card
 from raft_tasks.training.scoring import output_head
 from raft_tasks.training.teacher import Teacher, WithoutAdapter, frozen_copy
+from raft_tasks.training.trackers import report_to
 from raft_tasks.training.trainer import RaftTrainer
 from raft_tasks.training.weights import load_model, quiet, relative_distance, weights_digest
 
@@ -36,6 +37,8 @@ def train_model(
     seed: int,
     output: Path,
     checkpoints: Path,
+    trackers: Sequence[str] = (),
+    tracking: Path = Path(),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any] | None:
     """Train one model by one method; resume where an interrupted call with the same arguments stopped.
@@ -51,6 +54,8 @@ def train_model(
         output: gets model/ (weights, tokenizer, model card; a LoRA adapter is merged into the weights and also lies
             in model/adapter) and steps.csv (COLUMNS). Complete only on return.
         checkpoints: folder of this training alone; the caller removes it after success.
+        trackers: names of `trackers.report_to`.
+        tracking: the folder of TensorBoard's files, for this training alone; its last two parts name the run.
         progress: called after every optimiser step with (steps done, steps in all, what else there is to say).
 
     Returns:
@@ -71,6 +76,7 @@ def train_model(
     fingerprint = digest([model, method, train, template, seed, data_digest, base_digest])
 
     arguments = training_arguments(train, len(rows), seed, checkpoints)
+    report_to(arguments, trackers, tracking)
     checkpoints.mkdir(parents=True, exist_ok=True)
     with arguments.main_process_first():  # it removes what was cut short
         resumed = last_complete(checkpoints, fingerprint)

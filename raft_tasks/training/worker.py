@@ -33,6 +33,8 @@ def main(path: Path) -> None:
             seed=job.seed,
             output=job.output,
             checkpoints=job.checkpoints,
+            trackers=job.trackers,
+            tracking=job.tracking,
             progress=lambda done, total, shown: print(f"{PROGRESS_LINE}{done} {total} {shown}", flush=True),
         )
     except InputError as error:

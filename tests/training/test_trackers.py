@@ -1,0 +1,40 @@
+import importlib.util
+
+import pytest
+from tiny import METHODS, TEACHER, pairs, train
+
+from raft_tasks.training.trackers import TrackerError
+from raft_tasks.training.train import train_model
+
+
+def run(model, folder, trackers):
+    return train_model(
+        pairs(), model, METHODS["raft"], train(epochs=1), TEACHER, 0, folder / "output", folder / "ck",
+        trackers=trackers, tracking=folder / "curves" / "registry" / "raft-0",
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")  # of tensorboard's own code
+def test_tensorboard_gets_every_step_outside_of_the_artifact(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # what the training sets is forgotten after this test
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tiny_model, tmp_path, ["tensorboard"])
+    events = EventAccumulator(str(tmp_path / "curves" / "registry" / "raft-0"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {"train/l_kl", "train/lambda", "train/kl_to_base", "train/rollout_share"} <= set(tags)
+    assert [event.step for event in events.Scalars("train/l_sft")] == [1, 2, 3]
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {"model", "steps.csv"}
+
+
+def test_a_tracker_that_is_not_installed_stops_before_training(tiny_model, tmp_path):
+    assert importlib.util.find_spec("mlflow") is None
+    with pytest.raises(TrackerError, match=r"resources.trackers names mlflow.*pip install mlflow"):
+        run(tiny_model, tmp_path, ["tensorboard", "mlflow"])
+    assert not (tmp_path / "output").exists()
+
+
+def test_without_trackers_nothing_is_written(tiny_model, tmp_path):
+    run(tiny_model, tmp_path, [])
+    assert not (tmp_path / "curves").exists()
