@@ -48,6 +48,7 @@ def reject(file: str, line: int, reason: str, content: str, rule: str = "unreada
     content = content[: 2 * CONTENT_CHARACTERS].encode("utf-8", "backslashreplace").decode()
     content = masked(content, findings(content))
     reason = reason.encode("utf-8", "backslashreplace").decode()
+    reason = masked(reason, findings(reason))  # it can quote a value
     if len(content) > CONTENT_CHARACTERS:
         content = content[:CONTENT_CHARACTERS] + " [...]"
     return Reject(file=file, line=line, reason=reason, content=content, rule=rule)

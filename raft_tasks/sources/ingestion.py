@@ -314,11 +314,10 @@ class Ingested:
         empty = [split for split in ("train", "test") if not sizes[split]]
         if not empty:
             return
-        rows = list(islice(self, 10_000))
-        sources = len({row.source for row in rows if isinstance(row, Example)})
-        rejects = [row for row in rows if isinstance(row, Reject)]
+        sources = len({row.source for row in self if isinstance(row, Example)})
+        rejects = islice((row for row in self if isinstance(row, Reject)), 1)
         counts = ", ".join(f"{split} {size}" for split, size in sizes.items())
-        reasons = "".join(f"; first reject {row.file}:{row.line}: {row.reason}" for row in rejects[:1])
+        reasons = "".join(f"; first reject {row.file}:{row.line}: {row.reason}" for row in rejects)
         remedy = (
             "give more sources, other shares or another split.seed"
             if isinstance(self.domain.split, SplitBySource)

@@ -85,6 +85,8 @@ def test_private_rows_are_flagged_or_rejected_and_never_quoted(tmp_path: Path) -
     assert reject.rule == "privacy"
     assert "ada@" not in reject.model_dump_json()
     assert "4111" not in reject.model_dump_json()
+    number = {**secret, "a": 4111111111111111}
+    assert "4111" not in ingest(tmp_path, [number])[1][0].model_dump_json()
     [duplicate] = ingest(tmp_path, [secret, secret])[1]
     assert "ada@" not in duplicate.content
 
