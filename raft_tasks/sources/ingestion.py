@@ -99,10 +99,11 @@ class Ingested:
     def add(self, rows: Iterable[RawRow | Reject]) -> None:
         """Read `rows`, apply the rules that need a row alone, and put all of them down with their keys."""
         stream = iter(rows)
-        while portion := list(islice(stream, BATCH)):
-            self._add_batch(portion)
+        while self._add_batch(islice(stream, BATCH)):
+            pass
 
-    def _add_batch(self, rows: list[RawRow | Reject]) -> None:
+    def _add_batch(self, rows: Iterator[RawRow | Reject]) -> bool:
+        """Returns whether there were rows. No more than one is held as its file has it: a line can have megabytes."""
         waiting: list[_Waiting] = []
         records: list[bytes] = []
         for row in rows:
@@ -117,15 +118,16 @@ class Ingested:
             except UnusableError as why:
                 records.append(_rejected(_reject(row, str(why), why.rule)))
                 continue
+            short = RawRow(row.file, row.line, {}, row.content[:CONTENT_KEPT])
             for example, flags in checked:
                 asked = fingerprints.words_of(example.question) if self._needs_words else []
                 words = [*asked, *fingerprints.words_of(example.answer)] if self._needs_words else []
-                waiting.append(_Waiting(len(records), example, row, flags, asked, words))
+                waiting.append(_Waiting(len(records), example, short, flags, asked, words))
                 records.append(b"")
         waiting = self._without_benchmark_items(waiting, records)
         states, splits = bytearray(len(records)), bytearray(len(records))
         for entry in waiting:
-            origin = json.dumps([entry.row.file, entry.row.line, entry.row.content[:CONTENT_KEPT]]).encode()
+            origin = json.dumps([entry.row.file, entry.row.line, entry.row.content]).encode()
             records[entry.place] = entry.example.model_dump_json().encode() + b"\n" + origin + entry.flags
             states[entry.place], splits[entry.place] = KEPT, SPLITS.index(entry.example.split)
         first = self._spool.count
@@ -136,6 +138,7 @@ class Ingested:
         if waiting:
             self._add_keys(np.array([first + entry.place for entry in waiting], dtype=np.int64), waiting, shingles)
         self._shingles.append(shingles)
+        return bool(records)
 
     @property
     def _needs_words(self) -> bool:

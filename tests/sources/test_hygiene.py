@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,16 @@ def test_keys_group_rows_in_every_part_of_the_key_space(tmp_path: Path, monkeypa
     expected = ([n for n in range(60) if alive[n] and keys[n] == key] for key in range(20))
     assert found == sorted(group for group in expected if len(group) > 1)
     store.close()
+
+
+def test_long_rows_are_not_held(tmp_path: Path) -> None:
+    with (tmp_path / "rows.jsonl").open("w") as out:
+        for line in [*GOOD, *(row("Why?", "x" * 1_000_000) for _ in range(60))]:
+            out.write(json.dumps(line) + "\n")
+    tracemalloc.start()
+    ingested = decided(tmp_path, domain(["rows.jsonl"]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert ingested.sizes() == {"train": 1, "validation": 0, "test": 1}
+    ingested.close()
+    assert peak < 20_000_000
