@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from flows import paths
 from raft_tasks.params import Method, Params, load_params
@@ -37,6 +38,11 @@ def test_every_stage_command_is_a_flow_module_of_that_name(name):
     module = re.fullmatch(r"python -m (flows\.\w+)( \$\{item\.\w+\})*", STAGES[name]["cmd"]).group(1)
     assert module == f"flows.{name.removesuffix('_base')}"
     assert importlib.util.find_spec(module)
+
+
+def test_dvc_reads_the_graph():
+    names = {stage.addressing.split("@")[0] for stage in Repo().index.stages}
+    assert names == set(GRAPH) - {"harvest", "question"}  # the demo has no documents
 
 
 @pytest.mark.parametrize("name", STAGES)
