@@ -172,6 +172,11 @@ def prepare(
         check_top_k(distill, len(output_head(network).weight))
     limit = min(train.max_length, network.config.get_text_config().max_position_embeddings)
     replayed = [pair for pair in pairs if pair.replay]
+    if (method.replay is None) != (not replayed):
+        raise InputError(
+            f"got {len(replayed)} row(s) to replay with replay {method.replay!r}; expected some exactly where the "
+            "method replays: put rows into its files, or set `replay` to null"
+        )
     replay = encode_pairs(replayed, tokenizer, limit, system=model.system, too_long=train.too_long) if replayed else []
     rows = encode_pairs(
         [pair for pair in pairs if not pair.replay],

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_trainer import TIMES
-from tiny import METHODS, TEACHER, pairs, save_tiny, train
+from tiny import METHODS, REPLAY, TEACHER, pairs, save_tiny, train
 
 from raft_tasks.artifacts import write_json
 from raft_tasks.errors import InputError
@@ -26,15 +26,18 @@ from raft_tasks.training.train import train_model
 LOOKS = {"student_mass_in_k", "kl_to_base", "sampler_gap"}  # at some positions only, by micro-batch
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+ROWS = METHODS | {"raft_replay": METHODS["raft"].model_copy(update={"replay": REPLAY})}
 SETTINGS = {"batch_size": 8, "micro_batch_size": 2, "epochs": 2}  # steps of 8 and 4 rows; one with 5 of 8 and 4 micros
 
 
 def job(folder, name, strategy, rows=None, **changes):
     """A training of the tiny model; 13 rows: a step of 8 rows and one of 5, which two processes do not share evenly."""
     launch = Launch(processes=1 if strategy == "none" else 2, strategy=strategy)
-    row = changes.pop("row", METHODS[name])
+    row = changes.pop("row", None) or ROWS[name]
+    learned = rows or [*pairs(), pairs()[1].model_copy(update={"id": "one more"})]
+    general = [pair.model_copy(update={"id": f"general-{pair.id}", "replay": True}) for pair in pairs()[:5]]
     return Job(
-        pairs=rows or [*pairs(), pairs()[1].model_copy(update={"id": "one more"})],
+        pairs=[*learned, *(general if row.replay else [])],
         model=Model(path=str(folder / "model"), revision=None, dtype="float32", system=None), method=row,
         train=train(launch=launch, **(SETTINGS | changes)), template_text=TEACHER, seed=0,
         output=folder / name / strategy, checkpoints=folder / name / f"{strategy}-checkpoints",
@@ -77,7 +80,7 @@ def assert_same(one, two):
         assert torch.allclose(value, parts[name], atol=1e-5), name
 
 
-NAMES = ["sft", "raft", "raft_lora", "on_policy_sdft"]
+NAMES = ["sft", "raft", "raft_lora", "raft_replay", "on_policy_sdft"]
 STRATEGIES = ["ddp", "fsdp2"]
 
 

@@ -77,6 +77,12 @@ def test_a_training_with_replay_is_logged_apart_and_keeps_its_domain_steps(tiny_
     assert first["l_sft"] == table[0]["l_sft"]  # the same domain rows in the same step
 
 
+def test_rows_and_method_must_agree(tiny_model, tmp_path):
+    for row, rows in ((method(replay=REPLAY), pairs()), (method(), [*pairs(), *GENERAL])):
+        with pytest.raises(InputError, match="expected some exactly where the method replays"):
+            train_model(rows, tiny_model, row, train(), "", 0, tmp_path / "output", tmp_path / "ck")
+
+
 def test_rows_of_the_files_are_marked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "replay").mkdir(parents=True)
