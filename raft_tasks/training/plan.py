@@ -123,17 +123,17 @@ def report(result: dict[str, Any]) -> str:
     """`plan`'s result for people."""
     memory, there = result["memory"], result["memory"]["available"]
     lines = [
-        f"parameters      {result['parameters']:,}, of which {result['trainable']:,} are trained",
-        f"rows            {result['rows']:,}, {result['epochs']} epochs, {result['steps']:,} optimiser steps",
-        "tokens an epoch " + ", ".join(f"{n.replace('_', ' ')} {v:,}" for n, v in result["tokens_per_epoch"].items()),
+        f"parameters        {result['parameters']:,}, of which {result['trainable']:,} are trained",
+        f"rows              {result['rows']:,}, {result['epochs']} epochs, {result['steps']:,} optimiser steps",
+        "tokens an epoch   " + ", ".join(f"{n.replace('_', ' ')} {v:,}" for n, v in result["tokens_per_epoch"].items()),
     ]
     for name, of in result["lengths"].items():
         lines.append(
-            f"{name:16}mean {of['mean']:.0f}, median {of['median']:.0f}, 95 % up to {of['p95']:.0f}, "
+            f"{name:18}mean {of['mean']:.0f}, median {of['median']:.0f}, 95 % up to {of['p95']:.0f}, "
             f"longest {of['longest']:.0f} tokens"
         )
     lines.append(
-        f"memory          estimated peak {gigabytes(memory['peak'])} of {gigabytes(there)} on {result['device']}"
+        f"memory            estimated peak {gigabytes(memory['peak'])} of {gigabytes(there)} on {result['device']}"
     )
     for name in Memory.__dataclass_fields__:
         lines.append(f"  {name.replace('_', ' '):22}{gigabytes(memory[name])}")
@@ -147,6 +147,6 @@ def report(result: dict[str, Any]) -> str:
         else f"from FLOPs at {UTILISATION:.0%} of the device's measured peak"
     )
     lines.append(
-        f"time            {result['seconds_per_step']:.3g} s a step ({how}), {result['hours']:.2g} hours in all"
+        f"time              {result['seconds_per_step']:.3g} s a step ({how}), {result['hours']:.2g} hours in all"
     )
     return "\n".join(lines)

@@ -23,7 +23,7 @@ def test_a_dry_run_counts_and_takes_two_steps_of_a_copy(tiny_model, tmp_path):
     assert not list(tmp_path.glob("checkpoint-*"))
     assert (Path(tiny_model.path) / "model.safetensors").read_bytes() == before
     text = report(result)
-    assert "rows            12, 2 epochs, 6 optimiser steps" in text
+    assert "rows              12, 2 epochs, 6 optimiser steps" in text
     assert "measured in 2 real steps" in text
     assert "rollout cache" in text
 
