@@ -110,14 +110,14 @@ def html(content: bytes) -> tuple[str, list[Block]]:
                 close()
                 inside.append(name)
             tables += name == "table"
-            pieces += [separator, element.text or ""]
+            pieces += [separator, (element.text or "").replace(ROW, " ") if tables else element.text or ""]
         elif name not in HTML_SKIPPED:
             if block and tables <= (name == "table"):
                 close()
                 inside.pop()
             tables -= name == "table"
         if event == "end":
-            pieces.append(element.tail or "")
+            pieces.append((element.tail or "").replace(ROW, " ") if tables else element.tail or "")
     close()
     blocks, length = [], 0
     for name, text in found:

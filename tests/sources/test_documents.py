@@ -39,7 +39,11 @@ Second level
 """
 PAGE = """<html><head><title>T</title><script>evil()</script></head><body><nav>Menu</nav>
 <h1>Act</h1><p>The <b>act</b> governs&nbsp;fees.<br>Always.</p><div>Loose text <p>inner</p> tail</div>
-<table><tr><th>case</th><th>fee</th></tr><tr><td><p>new</p></td><td>12</td></tr></table>
+<table>
+	<tr>
+		<th>case</th>
+		<th>fee</th>
+	</tr><tr><td><p>new	one</p></td><td>12</td></tr></table>
 <pre>a = 1
   b = 2</pre><!-- note --></body></html>"""
 
@@ -145,7 +149,7 @@ def test_html_gives_the_visible_text_by_blocks() -> None:
         ("paragraph", "Loose text"),
         ("paragraph", "inner"),
         ("paragraph", "tail"),
-        ("whole", "case | fee\nnew | 12"),
+        ("whole", "case | fee\nnew one | 12"),
         ("whole", "a = 1\n  b = 2"),
     ]
 
