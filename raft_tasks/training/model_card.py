@@ -18,6 +18,7 @@ tags: [raft, domain-adaptation, knowledge-distillation]
 | | |
 |---|---|
 | base model | `{base}`, revision `{revision}` |
+| system prompt | {system} |
 | learned answers | {answers} |
 | teacher | {teacher} |
 | balance of the two losses | {balance} |
@@ -72,6 +73,7 @@ def model_card(
     return CARD.format(
         base=model.path,
         revision=model.revision,
+        system="the template's own" if model.system is None else f"`{model.system!r}`",
         answers=method.answers,
         teacher={
             "none": "none",
