@@ -117,3 +117,11 @@ def test_the_readme_tree_names_files_that_exist():
     names = re.findall(r"^(\S+)\s{2,}\S", tree, re.MULTILINE)
     assert len(names) > 15
     assert [name for name in names if not Path(name).exists()] == []
+
+
+def test_dvc_can_read_the_graph():
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        names = {stage.addressing for stage in repo.index.stages}
+    assert "distill@registry-raft-0" in names

@@ -10,6 +10,7 @@ import pytest
 
 from flows import pipeline, stage
 from flows.pipeline import Board
+from raft_tasks.errors import INTERRUPTED, Interrupted
 
 PATIENT = """
 import signal, sys, time
@@ -67,3 +68,30 @@ def test_progress_is_lines_in_a_log_and_one_line_on_a_terminal(monkeypatch, caps
         assert out.endswith("[####################] 4/4 steps, about 0 s left\n")
     else:
         assert out == "distill@a: 1/4 steps, about 0 s left; loss 2.5\ndistill@a: 4/4 steps, about 0 s left\n"
+
+
+class StoppedStage:
+    """A stage's flow that a signal stops."""
+
+    name = "distill"
+
+    def with_options(self, **options):
+        return self
+
+    def __call__(self, *arguments):
+        raise Interrupted("stopped by SIGTERM after step 2 of 30")
+
+
+def test_a_stopped_stage_has_an_exit_code_of_its_own(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["distill", "law", "raft", "0"])
+    with pytest.raises(SystemExit) as end:
+        stage.main(StoppedStage(), str, str, int)
+    assert end.value.code == INTERRUPTED == 75
+    assert capsys.readouterr().err == "distill@law-raft-0: stopped by SIGTERM after step 2 of 30\n"
+
+
+def test_a_dry_run_is_called_in_the_stages_place(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["distill", "law", "raft", "7", "--dry-run"])
+    seen = []
+    stage.main(StoppedStage(), str, str, int, dry_run=lambda *arguments: seen.append(arguments))
+    assert seen == [("law", "raft", 7)]
