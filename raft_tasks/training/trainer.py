@@ -36,6 +36,7 @@ from transformers import (
 )
 
 from raft_tasks.chat import stop_ids
+from raft_tasks.errors import InputError
 from raft_tasks.params import Method, Train
 from raft_tasks.training.balance import make_balance
 from raft_tasks.training.batches import MicroBatch, StepSampler, micro_batches, replayed_rows
@@ -106,6 +107,14 @@ class RaftTrainer(Trainer):
             callbacks=[Bookkeeping(self), self.interruption],
         )
         self.remove_callback(PrinterCallback)
+        if self.is_deepspeed_enabled and (
+            teacher is not None or replay or train.micro_batch_size * arguments.world_size < train.batch_size
+        ):
+            raise InputError(
+                "under DeepSpeed a step has one backward pass: expected a method without teacher and replay, and "
+                f"train.batch_size {train.batch_size} within one micro-batch ({train.micro_batch_size}) of each of "
+                f"{arguments.world_size} processes. train.launch.strategy fsdp2 trains everything"
+            )
         self.sharding_is_set_up = False
         self.rows, self.distill, self.sizes = rows, method.distill, train
         self.fingerprint, self.steps_csv, self.progress = fingerprint, steps_csv, progress

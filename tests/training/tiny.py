@@ -58,7 +58,7 @@ def tiny_llama(vocabulary: int, seed: int = 0, **changes: Any) -> Any:
 
 def save_tiny(folder: Path, **changes: Any) -> Path:
     tokenizer = word_tokenizer()
-    tiny_llama(len(tokenizer), **changes).save_pretrained(folder)
+    tiny_llama(changes.pop("vocab_size", len(tokenizer)), **changes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

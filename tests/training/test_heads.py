@@ -1,0 +1,157 @@
+"""The lean losses of real architectures: values and gradients of the model's own logits, and no logits kept."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_adapters import lora_trainer
+from test_scoring import COMPLETIONS, PROMPTS, small
+from test_trainer import ROLLOUTS
+from tiny import METHODS, distill, save_tiny
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from raft_tasks.params import Model
+from raft_tasks.training.losses import (
+    head_logits,
+    lean_logits_at,
+    lean_mean_cross_entropy,
+    lean_top_k,
+    top_k_forward_kl,
+)
+from raft_tasks.training.scoring import Scoring, enable_scoring
+
+LABELS = torch.tensor([token for completion in COMPLETIONS for token in completion])
+K, TEMPERATURE = 6, 1.5
+ARCHITECTURES = [
+    ("SmolLM3", {"tie_word_embeddings": True}),
+    ("Llama", {"tie_word_embeddings": True}),
+    ("Phi3", {"tie_word_embeddings": True}),
+    ("Qwen3", {"tie_word_embeddings": False}),
+    ("Gemma2", {"final_logit_softcapping": 5.0, "query_pre_attn_scalar": 8}),
+    ("Granite", {"logits_scaling": 8.0}),
+    ("Cohere", {"logit_scale": 0.25}),
+]
+
+
+def own_logits(model):
+    """The model's own logits [T, V] at the completions, row by row."""
+    rows = []
+    for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True):
+        logits = model(input_ids=torch.tensor([prompt + completion])).logits[0]
+        rows.append(logits[len(prompt) - 1 : -1])
+    return torch.cat(rows).float()
+
+
+def plain_losses(model, teacher, tail):
+    v, u = own_logits(model), own_logits(teacher).detach()
+    q, p = (u / TEMPERATURE).softmax(-1), (v / TEMPERATURE).softmax(-1)
+    ids = u.topk(K).indices
+    q, p = q.gather(-1, ids), p.gather(-1, ids)
+    if tail:
+        q, p = (torch.cat([side, 1 - side.sum(-1, keepdim=True)], -1) for side in (q, p))
+    else:
+        q, p = (side / side.sum(-1, keepdim=True) for side in (q, p))
+    return F.cross_entropy(v, LABELS) + (q * (q / p).log()).sum(-1).mean()
+
+
+def lean_losses(model, teacher, tail):
+    tempered = TEMPERATURE if tail else None
+    with torch.no_grad():
+        taught = teacher(
+            scoring=Scoring(PROMPTS, COMPLETIONS, lambda hidden, head: lean_top_k(hidden, head, K, tempered, tile=3))
+        )
+    assert (taught.ids.dtype, taught.logits.dtype) == (torch.int32, torch.float32)
+
+    def at_head(hidden, head):
+        own = lean_logits_at(hidden, head, taught.ids, tempered, tile=3)
+        kl = top_k_forward_kl(own.logits, taught.logits, TEMPERATURE, (own.tail, taught.tail) if tail else None)
+        return lean_mean_cross_entropy(hidden, head, LABELS, len(LABELS), tile=3)[0] + kl.mean()
+
+    return model(scoring=Scoring(PROMPTS, COMPLETIONS, at_head))
+
+
+@pytest.mark.parametrize("tail", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("kind", "settings"), ARCHITECTURES, ids=[kind for kind, _ in ARCHITECTURES])
+def test_values_and_gradients_are_those_of_the_models_own_logits(kind, settings, frozen, tail):
+    model, plain, teacher = (small(kind, **settings) for _ in range(3))
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    for network in (model, plain):
+        network.get_output_embeddings().weight.requires_grad_(not frozen)
+    expected = plain_losses(plain, teacher, tail)
+    expected.backward()
+    for network in (model, teacher):
+        enable_scoring(network)
+    loss = lean_losses(model, teacher, tail)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    gradients = dict(plain.named_parameters())
+    for name, parameter in model.named_parameters():
+        other = gradients[name].grad
+        assert (parameter.grad is None) == (other is None), name
+        if other is not None:
+            assert torch.allclose(parameter.grad, other, atol=1e-4 * max(1.0, other.abs().max().item())), name
+
+
+@pytest.mark.parametrize(("kind", "settings"), ARCHITECTURES, ids=[kind for kind, _ in ARCHITECTURES])
+def test_bfloat16_accumulates_in_float32(kind, settings):
+    model, teacher = small(kind, **settings).bfloat16(), small(kind, **settings).bfloat16()
+    exact = plain_losses(model, teacher, tail=False).item()
+    for network in (model, teacher):
+        enable_scoring(network)
+    loss = lean_losses(model, teacher, tail=False)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact, rel=0.03)
+
+
+class Largest(TorchDispatchMode):
+    """Fails if more than `bound` elements of something as wide as the vocabulary are made at once."""
+
+    def __init__(self, vocabulary, bound):
+        super().__init__()
+        self.vocabulary, self.bound, self.seen = vocabulary, bound, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if not isinstance(tensor, torch.Tensor) or tensor.shape == (32, self.vocabulary):
+                continue  # the head itself, turned: [H, V]
+            if tensor.ndim and tensor.shape[-1] == self.vocabulary:
+                self.seen = max(self.seen, tensor.numel())
+                assert tensor.numel() <= self.bound, f"{function} made {list(tensor.shape)}"
+        return result
+
+
+@pytest.mark.parametrize("name", ["sft", "raft", "raft_lora"])
+def test_no_tensor_of_positions_by_vocabulary_in_a_whole_step(tmp_path, monkeypatch, name):
+    """Teacher, student, forward and backward, of a step whose positions are many tiles; only tiles are ever made."""
+    folder = save_tiny(tmp_path / "model", vocab_size=4096)
+    model = Model(path=str(folder), revision=None, dtype="float32", system=None)
+    monkeypatch.setattr("raft_tasks.training.losses.TILE_ELEMENTS", 2 * 4096)  # two positions
+    row = METHODS[name]
+    if row.distill is not None:
+        row = row.model_copy(update={"distill": distill(sampler_tolerance=9.0)})
+    trainer = lora_trainer(model, tmp_path, row)
+    rows = trainer.rows[:4]
+    positions = min(sum(len(row.answer) for row in rows), sum(len(rollout.tokens) for rollout in ROLLOUTS))
+    assert positions > 10
+    with Largest(4096, bound=2 * 4096) as largest:
+        trainer.training_step(trainer.model, rows)
+    assert largest.seen > 0
+
+
+@pytest.mark.parametrize(("kind", "settings"), ARCHITECTURES, ids=[kind for kind, _ in ARCHITECTURES])
+@torch.no_grad()
+def test_scored_right_padded_as_generated_left_padded(kind, settings):
+    """`generate` sees left-padded rows with mask and positions; student and teacher are scored right-padded."""
+    model = small(kind, **settings)
+    rows = [prompt + completion for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits
+    padded = torch.cat([logits[row, -len(completion) - 1 : -1] for row, completion in enumerate(COMPLETIONS)])
+    enable_scoring(model)
+    scored = model(scoring=Scoring(PROMPTS, COMPLETIONS, head_logits))
+    assert torch.allclose(scored, padded, atol=1e-4)
