@@ -37,9 +37,9 @@ def train_model(
     seed: int,
     output: Path,
     checkpoints: Path,
+    progress: Callable[[int, int, str], None] | None = None,
     trackers: Sequence[str] = (),
     tracking: Path = Path(),
-    progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any] | None:
     """Train one model by one method; resume where an interrupted call with the same arguments stopped.
 

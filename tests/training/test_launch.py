@@ -41,6 +41,7 @@ def job(folder, name, strategy, rows=None, **changes):
         model=Model(path=str(folder / "model"), revision=None, dtype="float32", system=None), method=row,
         train=train(launch=launch, **(SETTINGS | changes)), template_text=TEACHER, seed=0,
         output=folder / name / strategy, checkpoints=folder / name / f"{strategy}-checkpoints",
+        trackers=[], tracking=folder / "tracking",
     )  # fmt: skip
 
 
