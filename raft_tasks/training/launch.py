@@ -64,11 +64,11 @@ def train_in_processes(
         TrainingInterrupted: after SIGTERM or SIGINT, when a checkpoint is complete.
         WorkersFailed: anything else.
     """
-    check_devices(job.train.launch)
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in (folder / SUMMARY, *folder.glob(ERRORS), *folder.glob(STOPPED)):
         left_over.unlink(missing_ok=True)
     write_json(folder / JOB, job.model_dump(mode="json"))
+    check_devices(job.train.launch)  # after it: the job file is what several machines are started with
     workers = subprocess.Popen(
         launch_command(job.train.launch, folder / JOB),
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},

@@ -54,9 +54,9 @@ def train_model(
         output: gets model/ (weights, tokenizer, model card; a LoRA adapter is merged into the weights and also lies
             in model/adapter) and steps.csv (COLUMNS). Complete only on return.
         checkpoints: folder of this training alone; the caller removes it after success.
+        progress: called after every optimiser step with (steps done, steps in all, what else there is to say).
         trackers: names of `trackers.report_to`.
         tracking: the folder of TensorBoard's files, for this training alone; its last two parts name the run.
-        progress: called after every optimiser step with (steps done, steps in all, what else there is to say).
 
     Returns:
         The summary: steps, sizes, time, final losses, lambda, distance of the weights to the base. Of several
