@@ -31,6 +31,7 @@ from raft_tasks.schemas import Example, Fused, Rewritten
 
 ROOT = Path(__file__).resolve().parents[2]
 DOMAIN = "registry"
+REWRITTEN, FUSED = paths.rewritten(DOMAIN, "jsonl"), paths.fused(DOMAIN, "jsonl")
 KEY = "sk-planted-0123456789"
 KEY_NAME = "RAFT_TEST_KEY"
 FAULTS = {
@@ -80,7 +81,7 @@ def project(folder, base_url, numbers, **changes):
     loaded = load_params(folder / "params.yaml")
     for role, model in loaded.models.items():
         write_json(folder / paths.model_identity(role), identify.fn(role, model))
-    write_rows(folder / paths.examples(DOMAIN) / "train.jsonl", examples(numbers))
+    write_rows(folder / paths.split(DOMAIN, "train", "jsonl"), examples(numbers))
     return folder
 
 
@@ -134,7 +135,7 @@ def test_a_thousand_rows_of_an_endpoint_that_goes_wrong(here, tmp_path, capfd):
         rewriting, _, fusing = here(folder, rewrite, semantic_filter, fuse)
         did = stats(base_url)["did"]
     assert min(did[fault] for fault in FAULTS) > 0
-    rows = read_rows(folder / paths.fused(DOMAIN), Fused)
+    rows = read_rows(folder / FUSED, Fused)
     assert [row.id for row in rows] == [f"row-{n}" for n in range(1000)]  # none lost, none twice
     became = [what_became(row) for row in rows]
     without = [row for row in rows if row.failure]
@@ -173,10 +174,10 @@ def test_one_percent_more_rows_and_a_changed_step_cost_what_is_new(here, tmp_pat
         assert stats(base_url)["served"] == 404
 
         project(folder, base_url, grown, fuse__judges=["similarity"])  # re-judges, and writes nothing anew
-        fused = (folder / paths.fused(DOMAIN)).read_bytes()
+        fused = (folder / FUSED).read_bytes()
         again, _, fusing = here(folder, rewrite, semantic_filter, fuse)
         assert (again.calls, fusing.calls) == (0, 0)
-        assert (folder / paths.fused(DOMAIN)).read_bytes() != fused
+        assert (folder / FUSED).read_bytes() != fused
 
         template = tmp_path / "fuse.jinja"
         template.write_text("Merge.\nReference answer: {{ answer }}\n{{ question }} {{ rewritten }}")
@@ -192,19 +193,19 @@ def test_a_budget_and_an_endpoint_that_is_down_stop_the_stage_and_keep_what_is_d
             here(folder, rewrite)
         (stopped,) = last_tallies(folder, 1)
         assert 40 <= stopped.calls <= 40 + 32  # what two chunks had in flight
-        assert not (folder / paths.rewritten(DOMAIN)).exists()
+        assert not (folder / REWRITTEN).exists()
         project(folder, base_url, range(120))
         (rest,) = here(folder, rewrite)
         assert (rest.calls, rest.cached) == (120 - stopped.calls, stopped.calls)
 
-        (folder / paths.rewritten(DOMAIN)).unlink()
+        (folder / REWRITTEN).unlink()
         project(folder, base_url, range(130), rewrite__max_failed=0.02)
         params = yaml.safe_load((folder / "params.yaml").read_text())
     params["models"]["writer"] |= {"max_retries": 1}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(TooManyFailures, match=r"no answer for 3 of 130 rows.*max_failed \(0\.02\)(.|\n)*no connection"):
         here(folder, rewrite)  # the server has gone
-    assert not (folder / paths.rewritten(DOMAIN)).exists()
+    assert not (folder / REWRITTEN).exists()
     project(folder, base_url, range(120))
     (kept,) = here(folder, rewrite)
     assert (kept.calls, kept.cached) == (0, 120)
@@ -219,9 +220,9 @@ def test_the_runner_changes_nothing(here, tmp_path, kind):
             chunks = Chunks(runner=runner, workers=2, dask_address=None)
             (tally,) = here(folder, rewrite, runner=task_runner(chunks))
             assert tally.calls == 40
-            written[runner] = (folder / paths.rewritten(DOMAIN)).read_bytes()
+            written[runner] = (folder / REWRITTEN).read_bytes()
     assert written["threads"] == written[kind]
-    assert len(read_rows(folder / paths.rewritten(DOMAIN), Rewritten)) == 40
+    assert len(read_rows(folder / REWRITTEN, Rewritten)) == 40
 
 
 def test_kills_change_no_byte_and_repeat_just_what_was_in_flight(here, tmp_path, prefect_api, clean_environment):
@@ -241,7 +242,7 @@ def test_kills_change_no_byte_and_repeat_just_what_was_in_flight(here, tmp_path,
             assert stage.poll() is None
             os.kill(stage.pid, signal.SIGKILL)
             stage.wait()
-            assert not (folder / paths.rewritten(DOMAIN)).exists()
+            assert not (folder / REWRITTEN).exists()
         assert subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode == 0
         seen = stats(base_url)
         assert seen["prompts"] == rows
@@ -249,6 +250,6 @@ def test_kills_change_no_byte_and_repeat_just_what_was_in_flight(here, tmp_path,
     with running(faults=faults, key=KEY) as base_url:
         calm = project(tmp_path / "calm", base_url, range(rows))
         here(calm, rewrite)
-    assert (folder / paths.rewritten(DOMAIN)).read_bytes() == (calm / paths.rewritten(DOMAIN)).read_bytes()
+    assert (folder / REWRITTEN).read_bytes() == (calm / REWRITTEN).read_bytes()
     assert read_json(folder / paths.model_identity("writer"))["model"] == "m"
     assert json.dumps(last_tallies(folder, 1)[0].calls) != str(rows)  # the last run found most of them in the store
