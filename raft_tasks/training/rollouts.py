@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from raft_tasks.params import Distill
+from raft_tasks.training.scoring import network_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,7 +57,7 @@ def rollout_seed(seed: int, step: int, row: str) -> int:
 
 def make_sampler(
     settings: Distill,
-    student: PreTrainedModel,
+    student: Any,
     stop_ids: list[int],
     precision: Callable[[], AbstractContextManager],
     max_length: int,
@@ -67,7 +68,7 @@ def make_sampler(
 
     Args:
         settings: of the method.
-        student: the model that is trained; its `name_or_path` is the base.
+        student: the model that is trained, or the peft model around it; its `name_or_path` is the base.
         stop_ids: tokens that end a rollout.
         precision: makes the context of the student's own passes.
         max_length: tokens of the longest sequence.
@@ -75,15 +76,16 @@ def make_sampler(
         folder: where weights pass through on their way to vLLM in this process.
     """
     kind, drawing = settings.sampler, (stop_ids, settings.rollout_temperature, settings.rollout_max_new_tokens)
+    network = network_of(student)
     if kind.kind == "generate":
-        return GenerateSampler(student, *drawing, kind.batch_size, precision)
+        return GenerateSampler(network, *drawing, kind.batch_size, precision)
     if kind.kind == "continuous_batching":
-        return ContinuousBatchingSampler(student, *drawing, kind.batch_size)
+        return ContinuousBatchingSampler(network, *drawing, kind.batch_size)
     from raft_tasks.training.vllm_rollouts import Handover, VllmEngineSampler, VllmServerSampler
 
-    handover = Handover(student, adapted=hasattr(student, "peft_config"))
+    handover = Handover(student, adapted=student is not network)
     if kind.kind == "vllm":
-        return VllmEngineSampler(str(student.name_or_path), handover, *drawing, max_length, kind.gpu_memory, folder)
+        return VllmEngineSampler(str(network.name_or_path), handover, *drawing, max_length, kind.gpu_memory, folder)
     return VllmServerSampler(kind.url, handover, *drawing, kind.batch_size, process, Path(kind.folder))
 
 

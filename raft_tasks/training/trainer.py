@@ -130,7 +130,7 @@ class RaftTrainer(Trainer):
             network = network_of(student)
             self.sampler = make_sampler(
                 method.distill,
-                network,
+                student,
                 stop_ids(tokenizer, network.generation_config.eos_token_id),
                 self.accelerator.autocast,
                 max(len(row.prompt) for row in rows) + method.distill.rollout_max_new_tokens,

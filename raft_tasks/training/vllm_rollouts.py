@@ -26,6 +26,7 @@ from typing import Any
 from torch import Tensor
 
 from raft_tasks.errors import InputError
+from raft_tasks.training.adapters import STUDENT
 from raft_tasks.training.rollouts import Rollout, cut
 
 SERVER_SECONDS = 600.0  # how long one answer of the server may take
@@ -45,6 +46,15 @@ class Handover:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight under the name that the model's own checkpoint has."""
         return ((name, parameter.detach()) for name, parameter in self.student.named_parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter (not the teacher's, where it has one), or the whole model."""
+        self.student.save_pretrained(folder, **({"selected_adapters": [STUDENT]} if self.adapted else {}))
+
+    @property
+    def rank(self) -> int:
+        """The adapter's, rounded up to one that vLLM makes room for."""
+        return max(8, 1 << (self.student.peft_config[STUDENT].r - 1).bit_length())
 
 
 class VllmEngineSampler:
@@ -96,7 +106,7 @@ class VllmEngineSampler:
             max_model_len=max_length,
             logprobs_mode="processed_logprobs",
             generation_config="vllm",
-            enable_lora=handover.adapted,
+            **({"enable_lora": True, "max_lora_rank": handover.rank} if handover.adapted else {}),
         )
 
     def __call__(self, prompts: list[list[int]], seeds: list[int]) -> list[Rollout]:
@@ -130,7 +140,7 @@ class VllmEngineSampler:
         self.fills += 1
         if self.handover.adapted:
             current = self.folder / f"adapter-{self.fills}"
-            self.handover.student.save_pretrained(current)
+            self.handover.save(current)
             rmtree(self.folder / f"adapter-{self.fills - 1}", ignore_errors=True)
             # the engine keeps what it once read under a number
             return self.vllm.lora.request.LoRARequest(f"student-{self.fills}", self.fills, str(current))
@@ -208,12 +218,12 @@ class VllmServerSampler:
         if not self.handover.adapted:
             if self.process:
                 raise VllmError("several processes cannot hand their weights to one server; train an adapter")
-            self.handover.student.save_pretrained(self.folder / "model")
+            self.handover.save(self.folder / "model")
             self.ask("POST", "/collective_rpc", {"method": "reload_weights"})
             self.ask("POST", "/reset_prefix_cache")
             return self.served
         name, before = (f"student-{self.process}-{number}" for number in (self.fills, self.fills - 1))
-        self.handover.student.save_pretrained(self.folder / name)
+        self.handover.save(self.folder / name)
         path = str((self.folder / name).resolve())
         self.ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
         if self.fills > 1:  # the server keeps what it once read under a name

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_llama
+from tiny import distill, tiny_llama
 
-from raft_tasks.training.rollouts import GenerateSampler
+from raft_tasks.training.rollouts import GenerateSampler, make_sampler
 from raft_tasks.training.vllm_rollouts import Handover, VllmEngineSampler, VllmError, VllmServerSampler
 
 # peft 0.21 asks transformers for a name that it deprecates
@@ -122,6 +123,7 @@ def test_the_engine_gets_an_adapter_under_a_new_number_each_time(tmp_path):
     sampler = engine_sampler(student, tmp_path, adapted=True)
     for _ in range(2):
         assert sampler(PROMPTS, SEEDS) == GenerateSampler(student, [END], 1.0, 6, 64)(PROMPTS, SEEDS)
+    assert sampler.llm.settings["max_lora_rank"] == 8
     assert sampler.llm.adapters == [(1, "adapter-1"), (2, "adapter-2")]
     assert [path.name for path in tmp_path.iterdir()] == ["adapter-2"]
 
@@ -218,6 +220,17 @@ def test_the_server_gets_an_adapter_and_forgets_the_one_before(server):
         assert [r.tokens for r in sampler(PROMPTS, SEEDS)] == [r.tokens for r in expected]
     assert set(server.state.models) == {"the-model", "student-3-2"}
     assert [path.name for path in server.state.folder.iterdir()] == ["student-3-2"]
+
+
+def test_a_method_names_the_server(server):
+    """What the trainer makes of `distill.sampler`, for a student with an adapter."""
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    named = {"kind": "vllm_server", "batch_size": 2, "url": url, "folder": str(server.state.folder)}
+    student = lora_student()
+    sampler = make_sampler(distill(sampler=named), student, [END], nullcontext, 64, 0, Path("unused"))
+    expected = GenerateSampler(student, [END], 1.0, 6, 64)(PROMPTS, SEEDS)
+    assert [r.tokens for r in sampler(PROMPTS, SEEDS)] == [r.tokens for r in expected]
+    assert server.state.calls[0] == "/v1/load_lora_adapter"
 
 
 def test_servers_that_are_not_as_expected(server):
