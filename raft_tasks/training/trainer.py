@@ -183,8 +183,13 @@ class RaftTrainer(Trainer):
                 if fresh:
                     self.sample(model)
                 self.books.rollouts = self.ahead.pop(self.state.global_step)
-            if self.distill is not None and self.state.global_step % self.distill.probe_steps == 0:
-                self.probe(model, fresh)
+            # of fresh rollouts alone: those of older weights are not the student's, as `rollout_steps` allows
+            if (
+                self.distill
+                and fresh
+                and self.state.global_step % self.distill.probe_steps < self.distill.rollout_steps
+            ):
+                self.probe(model)
             self.kl_backward(model)
         if self.learns_answers:
             with self.books.phase("student"):
@@ -211,10 +216,8 @@ class RaftTrainer(Trainer):
         for i, (step, _) in enumerate(wanted):
             self.ahead[step].append(rollouts[i])
 
-    def probe(self, model: Any, fresh: bool) -> None:
-        """KL to the base and, of fresh rollouts, the sampler's log-probabilities against the trainer's.
-
-        Looks at one micro-batch of each process.
+    def probe(self, model: Any) -> None:
+        """KL to the base, and the sampler's log-probabilities against the trainer's; one micro-batch of each process.
 
         Raises:
             StaleRollouts: if the latter are further apart than `distill.sampler_tolerance`.
@@ -253,9 +256,7 @@ class RaftTrainer(Trainer):
         sums = self.books.sums
         sums["kl_to_base"] /= sums["probed"]
         sums["sampler_gap"] /= sums["probed"]
-        if not fresh:
-            del sums["sampler_gap"]  # the student has moved on since, as `rollout_steps` allows
-        elif not sums["sampler_gap"] <= settings.sampler_tolerance:
+        if not sums["sampler_gap"] <= settings.sampler_tolerance:
             raise StaleRollouts(
                 f"step {self.state.global_step + 1}: the log-probabilities that the sampler ({settings.sampler.kind}) "
                 f"gave its tokens differ from the trainer's by {sums['sampler_gap']:.3g} on average, expected at most "

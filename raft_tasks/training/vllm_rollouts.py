@@ -1,7 +1,7 @@
 """Rollouts by vLLM, in this process on the same GPU or by a server.
 
 Written against vLLM 0.11's documented interface (LLM, SamplingParams, LoRARequest; the server's endpoints) and tested
-against stand-ins for both: it has never run against a real vLLM. The trainer's probe says at the first step whether
+against stand-ins for both: it has never run against a real vLLM. The trainer's probe says whether
 engine and trainer agree about the weights.
 
 Before every sampling the student's weights, or its adapter where it has one, are handed over. Each row brings its own
