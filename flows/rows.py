@@ -33,9 +33,7 @@ class TooManyFailures(InputError):
 
 def new_calls(stage: str, budget: Budget) -> Calls:
     """What this run of `stage` makes its calls through."""
-    calls = Calls(paths.CALLS.absolute(), uuid.uuid4().hex, stage, budget)
-    calls.store.begin(calls.run, stage)
-    return calls
+    return Calls(paths.CALLS.absolute(), uuid.uuid4().hex, stage, budget)
 
 
 def through(

@@ -254,6 +254,14 @@ def _store(path: Path) -> CallStore:
     return CallStore(path)
 
 
+@cache
+def _begun(path: Path, run: str, stage: str) -> CallStore:
+    """The store, in which the run is noted: a worker on another machine has a store of its own."""
+    store = _store(path)
+    store.begin(run, stage)
+    return store
+
+
 @dataclass(frozen=True)
 class Calls:
     """What one run of a stage makes its calls through. It can be sent to other processes, which share its tally.
@@ -271,7 +279,7 @@ class Calls:
 
     @property
     def store(self) -> CallStore:
-        return _store(self.path)
+        return _begun(self.path, self.run, self.stage)
 
     def backend(self, role: str, model: Model | Endpoint, identity: dict[str, Any]) -> RememberedBackend:
         """The backend of `role`, which asks the store before it asks the model."""
