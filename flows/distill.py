@@ -31,6 +31,7 @@ def distill(domain: str, method: str, seed: int) -> None:
         paths.CHECKPOINTS,
         list(params.resources.trackers),
         paths.TRACKING / domain / f"{method}-{seed}",
+        paths.anchor_set(row.anchors.set) if row.anchors else None,
         Progress(f"distill@{domain}-{method}-{seed}", 0, "steps"),
     )
     write_json(folder / "summary.json", summary)
@@ -46,8 +47,9 @@ def dry_run(domain: str, method: str, seed: int) -> None:
     row = params.methods[method]
     pairs = read_rows(paths.training(domain) / f"{method}.{params.resources.rows}", TrainingPair)
     template = template_text(row.distill.template) if row.distill else ""
+    anchors = paths.anchor_set(row.anchors.set) if row.anchors else None
     with TemporaryDirectory() as folder:
-        print(report(plan(pairs, params.base, row, params.train, template, seed, Path(folder))))
+        print(report(plan(pairs, params.base, row, params.train, template, seed, Path(folder), anchors)))
 
 
 if __name__ == "__main__":

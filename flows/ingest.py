@@ -10,10 +10,10 @@ from prefect import flow
 
 from flows import paths
 from flows.stage import main
-from raft_tasks.artifacts import atomic_folder, row_writer, write_json
+from raft_tasks.artifacts import atomic_folder, iter_rows, row_writer, write_json, write_rows
 from raft_tasks.ingest import ingest_domain
 from raft_tasks.params import load_params
-from raft_tasks.schemas import Example, Flag, Reject, Split
+from raft_tasks.schemas import Example, Flag, HeldOut, Reject, Split
 
 SPLITS = get_args(Split)
 
@@ -39,6 +39,9 @@ def ingest(domain: str) -> None:
                 counts[line.artifact] += 1
                 if line.rule is not None:
                     rules[line.artifact][line.rule] += 1
+    held_out = (paths.examples(domain) / f"{split}.{params.resources.rows}" for split in ("validation", "test"))
+    questions = (HeldOut(id=row.id, question=row.question) for path in held_out for row in iter_rows(path, Example))
+    write_rows(paths.held_out(domain), questions)
     summary: dict[str, Any] = {
         "rows": sum(counts[name] for name in (*SPLITS, "rejects")),
         **{split: counts[split] for split in SPLITS},

@@ -10,6 +10,9 @@ GPU_CLAIMS = Path(".cache/gpus")  # which worker process has which GPU
 TRACKING = Path(".cache/tensorboard")  # curves for `tensorboard --logdir`; not an artifact: DVC has steps.csv
 BENCHMARK_TASKS = Path("raft_tasks/evaluation/tasks")
 
+HELD_OUT = ARTIFACTS / "held_out"  # questions that no anchor may come near
+ANCHORS = ARTIFACTS / "anchors"
+
 
 def model_identity(role: str) -> Path:
     return ARTIFACTS / "models" / f"{role}.json"
@@ -80,3 +83,15 @@ def recovered(domain: str, method: str, seed: int) -> Path:
 
 def benchmark(domain: str, method: str | None, seed: int | None) -> Path:
     return ARTIFACTS / domain / "benchmarks" / ("base" if method is None else f"{method}-{seed}")
+
+
+def held_out(domain: str) -> Path:
+    return HELD_OUT / f"{domain}.jsonl"
+
+
+def anchor_set(name: str) -> Path:
+    return ANCHORS / "sets" / name
+
+
+def method_anchors(method: str) -> Path:
+    return ANCHORS / "methods" / f"{method}.json"

@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import params
-from raft_tasks.artifacts import atomic_folder, digest
+from raft_tasks.artifacts import atomic_folder, digest, digest_path
 from raft_tasks.schemas import TrainingPair
 
 
@@ -28,6 +28,7 @@ def train(
     checkpoints: Path,
     trackers: list[str],
     tracking: Path,
+    anchors: Path | None,
     progress: Callable[[int, int, str], None],
 ) -> dict[str, Any]:
     """Train one model into `output` (model/, steps.csv); returns the summary.
@@ -41,7 +42,8 @@ def train(
     method = method.model_copy(update={"after": None})  # what is taken back later does not change the training
     sources = [Path(chat.__file__), *Path(training.__path__[0]).glob("*.py")]
     code = {path.name: path.read_text() for path in sources}
-    key = digest([pairs, identity, method, settings, template, seed, code])
+    held_to = None if anchors is None else digest_path(anchors)
+    key = digest([pairs, identity, method, settings, template, seed, code, held_to])
     folder = checkpoints / key[:16]
     with atomic_folder(output) as partial:
         job = Job(
@@ -55,6 +57,7 @@ def train(
             checkpoints=folder,
             trackers=trackers,
             tracking=tracking,
+            anchors=anchors,
         )
         if settings.launch.processes == 1:
             summary = train_model(**dict(job), progress=progress)

@@ -301,10 +301,10 @@ class Fuse(Sampling):
 
 
 class Anchors(Section):
-    """How the base invents general user turns and answers them, and which of these are kept."""
+    """A set of anchors: how the base invents general user turns and answers them, and which of these are kept."""
 
-    model: Name
-    count: PositiveInt  # drawn; fewer are kept
+    count: Annotated[int, Field(ge=0)]  # drawn; fewer are kept
+    prompts: str | None  # a JSONL file in data/anchors with one's own user turns, answered by the base too
     temperature: Annotated[float, Field(gt=0)]  # of the user turns
     answer_temperature: Annotated[float, Field(ge=0)]  # 0 is greedy
     top_p: Annotated[float, Field(gt=0, le=1)]
@@ -316,6 +316,7 @@ class Anchors(Section):
     duplicate_overlap: Annotated[float, Field(ge=0.5, le=1)]  # of two prompts' trigrams (Jaccard); more is one prompt
     held_out_overlap: Annotated[float, Field(gt=0, le=1)]  # of a held-out text's trigrams; more in an anchor tells it
     min_well_formed: Share  # below it the set comes with a warning
+    top_k: PositiveInt  # tokens of the base that are kept at every position of its answers
 
 
 class Generate(Section):
@@ -409,6 +410,16 @@ class Ties(Chosen):
 After = Annotated[Prune | Interpolate | Ties, Field(discriminator="kind")]
 
 
+class Hold(Section):
+    """How a method holds the student to a set of anchors: the term w L_anchor."""
+
+    set: Name
+    loss: Literal["kl", "ce"]  # to the base's distribution, or to the answers that it sampled
+    batch: PositiveInt  # anchors per optimiser step
+    weight: PositiveFloat  # w
+    logits: Literal["stored", "teacher"]  # the base's: from the set, or from a teacher that is in memory anyway
+
+
 class Method(Section):
     answers: Literal["raw", "rewritten", "fused"]
     cross_entropy: Literal["plain", "dft", "eaft", "none"]  # how its tokens are weighted; none: the teacher alone
@@ -417,6 +428,7 @@ class Method(Section):
     distill: Distill | None
     adapter: Adapter | None  # None: full fine-tuning
     replay: Replay | None
+    anchors: Hold | None  # what general behaviour the student is held to
     after: After | None  # what of the change is taken back after training
 
     @model_validator(mode="after")
@@ -445,6 +457,12 @@ class Method(Section):
                 "teacher_dtype and teacher_device place the frozen copy of full fine-tuning; with an adapter the "
                 "teacher is the student's own weights, so both must be null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def anchors_have_logits(self) -> Method:
+        if self.anchors and self.anchors.logits == "teacher" and self.distill is None:
+            raise ValueError("anchors.logits 'teacher' without a teacher: expected 'stored', or a teacher")
         return self
 
     @model_validator(mode="after")
@@ -532,6 +550,7 @@ class Params(Section):
     rewrite: Rewrite
     semantic_filter: SemanticFilter
     fuse: Fuse
+    anchors: dict[Name, Anchors]
     methods: dict[Name, Method]
     train: Train
     benchmark: Benchmark
@@ -551,6 +570,7 @@ class Params(Section):
             ("fuse.model", [self.fuse.model], self.models),
             ("fuse.judges", [judge.model for judge in self.fuse.models], self.models),
             ("models", ["base"], self.models),
+            ("methods.*.anchors.set", [row.anchors.set for row in self.methods.values() if row.anchors], self.anchors),
         ):
             wrong += [f"{where}: got {name!r}, expected one of {sorted(known)}" for name in names if name not in known]
         if isinstance(self.models.get("base"), Endpoint):

@@ -115,6 +115,20 @@ class TrainingPair(Row):
     replay: bool = False  # a general row of the user's, learned beside the domain's
 
 
+class HeldOut(Row):
+    """A question that is kept for validation or testing."""
+
+    id: str
+    question: str
+
+
+class UserTurn(Row):
+    """A general prompt of the user's own, to be answered by the base."""
+
+    id: str
+    prompt: str = Field(min_length=1)
+
+
 class Anchor(Row):
     """A general user turn that the base invented, and the base's own answer: what the student is held to."""
 

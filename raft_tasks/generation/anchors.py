@@ -22,12 +22,16 @@ from raft_tasks.chat import render
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import row_seed
 from raft_tasks.generation.encoding import SentenceEncoder
-from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Anchors
 from raft_tasks.schemas import Anchor, AnchorStatistics, Invented, RejectedAnchor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from raft_tasks.generation.calls import RememberedLocalBackend
+    from raft_tasks.generation.transformers_backend import TransformersBackend
+
+    Base = TransformersBackend | RememberedLocalBackend
 
 MARKER = "Marker7"  # no white space at its ends: some templates strip the content
 SHINGLE = 3  # words; questions are too short for the 8 to 13 that are usual for documents
@@ -83,7 +87,7 @@ def user_end(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def invent(numbers: Sequence[int], backend: TransformersBackend, settings: Anchors) -> list[Invented]:
+def invent(numbers: Sequence[int], backend: Base, settings: Anchors) -> list[Invented]:
     """Draw the anchors of these numbers (0, 1, ...): each one depends on its number and the settings alone.
 
     A turn that was cut at `max_new_tokens`, ran into a special token that does not end it, or is empty, is kept for
@@ -106,29 +110,41 @@ def invent(numbers: Sequence[int], backend: TransformersBackend, settings: Ancho
     )
     prompts = [turn.text.strip() for turn in turns]
     usable = [number for number, turn in enumerate(turns) if turn.finished and prompts[number]]
-    answers = dict(
-        zip(
-            usable,
-            backend.generate(
-                [prompts[number] for number in usable],
-                temperature=settings.answer_temperature,
-                top_p=settings.top_p,
-                max_new_tokens=settings.answer_max_new_tokens,
-                batch_size=settings.batch_size,
-                seeds=[row_seed(settings.seed, "anchor-answer", ids[number]) for number in usable],
+    answered = {row.id: row for row in answer([(ids[number], prompts[number]) for number in usable], backend, settings)}
+    return [
+        answered.get(
+            ids[number],
+            Invented(
+                id=ids[number],
+                prompt=prompts[number],
+                answer="",
+                prompt_finished=turn.finished,
+                answer_finished=False,
             ),
-            strict=True,
         )
+        for number, turn in enumerate(turns)
+    ]
+
+
+def answer(prompts: Sequence[tuple[str, str]], backend: Base, settings: Anchors) -> list[Invented]:
+    """The base's own answers to (id, user turn), whoever invented the turn; each depends on its id and turn alone."""
+    completions = backend.generate(
+        [prompt for _, prompt in prompts],
+        temperature=settings.answer_temperature,
+        top_p=settings.top_p,
+        max_new_tokens=settings.answer_max_new_tokens,
+        batch_size=settings.batch_size,
+        seeds=[row_seed(settings.seed, "anchor-answer", id) for id, _ in prompts],
     )
     return [
         Invented(
-            id=ids[number],
-            prompt=prompts[number],
-            answer=answers[number].text.strip() if number in answers else "",
-            prompt_finished=turn.finished,
-            answer_finished=number in answers and answers[number].finished,
+            id=id,
+            prompt=prompt,
+            answer=completion.text.strip(),
+            prompt_finished=True,
+            answer_finished=completion.finished,
         )
-        for number, turn in enumerate(turns)
+        for (id, prompt), completion in zip(prompts, completions, strict=True)
     ]
 
 

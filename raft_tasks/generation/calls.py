@@ -12,7 +12,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, fields
 from functools import cache
@@ -420,6 +420,51 @@ class RememberedLocalBackend(RememberedBackend):
     """... of a local model, which says how likely it finds a text, too."""
 
     backend: TransformersBackend
+
+    @property
+    def settings(self) -> Model:
+        return self.backend.settings
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.backend.tokenizer
+
+    def continue_tokens(
+        self,
+        prefixes: Sequence[Sequence[int]],
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        batch_size: int,
+        seeds: Sequence[int],
+        ends: Collection[int] = (),
+        stops: Collection[int] = (),
+    ) -> list[Completion]:
+        """As `TransformersBackend.continue_tokens` says."""
+        settings = [temperature, top_p, max_new_tokens, sorted(ends), sorted(stops)]
+        keys = [
+            digest([self.identity, "continue", list(prefix), settings, seed])
+            for prefix, seed in zip(prefixes, seeds, strict=True)
+        ]
+        known = {key: _read(value) for key, value in self.calls.store.get(keys).items()}
+        missing = _first_of(keys, known)
+        self.calls.store.put([], self.calls.run, Tally(cached=len(keys) - len(missing)))
+        if missing:
+            drawn = self.backend.continue_tokens(
+                [prefixes[i] for i in missing],
+                temperature=temperature,
+                top_p=top_p,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                seeds=[seeds[i] for i in missing],
+                ends=ends,
+                stops=stops,
+            )
+            answers = dict(zip((keys[i] for i in missing), drawn, strict=True))
+            self._keep(answers)
+            known |= answers
+        return [known[key] for key in keys]
 
     def mean_log_likelihood(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int) -> list[float]:
         def compute(missing: list[int]) -> list[float]:

@@ -21,10 +21,11 @@ from raft_tasks.training.speed import ModelFlops
 COLUMNS = [  # of steps.csv, one row per optimiser step; a cell is empty where a method has no such value
     "step",
     "epoch",
-    "loss",  # L = L_SFT + lambda L_KL + w L_replay, w = share / (1 - share)
+    "loss",  # L = L_SFT + lambda L_KL + w L_replay + u L_anchor, w = share / (1 - share)
     "l_sft",  # its tokens weighted as the method says
     "nll",  # the same tokens, unweighted: what compares methods
     "l_replay",  # of the user's general rows
+    "l_anchor",  # KL(base || student) at the anchors' answers, or their cross-entropy
     "l_kl",
     "lambda",
     "ce_kl_ratio",  # L_SFT / (lambda L_KL): near 1 under the EMA balance
@@ -74,10 +75,11 @@ class StepBooks:
 
     @property
     def loss(self) -> float:
-        """L = L_SFT + lambda L_KL + w L_replay, of the terms that the method has."""
+        """L = L_SFT + lambda L_KL + w L_replay + u L_anchor, of the terms that the method has."""
         value = self.sums.get
         replayed = value("replay_weight", 0.0) * value("l_replay", 0.0)
-        return value("l_sft", 0.0) + value("lambda", 0.0) * value("l_kl", 0.0) + replayed
+        anchored = value("anchor_weight", 0.0) * value("l_anchor", 0.0)
+        return value("l_sft", 0.0) + value("lambda", 0.0) * value("l_kl", 0.0) + replayed + anchored
 
     def row(self, flops: ModelFlops, processes: int) -> dict[str, Any]:
         """The columns that the step itself knows; `flops` counts what the student needs on each of the processes."""
@@ -93,6 +95,7 @@ class StepBooks:
             "l_sft": self.sums.get("l_sft"),
             "nll": self.sums.get("nll"),
             "l_replay": self.sums.get("l_replay"),
+            "l_anchor": self.sums.get("l_anchor"),
             "seconds": seconds,
             "student_share": self.clock["student"] / seconds,
         }

@@ -43,6 +43,7 @@ class Job(BaseModel):
     checkpoints: Path
     trackers: list[str]
     tracking: Path
+    anchors: Path | None
 
 
 class WorkersFailed(Exception):

@@ -66,6 +66,10 @@ def model_card(
     if method.replay is not None:
         terms.append("w x mean token cross-entropy of general rows, w = share / (1 - share)")
         settings["replay"] = method.replay.model_dump()
+    if method.anchors is not None:
+        what = "KL(base || student), top-K, at" if method.anchors.loss == "kl" else "cross-entropy of"
+        terms.append(f"u x {what} the base's answers to general turns that it invented")
+        settings["anchors"] = method.anchors.model_dump()
     trained = "all"
     if method.adapter is not None:
         trained = f"a LoRA of rank {method.adapter.rank}, merged here; by itself in the folder adapter"

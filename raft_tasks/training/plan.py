@@ -25,7 +25,14 @@ UTILISATION = 0.3  # of the device's peak, assumed where no step can be taken
 
 
 def plan(
-    pairs: list[TrainingPair], model: Model, method: Method, train: Train, template_text: str, seed: int, folder: Path
+    pairs: list[TrainingPair],
+    model: Model,
+    method: Method,
+    train: Train,
+    template_text: str,
+    seed: int,
+    folder: Path,
+    anchors: Path | None = None,
 ) -> dict[str, Any]:
     """What `train_model` would do with the same arguments, JSON-ready.
 
@@ -35,14 +42,14 @@ def plan(
     Raises:
         As `train_model`, before its first step.
     """
-    network, tokenizer, rows, replay = prepare(pairs, model, method, train, template_text)
+    network, tokenizer, rows, replay, held = prepare(pairs, model, method, train, template_text, seed, anchors)
     single = train.model_copy(update={"launch": train.launch.model_copy(update={"processes": 1, "strategy": "none"})})
     arguments = training_arguments(single, len(rows), seed, folder)
     device = arguments.device
     steps_per_epoch = math.ceil(len(rows) / train.batch_size)
     student, teacher = make_pair(network, model, method, seed, arguments)
     if train.gradient_checkpointing:
-        network.activation_checkpointing_enable({"use_reentrant": False})
+        network.gradient_checkpointing_enable({"use_reentrant": False})
     shape = Shape.of(student, model.dtype)
     needed, there = estimate(shape, rows, method, train), available_bytes(device)
     fits = needed.peak <= there
@@ -72,6 +79,7 @@ def plan(
                 "plan",
                 folder / "steps.csv",
                 replay=replay,
+                anchors=held,
             )
             try:
                 trainer.train()

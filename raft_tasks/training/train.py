@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from raft_tasks.artifacts import digest
+from raft_tasks.artifacts import digest, digest_path
 from raft_tasks.chat import stop_ids
 from raft_tasks.errors import InputError
 from raft_tasks.params import Distill, Method, Model, Train
 from raft_tasks.schemas import TrainingPair
 from raft_tasks.training.adapters import STUDENT, with_adapter, without_deprecations
+from raft_tasks.training.anchoring import AnchorBatches, load_anchors
 from raft_tasks.training.checkpoints import last_complete
 from raft_tasks.training.conversations import Encoded, encode_pairs, teacher_message, unknown_share
 from raft_tasks.training.interruption import TrainingInterrupted
@@ -40,6 +41,7 @@ def train_model(
     progress: Callable[[int, int, str], None] | None = None,
     trackers: Sequence[str] = (),
     tracking: Path = Path(),
+    anchors: Path | None = None,
 ) -> dict[str, Any] | None:
     """Train one model by one method; resume where an interrupted call with the same arguments stopped.
 
@@ -57,6 +59,7 @@ def train_model(
         progress: called after every optimiser step with (steps done, steps in all, what else there is to say).
         trackers: names of `trackers.report_to`.
         tracking: the folder of TensorBoard's files, for this training alone; its last two parts name the run.
+        anchors: folder of the set that the method names; None where it names none.
 
     Returns:
         The summary: steps, sizes, time, final losses, lambda, distance of the weights to the base. Of several
@@ -69,11 +72,12 @@ def train_model(
         StaleRollouts: if rollouts are not drawn from the student as it is.
         TrainingInterrupted: after SIGTERM or SIGINT, when a checkpoint is complete.
     """
-    network, tokenizer, rows, replay = prepare(pairs, model, method, train, template_text)
+    network, tokenizer, rows, replay, held = prepare(pairs, model, method, train, template_text, seed, anchors)
     base_digest = weights_digest(network)
     data_digest = digest([pairs])
     template = template_text if method.teacher == "answer_conditioned" else None
-    fingerprint = digest([model, method, train, template, seed, data_digest, base_digest])
+    anchors_digest = None if anchors is None else digest_path(anchors)
+    fingerprint = digest([model, method, train, template, seed, data_digest, base_digest, anchors_digest])
 
     arguments = training_arguments(train, len(rows), seed, checkpoints)
     report_to(arguments, trackers, tracking)
@@ -98,6 +102,7 @@ def train_model(
             output / "steps.csv",
             progress,
             replay=replay,
+            anchors=held,
         )
         if resumed is not None:
             trainer.resume(resumed[1])
@@ -159,9 +164,15 @@ def make_pair(
 
 
 def prepare(
-    pairs: list[TrainingPair], model: Model, method: Method, train: Train, template_text: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[Encoded], list[Encoded]]:
-    """The base model as it will be trained, its tokenizer, the encoded rows and those that are replayed.
+    pairs: list[TrainingPair],
+    model: Model,
+    method: Method,
+    train: Train,
+    template_text: str,
+    seed: int,
+    anchors: Path | None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[Encoded], list[Encoded], AnchorBatches | None]:
+    """The base model as it will be trained, its tokenizer, the encoded rows, those that are replayed, the anchors.
 
     Arguments are `train_model`'s.
     """
@@ -187,7 +198,8 @@ def prepare(
         system=model.system,
         too_long=train.too_long,
     )
-    return network, tokenizer, rows, replay
+    held = load_anchors(anchors, method.anchors, tokenizer, limit, model.system, seed) if method.anchors else None
+    return network, tokenizer, rows, replay, held
 
 
 def teacher_turn(method: Method, template_text: str) -> Callable[[TrainingPair], str] | None:

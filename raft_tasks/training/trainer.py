@@ -38,6 +38,7 @@ from transformers import (
 from raft_tasks.chat import stop_ids
 from raft_tasks.errors import InputError
 from raft_tasks.params import Method, Train
+from raft_tasks.training.anchoring import AnchorBatches
 from raft_tasks.training.balance import make_balance
 from raft_tasks.training.batches import MicroBatch, StepSampler, micro_batches, replayed_rows
 from raft_tasks.training.books import COLUMNS, StepBooks, add_to_table, start_table
@@ -80,6 +81,7 @@ class RaftTrainer(Trainer):
         progress: called after every optimiser step with (steps done, steps in all, what else there is to say).
         sampler: of the rollouts; by default the one that the method names.
         replay: general rows; some of them go with every step where the method replays.
+        anchors: None exactly where the method is held to none.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class RaftTrainer(Trainer):
         progress: Callable[[int, int, str], None] | None = None,
         sampler: Sampler | None = None,
         replay: Sequence[Encoded] = (),
+        anchors: AnchorBatches | None = None,
     ) -> None:
         self.interruption = Interruption()
         enable_scoring(student)
@@ -123,6 +126,7 @@ class RaftTrainer(Trainer):
         self.learns_answers = method.cross_entropy != "none"
         self.weigh = WEIGHTS[method.cross_entropy] if self.learns_answers else None
         self.replay, self.replay_share = replay, method.replay.share if method.replay else 0.0
+        self.hold, self.anchors = method.anchors, anchors
         self.student, self.teacher = student, teacher
         student.train()
         self.sampler = sampler
@@ -190,6 +194,8 @@ class RaftTrainer(Trainer):
                 and self.state.global_step % self.distill.probe_steps < self.distill.rollout_steps
             ):
                 self.probe(model)
+            if not self.learns_answers:  # else only after lambda has multiplied what is there
+                self.anchor_backward(model)
             self.kl_backward(model)
         if self.learns_answers:
             with self.books.phase("student"):
@@ -294,7 +300,8 @@ class RaftTrainer(Trainer):
         """Step 3: settle lambda and leave the gradient of L_SFT + lambda L_KL, exchanged."""
         loss = None
         if self.balance is not None:  # lambda needs L_SFT of the whole step before its first backward pass
-            if len(self.own) == 1 and not self.replay_share:  # whose backward pass DDP would take for this one's
+            alone = self.anchors is None and not self.replay_share
+            if len(self.own) == 1 and alone:  # else whose backward pass DDP would take for this one's
                 loss = self.sft_loss(model, self.own[0])
             else:
                 with torch.no_grad():
@@ -307,6 +314,7 @@ class RaftTrainer(Trainer):
             torch._foreach_mul_(gradients, self.books.sums["lambda"])
         if self.replay_share:
             self.replay_backward(model)
+        self.anchor_backward(model)
         for batch in self.own:
             with nullcontext() if batch is self.own[-1] else self.without_exchange(model):
                 known = self.balance is not None  # its part of the sums
@@ -337,6 +345,43 @@ class RaftTrainer(Trainer):
         self.books.sums["replay_weight"] = weight
         self.check_finite("L_replay", self.books.sums["l_replay"])
 
+    def anchor_backward(self, model: Any) -> None:
+        """Leave the gradient of u L_anchor, not yet exchanged."""
+        if self.anchors is None or self.hold is None:
+            return
+        chosen = self.anchors.at(self.state.global_step)
+        lengths = [self.anchors.lengths[anchor] for anchor in chosen]
+        positions = sum(len(self.anchors.rows[anchor].answer) for anchor in chosen)
+        process, processes = self.args.process_index, self.args.world_size
+        with self.books.phase("anchors"):
+            for batch in micro_batches(lengths, self.sizes.micro_batch_size, process, processes):
+                with self.without_exchange(model):
+                    loss = self.anchor_loss(model, [chosen[row] for row in batch.rows], positions)
+                    self.add(batch, l_anchor=loss.item())
+                    self.backward(batch, self.hold.weight * loss)
+        self.settle("l_anchor")
+        self.books.sums["anchor_weight"] = self.hold.weight
+        self.check_finite("L_anchor", self.books.sums["l_anchor"])
+
+    def anchor_loss(self, model: Any, chosen: list[int], positions: int) -> Tensor:
+        """These anchors' part of L_anchor, the mean over all `positions` of the optimiser step's."""
+        assert self.anchors and self.hold  # noqa: PT018  # the caller has checked
+        rows = [self.anchors.rows[anchor] for anchor in chosen]
+        prompts, answers = [row.prompt for row in rows], [row.answer for row in rows]
+        labels = torch.tensor([token for answer in answers for token in answer], device=self.args.device)
+        known = self.anchors.taught(chosen, self.args.device) if self.hold.loss == "kl" else None
+        if self.hold.loss == "kl" and known is None:
+            known = self.taught_at(model, prompts, answers, None)
+
+        def at_head(hidden: Tensor, head: Head) -> Tensor:
+            if known is None:
+                return lean_mean_cross_entropy(hidden, head, labels, positions)[0]
+            own = lean_logits_at(hidden, head, known.ids, mass_every=len(hidden))
+            return top_k_forward_kl(own.logits, known.logits, temperature=1.0).sum() / positions
+
+        loss: Tensor = self.scored(model, prompts, answers, at_head)
+        return loss
+
     def sft_loss(self, model: Any, batch: MicroBatch, known: bool = False) -> Tensor:
         """This micro-batch's part of L_SFT. It goes into the step's sums, unless it is `known` to them."""
         loss, nll = self.answers_loss(model, batch, self.books.rows, self.weigh)
@@ -362,14 +407,18 @@ class RaftTrainer(Trainer):
 
     def taught(self, model: Any, batch: MicroBatch) -> TopK:
         """The teacher's top K at the positions of the rollouts (Eqs. 7-9), on the student's device."""
-        assert self.distill and self.teacher  # noqa: PT018  # there is a teacher
-        top_k, tail = self.distill.top_k, self.tail_temperature
         prompts = [self.books.rows[row].teacher_prompt or [] for row in batch.rows]
+        return self.taught_at(model, prompts, self.drawn(batch), self.tail_temperature)
+
+    def taught_at(self, model: Any, prompts: list[list[int]], completions: list[list[int]], tail: float | None) -> TopK:
+        """The teacher's top K at the positions of `completions`, on the student's device."""
+        assert self.distill and self.teacher  # noqa: PT018  # there is a teacher
+        top_k = self.distill.top_k
         return self.on_device(
             self.scored(
                 partial(self.teacher, model),
                 prompts,
-                self.drawn(batch),
+                completions,
                 lambda hidden, head: lean_top_k(hidden, head, top_k, tail),
             )
         )

@@ -73,8 +73,8 @@ TEMPLATES = {
     "GLM": (GLM, "<|user|>\n", "<|assistant|>"),
 }
 SETTINGS = Anchors(
-    model="base",
     count=400,
+    prompts=None,
     temperature=1.0,
     answer_temperature=1.0,
     top_p=1.0,
@@ -86,6 +86,7 @@ SETTINGS = Anchors(
     duplicate_overlap=0.8,
     held_out_overlap=0.8,
     min_well_formed=0.5,
+    top_k=64,
 )
 
 

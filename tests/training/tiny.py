@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from raft_tasks.params import Adapter, Distill, Launch, Method, Replay, Train
+from raft_tasks.params import Adapter, Distill, Hold, Launch, Method, Replay, Train
 from raft_tasks.schemas import TrainingPair
 
 THINGS = ["reactor", "harbour", "motto", "colour"]
@@ -100,13 +100,14 @@ def method(**changes: Any) -> Method:
     """Plain SFT, but for `changes`."""
     settings: dict[str, Any] = {
         "answers": "raw", "cross_entropy": "plain", "teacher": "none", "balance": None, "distill": None,
-        "adapter": None, "replay": None,
+        "adapter": None, "replay": None, "anchors": None,
         "after": None,
     }  # fmt: skip
     return Method(**(settings | changes))
 
 
 LORA = Adapter(rank=4, alpha=8, dropout=0.0, targets="all-linear")
+ANCHORED = Hold(set="some", loss="kl", batch=3, weight=0.5, logits="stored")
 REPLAY = Replay(files=["data/replay/*.jsonl"], share=0.2)
 METHODS = {
     "sft": method(),

@@ -1,0 +1,53 @@
+"""Stage `anchors`: general user turns that the base invents, with its own answers: one set for all domains."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from flows import paths
+from flows.rows import WITHOUT_LIMIT, new_calls, through
+from flows.stage import main
+from raft_tasks.anchors import answer_chunk, held_out_texts, identity_of, invent_chunk, write_set
+from raft_tasks.artifacts import atomic_folder, read_json, read_rows, write_json
+from raft_tasks.generation.encoding import shared_encoder
+from raft_tasks.params import load_params
+from raft_tasks.schemas import Invented, UserTurn
+
+
+@flow
+def anchors() -> None:
+    params = load_params()
+    methods = {name: params.methods[name] for name in params.run.methods}
+    sets = sorted({method.anchors.set for method in methods.values() if method.anchors})
+    identity = read_json(paths.model_identity("base"))
+    encoder = shared_encoder(params.semantic_filter.encoder, params.semantic_filter.revision)
+    held_out = held_out_texts(paths.HELD_OUT, params.benchmark.tasks, paths.BENCHMARK_TASKS) if sets else []
+    with atomic_folder(paths.ANCHORS) as folder:
+        for name in sets:
+            settings, calls = params.anchors[name], new_calls("anchors", WITHOUT_LIMIT)
+            own = read_rows(Path(settings.prompts), UserTurn) if settings.prompts else []
+            drawn: list[Invented] = []
+            for work, rows, what in ((invent_chunk, range(settings.count), "invented"), (answer_chunk, own, "own")):
+                drawn += through(
+                    work,
+                    rows,
+                    settings,
+                    params.base,
+                    identity,
+                    label=f"anchors: {name}, {what}",
+                    total=len(rows),
+                    chunk_rows=settings.chunk_rows,
+                    chunks=params.resources.chunks,
+                    calls=calls,
+                    unit="turns",
+                )
+            statistics = write_set(drawn, held_out, settings, params.base, encoder, folder / "sets" / name)
+            print(f"anchors: {name}: {statistics.kept} of {statistics.invented} kept", flush=True)
+            if statistics.warning:
+                print(f"anchors: {name}: WARNING: {statistics.warning}", flush=True)
+        for name, method in methods.items():
+            write_json(folder / "methods" / f"{name}.json", identity_of(folder / "sets", method))
+
+
+if __name__ == "__main__":
+    main(anchors)

@@ -1,0 +1,80 @@
+"""Tasks of the stage `anchors`: general user turns that the base invents and answers, and what it says there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from raft_tasks import params
+from raft_tasks.artifacts import digest_path, read_rows, write_json, write_rows
+from raft_tasks.generation.anchors import answer, clean_anchors, invent
+from raft_tasks.generation.calls import Calls
+from raft_tasks.generation.encoding import SentenceEncoder
+from raft_tasks.schemas import AnchorStatistics, HeldOut, Invented, UserTurn
+
+REJECTS, STATISTICS = "rejects.jsonl", "statistics.json"  # of a set's folder, beside what trainings read
+
+
+@task(cache_policy=NO_CACHE)
+def invent_chunk(
+    numbers: list[int], settings: params.Anchors, model: params.Model, identity: dict[str, Any], calls: Calls
+) -> list[Invented]:
+    """The anchors of these numbers, as drawn."""
+    return invent(numbers, calls.local_backend("anchors", model, identity), settings)
+
+
+@task(cache_policy=NO_CACHE)
+def answer_chunk(
+    turns: list[UserTurn], settings: params.Anchors, model: params.Model, identity: dict[str, Any], calls: Calls
+) -> list[Invented]:
+    """The user's own turns with the base's answers."""
+    prompts = [(turn.id, turn.prompt) for turn in turns]
+    return answer(prompts, calls.local_backend("anchors", model, identity), settings)
+
+
+@task(cache_policy=NO_CACHE)
+def write_set(
+    invented: Sequence[Invented],
+    held_out: Iterable[str],
+    settings: params.Anchors,
+    model: params.Model,
+    encoder: SentenceEncoder,
+    folder: Path,
+) -> AnchorStatistics:
+    """Clean the set and write it to `folder`, together with the base's top K at the positions of its answers."""
+    import torch
+
+    from raft_tasks.training.anchoring import KEPT, ROWS, encode_anchors, keep_top_k, write_kept
+    from raft_tasks.training.weights import load_model
+
+    kept, rejected, statistics = clean_anchors(invented, held_out, settings, encoder)
+    folder.mkdir(parents=True)
+    write_rows(folder / ROWS, kept)
+    write_rows(folder / REJECTS, rejected)
+    write_json(folder / STATISTICS, statistics.model_dump())
+    if kept:
+        base, tokenizer = load_model(model, getattr(torch, model.dtype))
+        if torch.cuda.is_available():
+            base = base.to(torch.device("cuda"))  # type: ignore[arg-type]  # it is so documented
+        rows = encode_anchors(kept, tokenizer, base.config.get_text_config().max_position_embeddings, model.system)
+        write_kept(folder / KEPT, keep_top_k(base, rows, settings.top_k, settings.batch_size))
+    return statistics
+
+
+def held_out_texts(questions: Path, tasks: list[str], tasks_folder: Path) -> list[str]:
+    """What no anchor may come near: the domains' validation and test questions, the items of the benchmarks."""
+    from raft_tasks.evaluation.harness import item_texts
+
+    own = [row.question for path in sorted(questions.glob("*.jsonl")) for row in read_rows(path, HeldOut)]
+    return [*own, *(text for _, text in item_texts(tasks, tasks_folder))]
+
+
+def identity_of(sets: Path, method: params.Method) -> dict[str, str] | None:
+    """Which anchors hold a method, by content: what its training depends on. None where there are none."""
+    if method.anchors is None:
+        return None
+    return {"set": method.anchors.set, "sha256": digest_path(sets / method.anchors.set)}

@@ -1,0 +1,203 @@
+"""The term that holds the student to the base: what is kept of the base, which anchors a step has, the loss itself."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from test_trainer import ROLLOUTS, make_trainer, one_step
+from tiny import ANCHORED, METHODS, PLACES, TEACHER, THINGS, VALUES, pairs, train
+
+from raft_tasks.artifacts import write_rows
+from raft_tasks.schemas import Anchor
+from raft_tasks.training.anchoring import (
+    KEPT,
+    ROWS,
+    AnchorError,
+    encode_anchors,
+    keep_top_k,
+    load_anchors,
+    read_kept,
+    write_kept,
+)
+from raft_tasks.training.train import train_model
+from raft_tasks.training.weights import load_model
+
+K = 8
+
+
+def anchors(count=8):
+    """General turns of different lengths, about other things than the training pairs."""
+    return [
+        Anchor(
+            id=f"anchor-{number:05d}",
+            prompt=f"{PLACES[number % 6]} has which {THINGS[number % 3]} ?".replace("has which", "is what"),
+            answer=" ".join([VALUES[number % 6]] * (1 + number % 4)),
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A set as the stage writes it."""
+    base, tokenizer = load_model(tiny_model, torch.float32)
+    place = tmp_path / "set"
+    place.mkdir()
+    write_rows(place / ROWS, anchors())
+    write_kept(place / KEPT, keep_top_k(base, encode_anchors(anchors(), tokenizer, 64, None), K, batch_size=3))
+    return place
+
+
+def base_logits(model, row):
+    """The base's logits at the positions that predict the answer, one by one, [T, V]."""
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([row.prompt + row.answer])).logits[0, len(row.prompt) - 1 : -1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_what_is_kept_is_what_the_base_says(tiny_model, batch_size):
+    base, tokenizer = load_model(tiny_model, torch.float32)
+    rows = encode_anchors(anchors(), tokenizer, 64, None)
+    kept = keep_top_k(base, rows, K, batch_size)
+    assert kept.lengths.tolist() == [len(row.answer) for row in rows]
+    assert kept.logits.dtype == torch.float16
+    expected = torch.cat([base_logits(base, row) for row in rows])
+    values, ids = expected.topk(K)
+    assert torch.equal(kept.ids.long().sort().values, ids.sort().values)
+    torch.testing.assert_close(kept.logits.float(), values - values[:, :1], atol=2e-3, rtol=1e-3)
+
+
+def test_what_is_kept_comes_back_and_other_anchors_are_refused(tiny_model, tmp_path, folder):
+    base, tokenizer = load_model(tiny_model, torch.float32)
+    rows = encode_anchors(anchors(), tokenizer, 64, None)
+    assert all(map(torch.equal, read_kept(folder / KEPT, rows), keep_top_k(base, rows, K, 3)))
+    with pytest.raises(AnchorError, match=r"it has 8 anchors with \d+ positions, these are 7"):
+        read_kept(folder / KEPT, rows[:7])
+    with pytest.raises(AnchorError, match="run `dvc repro`"):
+        read_kept(tmp_path / "elsewhere", rows)
+
+
+def test_every_anchor_comes_equally_often_and_a_step_always_has_the_same(tiny_model, folder):
+    tokenizer = load_model(tiny_model, torch.float32)[1]
+    batches = load_anchors(folder, ANCHORED.model_copy(update={"batch": 2}), tokenizer, 64, None, seed=0)
+    passes = [sorted(row for step in range(4 * one, 4 * one + 4) for row in batches.at(step)) for one in (0, 1, 2)]
+    assert passes == [list(range(8))] * 3
+    assert [batches.at(step) for step in range(12)] == [batches.at(step) for step in range(12)]
+    assert [batches.at(step) for step in range(4)] != [batches.at(step) for step in range(4, 8)]
+    first = batches.taught(batches.at(0), torch.device("cpu"))
+    lengths = [len(batches.rows[row].answer) for row in batches.at(0)]
+    assert first.ids.shape == (sum(lengths), K)
+
+
+def test_fewer_anchors_than_a_step_needs(tiny_model, folder):
+    tokenizer = load_model(tiny_model, torch.float32)[1]
+    with pytest.raises(AnchorError, match=r"got 8 anchors, expected at least anchors.batch = 9"):
+        load_anchors(folder, ANCHORED.model_copy(update={"batch": 9}), tokenizer, 64, None, seed=0)
+
+
+def plain_anchor_loss(student, base, rows, kind):
+    """The term written down plainly: full logits, row by row."""
+    parts = []
+    for row in rows:
+        logits = student(input_ids=torch.tensor([row.prompt + row.answer])).logits[0, len(row.prompt) - 1 : -1]
+        if kind == "ce":
+            parts.append(F.cross_entropy(logits, torch.tensor(row.answer), reduction="none"))
+            continue
+        q = F.softmax(base_logits(base, row), -1)
+        q, ids = q.topk(K)
+        p = F.softmax(logits, -1).gather(-1, ids)
+        q, p = q / q.sum(-1, keepdim=True), p / p.sum(-1, keepdim=True)
+        parts.append((q * (q.log() - p.log())).sum(-1))
+    return torch.cat(parts).mean()
+
+
+@pytest.mark.parametrize("micro", [4, 2, 1])
+@pytest.mark.parametrize(
+    ("name", "kind", "logits"),
+    [("sft", "kl", "stored"), ("sft", "ce", "stored"), ("raft", "kl", "stored"), ("raft", "kl", "teacher"),
+     ("on_policy_sdft", "kl", "stored")],
+)  # fmt: skip
+def test_the_step_adds_the_weighted_gradient_of_the_anchors(tiny_model, tmp_path, folder, name, kind, logits, micro):
+    settings = train(micro_batch_size=micro)
+    hold = ANCHORED.model_copy(update={"loss": kind, "logits": logits})
+    method = METHODS[name].model_copy(update={"anchors": hold})
+    trainers = {}
+    for which, row in (("without", METHODS[name]), ("with", method)):
+        trainers[which] = trainer = make_trainer(tiny_model, tmp_path / which, row, settings, ROLLOUTS)
+        with torch.no_grad():  # a student that has moved: at the base itself the term is 0
+            for number, parameter in enumerate(trainer.student.parameters()):
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    base, tokenizer = load_model(tiny_model, torch.float32)
+    held = load_anchors(folder, hold, tokenizer, 64, None, seed=0)
+    trainers["with"].anchors = held
+    loss, gradients = one_step(trainers["with"], trainers["with"].rows[:4])
+    without, plain = one_step(trainers["without"], trainers["without"].rows[:4])
+    student = trainers["without"].student
+    before = {key: gradient.clone() for key, gradient in plain.items()}
+    student.zero_grad()
+    term = plain_anchor_loss(student, base, [held.rows[row] for row in held.at(0)], kind)
+    term.backward()
+    assert term.item() > 0.01
+    assert trainers["with"].books.sums["l_anchor"] == pytest.approx(term.item(), rel=2e-3)
+    assert loss == pytest.approx(without + 0.5 * term.item(), rel=1e-3)
+    for key, parameter in student.named_parameters():
+        torch.testing.assert_close(gradients[key], before[key] + 0.5 * parameter.grad, atol=2e-4, rtol=2e-3)
+
+
+def run(model, place, method, folder, progress=None):
+    return train_model(
+        pairs(), model, method, train(), TEACHER, 0, place / "output", place / "ck", progress=progress, anchors=folder
+    )
+
+
+def table(place: Path):
+    with (place / "output" / "steps.csv").open(newline="") as rows:
+        return list(csv.DictReader(rows))
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["fused_sft", "raft", "sft_lora"])
+def test_a_training_starts_at_the_base_and_resumes_as_if_nothing_had_happened(tiny_model, tmp_path, folder, name):
+    method = METHODS[name].model_copy(update={"anchors": ANCHORED})
+    run(tiny_model, tmp_path / "whole", method, folder)
+    column = [float(row["l_anchor"]) for row in table(tmp_path / "whole")]
+    assert column[0] == pytest.approx(0, abs=1e-5)  # float16 of the base's logits
+    assert max(column[1:]) > 1e-4
+
+    def stop(done, total, shown):
+        if done == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(tiny_model, tmp_path / "cut", method, folder, stop)
+    run(tiny_model, tmp_path / "cut", method, folder)
+    assert [row["l_anchor"] for row in table(tmp_path / "cut")] == [
+        row["l_anchor"] for row in table(tmp_path / "whole")
+    ]
+    one, two = (load_file(tmp_path / which / "output" / "model" / "model.safetensors") for which in ("whole", "cut"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_anchors_hold_the_student(tiny_model, tmp_path, folder):
+    """Over a whole training the distance on the anchors stays smaller with the term than without."""
+    distances = {}
+    base, tokenizer = load_model(tiny_model, torch.float32)
+    rows = encode_anchors(anchors(), tokenizer, 64, None)
+    for name, hold in (("free", None), ("held", ANCHORED.model_copy(update={"weight": 3.0}))):
+        run(tiny_model, tmp_path / name, METHODS["sft"].model_copy(update={"anchors": hold}), folder)
+        model = tiny_model.model_copy(update={"path": str(tmp_path / name / "output" / "model")})
+        with torch.no_grad():
+            distances[name] = plain_anchor_loss(load_model(model, torch.float32)[0], base, rows, "kl").item()
+    assert distances["held"] < 0.5 * distances["free"]
+
+
+def test_a_method_with_anchors_needs_their_folder(tiny_model, tmp_path):
+    method = METHODS["sft"].model_copy(update={"anchors": ANCHORED})
+    with pytest.raises(AnchorError, match=r"held to the anchors 'some', and their folder is not given"):
+        run(tiny_model, tmp_path, method, None)
