@@ -43,7 +43,7 @@ class Job(BaseModel):
     checkpoints: Path
     trackers: list[str]
     tracking: Path
-    anchors: Path | None
+    anchors: Path | None = None
 
 
 class WorkersFailed(Exception):

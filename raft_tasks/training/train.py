@@ -283,7 +283,7 @@ def summary(
         "rows_cut": sum(row.cut > 0 for row in rows),  # answers that train.too_long shortened
         "answer_tokens_cut": sum(row.cut for row in rows),  # of one epoch
         "unknown_prompt_tokens": unknown_share(rows, tokenizer.unk_token_id),
-        "final": {name: last[name] for name in ("loss", "l_sft", "nll", "l_replay", "l_kl", "ce_kl_ratio")},
+        "final": {name: last[name] for name in ("loss", "l_sft", "nll", "l_replay", "l_anchor", "l_kl", "ce_kl_ratio")},
         "lambda": (
             {"min": min(lambdas), "mean": sum(lambdas) / len(lambdas), "max": max(lambdas), "last": lambdas[-1]}
             if lambdas

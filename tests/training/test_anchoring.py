@@ -8,19 +8,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from test_trainer import ROLLOUTS, make_trainer, one_step
-from tiny import ANCHORED, METHODS, PLACES, TEACHER, THINGS, VALUES, pairs, train
+from tiny import ANCHORED, METHODS, TEACHER, pairs, save_anchors, some_anchors, train
 
-from raft_tasks.artifacts import write_rows
-from raft_tasks.schemas import Anchor
 from raft_tasks.training.anchoring import (
     KEPT,
-    ROWS,
     AnchorError,
     encode_anchors,
     keep_top_k,
     load_anchors,
     read_kept,
-    write_kept,
 )
 from raft_tasks.training.train import train_model
 from raft_tasks.training.weights import load_model
@@ -28,27 +24,10 @@ from raft_tasks.training.weights import load_model
 K = 8
 
 
-def anchors(count=8):
-    """General turns of different lengths, about other things than the training pairs."""
-    return [
-        Anchor(
-            id=f"anchor-{number:05d}",
-            prompt=f"{PLACES[number % 6]} has which {THINGS[number % 3]} ?".replace("has which", "is what"),
-            answer=" ".join([VALUES[number % 6]] * (1 + number % 4)),
-        )
-        for number in range(count)
-    ]
-
-
 @pytest.fixture
-def folder(tiny_model, tmp_path):
+def folder(tiny_folder, tmp_path):
     """A set as the stage writes it."""
-    base, tokenizer = load_model(tiny_model, torch.float32)
-    place = tmp_path / "set"
-    place.mkdir()
-    write_rows(place / ROWS, anchors())
-    write_kept(place / KEPT, keep_top_k(base, encode_anchors(anchors(), tokenizer, 64, None), K, batch_size=3))
-    return place
+    return save_anchors(tmp_path / "set", tiny_folder, K)
 
 
 def base_logits(model, row):
@@ -60,7 +39,7 @@ def base_logits(model, row):
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_what_is_kept_is_what_the_base_says(tiny_model, batch_size):
     base, tokenizer = load_model(tiny_model, torch.float32)
-    rows = encode_anchors(anchors(), tokenizer, 64, None)
+    rows = encode_anchors(some_anchors(), tokenizer, 64, None)
     kept = keep_top_k(base, rows, K, batch_size)
     assert kept.lengths.tolist() == [len(row.answer) for row in rows]
     assert kept.logits.dtype == torch.float16
@@ -72,7 +51,7 @@ def test_what_is_kept_is_what_the_base_says(tiny_model, batch_size):
 
 def test_what_is_kept_comes_back_and_other_anchors_are_refused(tiny_model, tmp_path, folder):
     base, tokenizer = load_model(tiny_model, torch.float32)
-    rows = encode_anchors(anchors(), tokenizer, 64, None)
+    rows = encode_anchors(some_anchors(), tokenizer, 64, None)
     assert all(map(torch.equal, read_kept(folder / KEPT, rows), keep_top_k(base, rows, K, 3)))
     with pytest.raises(AnchorError, match=r"it has 8 anchors with \d+ positions, these are 7"):
         read_kept(folder / KEPT, rows[:7])
@@ -188,7 +167,7 @@ def test_anchors_hold_the_student(tiny_model, tmp_path, folder):
     """Over a whole training the distance on the anchors stays smaller with the term than without."""
     distances = {}
     base, tokenizer = load_model(tiny_model, torch.float32)
-    rows = encode_anchors(anchors(), tokenizer, 64, None)
+    rows = encode_anchors(some_anchors(), tokenizer, 64, None)
     for name, hold in (("free", None), ("held", ANCHORED.model_copy(update={"weight": 3.0}))):
         run(tiny_model, tmp_path / name, METHODS["sft"].model_copy(update={"anchors": hold}), folder)
         model = tiny_model.model_copy(update={"path": str(tmp_path / name / "output" / "model")})

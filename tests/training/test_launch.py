@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_trainer import TIMES
-from tiny import METHODS, REPLAY, TEACHER, pairs, save_tiny, train
+from tiny import ANCHORED, METHODS, REPLAY, TEACHER, pairs, save_anchors, save_tiny, train
 
 from raft_tasks.artifacts import write_json
 from raft_tasks.errors import InputError
@@ -26,7 +26,10 @@ from raft_tasks.training.train import train_model
 LOOKS = {"student_mass_in_k", "kl_to_base", "sampler_gap"}  # at some positions only, by micro-batch
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
-ROWS = METHODS | {"raft_replay": METHODS["raft"].model_copy(update={"replay": REPLAY})}
+ROWS = METHODS | {
+    "raft_replay": METHODS["raft"].model_copy(update={"replay": REPLAY}),
+    "raft_lora_anchored": METHODS["raft_lora"].model_copy(update={"anchors": ANCHORED}),
+}
 SETTINGS = {"batch_size": 8, "micro_batch_size": 2, "epochs": 2}  # steps of 8 and 4 rows; one with 5 of 8 and 4 micros
 
 
@@ -41,7 +44,7 @@ def job(folder, name, strategy, rows=None, **changes):
         model=Model(path=str(folder / "model"), revision=None, dtype="float32", system=None), method=row,
         train=train(launch=launch, **(SETTINGS | changes)), template_text=TEACHER, seed=0,
         output=folder / name / strategy, checkpoints=folder / name / f"{strategy}-checkpoints",
-        trackers=[], tracking=folder / "tracking",
+        trackers=[], tracking=folder / "tracking", anchors=folder / "set" if row.anchors else None,
     )  # fmt: skip
 
 
@@ -81,7 +84,7 @@ def assert_same(one, two):
         assert torch.allclose(value, parts[name], atol=1e-5), name
 
 
-NAMES = ["sft", "raft", "raft_lora", "raft_replay", "on_policy_sdft"]
+NAMES = ["sft", "raft", "raft_lora", "raft_lora_anchored", "raft_replay", "on_policy_sdft"]
 STRATEGIES = ["ddp", "fsdp2"]
 
 
@@ -89,7 +92,7 @@ STRATEGIES = ["ddp", "fsdp2"]
 def trained(tmp_path_factory):
     """Trainings by one process and by two."""
     folder = tmp_path_factory.mktemp("trained")
-    save_tiny(folder / "model")
+    save_anchors(folder / "set", save_tiny(folder / "model"))
     groups = []
     for strategy in STRATEGIES:
         raft = job(folder, "raft", strategy)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import TEACHER, pairs, train
+from tiny import TEACHER, pairs, save_anchors, train
 
 from raft_tasks.params import Method
 from raft_tasks.training.train import train_model
@@ -24,17 +24,22 @@ def small_rows():
                 row = row.model_copy(update={"distill": row.distill.model_copy(update=small)})
             if row.replay is not None:
                 row = row.model_copy(update={"replay": row.replay.model_copy(update={"files": ["any"]})})
+            if row.anchors is not None:
+                row = row.model_copy(update={"anchors": row.anchors.model_copy(update={"batch": 3})})
             rows.setdefault(row.model_dump_json(), (name, row))
     return list(rows.values())
 
 
 @pytest.mark.parametrize(("name", "row"), small_rows(), ids=lambda value: value if isinstance(value, str) else "")
-def test_every_row_trains(name, row, tiny_model, tmp_path):
+def test_every_row_trains(name, row, tiny_model, tiny_folder, tmp_path):
     rows = pairs()[:8] + ([pairs()[8].model_copy(update={"replay": True})] if row.replay else [])
     settings = train(epochs=1, batch_size=4)
-    summary = train_model(rows, tiny_model, row, settings, TEACHER, 0, tmp_path / "output", tmp_path / "ck")
+    anchors = save_anchors(tmp_path / "set", tiny_folder) if row.anchors else None
+    output, checkpoints = tmp_path / "output", tmp_path / "ck"
+    summary = train_model(rows, tiny_model, row, settings, TEACHER, 0, output, checkpoints, anchors=anchors)
     assert summary["steps"] == 2
     assert summary["distance"]["total"] > 0
     assert (summary["final"]["l_sft"] is None) == (row.cross_entropy == "none")
     assert (summary["final"]["l_kl"] is None) == (row.teacher == "none")
     assert (summary["final"]["l_replay"] is None) == (row.replay is None)
+    assert (summary["final"]["l_anchor"] is None) == (row.anchors is None)

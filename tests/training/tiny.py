@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from raft_tasks.params import Adapter, Distill, Hold, Launch, Method, Replay, Train
-from raft_tasks.schemas import TrainingPair
+from raft_tasks.artifacts import write_rows
+from raft_tasks.params import Adapter, Distill, Hold, Launch, Method, Model, Replay, Train
+from raft_tasks.schemas import Anchor, TrainingPair
 
 THINGS = ["reactor", "harbour", "motto", "colour"]
 PLACES = ["figin", "arlo", "bexa", "corin", "dolm", "estra"]
@@ -100,8 +101,7 @@ def method(**changes: Any) -> Method:
     """Plain SFT, but for `changes`."""
     settings: dict[str, Any] = {
         "answers": "raw", "cross_entropy": "plain", "teacher": "none", "balance": None, "distill": None,
-        "adapter": None, "replay": None, "anchors": None,
-        "after": None,
+        "adapter": None, "replay": None, "anchors": None, "after": None,
     }  # fmt: skip
     return Method(**(settings | changes))
 
@@ -123,3 +123,30 @@ METHODS = {
     "sft_lora": method(adapter=LORA),
     "raft_lora": method(answers="fused", teacher="answer_conditioned", balance="ema", distill=distill(), adapter=LORA),
 }
+
+
+def some_anchors() -> list[Anchor]:
+    """Eight general turns of different lengths, about other things than the training pairs."""
+    return [
+        Anchor(
+            id=f"anchor-{number:05d}",
+            prompt=f"{PLACES[number % 6]} is what {THINGS[number % 3]} ?",
+            answer=" ".join([VALUES[number % 6]] * (1 + number % 4)),
+        )
+        for number in range(8)
+    ]
+
+
+def save_anchors(folder: Path, model: Path, k: int = 8) -> Path:
+    """A set as the stage `anchors` writes it, with what the model in `model` says."""
+    import torch
+
+    from raft_tasks.training.anchoring import KEPT, ROWS, encode_anchors, keep_top_k, write_kept
+    from raft_tasks.training.weights import load_model
+
+    base, tokenizer = load_model(Model(path=str(model), revision=None, dtype="float32", system=None), torch.float32)
+    folder.mkdir()
+    write_rows(folder / ROWS, some_anchors())
+    rows = encode_anchors(some_anchors(), tokenizer, 64, None)
+    write_kept(folder / KEPT, keep_top_k(base, rows, k, batch_size=3))
+    return folder
