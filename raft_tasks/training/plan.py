@@ -13,6 +13,7 @@ import torch
 
 from raft_tasks.params import Method, Model, Train
 from raft_tasks.schemas import TrainingPair
+from raft_tasks.training.adapters import without_deprecations
 from raft_tasks.training.conversations import Encoded
 from raft_tasks.training.memory import Memory, Shape, available_bytes, estimate, gigabytes, settings_that_fit
 from raft_tasks.training.speed import ModelFlops
@@ -49,7 +50,8 @@ def plan(
     steps_per_epoch = math.ceil(len(rows) / train.batch_size)
     student, teacher = make_pair(network, model, method, seed, arguments)
     if train.gradient_checkpointing:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
+        with without_deprecations():
+            network.gradient_checkpointing_enable({"use_reentrant": False})
     shape = Shape.of(student, model.dtype)
     needed, there = estimate(shape, rows, method, train), available_bytes(device)
     fits = needed.peak <= there
