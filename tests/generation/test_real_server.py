@@ -28,6 +28,8 @@ def server(tmp_path_factory):
         port = str(probe.getsockname()[1])
     log = tmp_path_factory.mktemp("serve") / "log"
     command = [str(Path(sys.executable).parent / "transformers"), "serve", MODEL, "--continuous-batching"]
+    # else it takes most of the machine's memory for its cache
+    command += ["--cb-block-size", "32", "--cb-num-blocks", "512", "--cb-max-batch-tokens", "1024"]
     with log.open("w") as out:
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", port, "--device", "cpu", "--dtype", "float32"],
