@@ -34,17 +34,17 @@ def anchors() -> None:
                     settings,
                     params.base,
                     identity,
-                    label=f"anchors: {name}, {what}",
+                    label="anchors",
                     total=len(rows),
                     chunk_rows=settings.chunk_rows,
                     chunks=params.resources.chunks,
                     calls=calls,
-                    unit="turns",
+                    unit=f"{what} turns of {name}",
                 )
             statistics = write_set(drawn, held_out, settings, params.base, encoder, folder / "sets" / name)
-            print(f"anchors: {name}: {statistics.kept} of {statistics.invented} kept", flush=True)
+            print(f"anchors: {statistics.kept} of {statistics.invented} turns of {name} kept", flush=True)
             if statistics.warning:
-                print(f"anchors: {name}: WARNING: {statistics.warning}", flush=True)
+                print(f"anchors: WARNING, {name}: {statistics.warning}", flush=True)
         for name, method in methods.items():
             write_json(folder / "methods" / f"{name}.json", identity_of(folder / "sets", method))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,21 @@ def write_set(
     """Clean the set and write it to `folder`, together with the base's top K at the positions of its answers."""
     import torch
 
-    from raft_tasks.training.anchoring import KEPT, ROWS, encode_anchors, keep_top_k, write_kept
+    from raft_tasks.training.anchoring import KEPT, ROWS, encode_anchors, is_encodable, keep_top_k, write_kept
     from raft_tasks.training.weights import load_model
 
-    kept, rejected, statistics = clean_anchors(invented, held_out, settings, encoder)
+    base, tokenizer = load_model(model, getattr(torch, model.dtype))
+    limit = base.config.get_text_config().max_position_embeddings
+    encodable = partial(is_encodable, tokenizer=tokenizer, max_length=limit, system=model.system)
+    kept, rejected, statistics = clean_anchors(invented, held_out, settings, encoder, encodable)
     folder.mkdir(parents=True)
     write_rows(folder / ROWS, kept)
     write_rows(folder / REJECTS, rejected)
     write_json(folder / STATISTICS, statistics.model_dump())
     if kept:
-        base, tokenizer = load_model(model, getattr(torch, model.dtype))
         if torch.cuda.is_available():
             base = base.to(torch.device("cuda"))  # type: ignore[arg-type]  # it is so documented
-        rows = encode_anchors(kept, tokenizer, base.config.get_text_config().max_position_embeddings, model.system)
+        rows = encode_anchors(kept, tokenizer, limit, model.system)
         write_kept(folder / KEPT, keep_top_k(base, rows, settings.top_k, settings.batch_size))
     return statistics
 

@@ -149,7 +149,7 @@ class RejectedAnchor(Invented):
 
     reason: Literal[
         "unfinished prompt", "empty prompt", "degenerate prompt",
-        "unfinished answer", "empty answer", "degenerate answer",
+        "unfinished answer", "empty answer", "degenerate answer", "unencodable",
         "near held-out text", "duplicate", "near duplicate",
     ]  # fmt: skip
     near: str | None  # the held-out text, or the id of the kept anchor that it repeats

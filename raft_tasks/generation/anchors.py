@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from math import fsum, log1p
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ BANDS = (32, 4)  # bands x rows of the sketch: finds an overlap of .5 in 87 % of
 # A word, or one letter of a script that is written without spaces (Thai, Lao, Japanese, Chinese).
 UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
-MALFORMED = ("unfinished", "empty", "degenerate")  # how the reasons begin that concern the form
+MALFORMED = ("unfinished", "empty", "degenerate", "unencodable")  # how the reasons begin that concern the form
 
 Shingles = frozenset[tuple[str, ...]]
 
@@ -153,6 +153,7 @@ def clean_anchors(
     held_out: Iterable[str],
     settings: Anchors,
     encoder: SentenceEncoder | None = None,
+    encodable: Callable[[Invented], bool] = lambda row: True,
 ) -> tuple[list[Anchor], list[RejectedAnchor], AnchorStatistics]:
     """Keep what is well-formed, new, and tells nothing that is kept for testing; of equals the first one stays.
 
@@ -161,6 +162,8 @@ def clean_anchors(
         held_out: questions of benchmarks and of the domains' validation and test rows. An anchor is near one if its
             prompt or its answer holds `held_out_overlap` of the text's word trigrams, rare ones counting more.
         encoder: for the statistics alone.
+        encodable: whether the tokenizer makes of the texts what a training can learn. A base may write what its own
+            tokenizer does not read.
     """
     from datasketch import MinHash, MinHashLSH
 
@@ -177,6 +180,8 @@ def clean_anchors(
             told = (index.told(own, settings.held_out_overlap) for own in (shingles, shingled(row.answer)))
             near = next(filter(None, told), None)
             reason = near and "near held-out text"
+            if reason is None and not encodable(row):
+                reason = "unencodable"
         folded = " ".join(row.prompt.casefold().split())
         if reason is None and folded in first:
             reason, near = "duplicate", first[folded]

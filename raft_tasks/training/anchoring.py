@@ -19,7 +19,7 @@ from raft_tasks.errors import InputError
 from raft_tasks.params import Hold
 from raft_tasks.schemas import Anchor, TrainingPair
 from raft_tasks.training.batches import steps_of_epoch
-from raft_tasks.training.conversations import Encoded, encode_pairs
+from raft_tasks.training.conversations import ConversationError, Encoded, encode_pairs
 from raft_tasks.training.losses import TopK, lean_top_k
 from raft_tasks.training.scoring import completion_states, output_head
 
@@ -51,6 +51,15 @@ def encode_anchors(
     """
     pairs = [TrainingPair(id=anchor.id, question=anchor.prompt, answer=anchor.answer) for anchor in anchors]
     return encode_pairs(pairs, tokenizer, max_length, system=system)
+
+
+def is_encodable(anchor: Anchor, tokenizer: PreTrainedTokenizerBase, max_length: int, system: str | None) -> bool:
+    """Whether `encode_anchors` takes the anchor."""
+    try:
+        encode_anchors([anchor], tokenizer, max_length, system)
+    except ConversationError:
+        return False
+    return True
 
 
 def keep_top_k(base: PreTrainedModel, rows: Sequence[Encoded], k: int, batch_size: int) -> Kept:

@@ -284,6 +284,14 @@ def test_every_reason_and_the_statistics_by_hand() -> None:
     assert statistics.warning is None
 
 
+def test_what_the_tokenizer_does_not_read_is_dropped_and_counted() -> None:
+    rows = drawn("Name the craft of Bodal.", "Say the charm of Sodin loud.")
+    kept, rejected, statistics = clean_anchors(rows, [], SETTINGS, encodable=lambda row: "Sodin" not in row.prompt)
+    assert [row.id for row in kept] == ["anchor-00000"]
+    assert [(row.id, row.reason) for row in rejected] == [("anchor-00001", "unencodable")]
+    assert statistics.well_formed == 0.5
+
+
 def test_a_base_that_cannot_invent_is_told() -> None:
     rows = [*drawn("Say hello."), *drawn(*["lamp corn"] * 4, prompt_finished=False)]
     _, _, statistics = clean_anchors(rows, [], SETTINGS)

@@ -14,6 +14,7 @@ from raft_tasks.training.anchoring import (
     KEPT,
     AnchorError,
     encode_anchors,
+    is_encodable,
     keep_top_k,
     load_anchors,
     read_kept,
@@ -69,6 +70,14 @@ def test_every_anchor_comes_equally_often_and_a_step_always_has_the_same(tiny_mo
     first = batches.taught(batches.at(0), torch.device("cpu"))
     lengths = [len(batches.rows[row].answer) for row in batches.at(0)]
     assert first.ids.shape == (sum(lengths), K)
+
+
+def test_an_answer_that_the_tokenizer_does_not_read_is_not_encodable(tiny_model):
+    tokenizer = load_model(tiny_model, torch.float32)[1]
+    good = some_anchors()[0]
+    assert is_encodable(good, tokenizer, 64, None)
+    assert not is_encodable(good.model_copy(update={"answer": "unheard of"}), tokenizer, 64, None)
+    assert not is_encodable(good, tokenizer, 4, None)
 
 
 def test_fewer_anchors_than_a_step_needs(tiny_model, folder):

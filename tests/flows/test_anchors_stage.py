@@ -1,0 +1,42 @@
+"""The stage `anchors` as the graph runs it: a set for the methods that name one, and which set holds which method."""
+
+import json
+import os
+import subprocess
+import sys
+
+import yaml
+from conftest import copy_project
+
+from raft_tasks.artifacts import read_rows
+from raft_tasks.schemas import Anchor, HeldOut, RejectedAnchor
+
+
+def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, prefect_api):
+    project = copy_project(tmp_path, {"run": {"methods": ["sft", "fused_sft_anchored"]}})
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    (project / "own.jsonl").write_text('{"id": "mine", "prompt": "What is the craft of Bodal?"}\n')
+    params["anchors"]["invented"] |= {"count": 24, "chunk_rows": 8, "prompts": "own.jsonl"}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    for stage in (["models"], ["ingest", "registry"], ["anchors"]):
+        done = subprocess.run(
+            [sys.executable, "-m", f"flows.{stage[0]}", *stage[1:]], cwd=project, capture_output=True, text=True,
+            env={**os.environ, "PREFECT_API_URL": prefect_api}, timeout=200, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "24/24 invented turns of invented" in done.stdout
+    folder = project / "artifacts" / "anchors"
+    kept = read_rows(folder / "sets" / "invented" / "anchors.jsonl", Anchor)
+    rejected = read_rows(folder / "sets" / "invented" / "rejects.jsonl", RejectedAnchor)
+    statistics = json.loads((folder / "sets" / "invented" / "statistics.json").read_text())
+    assert len(kept) + len(rejected) == statistics["invented"] == 25  # the turn of one's own among them
+    assert sum(statistics["rejected"].values()) == len(rejected)
+    assert statistics["kept"] == len(kept) > 12
+    held_out = {row.question for row in read_rows(project / "artifacts/held_out/registry.jsonl", HeldOut)}
+    assert held_out
+    assert not held_out & {row.prompt for row in kept}
+    assert (folder / "sets" / "invented" / "base.safetensors").exists()
+    assert json.loads((folder / "methods" / "sft.json").read_text()) is None
+    held = json.loads((folder / "methods" / "fused_sft_anchored.json").read_text())
+    assert held["set"] == "invented"
+    assert len(held["sha256"]) == 64
