@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_random
+
 from raft_tasks.artifacts import digest
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import (
@@ -99,11 +101,7 @@ class CallStore:
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._explained():
-            self._connection = sqlite3.connect(
-                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing
+            self._connection = _opened(path)
         with self._writing() as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
@@ -247,6 +245,25 @@ class CallStore:
                 f"call store {self.path} is damaged ({error}); move it away and its calls will be made again, or "
                 f"save what can be read: sqlite3 {self.path} .recover | sqlite3 saved.sqlite"
             ) from error
+
+
+def _is_locked(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+
+
+@retry(
+    retry=retry_if_exception(_is_locked), wait=wait_random(0.01, 0.1), stop=stop_after_delay(BUSY_SECONDS), reraise=True
+)
+def _opened(path: Path) -> sqlite3.Connection:
+    """A connection in WAL mode. To change the mode SQLite wants the file for itself, and does not wait until it is."""
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 @cache

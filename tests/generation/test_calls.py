@@ -159,6 +159,18 @@ def test_threads_and_processes_share_a_store(tmp_path):
     assert sum(row[1] for row in store.summary("role")) == 240
 
 
+def _open_all(paths):
+    for path in paths:
+        CallStore(path).close()
+
+
+def test_processes_that_open_a_new_store_at_once_wait_for_each_other(tmp_path):
+    paths = [tmp_path / f"{number}.sqlite" for number in range(25)]
+    with multiprocessing.get_context("fork").Pool(6) as pool:
+        pool.map(_open_all, [paths] * 6, chunksize=1)
+    assert all(path.exists() for path in paths)
+
+
 @pytest.mark.parametrize("damage", ["not a database", "torn"])
 def test_a_damaged_file_is_told(tmp_path, damage):
     path = tmp_path / "calls.sqlite"
