@@ -91,7 +91,3 @@ def held_out(domain: str) -> Path:
 
 def anchor_set(name: str) -> Path:
     return ANCHORS / "sets" / name
-
-
-def method_anchors(method: str) -> Path:
-    return ANCHORS / "methods" / f"{method}.json"
