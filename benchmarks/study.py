@@ -1,0 +1,435 @@
+"""Studies on the pocket worlds: many trainings, each with the outcome of every item, resumable at any point.
+
+    python benchmarks/study.py run anchors       trains what benchmarks/studies/anchors.jsonl does not hold yet
+    python benchmarks/study.py plan anchors      what there is to do
+
+A study is benchmarks/studies/NAME.yaml: arms (a row of params.yaml's methods and what is set differently) and runs
+(worlds x domains x arms x learning rates x epochs x seeds, in the order of their importance). Every training adds one
+line to NAME.jsonl, written when it is measured; a killed study goes on with the next one, and processes side by side
+share the work. Whatever is made on the way (rows, refined answers, anchors) is kept in .cache/study.
+
+Beside the demo's benchmarks every model is asked two more things that its domain's training may cost:
+
+    domain_instructions   a question about a fact of the domain, with a constraint on the form of the answer
+    skills                the first or the last word of some words; a sentence in upper or lower case
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from flows import paths  # first: it prepares the environment of the libraries
+from pocket_world.data import Item, build_files, json_lines
+from pocket_world.exercises import CONSTRAINTS, Exercises, obey
+from pocket_world.recipe import RECIPE, Recipe, load_recipe
+from pocket_world.styles import own
+from pocket_world.world import WORDINGS, World, build_world
+from raft_tasks.artifacts import atomic_folder, digest, read_rows, write_rows
+from raft_tasks.evaluation.harness import evaluate
+from raft_tasks.generation.anchors import answer, clean_anchors, invent
+from raft_tasks.generation.encoding import shared_encoder
+from raft_tasks.generation.fusing import fuse
+from raft_tasks.generation.judges import build_panel
+from raft_tasks.generation.rewriting import rewrite
+from raft_tasks.generation.semantic_filter import semantic_filter
+from raft_tasks.generation.templates import template_text
+from raft_tasks.generation.transformers_backend import TransformersBackend
+from raft_tasks.params import Anchors, Params
+from raft_tasks.recover import recovered
+from raft_tasks.schemas import Anchor, Example, Filtered, Fused, Invented, TrainingPair
+from raft_tasks.training.anchoring import KEPT, ROWS, encode_anchors, is_encodable, keep_top_k, write_kept
+from raft_tasks.training.train import train_model
+from raft_tasks.training.weights import load_model
+
+STUDIES = Path(__file__).parent / "studies"
+KEPT_WORK = Path(".cache/study")
+WORLDS = {"easy": RECIPE, "hard": Path("worlds/hard/recipe.yaml"), "second": Path("worlds/second/recipe.yaml")}
+EXTRA = ("pocket_domain_instructions", "pocket_skills")
+SKILLS = 100  # items
+
+SCORING = """
+def process_skills(doc, results):
+    return {"acc": float(results[0].strip() == doc["answer"])}
+"""
+
+
+class Cell(NamedTuple):
+    """One training. `arm` None is the base, which is only measured."""
+
+    world: str
+    domain: str
+    arm: str | None
+    rate: float
+    epochs: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        if self.arm is None:
+            return f"{self.world}/{self.domain}/base"
+        return f"{self.world}/{self.domain}/{self.arm}/rate={self.rate:g}/epochs={self.epochs}/{self.seed}"
+
+
+def cells_of(study: dict[str, Any]) -> list[Cell]:
+    """Every training of the study once, in order, each world and domain's base first."""
+    found: dict[Cell, None] = {}
+    for run in study["runs"]:
+        for seed in run["seeds"]:
+            for world in run["worlds"]:
+                for domain in run["domains"]:
+                    found[Cell(world, domain, None, 0.0, 0, 0)] = None
+                    for rate in run["rates"]:
+                        for arm in run["arms"]:
+                            epochs = study["arms"][arm].get("epochs", run["epochs"])
+                            found[Cell(world, domain, arm, rate, epochs, seed)] = None
+    return list(found)
+
+
+def params_of(study: dict[str, Any], cell: Cell) -> Params:
+    """params.yaml with what the world, the arm and the cell set."""
+    document = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    arm = {} if cell.arm is None else study["arms"][cell.arm]
+    changes = {"models.base.path": load_recipe(WORLDS[cell.world]).backbone.folder, **arm.get("set", {})}
+    if cell.arm is not None:
+        changes |= {"train.learning_rate": cell.rate, "train.epochs": cell.epochs}
+    for key, value in changes.items():
+        *parts, last = key.split(".")
+        place = document
+        for part in parts:
+            place[part] = dict(place[part])  # a row that YAML shares between methods is one object
+            place = place[part]
+        place[last] = value
+    return Params.model_validate(document)
+
+
+@contextmanager
+def made_once(folder: Path) -> Iterator[Path | None]:
+    """A folder to fill, or None where it is there already; whoever comes second waits."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            yield None
+        else:
+            with atomic_folder(folder) as partial_folder:
+                yield partial_folder
+
+
+def world_folder(name: str) -> Path:
+    """tasks/ with the general and the extra tasks of a world, <domain>.jsonl with its rows, replay.jsonl."""
+    recipe = load_recipe(WORLDS[name])
+    place = KEPT_WORK / digest([recipe.world, recipe.data])[:12]
+    with made_once(place) as folder:
+        if folder is not None:
+            write_world(recipe, folder, place)
+    return place
+
+
+def write_world(recipe: Recipe, folder: Path, place: Path) -> None:
+    """Fill `folder`, which will be renamed to `place`."""
+    world, tasks = build_world(recipe.world), folder / "tasks"
+    shutil.copytree(paths.BENCHMARK_TASKS, tasks)
+    files = build_files(recipe.model_copy(update={"data": recipe.data.model_copy(update={"tasks": str(tasks)})}))
+    for path, rows in files.items():
+        if not path.is_relative_to(tasks):
+            path = folder / f"{path.parent.name}.jsonl"
+        path.write_text(json_lines(rows), encoding="utf-8")
+    for domain in world.domains:
+        path = tasks / "pocket_instructions" / f"{domain}.jsonl"
+        path.write_text(json_lines(domain_instructions(world, domain, files)), encoding="utf-8")
+    (tasks / "pocket_skills").mkdir()
+    (tasks / "pocket_skills" / "skills_scoring.py").write_text(SCORING)
+    (tasks / "pocket_skills" / "items.jsonl").write_text(json_lines(skill_items(world)), encoding="utf-8")
+    text = (paths.BENCHMARK_TASKS / "pocket_reading/pocket_reading.yaml").read_text()
+    text = text.replace("pocket_reading", "pocket_skills").replace(
+        "scoring.process_results", "skills_scoring.process_skills"
+    )
+    text = "\n".join(line for line in text.split("\n") if "metric: complete" not in line)
+    (tasks / "pocket_skills" / "pocket_skills.yaml").write_text(text)
+    for path in tasks.glob("*/*.yaml"):
+        path.write_text(path.read_text().replace(str(paths.BENCHMARK_TASKS), str(place / "tasks")))
+
+
+def domain_instructions(world: World, domain: str, files: dict[Path, list[Item]]) -> list[Item]:
+    """Two items of every fact: a wording that its training rows do not have, and a constraint."""
+    rng = random.Random(f"domain-instructions-{domain}")
+    rows = next(rows for path, rows in files.items() if path.parent.name == domain)
+    asked = {row["question"] for row in rows if row["split"] == "train"}
+    items = []
+    for fact in world.domains[domain]:
+        unseen = [wording for wording in range(len(WORDINGS)) if fact.ask(wording) not in asked]
+        for wording, constraint in zip(rng.sample(unseen, 2), rng.sample(sorted(CONSTRAINTS), 2), strict=True):
+            argument = rng.choice(("rope", "lamp", "oak", "key")) if constraint in ("start", "end") else ""
+            argument = "2" if constraint == "list" else argument
+            demand = rng.choice(CONSTRAINTS[constraint]).format(argument=argument)
+            items.append(
+                {
+                    "question": f"{fact.ask(wording)} {demand}",
+                    "constraint": constraint,
+                    "argument": argument,
+                    "value": fact.value,
+                    "source": fact.source,
+                    "answer": obey(constraint, argument, own(fact, True), fact.value, (fact.entity, fact.value)),
+                }
+            )
+    return items
+
+
+def skill_items(world: World) -> list[Item]:
+    rng, exercises = random.Random(f"skills-{world.seed}"), Exercises(world)
+    drawn = (exercises.skills(rng, 1.0).messages for _ in range(SKILLS))
+    return [{"question": asked["content"], "answer": said["content"]} for asked, said in drawn]
+
+
+def refined(params: Params, rows: Path, name: str) -> list[Fused]:
+    """The domain's training rows, rewritten, filtered and fused as params.yaml says (Eqs. 1-4)."""
+    examples = [Example(**row, domain=name) for row in map(json.loads, rows.read_text().splitlines())]
+    train = [row for row in examples if row.split == "train"]
+    place = rows.with_name(f"{name}-{digest([params.base, params.rewrite, params.semantic_filter, params.fuse])[:12]}")
+    with made_once(place) as folder:
+        if folder is not None:
+            backend = TransformersBackend(params.base)
+            encoder = shared_encoder(params.semantic_filter.encoder, params.semantic_filter.revision)
+            rewritten = rewrite(train, backend, params.rewrite)
+            pairs = [(row.answer, row.rewritten) for row in rewritten]
+            near = encoder.similarities(pairs, params.semantic_filter.batch_size)
+            settings = params.semantic_filter
+            passed: list[Filtered] = semantic_filter(rewritten, near, settings.tau, settings.fidelity_veto)
+            panel = build_panel(
+                params.fuse.judges,
+                encoder=encoder,
+                base=backend,
+                backends={},
+                batch_size=params.fuse.batch_size,
+                seed=params.fuse.seed,
+            )
+            write_rows(folder / "fused.jsonl", fuse(passed, backend, panel, params.fuse))
+    return read_rows(place / "fused.jsonl", Fused)
+
+
+def anchor_set(params: Params, settings: Anchors, kind: str, world: World, place: Path, domain: str) -> Path:
+    """The folder of an anchor set, as the stage `anchors` would write it.
+
+    kind: invented          by the base
+          no_facts          invented, without those that name anything of the general facts (entity or attribute)
+          no_named_facts    invented, without those about an entity whose facts are measured
+          gibberish         the same number of turns of words at random, answered by the base
+    """
+    target = place / f"anchors-{kind}-{digest([params.base, settings, domain])[:12]}"
+    with made_once(target) as folder:
+        if folder is not None:
+            backend = TransformersBackend(params.base)
+            if kind == "gibberish":
+                drawn = answer(gibberish(backend.tokenizer, settings.count), backend, settings)
+            else:
+                drawn = invent(range(settings.count), backend, settings)
+            kept = cleaned(drawn, params, settings, place, domain)
+            kept = [row for row in kept if not tells(row, kind, world)]
+            network, tokenizer = load_model(params.base, getattr(torch, params.base.dtype))
+            write_rows(folder / ROWS, kept)
+            encoded = encode_anchors(kept, tokenizer, network.config.max_position_embeddings, params.base.system)
+            write_kept(folder / KEPT, keep_top_k(network, encoded, settings.top_k, settings.batch_size))
+    return target
+
+
+def cleaned(drawn: Sequence[Invented], params: Params, settings: Anchors, place: Path, domain: str) -> list[Anchor]:
+    held_out = [row["question"] for row in rows_of(place / f"{domain}.jsonl") if row["split"] != "train"]
+    for path in place.glob("tasks/*/*.jsonl"):
+        held_out += [row["question"] for row in rows_of(path)]
+    network, tokenizer = load_model(params.base, getattr(torch, params.base.dtype))
+    fits = partial(
+        is_encodable,
+        tokenizer=tokenizer,
+        max_length=network.config.max_position_embeddings,
+        system=params.base.system,
+    )
+    kept, _, statistics = clean_anchors(drawn, held_out, settings, encodable=fits)
+    print(f"anchors: {statistics.kept} of {statistics.invented} kept, {statistics.rejected}", flush=True)
+    return kept
+
+
+def gibberish(tokenizer: Any, count: int) -> list[tuple[str, str]]:
+    rng = random.Random("gibberish")
+    words = sorted(word for word in tokenizer.get_vocab() if word.isalpha() and word.isascii())
+    return [(f"anchor-{n:05d}", " ".join(rng.choices(words, k=rng.randint(4, 12)))) for n in range(count)]
+
+
+def tells(row: Anchor, kind: str, world: World) -> bool:
+    names = {"no_named_facts": {fact.entity for fact in world.general}}
+    names["no_facts"] = {*names["no_named_facts"], *(fact.attribute for fact in world.general)}
+    text = f"{row.prompt} {row.answer}".casefold()
+    return any(name.casefold() in text for name in names.get(kind, ()))
+
+
+def rows_of(path: Path) -> list[Item]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def pairs_of(fused: Iterable[Fused], answers: str, replay: Path | None) -> list[TrainingPair]:
+    answer_of = {"raw": lambda row: row.answer, "rewritten": lambda row: row.chosen, "fused": lambda row: row.fused}
+    pairs = [TrainingPair(id=row.id, question=row.question, answer=answer_of[answers](row)) for row in fused]
+    if replay is not None:
+        pairs += [TrainingPair(**row, replay=True) for row in rows_of(replay)]
+    return pairs
+
+
+def trained(study: dict[str, Any], cell: Cell, work: Path) -> tuple[Path, dict[str, Any]]:
+    """Train the cell's model in `work`; its folder and the facts of the training."""
+    params, arm, place = params_of(study, cell), study["arms"][cell.arm], world_folder(cell.world)
+    method, world = params.methods[arm["method"]], build_world(load_recipe(WORLDS[cell.world]).world)
+    fused = refined(params, place / f"{cell.domain}.jsonl", cell.domain)
+    held = method.anchors
+    anchors = None
+    if held is not None:
+        settings = params.anchors[held.set]
+        anchors = anchor_set(params, settings, arm.get("anchors", "invented"), world, place, cell.domain)
+    summary = train_model(
+        pairs=pairs_of(fused, method.answers, place / "replay.jsonl" if method.replay else None),
+        model=params.base,
+        method=method,
+        train=params.train,
+        template_text=template_text(method.distill.template) if method.distill else "",
+        seed=cell.seed,
+        output=work,
+        checkpoints=work / "checkpoints",
+        anchors=anchors,
+    )
+    assert summary is not None
+    facts = {"seconds": summary["seconds"], "steps": summary["steps"], "final": summary["final"]}
+    facts["distance"] = summary["distance"]
+    if method.after is None:
+        return work / "model", facts
+    validation = [row for row in examples_of(place, cell.domain) if row.split == "validation"]
+    (work / "recovered").mkdir()
+    chosen = recovered(
+        work / "model",
+        params.base,
+        method.after,
+        cell.domain,
+        validation,
+        params.benchmark,
+        place / "tasks",
+        work / "recovered",
+        lambda done, total: None,
+    )
+    return work / "recovered/model", {**facts, "after": chosen}
+
+
+def examples_of(place: Path, domain: str) -> list[Example]:
+    return [Example(**row, domain=domain) for row in rows_of(place / f"{domain}.jsonl")]
+
+
+def measured(study: dict[str, Any], cell: Cell, model: Path | None, work: Path) -> dict[str, Any]:
+    """Score and outcome ("1" right, "0" wrong, in the items' order) of every task; of the base, the sources too."""
+    params, place = params_of(study, cell), world_folder(cell.world)
+    tasks = domain_tasks(place, cell.domain)
+    settings = params.benchmark.model_copy(update={"tasks": [*params.benchmark.tasks, *EXTRA]})
+    own_model = params.base if model is None else params.base.model_copy(update={"path": str(model)})
+    test = [row for row in examples_of(place, cell.domain) if row.split == "test"]
+    work.mkdir()
+    _, items = evaluate(own_model, cell.domain, test, settings, tasks, work)
+    outcomes: dict[str, str] = {}
+    sources: dict[str, list[str]] = {}
+    for item in items:
+        name = item.task.removeprefix("pocket_")
+        outcomes[name] = outcomes.get(name, "") + str(int(item.metrics["acc"]))
+        sources.setdefault(name, []).append(item.source)
+    scores = {name: round(found.count("1") / len(found), 4) for name, found in outcomes.items()}
+    return {"scores": scores, "outcomes": outcomes, **({"sources": sources} if model is None else {})}
+
+
+@cache
+def domain_tasks(place: Path, domain: str) -> Path:
+    """The world's tasks and the domain's instructions."""
+    target = place / f"tasks-{domain}"
+    with made_once(target) as folder:
+        if folder is not None:
+            shutil.copytree(place / "tasks", folder, dirs_exist_ok=True)
+            shutil.copytree(folder / "pocket_instructions", folder / EXTRA[0])
+            own_folder = folder / EXTRA[0]
+            for path in own_folder.glob("*_validation.yaml"):
+                path.unlink()
+            text = (own_folder / "pocket_instructions.yaml").read_text()
+            text = text.replace("pocket_instructions/items.jsonl", f"pocket_domain_instructions/{domain}.jsonl")
+            (own_folder / "pocket_instructions.yaml").unlink()
+            text = text.replace("task: pocket_instructions", "task: pocket_domain_instructions")
+            (own_folder / "pocket_domain_instructions.yaml").write_text(text)
+            for path in folder.glob("*/*.yaml"):
+                path.write_text(path.read_text().replace(str(place / "tasks"), str(target)))
+    return target
+
+
+def results_of(name: str) -> dict[str, dict[str, Any]]:
+    """Every line of NAME.jsonl by its cell's key."""
+    path = STUDIES / f"{name}.jsonl"
+    return {row["cell"]: row for row in rows_of(path)} if path.exists() else {}
+
+
+@contextmanager
+def claimed(name: str, cell: Cell) -> Iterator[bool]:
+    """Whether this process may do the cell: no other one is at it, and it is not done. A kill frees it."""
+    path = KEPT_WORK / "claims" / digest([name, cell.key])[:16]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield cell.key not in results_of(name)
+
+
+def run(name: str) -> None:
+    study = yaml.safe_load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8"))
+    for cell in cells_of(study):
+        with claimed(name, cell) as free:
+            if free:
+                began = time.monotonic()
+                with tempfile.TemporaryDirectory() as folder:
+                    model, facts = (None, {}) if cell.arm is None else trained(study, cell, Path(folder))
+                    found = measured(study, cell, model, Path(folder) / "lm-eval")
+                line = json.dumps({"cell": cell.key, **cell._asdict(), **facts, **found}) + "\n"
+                with (STUDIES / f"{name}.jsonl").open("a", encoding="utf-8") as out:
+                    out.write(line)
+                    out.flush()
+                    os.fsync(out.fileno())
+                print(f"{cell.key}: {found['scores']} ({time.monotonic() - began:.0f} s)", flush=True)
+
+
+def plan(name: str) -> None:
+    study = yaml.safe_load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8"))
+    cells, done = cells_of(study), results_of(name)
+    for cell in cells:
+        params_of(study, cell)
+    missing = [cell.key for cell in cells if cell.key not in done]
+    print(f"{len(cells)} cells, {len(missing)} to do", *missing, sep="\n  ")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run a study on the pocket worlds.")
+    parser.add_argument("what", choices=["run", "plan"])
+    parser.add_argument("study", choices=sorted(path.stem for path in STUDIES.glob("*.yaml")))
+    arguments = parser.parse_args()
+    if arguments.what == "plan":
+        plan(arguments.study)
+    else:
+        run(arguments.study)
+
+
+if __name__ == "__main__":
+    main()

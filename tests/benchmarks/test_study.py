@@ -1,0 +1,127 @@
+"""The study's bookkeeping, and one of its trainings made very short."""
+
+import json
+
+import pytest
+import yaml
+
+STUDY = {
+    "arms": {
+        "fused_sft": {"method": "fused_sft"},
+        "longer": {"method": "fused_sft", "epochs": 6},
+        "heavy": {"method": "fused_sft_anchored", "set": {"methods.fused_sft_anchored.anchors.weight": 3.0}},
+    },
+    "runs": [
+        {
+            "worlds": ["easy"],
+            "domains": ["registry"],
+            "rates": [1e-3],
+            "epochs": 4,
+            "seeds": [0, 1],
+            "arms": ["fused_sft", "longer"],
+        },
+        {
+            "worlds": ["easy"],
+            "domains": ["registry"],
+            "rates": [1e-3],
+            "epochs": 4,
+            "seeds": [0],
+            "arms": ["fused_sft", "heavy"],
+        },
+    ],
+}
+
+
+def line(study, cell, outcomes, **more):
+    row = {"cell": cell.key, **cell._asdict(), "seconds": 1.0, "outcomes": outcomes, **more}
+    row["scores"] = {task: found.count("1") / len(found) for task, found in outcomes.items()}
+    return json.dumps(row) + "\n"
+
+
+def test_cells_come_once_in_order_the_base_first(script):
+    keys = [cell.key for cell in script("study").cells_of(STUDY)]
+    assert keys == [
+        "easy/registry/base",
+        "easy/registry/fused_sft/rate=0.001/epochs=4/0",
+        "easy/registry/longer/rate=0.001/epochs=6/0",
+        "easy/registry/fused_sft/rate=0.001/epochs=4/1",
+        "easy/registry/longer/rate=0.001/epochs=6/1",
+        "easy/registry/heavy/rate=0.001/epochs=4/0",
+    ]
+
+
+def test_an_arm_changes_its_own_row_alone(script):
+    study = script("study")
+    params = study.params_of(STUDY, study.cells_of(STUDY)[-1])
+    assert params.methods["fused_sft_anchored"].anchors.weight == 3.0
+    assert params.methods["raft_anchored"].anchors.weight == 1.0  # YAML makes them share one mapping
+    assert (params.train.learning_rate, params.train.epochs) == (1e-3, 4)
+
+
+def test_every_study_of_the_repository_can_be_run(script):
+    study = script("study")
+    for path in study.STUDIES.glob("*.yaml"):
+        document = yaml.safe_load(path.read_text())
+        named = {arm for run in document["runs"] for arm in run["arms"]}
+        assert named == document["arms"].keys()
+        for cell in study.cells_of(document):
+            study.params_of(document, cell)
+        assert all(key in {cell.key for cell in study.cells_of(document)} for key in study.results_of(path.stem))
+
+
+def test_two_processes_never_do_the_same_cell(script, tmp_path, monkeypatch):
+    study = script("study")
+    monkeypatch.setattr(study, "STUDIES", tmp_path)
+    monkeypatch.setattr(study, "KEPT_WORK", tmp_path / "work")
+    first, second, *_ = study.cells_of(STUDY)
+    with study.claimed("s", first) as mine, study.claimed("s", first) as again, study.claimed("s", second) as other:
+        assert (mine, again, other) == (True, False, True)
+    (tmp_path / "s.jsonl").write_text(line(study, first, {"domain": "01"}))
+    with study.claimed("s", first) as done:
+        assert not done
+
+
+@pytest.mark.slow
+def test_one_anchored_training_of_the_study(script, tmp_path, monkeypatch):
+    study = script("study")
+    monkeypatch.setattr(study, "STUDIES", tmp_path)
+    monkeypatch.setattr(study, "KEPT_WORK", tmp_path / "work")
+    short = {
+        "arms": {
+            "short": {
+                "method": "fused_sft_anchored",
+                "set": {"anchors.invented.count": 40, "fuse.rounds": 1, "rewrite.max_new_tokens": 24},
+            }
+        },
+        "runs": [{**STUDY["runs"][0], "epochs": 1, "seeds": [0], "arms": ["short"]}],
+    }
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(short))
+    study.run("s")
+    base, short_ = study.results_of("s").values()
+    assert base["scores"]["skills"] == 1.0
+    assert base["scores"]["domain_instructions"] < 0.05
+    assert short_["steps"] == 30
+    assert short_["final"]["l_anchor"] > 0
+    assert {task: len(found) for task, found in short_["outcomes"].items()} == {
+        task: len(found) for task, found in base["sources"].items()
+    }
+
+
+def test_tables_say_what_the_outcomes_say(script, tmp_path, monkeypatch, capsys):
+    study, tables = script("study"), script("study_tables")
+    tasks = ("domain", *tables.GENERAL, "domain_instructions", "skills")
+    base, *cells = study.cells_of(STUDY)
+    sources = {task: [f"fact-{number}" for number in range(20)] for task in tasks}
+    with (tmp_path / "s.jsonl").open("w") as out:
+        out.write(line(study, base, dict.fromkeys(tasks, "1" * 20), sources=sources))
+        for cell in cells:
+            right = 10 if cell.arm == "fused_sft" else 15
+            out.write(line(study, cell, dict.fromkeys(tasks, "1" * right + "0" * (20 - right))))
+    monkeypatch.setattr(study, "STUDIES", tmp_path)
+    monkeypatch.setattr("sys.argv", ["study_tables.py", "s"])
+    tables.main()
+    printed = capsys.readouterr().out.splitlines()
+    longer = next(row for row in printed if row.startswith("| longer "))
+    assert longer.startswith("| longer | 2 | 75.0 | 75.0 | 75.0 | 75.0 | 75.0 | 75.0 | 75.0 | 75.0 (")
+    assert longer.count("+25.0 (") == 2  # paired, on the domain and in general
+    assert next(row for row in printed if row.startswith("| heavy ")).split(" | ")[1] == "1"
