@@ -1,4 +1,4 @@
-"""Stages `benchmark` and `benchmark_base`: what a model can do in its domain and in general."""
+"""Stages `benchmark`, `benchmark_base` and `benchmark_champion`: what a model can do in its domain and in general."""
 
 from prefect import flow
 
@@ -9,12 +9,16 @@ from raft_tasks.benchmark import benchmark_model
 from raft_tasks.params import load_params
 from raft_tasks.schemas import Example
 
+CHAMPION = "champion"  # in a method's place
+
 
 @flow
 def benchmark(domain: str, method: str | None = None, seed: int | None = None) -> None:
     params = load_params()
     model = params.base
-    if method is not None and seed is not None:
+    if method == CHAMPION:
+        model = model.model_copy(update={"path": str(paths.champion(domain)), "revision": None})
+    elif method is not None and seed is not None:
         trained = paths.recovered(domain, method, seed) / "model"  # there where something was taken back
         if not trained.exists():
             trained = paths.run(domain, method, seed) / "model"

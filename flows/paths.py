@@ -10,6 +10,7 @@ GPU_CLAIMS = Path(".cache/gpus")  # which worker process has which GPU
 TRACKING = Path(".cache/tensorboard")  # curves for `tensorboard --logdir`; not an artifact: DVC has steps.csv
 BENCHMARK_TASKS = Path("raft_tasks/evaluation/tasks")
 
+CHAMPIONS = Path("champions")
 HELD_OUT = ARTIFACTS / "held_out"  # questions that no anchor may come near
 ANCHORS = ARTIFACTS / "anchors"
 
@@ -81,8 +82,15 @@ def recovered(domain: str, method: str, seed: int) -> Path:
     return run(domain, method, seed) / "recovered"
 
 
+def champion(domain: str) -> Path:
+    """The model in production, where there is one: a folder that flows.retrain puts under DVC."""
+    return CHAMPIONS / domain
+
+
 def benchmark(domain: str, method: str | None, seed: int | None) -> Path:
-    return ARTIFACTS / domain / "benchmarks" / ("base" if method is None else f"{method}-{seed}")
+    """Of a training; without seed of the champion; without method of the base."""
+    name = "base" if method is None else method if seed is None else f"{method}-{seed}"
+    return ARTIFACTS / domain / "benchmarks" / name
 
 
 def held_out(domain: str) -> Path:

@@ -30,14 +30,16 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import paths
 from flows.environment import PIPELINE_PID
 from flows.server import ensure_server
-from flows.stage import RUN_LINE
+from flows.stage import RUN_LINE, run_page
 from raft_tasks.artifacts import read_json
 from raft_tasks.errors import InputError
-from raft_tasks.params import Params, load_params
+from raft_tasks.params import load_params
 from raft_tasks.reporting.tables import print_table
 
 TAIL_LINES = 30  # of a failed stage's output, repeated in its error
 STOP_SECONDS = 120.0  # for a step and a checkpoint, before a stage is killed
+# A thread for every stage: they wait for their upstream, and then for one of the board's slots.
+ALL_AT_ONCE: Any = ThreadPoolTaskRunner(max_workers=sys.maxsize)
 
 
 class StageFailed(Exception):
@@ -150,14 +152,19 @@ def run_stage(name: str, board: Board) -> str:
         return result
 
 
-@flow(name="pipeline", validate_parameters=False)
-def pipeline(params: Params, stale: list[str], upstream: dict[str, list[str]], api_url: str) -> None:
-    """Run the `stale` stages in the graph's order.
+@flow(name="pipeline", task_runner=ALL_AT_ONCE)
+def pipeline() -> list[dict[str, str]]:
+    """Run the stages that are not up to date, in the graph's order; returns what became of each (see Board.finish).
 
     Raises:
         StageFailed: naming every stage that failed; the others ran as far as they could.
     """
+    params = load_params()
+    upstream, changed = stage_graph()
+    stale = stale_stages(upstream, changed)
     threads = str(params.resources.threads)
+    api_url = PREFECT_API_URL.value()
+    assert api_url is not None  # a flow's process always has one: `main` below, or a worker's
     board = Board(
         total=len(stale),
         slots=threading.BoundedSemaphore(params.resources.processes),
@@ -171,7 +178,7 @@ def pipeline(params: Params, stale: list[str], upstream: dict[str, list[str]], a
         },
     )
     board.say(f"{len(stale)} stages to run, {params.resources.processes} at a time, {threads} thread(s) each")
-    board.say(f"this run: {api_url.removesuffix('/api')}/runs/flow-run/{flow_run.id}")
+    board.say(f"this run: {run_page(api_url, flow_run.id)}")
     futures: dict[str, PrefectFuture[str]] = {}
     try:
         for name in stale:
@@ -187,6 +194,7 @@ def pipeline(params: Params, stale: list[str], upstream: dict[str, list[str]], a
     if failed:
         errors = [str(futures[name].state.result(raise_on_failure=False)) for name in failed]
         raise StageFailed("\n\n".join(errors))
+    return board.rows
 
 
 def show_results() -> None:
@@ -199,20 +207,15 @@ def show_results() -> None:
 
 def main() -> None:
     try:
-        params = load_params()
+        load_params()  # what is wrong there is said before anything starts
         upstream, changed = stage_graph()
-        stale = stale_stages(upstream, changed)
-        if not stale:
+        if not stale_stages(upstream, changed):
             print(f"Nothing to do: all {len(upstream)} stages are up to date.")
             show_results()
             return
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: SIGTERM"))
-        # A thread for every stage: they wait for their upstream, and then for one of the board's slots.
-        threads: Any = ThreadPoolTaskRunner(max_workers=len(stale))
-        run = pipeline.with_options(task_runner=threads)
-        api_url = ensure_server()
-        with temporary_settings({PREFECT_API_URL: api_url}):
-            run(params, stale, upstream, api_url)
+        with temporary_settings({PREFECT_API_URL: ensure_server()}):
+            pipeline()
         show_results()
     except (InputError, StageFailed, DvcException, RuntimeError) as error:
         sys.exit(f"error: {error}")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from shutil import get_terminal_size
 from typing import Any
+from uuid import UUID
 
 from prefect import Flow
 from prefect.client.schemas import FlowRun
@@ -60,9 +61,14 @@ def main(stage: Flow[..., Any], *kinds: Callable[[str], Any], dry_run: Callable[
 
 
 def _announce(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    page = PREFECT_API_URL.value()
-    if page:
-        print(f"{RUN_LINE}{page.removesuffix('/api')}/runs/flow-run/{flow_run.id}", flush=True)
+    api_url = PREFECT_API_URL.value()
+    if api_url:
+        print(f"{RUN_LINE}{run_page(api_url, flow_run.id)}", flush=True)
+
+
+def run_page(api_url: str, run: UUID | str) -> str:
+    """The address of a flow run's page."""
+    return f"{api_url.removesuffix('/api')}/runs/flow-run/{run}"
 
 
 class Progress:

@@ -539,6 +539,48 @@ class Report(Section):
     seed: int
 
 
+class Folder(Section):
+    """A folder into which others drop files; what is new or changed there is copied, nothing is removed."""
+
+    kind: Literal["folder"]
+    path: str
+    into: Literal["data", "documents"]  # question-answer files, or documents to make some of
+
+
+class HubRevision(Section):
+    """The data set of the domain's own `hub` entry, at its newest commit."""
+
+    kind: Literal["hub"]
+
+
+class DvcImport(Section):
+    """What `dvc import` or `dvc import-url` brought, at its source's newest state."""
+
+    kind: Literal["dvc"]
+    path: Annotated[str, Field(pattern=r"^(data|documents)/.+\.dvc$")]
+
+
+Source = Annotated[Folder | HubRevision | DvcImport, Field(discriminator="kind")]
+
+
+class Candidate(Section):
+    """The training whose model is put before the gate."""
+
+    method: Name
+    seed: int
+
+
+class Retrain(Section):
+    """The scheduled service; changes no result of a stage."""
+
+    folder: str  # where its checkout lies
+    remote: str | None  # the git remote that keeps its branch and tags; None: this repository itself
+    branch: str
+    candidate: Candidate
+    fetch: dict[Name, Source]  # by domain
+    retry_seconds: list[Annotated[float, Field(ge=0)]]  # waits between two attempts; as many as there are
+
+
 class Params(Section):
     run: Run
     resources: Resources
@@ -555,6 +597,7 @@ class Params(Section):
     train: Train
     benchmark: Benchmark
     report: Report
+    retrain: Retrain
 
     @model_validator(mode="after")
     def names_are_known(self) -> Params:
@@ -570,13 +613,19 @@ class Params(Section):
             ("fuse.model", [self.fuse.model], self.models),
             ("fuse.judges", [judge.model for judge in self.fuse.models], self.models),
             ("models", ["base"], self.models),
+            ("retrain.fetch", list(self.retrain.fetch), self.domains),
             ("methods.*.anchors.set", [row.anchors.set for row in self.methods.values() if row.anchors], self.anchors),
         ):
             wrong += [f"{where}: got {name!r}, expected one of {sorted(known)}" for name in names if name not in known]
         if isinstance(self.models.get("base"), Endpoint):
             wrong.append("models.base: got an endpoint, expected a local model: its weights are trained")
-        if "base" in self.methods:
-            wrong.append("methods.base: the name is taken by the untouched model; rename the method")
+        for name in {"base", "champion"} & set(self.methods):
+            wrong.append(
+                f"methods.{name}: the name is taken by the untouched model or the one in production; rename it"
+            )
+        for name, source in self.retrain.fetch.items():
+            if source.kind == "hub" and name in self.domains and self.domains[name].hub is None:
+                wrong.append(f"retrain.fetch.{name}: got kind hub, but domains.{name}.hub is null")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

@@ -13,6 +13,11 @@ from raft_tasks.params import Method, Params, load_params
 
 GRAPH = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
 STAGES = {name: stage for name, stage in GRAPH.items() if not stage.get("frozen")}
+BENCHMARKS = ("benchmark_base", "benchmark_champion")  # of models that nobody trains here
+
+
+def word(stage):
+    return "benchmark" if stage in BENCHMARKS else stage
 
 
 def outputs(stage):
@@ -35,24 +40,24 @@ def fill(text):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_command_is_a_flow_module_of_that_name(name):
-    module = re.fullmatch(r"python -m (flows\.\w+)( \$\{item\.\w+\})*", STAGES[name]["cmd"]).group(1)
-    assert module == f"flows.{name.removesuffix('_base')}"
+    module = re.fullmatch(r"python -m (flows\.\w+)( \$\{item\.\w+\}| champion)*", STAGES[name]["cmd"]).group(1)
+    assert module == f"flows.{word(name)}"
     assert importlib.util.find_spec(module)
 
 
 def test_dvc_reads_the_graph():
     names = {stage.addressing.split("@")[0] for stage in Repo().index.stages}
-    assert names == set(GRAPH) - {"harvest", "question"}  # the demo has no documents
+    assert names == set(GRAPH) - {"harvest", "question", "benchmark_champion"}  # the demo has neither
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_declares_its_own_code(name):
-    word = name.removesuffix("_base")
-    assert {f"flows/{word}.py", f"raft_tasks/{word}.py"} <= set(STAGES[name]["deps"])
+    assert {f"flows/{word(name)}.py", f"raft_tasks/{word(name)}.py"} <= set(STAGES[name]["deps"])
 
 
 def test_outputs_are_where_the_flows_write():
     run, bench, base = paths.run("d", "m", 7), paths.benchmark("d", "m", 7), paths.benchmark("d", None, None)
+    champion = paths.benchmark("d", "champion", None)
     expected = {
         "models": [paths.model_identity("base").parent],
         "question": [paths.questions("d"), paths.question_rejects("d")],
@@ -66,6 +71,7 @@ def test_outputs_are_where_the_flows_write():
         "recover": [paths.recovered("d", "m", 7)],
         "benchmark": [bench / "items.jsonl", bench / "scores.json"],
         "benchmark_base": [base / "items.jsonl", base / "scores.json"],
+        "benchmark_champion": [champion / "items.jsonl", champion / "scores.json"],
         "report": [paths.REPORTS / "report.html", paths.REPORTS / "metrics.json"],
     }
     found = {name: [Path(fill(out)) for out in outputs(stage)] for name, stage in STAGES.items()}
@@ -75,8 +81,16 @@ def test_outputs_are_where_the_flows_write():
 @pytest.mark.parametrize("name", GRAPH)
 def test_every_declared_dependency_on_code_exists(name):
     for dep in GRAPH[name]["deps"]:
-        if not dep.startswith(("artifacts", "data/${", "documents/${")):
+        if not dep.startswith(("artifacts", "data/${", "documents/${", "champions/${")):
             assert Path(dep).exists(), dep
+
+
+def test_every_model_is_benchmarked_by_the_same_code():
+    def of(name):
+        return set(GRAPH[name]["deps"]) - {"artifacts/models/base.json", "champions/${item.domain}"}
+
+    assert of("benchmark_base") == of("benchmark_champion")
+    assert GRAPH["benchmark_base"]["params"] == GRAPH["benchmark_champion"]["params"]
 
 
 def test_params_of_stages_exist():
@@ -93,7 +107,7 @@ def test_params_of_stages_exist():
 
 def test_every_section_of_params_is_some_stages_param():
     used = {key.split(".")[0] for stage in STAGES.values() for key in stage.get("params", [])}
-    assert set(Params.model_fields) - used == {"resources"}  # changes no result, so no stage depends on it
+    assert set(Params.model_fields) - used == {"resources", "retrain"}  # change no result, so no stage depends on them
 
 
 def test_domain_files_lie_where_dvc_watches():
