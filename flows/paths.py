@@ -4,6 +4,8 @@ from pathlib import Path
 
 ARTIFACTS = Path("artifacts")
 REPORTS = Path("reports")
+SWEEPS = Path("sweeps")  # scores of experiments, kept in git: the report draws them
+LOCK = Path("dvc.lock")
 CHECKPOINTS = Path(".cache/checkpoints")  # keyed by content; not an artifact: removed once its training has finished
 CALLS = Path(".cache/calls.sqlite")  # what models answered; keyed by content, so not an artifact either
 GPU_CLAIMS = Path(".cache/gpus")  # which worker process has which GPU

@@ -1,4 +1,4 @@
-"""Stage `report`: every model's scores, side by side, with intervals: report.html and metrics.json."""
+"""Stage `report`: every model's scores, side by side, with intervals: report.html, report.md and metrics.json."""
 
 from prefect import flow
 
@@ -11,7 +11,8 @@ from raft_tasks.report import report_run
 
 @flow
 def report() -> None:
-    metrics = report_run(load_params(), paths.ARTIFACTS, paths.REPORTS / "report.html")
+    page, summary = paths.REPORTS / "report.html", paths.REPORTS / "report.md"
+    metrics = report_run(load_params(), paths.ARTIFACTS, paths.SWEEPS, paths.LOCK, page, summary)
     write_json(paths.REPORTS / "metrics.json", metrics)
 
 

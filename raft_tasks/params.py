@@ -536,6 +536,7 @@ class Report(Section):
     bootstrap_samples: PositiveInt
     examples: Annotated[int, Field(ge=0)]
     sample: Annotated[int, Field(ge=0)]
+    flips: Annotated[int, Field(ge=0)]
     seed: int
 
 

@@ -6,22 +6,38 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import yaml
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks.params import Params
-from raft_tasks.reporting.report import write_report
+from raft_tasks.reporting.report import Origin, write_report, write_summary
 from raft_tasks.reporting.study import collect
 from raft_tasks.reporting.tables import measure
 
 
 @task(cache_policy=NO_CACHE)
-def report_run(params: Params, artifacts: Path, page: Path) -> dict[str, Any]:
-    """Write the page of everything under `artifacts` to `page`; returns the metrics."""
-    study = collect(artifacts, params)
+def report_run(params: Params, artifacts: Path, sweeps: Path, lock: Path, page: Path, summary: Path) -> dict[str, Any]:
+    """Write the page and the Markdown of everything under `artifacts` and `sweeps`; returns the metrics.
+
+    Args:
+        lock: dvc.lock, which says in which version the data was read.
+    """
+    study = collect(artifacts, sweeps, params)
     metrics = measure(study)
-    write_report(study, metrics, git_revision(), page)
+    origin = Origin(git_revision(), data_versions(lock))
+    write_report(study, metrics, origin, page)
+    write_summary(metrics, origin, summary)
     return metrics
+
+
+def data_versions(lock: Path) -> dict[str, str]:
+    """{path under data/ or documents/: version} of what the stages that have run read; empty without a lock file."""
+    if not lock.exists():
+        return {}
+    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"].values()
+    read = [one for stage in stages for one in stage.get("deps", []) if one["path"].startswith(("data/", "documents/"))]
+    return {one["path"]: f"{one['hash']} {one[one['hash']]}" for one in sorted(read, key=lambda one: one["path"])}
 
 
 def git_revision() -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from raft_tasks.params import Params
 from raft_tasks.reporting.study import BASE, DomainStudy
+from raft_tasks.reporting.sweeps import SweptScore
 from raft_tasks.reporting.tables import label
 
 if TYPE_CHECKING:
@@ -29,30 +31,53 @@ REJECTED = "#b9c0ca"
 COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#009E73", "#0072B2", "#56B4E9", "#7A5195")
 MARKERS = "os^DvPX"
 BASE_STYLE = ("#444b57", "*")
-SIZE = (4.6, 3.3)  # inches; scaled to a phone's width the smallest text stays above 7 points
+WIDE = (5.6, 4.2)  # of the first figure, in inches
+SIZE = (4.6, 3.3)  # of the others; scaled to a phone's width the smallest text stays above 7 points
+NAME_CHARACTERS = 11  # of a line of a name on the left
 FARTHEST = 50  # times the marked level: what is beyond is off the chart, so that the rest can be read
 SMOOTHED = 5  # steps of the centred moving average in the curves
 
 
 def styles(params: Params) -> dict[str, tuple[str, str]]:
-    """Colour and marker of the base and of every method, by its place in params.yaml's table, run or not."""
-    names = list(params.methods)
-    return {BASE: BASE_STYLE} | {
+    """Colour and marker of the base and of every method, by its place in params.yaml's table.
+
+    Of two methods of the run whose places give one colour, the later one takes a colour that no other needs.
+    """
+    found = {
         name: (COLOURS[place % len(COLOURS)], MARKERS[(place + place // len(COLOURS)) % len(MARKERS)])
-        for place, name in enumerate(names)
+        for place, name in enumerate(params.methods)
     }
+    free = [colour for colour in COLOURS if colour not in {found[name][0] for name in params.run.methods}]
+    seen: set[str] = set()
+    for name in params.run.methods:
+        colour, marker = found[name]
+        if colour in seen and free:
+            found[name] = (free.pop(), marker)
+        seen.add(found[name][0])
+    return {BASE: BASE_STYLE} | found
 
 
-def frontier(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
-    """Domain accuracy against the general average: every seed a small mark, each method's mean with its intervals."""
-    with _panel("Domain accuracy and general score", legend=True) as (axes, svg):
-        for method, found in domain["methods"].items():
-            colour, marker = style[method]
-            seeds = found["per_seed"]
-            if len(seeds) > 1:
-                x, y = ([100 * seed[name] for seed in seeds] for name in ("general", "domain_acc"))
+def frontier(points: list[dict[str, Any]], seeds: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
+    """Domain accuracy against the general average: a mark per model, with its intervals, and the Pareto line.
+
+    Args:
+        points: as `frontier_points` gives them; those of a sweep are hollow, without intervals, joined by method.
+        seeds: {method: its scores under every seed}, drawn as small marks; of some methods or none.
+    """
+    with _panel("Domain accuracy and general score", legend=True, size=WIDE) as (axes, svg):
+        for method, each in seeds.items():
+            if len(each) > 1:
+                colour, marker = style[method]
+                x, y = ([100 * seed[name] for seed in each] for name in ("general", "domain_acc"))
                 axes.plot(x, y, marker, color=colour, markersize=3.5, alpha=0.55, linestyle="none", zorder=2)
-            across, up = found["scores"]["general"], found["scores"]["domain_acc"]
+        for method in dict.fromkeys(point["method"] for point in points):
+            colour, marker = style[method]
+            swept = [point for point in points if point["method"] == method and point["setting"]]
+            x, y = _places(swept)
+            axes.plot(x, y, marker, color=colour, markerfacecolor="white", markersize=5, linestyle=":", linewidth=1)
+        for point in (point for point in points if not point["setting"]):
+            colour, marker = style[point["method"]]
+            across, up = point["general"], point["domain_acc"]
             axes.errorbar(
                 100 * across["estimate"],
                 100 * up["estimate"],
@@ -60,16 +85,114 @@ def frontier(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
                 yerr=_bars(up),
                 fmt=marker,
                 color=colour,
-                markersize=10 if method == BASE else 7,
+                markersize=10 if point["method"] == BASE else 7,
                 markeredgecolor="white",
                 elinewidth=1.4,
-                label=label(method),
+                label=label(point["method"]),
                 zorder=3,
             )
+        best = sorted((point for point in points if point["best"]), key=lambda point: point["general"]["estimate"])
+        x, y = _places(best)
+        axes.step(x, y, where="pre", color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1, label="Pareto line")
         axes.set_xlabel("general score (%)")
         axes.set_ylabel("domain accuracy (%)")
         _outside_legend(axes)
     return svg[0]
+
+
+def _places(points: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """(general, domain) in percent."""
+    return [100 * one["general"]["estimate"] for one in points], [100 * one["domain_acc"]["estimate"] for one in points]
+
+
+def kept(overall: dict[str, Any], style: dict[str, tuple[str, str]], printed: dict[str, list[float]]) -> str:
+    """Forgetting: what every method kept of the base's general score, as bars, with the paper's two measures as marks.
+
+    Args:
+        printed: the paper's retention by method, in percent: [MS-Bench, IFEval].
+    """
+    rows = [(name, found["retention"]["general"]) for name, found in overall["methods"].items() if name != BASE]
+    with _panel("What is left of the general score", legend=True, names=True) as (axes, svg):
+        axes.axvline(100, color=INK, linewidth=1)
+        marks = (("D", "paper: MS-Bench"), ("s", "paper: IFEval"))
+        for place, (name, share) in enumerate(rows):
+            if share is not None:
+                colour = style[name][0]
+                axes.barh(place, 100 * share["estimate"], 0.62, color=colour, alpha=0.35)
+                axes.errorbar(100 * share["estimate"], place, xerr=_bars(share), color=colour, elinewidth=2, fmt="none")
+            for value, (marker, said) in zip(printed.get(name, []), marks, strict=False):
+                axes.plot(
+                    value, place, marker, color="white", markeredgecolor=INK, markersize=5, linestyle="none", label=said
+                )
+        axes.set_yticks(range(len(rows)), [_short(name) for name, _ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("percent of the base's score")
+        axes.grid(axis="y", visible=False)
+        _outside_legend(axes)
+    return svg[0]
+
+
+def ablation(rows: list[dict[str, Any]], measure: str, steps: list[str], title: str) -> str:
+    """One measure of the paper along raw SFT -> fused SFT -> RAFT: ours with intervals, the paper's domains in grey."""
+    with _panel(title, legend=True) as (axes, svg):
+        places = list(range(len(steps)))
+        for row, line in zip((row for row in rows if row["whose"] == "paper"), ("-", "--", ":"), strict=False):
+            axes.plot(places, row["cells"][measure], color="#8a93a0", linestyle=line, label=f"paper: {row['domain']}")
+        for number, row in enumerate(row for row in rows if row["whose"] == "ours"):
+            there = [(place, own) for place, own in zip(places, row["cells"][measure], strict=True) if own]
+            colour = COLOURS[(4 + number) % len(COLOURS)]
+            x, y = [place for place, _ in there], [100 * own["estimate"] for _, own in there]
+            axes.plot(x, y, MARKERS[number % len(MARKERS)] + "-", color=colour, label=row["domain"], markersize=6)
+            for place, own in there:
+                axes.errorbar(place, 100 * own["estimate"], yerr=_bars(own), color=colour, fmt="none")
+        axes.set_xticks(places, [label(step) for step in steps])
+        axes.set_ylim(0, 103)
+        axes.set_ylabel("percent")
+        axes.grid(axis="x", visible=False)
+        _outside_legend(axes)
+    return svg[0]
+
+
+def sweep(scores: list[SweptScore], title: str) -> str:
+    """Domain accuracy and general score, with intervals, at every value of one setting of one method."""
+    values = sorted({score.value for score in scores}, key=_as_number)
+    with _panel(title, legend=True) as (axes, svg):
+        for measure, name, colour, marker in (
+            ("domain_acc", "domain accuracy", COLOURS[4], "o"),
+            ("general", "general score", COLOURS[0], "s"),
+        ):
+            own = sorted((one for one in scores if one.measure == measure), key=lambda one: _as_number(one.value))
+            if not own:
+                continue
+            x = [values.index(one.value) for one in own]
+            axes.plot(x, [100 * one.estimate for one in own], "-", color=colour, linewidth=1.2)
+            for place, one in zip(x, own, strict=True):
+                bars = _bars({"estimate": one.estimate, "low": one.low, "high": one.high})
+                axes.errorbar(
+                    place, 100 * one.estimate, yerr=bars, fmt=marker, color=colour, markersize=6, elinewidth=1.4,
+                    label=name if place == x[0] else None,
+                )  # fmt: skip
+        axes.set_xticks(range(len(values)), values)
+        axes.set_xlim(-0.4, len(values) - 0.6)
+        axes.set_ylim(0, 103)
+        axes.set_ylabel("percent")
+        axes.grid(axis="x", visible=False)
+        _outside_legend(axes)
+    return svg[0]
+
+
+def _short(method: str) -> str:
+    """A method's name as it fits on the left of a panel."""
+    return "\n".join(textwrap.wrap(label(method), NAME_CHARACTERS))
+
+
+def _as_number(value: str) -> tuple[bool, float, str]:
+    """Numbers by size, words after them."""
+    try:
+        return (False, float(value), "")
+    except ValueError:
+        return (True, 0.0, value)
 
 
 def changes(domain: dict[str, Any], reference: str, style: dict[str, tuple[str, str]], measure: str, title: str) -> str:
@@ -90,7 +213,7 @@ def changes(domain: dict[str, Any], reference: str, style: dict[str, tuple[str, 
                 markersize=7,
                 elinewidth=2,
             )
-        axes.set_yticks(range(len(rows)), [label(name) for name, _ in rows])
+        axes.set_yticks(range(len(rows)), [_short(name) for name, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("points")
         axes.grid(axis="y", visible=False)
@@ -201,7 +324,7 @@ def distances(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
             axes.barh(place, training["relative_l2"], 0.62, color=colour, alpha=0.35)
             each = training["relative_l2_per_seed"]
             axes.plot(each, [place] * len(each), marker, color=colour, markersize=5, linestyle="none")
-        axes.set_yticks(range(len(rows)), [label(name) for name, _ in rows])
+        axes.set_yticks(range(len(rows)), [_short(name) for name, _ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("relative l2 distance to the base")
@@ -232,15 +355,18 @@ def _outside_legend(axes: Axes) -> None:
 
     handles, labels = axes.get_legend_handles_labels()
     handles = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
-    if handles:
+    named = dict(zip(labels, handles, strict=True))  # one entry of each name
+    if named:
         axes.legend(
-            handles, labels, loc="upper center", bbox_to_anchor=(0.46, -0.19), ncols=min(3, len(labels)), frameon=False,
-            columnspacing=1.2, handletextpad=0.5,
+            named.values(), named, loc="upper center", bbox_to_anchor=(0.46, -0.19), ncols=min(3, len(named)),
+            frameon=False, columnspacing=1.2, handletextpad=0.5,
         )  # fmt: skip
 
 
 @contextmanager
-def _panel(title: str, legend: bool = False, names: bool = False) -> Iterator[tuple[Axes, list[str]]]:
+def _panel(
+    title: str, legend: bool = False, names: bool = False, size: tuple[float, float] = SIZE
+) -> Iterator[tuple[Axes, list[str]]]:
     """One panel in the report's style; on leaving, its SVG is the list's only element.
 
     Args:
@@ -273,7 +399,7 @@ def _panel(title: str, legend: bool = False, names: bool = False) -> Iterator[tu
     }
     svg: list[str] = []
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=SIZE, facecolor="white")
+        figure = Figure(figsize=size, facecolor="white")
         # the same frame for every panel, so that all are scaled alike and stand in line
         left = 0.21 if names else 0.14
         axes = figure.add_axes((left, 0.3 if legend else 0.16, 0.97 - left, 0.6 if legend else 0.74))

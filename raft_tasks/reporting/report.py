@@ -2,57 +2,67 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import random
+from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raft_tasks.artifacts import atomic_file, digest_path
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.params import Params
 from raft_tasks.reporting import figures
+from raft_tasks.reporting.flips import chosen, flips
+from raft_tasks.reporting.paper import ABLATION, ablation_table, beside, load_paper, main_table
 from raft_tasks.reporting.refinement import OUTCOMES, marked, outcome, sample
-from raft_tasks.reporting.study import BASE, DomainStudy, Study
-from raft_tasks.reporting.tables import label, percent, points
+from raft_tasks.reporting.study import BASE, AnchorSet, DomainStudy, Study
+from raft_tasks.reporting.tables import label, percent, points, single_parts
 from raft_tasks.schemas import Fused
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "sentence-transformers", "prefect", "dvc", "numpy", "scipy")
+FRONTIER_CAPTION = (
+    "Up is more of the domain, right is more of what the base could do. Large marks are means with their intervals, "
+    "small ones single seeds, hollow ones other learning rates or epochs from the sweeps; no model beats those on the "
+    "Pareto line on both."
+)
 MEASURE_NAMES = {"domain_acc": "domain", "domain_complete": "domain, complete", "general": "general"}
 
 
-def write_report(study: Study, metrics: dict[str, Any], git_revision: str | None, output: Path) -> None:
+@dataclass(frozen=True)
+class Origin:
+    """What made the numbers, beside the artifacts."""
+
+    git_revision: str | None  # of the code; None where there is none to name
+    data: dict[str, str]  # path of a data set -> its version, as DVC notes it
+
+
+def write_report(study: Study, metrics: dict[str, Any], origin: Origin, output: Path) -> None:
     """Write the page.
 
     Args:
         study: what `collect` read.
         metrics: what `measure` made of it.
-        git_revision: of the code that made the numbers; None where there is none to name.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["points"] = points
-    environment.filters["within"] = figures.within
-    environment.globals["percent"] = percent
-    environment.globals["number"] = lambda value: (
-        "–" if value is None else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
-    )
-    params = study.params
+    environment = _environment()
+    params, paper, overall = study.params, load_paper(), metrics["overall"]
+    environment.globals["colour_of"] = {method: style[0] for method, style in figures.styles(params).items()}
     domains = [
         {
             "name": name,
             "found": metrics["domains"][name],
-            "headline": headline(metrics, name),
-            "sentences": sentences(metrics, name),
+            "headline": headline(metrics, metrics["domains"][name]),
+            "sentences": sentences(metrics, metrics["domains"][name]),
             "figures": _figures(study, metrics, name),
+            "flips": chosen(
+                flips(study.domains[name], single_parts(metrics["domains"][name]["measures"])), params.report.flips
+            ),
             "sample": [
                 _sample_view(row) for row in sample(study.domains[name].fused, params.report.sample, params.report.seed)
             ],
@@ -65,29 +75,82 @@ def write_report(study: Study, metrics: dict[str, Any], git_revision: str | None
     page = environment.get_template("report.html.jinja").render(
         domains=domains,
         metrics=metrics,
+        overall=overall,
+        headline=headline(metrics, overall),
+        sentences=sentences(metrics, overall),
+        frontier=_frontier(study, metrics),
+        paper=paper,
+        paper_rows=main_table(paper, overall),
+        paper_ours=beside(paper, overall["measures"]),
+        ablation_rows=ablation_table(paper, metrics["domains"]),
+        paper_figures=_paper_figures(study, metrics, paper),
+        sweeps=_sweeps(study, paper),
+        anchors=[_anchors_view(name, anchors, study) for name, anchors in study.anchors.items()],
         params=params,
         reference=metrics["reference"],
         candidate=metrics["candidate"],
-        base=BASE,
-        label=label,
-        name_of=lambda measure: MEASURE_NAMES.get(measure, measure.replace("_", " ")),
-        colour_of={method: style[0] for method, style in figures.styles(params).items()},
         outcomes=OUTCOMES,
         limits=limits(study),
         inputs=[(file, digest_path(file.path)) for file in study.files],
-        git_revision=git_revision,
+        origin=origin,
         versions={"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
     )
     with atomic_file(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def headline(metrics: dict[str, Any], domain: str) -> str:
-    """One sentence that the paired intervals support: what RAFT does that plain fine-tuning does not."""
+def write_summary(metrics: dict[str, Any], origin: Origin, output: Path) -> None:
+    """Write the verdicts and one table per domain as Markdown, short enough for a pull request."""
+    overall = metrics["overall"]
+    text = (
+        _environment()
+        .get_template("report.md.jinja")
+        .render(
+            metrics=metrics,
+            overall=overall,
+            headline=headline(metrics, overall),
+            sentences=sentences(metrics, overall),
+            reference=metrics["reference"],
+            candidate=metrics["candidate"],
+            origin=origin,
+        )
+    )
+    with atomic_file(output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=select_autoescape(enabled_extensions=("html.jinja", "jinja"), disabled_extensions=("md.jinja",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["points"] = points
+    environment.filters["within"] = figures.within
+    environment.globals["base"] = BASE
+    environment.globals["label"] = label
+    environment.globals["percent"] = percent
+    environment.globals["name_of"] = lambda measure: MEASURE_NAMES.get(measure, measure.replace("_", " "))
+    environment.globals["number"] = lambda value: (
+        "–" if value is None else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    )
+    return environment
+
+
+def headline(metrics: dict[str, Any], found: dict[str, Any]) -> str:
+    """One sentence that the paired intervals support: what RAFT does that plain fine-tuning does not.
+
+    `found` is a domain's part of `metrics`, or the one of all domains together.
+    """
     candidate, reference = metrics["candidate"], metrics["reference"]
     if not candidate or not reference:
         return "Scores of every method; RAFT and plain fine-tuning were not both run, so they are not compared."
-    change = metrics["domains"][domain]["methods"][candidate]["against_reference"]
+    change = found["methods"][candidate]["against_reference"]
     subject, other = label(candidate), label(reference)
     in_domain = {
         "higher": f"{subject} learned more of the domain than {other}",
@@ -105,9 +168,8 @@ def headline(metrics: dict[str, Any], domain: str) -> str:
     return f"{in_domain}, {'but' if opposed else 'and'} {in_general}."
 
 
-def sentences(metrics: dict[str, Any], domain: str) -> list[str]:
+def sentences(metrics: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """The numbers behind the headline, in words: RAFT against plain fine-tuning, and against its own first half."""
-    found = metrics["domains"][domain]
     candidate, reference = metrics["candidate"], metrics["reference"]
     if not candidate:
         return []
@@ -149,9 +211,9 @@ def _figures(study: Study, metrics: dict[str, Any], name: str) -> dict[str, Any]
     ]
     return {
         "frontier": (
-            "The scores above as a picture: up is more of the domain, right is more of what the base could do. Small "
-            "marks are single seeds, large ones the means; bars are intervals.",
-            [figures.frontier(found, style)] if "general" in measured else [],
+            FRONTIER_CAPTION,
+            # with one domain the page's first figure shows just this
+            [_frontier_figure(found, style)] if len(study.domains) > 1 and found["frontier"] else [],
         ),
         "changes": ("A change whose bar meets the line at 0 is not clear.", changes),
         "data": (
@@ -181,6 +243,92 @@ def _figures(study: Study, metrics: dict[str, Any], name: str) -> dict[str, Any]
                 [figures.distances(found, style)],
             ),
         ],
+    }
+
+
+def _frontier(study: Study, metrics: dict[str, Any]) -> tuple[str, list[str]]:
+    overall, style = metrics["overall"], figures.styles(study.params)
+    if not overall["frontier"]:
+        return FRONTIER_CAPTION, []
+    if len(study.domains) == 1:
+        return FRONTIER_CAPTION, [_frontier_figure(next(iter(metrics["domains"].values())), style)]
+    return (
+        f"Averages over {len(study.domains)} domains. {FRONTIER_CAPTION}",
+        [figures.frontier(overall["frontier"], {}, style)],
+    )
+
+
+def _frontier_figure(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
+    seeds = {method: row["per_seed"] for method, row in domain["methods"].items()}
+    return figures.frontier(domain["frontier"], seeds, style)
+
+
+def _paper_figures(study: Study, metrics: dict[str, Any], paper: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """(caption, panels): forgetting, and the ablation."""
+    overall = metrics["overall"]
+    rows, ours = ablation_table(paper, metrics["domains"]), beside(paper, overall["measures"])
+    steps = list(ABLATION)
+    found = []
+    if "general" in overall["measures"]:
+        found.append(
+            (
+                "Forgetting: what is left of the base's general score after training, with its interval; the paper's "
+                "mean retention over its three backbones as marks.",
+                [figures.kept(overall, figures.styles(study.params), paper["retention"])],
+            )
+        )
+    found.append(
+        (
+            "Ablation: from raw answers to refined answers to refined answers with the teacher; ours in colour, with "
+            "intervals, the paper's three domains (SmolLM3-3B) in grey.",
+            [
+                figures.ablation(rows, theirs, steps, f"{theirs}, beside our {MEASURE_NAMES.get(own, own)}")
+                for theirs, own in ours.items()
+                if own
+            ],
+        )
+    )
+    return found
+
+
+def _sweeps(study: Study, paper: dict[str, Any]) -> list[dict[str, Any]]:
+    """A view of every sweep: a panel per parameter, domain and method, and what the paper says of that setting."""
+    views = []
+    for one in study.sweeps:
+        scores = sorted(one.scores, key=lambda score: (score.parameter, score.domain, score.method))
+        groups = [(key, list(own)) for key, own in groupby(scores, lambda row: (row.parameter, row.domain, row.method))]
+        parameters = dict.fromkeys(score.parameter for score in scores)
+        views.append(
+            {
+                "name": one.name,
+                "path": one.path,
+                "panels": [
+                    figures.sweep(own, f"{parameter.split('.')[-1]}: {label(method)}, {domain}")
+                    for (parameter, domain, method), own in groups
+                ],
+                "scores": scores,
+                "paper": [
+                    said for key, said in paper["sweeps"].items() if any(name.endswith(key) for name in parameters)
+                ],
+            }
+        )
+    return views
+
+
+def _anchors_view(name: str, anchors: AnchorSet, study: Study) -> dict[str, Any]:
+    generator = random.Random(study.params.report.seed)
+    count = study.params.report.sample
+    held = [
+        label(method)
+        for method in study.params.run.methods
+        if (row := study.params.methods[method].anchors) and row.set == name
+    ]
+    return {
+        "name": name,
+        "found": anchors.statistics,
+        "methods": held,
+        "kept": generator.sample(anchors.kept, min(count, len(anchors.kept))),
+        "rejected": generator.sample(anchors.rejected, min(count, len(anchors.rejected))),
     }
 
 

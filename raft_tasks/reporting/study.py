@@ -9,7 +9,8 @@ from typing import Any
 
 from raft_tasks.artifacts import read_json, read_rows
 from raft_tasks.params import Params
-from raft_tasks.schemas import Example, Fused, ItemResult, Reject
+from raft_tasks.reporting.sweeps import Sweep, read_sweeps
+from raft_tasks.schemas import Anchor, Example, Fused, ItemResult, Reject, RejectedAnchor
 
 BASE = "base"  # the untouched model's place among the methods
 
@@ -52,15 +53,26 @@ class DomainStudy:
 
 
 @dataclass(frozen=True)
+class AnchorSet:
+    """General turns that the base invented for methods that are held to them."""
+
+    statistics: dict[str, Any]  # AnchorStatistics
+    kept: list[Anchor]
+    rejected: list[RejectedAnchor]
+
+
+@dataclass(frozen=True)
 class Study:
     params: Params
     model: dict[str, Any]  # identity of the base model
     domains: dict[str, DomainStudy]
+    anchors: dict[str, AnchorSet]  # those that a method of the run names
+    sweeps: list[Sweep]
     files: list[Artifact]
 
 
-def collect(artifacts: Path, params: Params) -> Study:
-    """Read the artifacts of every domain, method and seed that `params.run` names.
+def collect(artifacts: Path, sweeps: Path, params: Params) -> Study:
+    """Read the artifacts of every domain, method and seed that `params.run` names, and every sweep of a folder.
 
     Raises:
         FileNotFoundError, ValueError: naming the file that is missing or not what it should be.
@@ -117,7 +129,15 @@ def collect(artifacts: Path, params: Params) -> Study:
                 result = benchmarked(root / "benchmarks" / name, f"benchmark@{domain}-{name}", name)
                 runs[method].append(Trained(result.scores, result.items, seed, summary, taken_back, steps))
         domains[domain] = DomainStudy(rejects, splits, questions, test, fused, judging, base, runs)
-    return Study(params, model, domains, files)
+    anchors = {}
+    for name in sorted({row.anchors.set for one in params.run.methods if (row := params.methods[one]).anchors}):
+        folder = artifacts / "anchors" / "sets" / name
+        anchors[name] = AnchorSet(
+            read_json(note(folder / "statistics.json", "anchors", f"how well the base invents, {name}")),
+            read_rows(note(folder / "anchors.jsonl", "anchors", f"anchors, {name}"), Anchor),
+            read_rows(note(folder / "rejects.jsonl", "anchors", f"rejected anchors, {name}"), RejectedAnchor),
+        )
+    return Study(params, model, domains, anchors, read_sweeps(sweeps), files)
 
 
 def _read_steps(path: Path) -> dict[str, list[float | None]]:

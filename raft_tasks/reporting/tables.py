@@ -15,6 +15,8 @@ from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference, mean, ratio, verdict
 from raft_tasks.params import Params
+from raft_tasks.reporting.flips import count_flips
+from raft_tasks.reporting.frontier import frontier_points
 from raft_tasks.reporting.refinement import measure_refinement
 from raft_tasks.reporting.study import BASE, Benchmarked, DomainStudy, Study
 
@@ -36,7 +38,9 @@ def measure(study: Study) -> dict[str, Any]:
         "reference": reference_method(params),
         "candidate": candidate_method(params),
         "same_answers_without_teacher": same_answers_without_teacher(params),
-        "domains": {name: _measure_domain(name, domain, params, bootstrap) for name, domain in study.domains.items()},
+        "overall": _measure_overall(study, bootstrap),
+        "domains": {name: _measure_domain(name, domain, study, bootstrap) for name, domain in study.domains.items()},
+        "anchors": {name: anchors.statistics for name, anchors in study.anchors.items()},
     }
 
 
@@ -63,53 +67,109 @@ def same_answers_without_teacher(params: Params) -> list[str]:
     ]
 
 
-def _measure_domain(name: str, domain: DomainStudy, params: Params, bootstrap: Bootstrap) -> dict[str, Any]:
+def _measure_domain(name: str, domain: DomainStudy, study: Study, bootstrap: Bootstrap) -> dict[str, Any]:
+    params = study.params
     measures = measures_of(domain.base, params.benchmark.tasks)
-    outcomes = {
-        method: {part: _outcomes(name, method, seeds, models, domain.base, part) for part in _parts(measures)}
-        for method, seeds, models in _models(domain)
+    asked = _asked(name, domain, measures)
+    methods = _compare({method: _by_measure(parts, measures) for method, parts in asked.items()}, params, bootstrap)
+    for method, seeds, _ in _models(domain):
+        methods[method]["per_seed"] = [
+            {"seed": seed, **{one: _seed_score(asked[method], measures[one], row) for one in measures}}
+            for row, seed in enumerate(seeds)
+        ]
+        if method != BASE:
+            methods[method]["training"] = _training(domain, method)
+            methods[method]["recovery"] = _recovery(domain, method)
+            methods[method]["flips"] = count_flips(domain.base, domain.runs[method], single_parts(measures))
+    return {
+        "measures": {one: [list(part) for part in parts] for one, parts in measures.items()},
+        "methods": methods,
+        "frontier": frontier_points(methods, study.sweeps, name) if "general" in measures else [],
+        "refinement": measure_refinement(domain, params),
     }
 
-    def of(method: str, one: str) -> list[Outcomes]:
-        return [outcomes[method][part] for part in measures[one]]
+
+def _measure_overall(study: Study, bootstrap: Bootstrap) -> dict[str, Any]:
+    """The plain average of all domains, compared as each of them is.
+
+    The domains' own items are different ones. The general items are the same in every domain, asked of that domain's
+    model: an item's outcome is its average over the domains, and its models go together in the bootstrap.
+    """
+    params = study.params
+    measures = measures_of(next(iter(study.domains.values())).base, params.benchmark.tasks)
+    asked = [_asked(name, domain, measures) for name, domain in study.domains.items()]
+    found: dict[str, dict[str, list[Outcomes]]] = {}
+    for method in asked[0]:
+        found[method] = {
+            one: [own[method][parts[0]] for own in asked]
+            if one in DOMAIN_MEASURES
+            else [_averaged([own[method][part] for own in asked]) for part in parts]
+            for one, parts in measures.items()
+        }
+    methods = _compare(found, params, bootstrap)
+    (only,) = list(study.domains) if len(study.domains) == 1 else [None]
+    return {
+        "domains": list(study.domains),
+        "measures": list(measures),
+        "methods": methods,
+        "frontier": frontier_points(methods, study.sweeps, only) if "general" in measures else [],
+    }
+
+
+def _averaged(domains: list[Outcomes]) -> Outcomes:
+    if any(domain.sources != domains[0].sources for domain in domains):
+        raise InputError(
+            "the domains' models were not asked the same general items, so there is no average of them; "
+            "`dvc repro` benchmarks all with the present params"
+        )
+    return Outcomes(np.mean([domain.values for domain in domains], axis=0), domains[0].seeds, domains[0].sources)
+
+
+def _compare(
+    outcomes: dict[str, dict[str, list[Outcomes]]], params: Params, bootstrap: Bootstrap
+) -> dict[str, dict[str, Any]]:
+    """Scores of every method, and its changes against the others; `outcomes` by method and measure."""
+    measures = list(outcomes[BASE])
 
     def change(method: str, other: str) -> dict[str, Any]:
-        found = {one: difference(of(method, one), of(other, one), bootstrap) for one in measures}
+        found = {one: difference(outcomes[method][one], outcomes[other][one], bootstrap) for one in measures}
         return {one: {**asdict(estimate), "verdict": verdict(estimate)} for one, estimate in found.items()}
 
-    def retention(method: str) -> dict[str, Any]:
-        found = {
-            one: ratio(of(method, one), of(BASE, one), bootstrap) for one in measures if one not in DOMAIN_MEASURES
-        }
-        return {one: asdict(estimate) if estimate else None for one, estimate in found.items()}
-
-    def seed_score(method: str, one: str, row: int) -> float:
-        return float(np.mean([task.values[row].mean() for task in of(method, one)]))
+    def share(method: str, other: str, one: str) -> dict[str, Any] | None:
+        found = ratio(outcomes[method][one], outcomes[other][one], bootstrap)
+        return asdict(found) if found else None
 
     reference, candidate = reference_method(params), candidate_method(params)
-    methods: dict[str, Any] = {}
-    for method, seeds, _ in _models(domain):
-        methods[method] = {
-            "scores": {one: asdict(mean(of(method, one), bootstrap)) for one in measures},
-            "per_seed": [
-                {"seed": seed, **{one: seed_score(method, one, row) for one in measures}}
-                for row, seed in enumerate(seeds)
-            ],
-        }
+    methods: dict[str, dict[str, Any]] = {}
+    for method in outcomes:
+        methods[method] = {"scores": {one: asdict(mean(outcomes[method][one], bootstrap)) for one in measures}}
         if reference and method != reference:
             methods[method]["against_reference"] = change(method, reference)
+            methods[method]["share_of_reference"] = {one: share(method, reference, one) for one in measures}
         if candidate and method not in (candidate, BASE):
             methods[method]["candidate_against_it"] = change(candidate, method)
         if method != BASE:
             methods[method]["against_base"] = change(method, BASE)
-            methods[method]["retention"] = retention(method)
-            methods[method]["training"] = _training(domain, method)
-            methods[method]["recovery"] = _recovery(domain, method)
+            methods[method]["retention"] = {
+                one: share(method, BASE, one) for one in measures if one not in DOMAIN_MEASURES
+            }
+    return methods
+
+
+def _asked(name: str, domain: DomainStudy, measures: dict[str, list[Part]]) -> dict[str, dict[Part, Outcomes]]:
+    """The outcomes of every model, by method, then by task and metric."""
     return {
-        "measures": {one: [list(part) for part in parts] for one, parts in measures.items()},
-        "methods": methods,
-        "refinement": measure_refinement(domain, params),
+        method: {part: _outcomes(name, method, seeds, models, domain.base, part) for part in _parts(measures)}
+        for method, seeds, models in _models(domain)
     }
+
+
+def _by_measure(outcomes: dict[Part, Outcomes], measures: dict[str, list[Part]]) -> dict[str, list[Outcomes]]:
+    return {one: [outcomes[part] for part in parts] for one, parts in measures.items()}
+
+
+def _seed_score(outcomes: dict[Part, Outcomes], parts: list[Part], row: int) -> float:
+    return float(np.mean([outcomes[part].values[row].mean() for part in parts]))
 
 
 def measures_of(base: Benchmarked, tasks: list[str]) -> dict[str, list[Part]]:
@@ -119,6 +179,11 @@ def measures_of(base: Benchmarked, tasks: list[str]) -> dict[str, list[Part]]:
     if general:
         measures["general"] = general
     return measures | {part[0]: [part] for part in general}
+
+
+def single_parts(measures: dict[str, list[Part]]) -> list[Part]:
+    """The (task, metric) pairs of items that are right or wrong: the domain's accuracy, and every general task's."""
+    return [measures["domain_acc"][0], *measures.get("general", [])]
 
 
 def _main_metric(base: Benchmarked, task: str) -> str:

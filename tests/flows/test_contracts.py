@@ -72,7 +72,7 @@ def test_outputs_are_where_the_flows_write():
         "benchmark": [bench / "items.jsonl", bench / "scores.json"],
         "benchmark_base": [base / "items.jsonl", base / "scores.json"],
         "benchmark_champion": [champion / "items.jsonl", champion / "scores.json"],
-        "report": [paths.REPORTS / "report.html", paths.REPORTS / "metrics.json"],
+        "report": [paths.REPORTS / name for name in ("report.html", "report.md", "metrics.json")],
     }
     found = {name: [Path(fill(out)) for out in outputs(stage)] for name, stage in STAGES.items()}
     assert found == expected

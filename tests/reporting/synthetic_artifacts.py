@@ -10,7 +10,17 @@ import numpy as np
 from raft_tasks.artifacts import write_json, write_rows
 from raft_tasks.evaluation.agreement import against_people, panel_agreement
 from raft_tasks.params import Params, load_params
-from raft_tasks.schemas import Candidate, Example, Fused, ItemResult, Reject
+from raft_tasks.reporting.study import Study, collect
+from raft_tasks.schemas import (
+    Anchor,
+    AnchorStatistics,
+    Candidate,
+    Example,
+    Fused,
+    ItemResult,
+    Reject,
+    RejectedAnchor,
+)
 
 TASKS = ["pocket_recall", "pocket_instructions", "pocket_reading", "pocket_rewriting"]
 LEVELS = {  # share of right answers: domain, recall, instructions, reading, rewriting
@@ -20,6 +30,7 @@ LEVELS = {  # share of right answers: domain, recall, instructions, reading, rew
     "fused_sft": (0.95, 0.80, 0.91, 0.74, 0.96),
     "on_policy": (0.60, 0.60, 0.80, 0.50, 0.40),
     "raft": (0.95, 0.91, 0.94, 0.82, 0.97),
+    "fused_sft_anchored": (0.93, 0.98, 0.96, 0.88, 0.97),
 }
 FACTS = 40  # per split of questions; two held-out questions ask for each
 ITEMS = 60  # of a general task
@@ -52,8 +63,31 @@ RECOVERED = {
 def write_artifacts(root: Path, params: Params, levels: dict[str, tuple[float, ...]] = LEVELS) -> None:
     """Write all that `collect` reads under `root`."""
     write_json(root / "models" / "base.json", {"path": "models/pocket-base", "revision": None, "sha256": "0" * 64})
+    if any(params.methods[method].anchors for method in params.run.methods):
+        _write_anchors(root / "anchors" / "sets" / "invented")
     for domain in params.run.domains:
         _write_domain(root / domain, params, levels)
+
+
+def collected(root: Path, params: Params) -> Study:
+    """What `collect` reads of `write_artifacts`, without sweeps."""
+    return collect(root, root / "no sweeps", params)
+
+
+def _write_anchors(folder: Path) -> None:
+    kept = [Anchor(id=f"a{n}", prompt=f"Name {n} <rivers>.", answer=f"River {n}.") for n in range(30)]
+    said = {"prompt_finished": True, "answer_finished": True, "near": "a0"}
+    rejected = [
+        RejectedAnchor(id=f"r{n}", prompt="Name 0 rivers.", answer="None.", reason="near duplicate", **said)
+        for n in range(10)
+    ]
+    statistics = AnchorStatistics(
+        invented=40, kept=30, well_formed=0.975, rejected={"near duplicate": 10}, distinct_1=0.1234, distinct_2=0.4567,
+        similarity=0.31, warning=None,
+    )  # fmt: skip
+    write_rows(folder / "anchors.jsonl", kept)
+    write_rows(folder / "rejects.jsonl", rejected)
+    write_json(folder / "statistics.json", statistics.model_dump())
 
 
 def _write_domain(folder: Path, params: Params, levels: dict[str, tuple[float, ...]]) -> None:

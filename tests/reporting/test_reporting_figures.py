@@ -3,10 +3,9 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from synthetic_artifacts import synthetic_params, write_artifacts
+from synthetic_artifacts import collected, synthetic_params, write_artifacts
 
 from raft_tasks.reporting import figures
-from raft_tasks.reporting.study import collect
 from raft_tasks.reporting.tables import measure
 
 
@@ -14,12 +13,14 @@ from raft_tasks.reporting.tables import measure
 def drawn(tmp_path_factory):
     root, params = tmp_path_factory.mktemp("artifacts"), synthetic_params()
     write_artifacts(root, params)
-    study = collect(root, params)
+    study = collected(root, params)
     domain, found, style = study.domains["registry"], measure(study)["domains"]["registry"], figures.styles(params)
+
+    seeds = {method: row["per_seed"] for method, row in found["methods"].items()}
 
     def draw():
         return {
-            "frontier": figures.frontier(found, style),
+            "frontier": figures.frontier(found["frontier"], seeds, style),
             "changes": figures.changes(found, "sft", style, "general", "General score"),
             "l_sft": figures.curves(domain, style, "l_sft", "L_SFT"),
             "lambda": figures.curves(domain, style, "lambda", "lambda", 1.0),

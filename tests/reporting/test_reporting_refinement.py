@@ -1,11 +1,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_artifacts import synthetic_params, write_artifacts
+from synthetic_artifacts import collected, synthetic_params, write_artifacts
 
 from raft_tasks.reporting.refinement import OUTCOMES, SHOWN_CHARACTERS, marked, outcome, sample
-from raft_tasks.reporting.report import write_report
-from raft_tasks.reporting.study import collect
+from raft_tasks.reporting.report import Origin, write_report
 from raft_tasks.reporting.tables import measure
 from raft_tasks.schemas import Comparison
 
@@ -34,7 +33,7 @@ def test_words_are_marked_not_letters_and_neighbours_as_one():
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("artifacts")
     write_artifacts(folder, synthetic_params(seeds=[0], methods=["sft", "raft"]))
-    return collect(folder, synthetic_params(seeds=[0], methods=["sft", "raft"]))
+    return collected(folder, synthetic_params(seeds=[0], methods=["sft", "raft"]))
 
 
 def test_every_outcome_is_counted_once_and_sampled(study):
@@ -72,7 +71,7 @@ def test_judges_lengths_and_comparisons(study):
 def test_the_page_shows_what_became_of_rows_and_documents(study, tmp_path):
     asked = {"documents": 3, "chunks": 9, "proposed": 20, "kept": 15, "rejected": {"not grounded": 4, "duplicate": 1}}
     object.__setattr__(study.domains["registry"], "questions", asked)
-    write_report(study, measure(study), None, tmp_path / "report.html")
+    write_report(study, measure(study), Origin(None, {}), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for words in (
         "row rejected: empty answer", "row flagged, and kept: email", "pair rejected: not grounded",

@@ -1,7 +1,5 @@
 import pytest
-from synthetic_artifacts import ITEMS, synthetic_params, write_artifacts
-
-from raft_tasks.reporting.study import collect
+from synthetic_artifacts import ITEMS, collected, synthetic_params, write_artifacts
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +11,7 @@ def finished(tmp_path_factory):
 
 def test_collects_every_run_and_remembers_every_file(finished):
     root, params = finished
-    study = collect(root, params)
+    study = collected(root, params)
     domain = study.domains["registry"]
     assert set(domain.runs) == set(params.run.methods)
     assert [run.seed for run in domain.runs["raft"]] == params.run.seeds
@@ -33,7 +31,7 @@ def test_a_missing_run_names_the_stage_that_makes_it(finished):
     root, params = finished
     more = params.model_copy(update={"run": params.run.model_copy(update={"seeds": [0, 1, 2, 3]})})
     with pytest.raises(FileNotFoundError, match="dvc repro distill@registry-sft-3"):
-        collect(root, more)
+        collected(root, more)
 
 
 def test_a_broken_curve_names_its_file(tmp_path):
@@ -41,4 +39,4 @@ def test_a_broken_curve_names_its_file(tmp_path):
     write_artifacts(tmp_path, params)
     (tmp_path / "registry" / "runs" / "sft-0" / "steps.csv").write_text("step,loss\n1,two\n")
     with pytest.raises(ValueError, match=r"steps\.csv: got a cell that is not a number"):
-        collect(tmp_path, params)
+        collected(tmp_path, params)

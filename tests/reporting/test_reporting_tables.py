@@ -2,18 +2,17 @@ import json
 
 import numpy as np
 import pytest
-from synthetic_artifacts import LEVELS, TASKS, synthetic_params, write_artifacts
+from synthetic_artifacts import LEVELS, TASKS, collected, synthetic_params, write_artifacts
 
 from raft_tasks.artifacts import read_rows, write_rows
 from raft_tasks.errors import InputError
-from raft_tasks.reporting.study import collect
 from raft_tasks.reporting.tables import label, measure, percent, points, print_table
 from raft_tasks.schemas import ItemResult
 
 
 def measured(root, params, levels=LEVELS):
     write_artifacts(root, params, levels)
-    return measure(collect(root, params))
+    return measure(collected(root, params))
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +23,10 @@ def metrics(tmp_path_factory):
 def test_is_json_and_whole(metrics):
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
     domain = metrics["domains"]["registry"]
-    assert list(domain["methods"]) == ["base", "sft", "sdft", "fused_sft", "on_policy", "raft"]
+    assert list(domain["methods"]) == ["base", "sft", "sdft", "fused_sft", "on_policy", "raft", "fused_sft_anchored"]
     assert list(domain["measures"]) == ["domain_acc", "domain_complete", "general", *TASKS]
     assert (metrics["reference"], metrics["candidate"]) == ("sft", "raft")
-    assert metrics["same_answers_without_teacher"] == ["fused_sft"]
+    assert metrics["same_answers_without_teacher"] == ["fused_sft", "fused_sft_anchored"]
 
 
 def test_numbers_are_those_of_the_items(tmp_path):
@@ -108,7 +107,7 @@ def test_items_that_do_not_pair_are_refused(tmp_path):
     path = tmp_path / "registry" / "benchmarks" / "sft-0" / "items.jsonl"
     write_rows(path, read_rows(path, ItemResult)[1:])
     with pytest.raises(InputError, match=r"sft \(seed 0\) and the base were not asked the same items of 'domain'"):
-        measure(collect(tmp_path, params))
+        measure(collected(tmp_path, params))
 
 
 def test_a_task_that_was_not_benchmarked_is_named(tmp_path):
@@ -116,7 +115,7 @@ def test_a_task_that_was_not_benchmarked_is_named(tmp_path):
     write_artifacts(tmp_path, params)
     more = params.model_copy(update={"benchmark": params.benchmark.model_copy(update={"tasks": ["ifeval"]})})
     with pytest.raises(InputError, match="'ifeval' has no score per item"):
-        measure(collect(tmp_path, more))
+        measure(collected(tmp_path, more))
 
 
 def test_the_terminal_table_is_narrow_and_says_what_the_numbers_say(metrics, capsys):

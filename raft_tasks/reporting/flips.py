@@ -1,0 +1,110 @@
+"""Items that training flipped: right before and wrong after, or the other way round."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from raft_tasks.evaluation.harness import DOMAIN_TASK
+from raft_tasks.reporting.study import Benchmarked, DomainStudy, Trained
+from raft_tasks.schemas import ItemResult
+
+Direction = Literal["lost", "won"]
+SHOWN_CHARACTERS = 300  # of a question or an answer
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One item under one method: what the base said and what a model that disagrees says."""
+
+    method: str
+    task: str
+    id: str
+    direction: Direction  # lost: right -> wrong; won: wrong -> right
+    seeds: int  # of the method's, how many flipped it
+    question: str
+    before: str
+    after: str  # of the first of those seeds
+
+
+def flips(domain: DomainStudy, parts: list[tuple[str, str]]) -> list[Flip]:
+    """Every flipped item of every method, by method and task; those that more seeds flipped come first.
+
+    Args:
+        parts: (task, metric): an item is right where the metric is 1.
+    """
+    before, after_ = _around_question(domain)
+    found = []
+    for method, runs in domain.runs.items():
+        for task, metric in parts:
+            base = {row.id: row for row in domain.base.items if row.task == task}
+            flipped: dict[str, list[ItemResult]] = {}
+            for run in runs:
+                for row in run.items:
+                    if row.task == task and _right(row, metric) != _right(base[row.id], metric):
+                        flipped.setdefault(row.id, []).append(row)
+            found += [
+                Flip(
+                    method,
+                    task,
+                    name,
+                    "lost" if _right(base[name], metric) else "won",
+                    len(rows),
+                    _shown(rows[0].prompt.removeprefix(before).removesuffix(after_)),
+                    _shown(base[name].answer),
+                    _shown(rows[0].answer),
+                )
+                for name, rows in sorted(flipped.items(), key=lambda entry: (-len(entry[1]), entry[0]))
+            ]
+    return found
+
+
+def chosen(all_flips: list[Flip], count: int) -> list[Flip]:
+    """At most `count` of every method and direction: of every task in turn, the first ones."""
+    place: Counter[tuple[str, str, str]] = Counter()
+    ranked = []
+    for number, flip in enumerate(all_flips):
+        key = (flip.method, flip.direction, flip.task)
+        ranked.append((place[key], number, flip))
+        place[key] += 1
+    taken: Counter[tuple[str, str]] = Counter()
+    kept = []
+    for _, number, flip in sorted(ranked, key=lambda one: one[:2]):
+        if taken[flip.method, flip.direction] < count:
+            taken[flip.method, flip.direction] += 1
+            kept.append((number, flip))
+    return [flip for _, flip in sorted(kept, key=lambda one: one[0])]
+
+
+def count_flips(
+    base: Benchmarked, runs: list[Trained], parts: list[tuple[str, str]]
+) -> dict[str, dict[str, float | int]]:
+    """Per task: items asked, those that the base has right, and how many were lost and won, as the mean over seeds."""
+    counts = {}
+    for task, metric in parts:
+        right = {row.id: _right(row, metric) for row in base.items if row.task == task}
+        pairs = [(right[row.id], _right(row, metric)) for run in runs for row in run.items if row.task == task]
+        counts[task] = {
+            "asked": len(right),
+            "right_before": sum(right.values()),
+            "lost": sum(was and not now for was, now in pairs) / len(runs),
+            "won": sum(now and not was for was, now in pairs) / len(runs),
+        }
+    return counts
+
+
+def _right(row: ItemResult, metric: str) -> bool:
+    return row.metrics[metric] == 1.0
+
+
+def _around_question(domain: DomainStudy) -> tuple[str, str]:
+    """What the chat template puts before and after a user's words: around the first held-out question."""
+    asked = {row.id: row.question for row in domain.test}
+    row = next(row for row in domain.base.items if row.task == DOMAIN_TASK)
+    before, found, after = row.prompt.partition(asked[row.id])
+    return (before, after) if found else ("", "")
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} […]"

@@ -1,0 +1,48 @@
+from raft_tasks.reporting.flips import SHOWN_CHARACTERS, chosen, count_flips, flips
+from raft_tasks.reporting.study import Benchmarked, DomainStudy, Trained
+from raft_tasks.schemas import Example, ItemResult
+
+
+def item(task, name, right, answer="said", prompt="<user>What is Q?<end>"):
+    return ItemResult(task=task, id=name, source=name, metrics={"acc": float(right)}, prompt=prompt, answer=answer)
+
+
+def trained(seed, items):
+    return Trained({}, items, seed, {}, {}, {})
+
+
+ASKED = Example(
+    id="d1", domain="registry", question="What is Q?", answer="Q.", source="Q", split="test", expected=["Q"], details=[]
+)
+BASE = Benchmarked({}, [item("domain", "d1", False), item("recall", "a", True), item("recall", "b", True, "x" * 999)])
+RUNS = [
+    trained(0, [item("domain", "d1", True, "Q."), item("recall", "a", True), item("recall", "b", False, "zero")]),
+    trained(1, [item("domain", "d1", True, "Q!"), item("recall", "a", False, "no"), item("recall", "b", False, "one")]),
+]
+PARTS = [("domain", "acc"), ("recall", "acc")]
+DOMAIN = DomainStudy([], {}, None, [ASKED], [], {}, BASE, {"sft": RUNS})
+
+
+def test_flips_say_which_way_how_often_and_what_was_said():
+    won, both, once = flips(DOMAIN, PARTS)
+    assert (won.task, won.id, won.direction, won.seeds) == ("domain", "d1", "won", 2)
+    assert (won.question, won.before, won.after) == ("What is Q?", "said", "Q.")
+    assert (both.id, both.direction, both.seeds, both.after) == ("b", "lost", 2, "zero")
+    assert len(both.before) < SHOWN_CHARACTERS + 10
+    assert (once.id, once.direction, once.seeds, once.after) == ("a", "lost", 1, "no")
+
+
+def test_counts_are_means_over_seeds():
+    assert count_flips(BASE, RUNS, PARTS) == {
+        "domain": {"asked": 1, "right_before": 0, "lost": 0.0, "won": 1.0},
+        "recall": {"asked": 2, "right_before": 2, "lost": 1.5, "won": 0.0},
+    }
+
+
+def test_few_are_chosen_of_every_task_in_turn():
+    found = flips(DOMAIN, PARTS)
+    assert chosen(found, 1) == found[:2]  # one won, one lost
+    assert chosen(found, 0) == []
+    more = [one for one in found if one.direction == "lost"]
+    other = [type(more[0])("sft", "reading", str(n), "lost", 1, "", "", "") for n in range(5)]
+    assert [flip.task for flip in chosen(more + other, 3)] == ["recall", "recall", "reading"]
