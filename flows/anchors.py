@@ -1,13 +1,11 @@
 """Stage `anchors`: general user turns that the base invents, with its own answers: one set for all domains."""
 
-from pathlib import Path
-
 from prefect import flow
 
 from flows import paths
 from flows.rows import WITHOUT_LIMIT, new_calls, through
 from flows.stage import main
-from raft_tasks.anchors import answer_chunk, held_out_texts, identity_of, invent_chunk, write_set
+from raft_tasks.anchors import answer_chunk, held_out_texts, identity_of, invent_chunk, measured_texts, write_set
 from raft_tasks.artifacts import atomic_folder, read_json, read_rows, write_json
 from raft_tasks.generation.encoding import shared_encoder
 from raft_tasks.params import load_params
@@ -25,7 +23,7 @@ def anchors() -> None:
     with atomic_folder(paths.ANCHORS) as folder:
         for name in sets:
             settings, calls = params.anchors[name], new_calls("anchors", WITHOUT_LIMIT)
-            own = read_rows(Path(settings.prompts), UserTurn) if settings.prompts else []
+            own = read_rows(paths.user_turns(settings.prompts), UserTurn) if settings.prompts else []
             drawn: list[Invented] = []
             for work, rows, what in ((invent_chunk, range(settings.count), "invented"), (answer_chunk, own, "own")):
                 drawn += through(
@@ -41,7 +39,9 @@ def anchors() -> None:
                     calls=calls,
                     unit=f"{what} turns of {name}",
                 )
-            statistics = write_set(drawn, held_out, settings, params.base, encoder, folder / "sets" / name)
+            measured = measured_texts(settings, paths.BENCHMARK_TASKS)
+            place = folder / "sets" / name
+            statistics = write_set(drawn, held_out, settings, params.base, measured, encoder, place)
             print(f"anchors: {statistics.kept} of {statistics.invented} turns of {name} kept", flush=True)
             if statistics.warning:
                 print(f"anchors: WARNING, {name}: {statistics.warning}", flush=True)

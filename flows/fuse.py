@@ -51,8 +51,10 @@ def fuse(domain: str) -> None:
     with atomic_folder(paths.training(domain)) as folder:
         for name in params.run.methods:
             method = params.methods[name]
-            pairs = training_pairs(iter_rows(paths.fused(domain, params.resources.rows), Fused), method)
-            replayed = replay_pairs(method.replay) if method.replay else ()
+            pairs, again = (
+                training_pairs(iter_rows(paths.fused(domain, params.resources.rows), Fused), method) for _ in range(2)
+            )
+            replayed = replay_pairs(method.replay, again) if method.replay else ()
             write_rows(folder / f"{name}.{params.resources.rows}", chain(pairs, replayed))
 
 

@@ -72,6 +72,11 @@ def labels(name: str) -> Path:
     return Path("data/calibration") / name
 
 
+def user_turns(name: str) -> Path:
+    """General prompts of the user's own."""
+    return Path("data/anchors") / name
+
+
 def training(domain: str) -> Path:
     return ARTIFACTS / domain / "training"
 

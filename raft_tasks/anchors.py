@@ -43,28 +43,26 @@ def write_set(
     held_out: Iterable[str],
     settings: params.Anchors,
     model: params.Model,
+    measured: Iterable[str],
     encoder: SentenceEncoder,
     folder: Path,
 ) -> AnchorStatistics:
     """Clean the set and write it to `folder`, together with the base's top K at the positions of its answers."""
     import torch
 
-    from raft_tasks.training.anchoring import KEPT, ROWS, encode_anchors, is_encodable, keep_top_k, write_kept
+    from raft_tasks.training.anchoring import is_encodable, write_anchors
     from raft_tasks.training.weights import load_model
 
     base, tokenizer = load_model(model, getattr(torch, model.dtype))
     limit = base.config.get_text_config().max_position_embeddings
     encodable = partial(is_encodable, tokenizer=tokenizer, max_length=limit, system=model.system)
-    kept, rejected, statistics = clean_anchors(invented, held_out, settings, encoder, encodable)
+    kept, rejected, statistics = clean_anchors(invented, held_out, settings, encoder, encodable, measured)
     folder.mkdir(parents=True)
-    write_rows(folder / ROWS, kept)
+    if torch.cuda.is_available():
+        base = base.to(torch.device("cuda"))  # type: ignore[arg-type]  # it is so documented
+    write_anchors(folder, kept, base, tokenizer, model.system, settings.top_k, settings.batch_size)
     write_rows(folder / REJECTS, rejected)
     write_json(folder / STATISTICS, statistics.model_dump())
-    if kept:
-        if torch.cuda.is_available():
-            base = base.to(torch.device("cuda"))  # type: ignore[arg-type]  # it is so documented
-        rows = encode_anchors(kept, tokenizer, limit, model.system)
-        write_kept(folder / KEPT, keep_top_k(base, rows, settings.top_k, settings.batch_size))
     return statistics
 
 
@@ -74,6 +72,16 @@ def held_out_texts(questions: Path, tasks: list[str], tasks_folder: Path) -> lis
 
     own = [row.question for path in sorted(questions.glob("*.jsonl")) for row in read_rows(path, HeldOut)]
     return [*own, *(text for _, text in item_texts(tasks, tasks_folder))]
+
+
+def measured_texts(settings: params.Anchors, tasks_folder: Path) -> list[str]:
+    """What the anchors of a set must not tell beyond that: questions and answers of the tasks of `without`."""
+    from raft_tasks.evaluation.harness import item_targets, item_texts
+
+    if settings.without is None:
+        return []
+    tasks = settings.without.tasks
+    return [text for of in (item_texts, item_targets) for _, text in of(tasks, tasks_folder)]
 
 
 def identity_of(sets: Path, method: params.Method) -> dict[str, str] | None:

@@ -103,12 +103,15 @@ def training_pairs(rows: Iterable[Fused], method: params.Method) -> Iterator[Tra
         yield TrainingPair(id=row.id, question=row.question, answer=answer[method.answers](row))
 
 
-def replay_pairs(replay: params.Replay) -> Iterator[TrainingPair]:
-    """The user's general rows, marked as such, file by file.
+def replay_pairs(replay: params.Replay, own: Iterable[TrainingPair]) -> Iterator[TrainingPair]:
+    """What is replayed, marked as such: the user's general rows, file by file, or the domain's `own` once more.
 
     Raises:
         InputError: naming files that are not there, or the line that is not a row.
     """
+    if replay.files == "domain":
+        yield from (pair.model_copy(update={"replay": True}) for pair in own)
+        return
     for pattern in replay.files:
         files = sorted(Path().glob(pattern))
         if not files:

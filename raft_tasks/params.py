@@ -300,11 +300,23 @@ class Fuse(Sampling):
         return self
 
 
+class Measured(Section):
+    """What some benchmark tasks measure: anchors that tell it are left out, the control for repeated test facts."""
+
+    tasks: list[str] = Field(min_length=1)  # of lm-eval
+    overlap: Annotated[
+        float, Field(gt=0, le=1)
+    ]  # of an item's trigrams, question or answer; more in an anchor tells it
+
+
 class Anchors(Section):
     """A set of anchors: how the base invents general user turns and answers them, and which of these are kept."""
 
     count: Annotated[int, Field(ge=0)]  # drawn; fewer are kept
-    prompts: str | None  # a JSONL file in data/anchors with one's own user turns, answered by the base too
+    turns: Literal["invented", "gibberish"]  # gibberish: random tokens, as many as the invented turn has
+    hints: list[str]  # system prompts, in turn, under which turns are invented; the answers are given without them
+    prompts: Annotated[str, Field(pattern=r"^[\w.-]+\.jsonl$")] | None  # in data/anchors: user turns of one's own
+    without: Measured | None  # None: whatever is no benchmark item and no held-out question may be told
     temperature: Annotated[float, Field(gt=0)]  # of the user turns
     answer_temperature: Annotated[float, Field(ge=0)]  # 0 is greedy
     top_p: Annotated[float, Field(gt=0, le=1)]
@@ -379,7 +391,8 @@ class Adapter(Section):
 class Replay(Section):
     """General question-answer rows of the user's, learned beside the domain's: plain cross-entropy."""
 
-    files: list[str] = Field(min_length=1)  # JSON lines with id, question, answer; in data/replay, which DVC watches
+    # JSON lines with id, question, answer; in data/replay, which DVC watches. Or the domain's own rows, more often.
+    files: Literal["domain"] | Annotated[list[str], Field(min_length=1)]
     share: Annotated[float, Field(gt=0, lt=1)]  # of a step's rows, and of its cross-entropy
 
 

@@ -150,9 +150,16 @@ class RejectedAnchor(Invented):
     reason: Literal[
         "unfinished prompt", "empty prompt", "degenerate prompt",
         "unfinished answer", "empty answer", "degenerate answer", "unencodable",
-        "near held-out text", "duplicate", "near duplicate",
+        "near held-out text", "tells what is measured", "duplicate", "near duplicate",
     ]  # fmt: skip
-    near: str | None  # the held-out text, or the id of the kept anchor that it repeats
+    near: str | None  # the held-out or measured text, or the id of the kept anchor that it repeats
+
+
+class AnchorCluster(Row):
+    """Kept anchors whose prompts are about like things."""
+
+    size: int
+    example: str  # the prompt nearest to the cluster's centre
 
 
 class AnchorStatistics(Row):
@@ -164,7 +171,9 @@ class AnchorStatistics(Row):
     rejected: dict[str, int]  # by reason
     distinct_1: float  # different words / words of the kept prompts; falls as the set grows
     distinct_2: float  # the same of pairs of neighbouring words
+    distinct_3: float  # ... and of three
     similarity: float | None  # mean cosine of two kept prompts' embeddings; None without an encoder
+    clusters: list[AnchorCluster]  # k-means of these embeddings, the largest first; empty without an encoder
     warning: str | None  # what is wrong with the set, if anything
 
 

@@ -117,6 +117,23 @@ def item_texts(tasks: list[str], tasks_folder: Path) -> Iterator[tuple[str, str]
     Raises:
         InputError: an unknown task, or one whose items cannot be loaded.
     """
+    for name, task, doc in _tasks_items(tasks, tasks_folder):
+        yield name, str(task.doc_to_text(doc))
+
+
+def item_targets(tasks: list[str], tasks_folder: Path) -> Iterator[tuple[str, str]]:
+    """(task and number, right answer) of every item, the text of a choice where the answer is one.
+
+    Raises:
+        InputError: as `item_texts`.
+    """
+    for name, task, doc in _tasks_items(tasks, tasks_folder):
+        target = task.doc_to_target(doc)
+        yield name, str(task.doc_to_choice(doc)[target] if isinstance(target, int) else target)
+
+
+def _tasks_items(tasks: list[str], tasks_folder: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """(task and number, lm-eval's task, item) of every item."""
     with _quiet():
         manager = _task_manager(tasks, [tasks_folder])
         for name in tasks:
@@ -129,7 +146,7 @@ def item_texts(tasks: list[str], tasks_folder: Path) -> Iterator[tuple[str, str]
                 ) from error
             for task_name, task in loaded.items():
                 for number, doc in enumerate(task.eval_docs, start=1):
-                    yield f"{task_name} item {number}", str(task.doc_to_text(doc))
+                    yield f"{task_name} item {number}", task, doc
 
 
 def write_domain_task(work: Path, domain: str, rows: list[Example], max_new_tokens: int) -> None:

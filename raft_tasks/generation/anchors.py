@@ -14,16 +14,16 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
 from math import fsum, log1p
-from typing import TYPE_CHECKING, Any
+from random import Random
+from typing import TYPE_CHECKING
 
-from raft_tasks.chat import render
+from raft_tasks.chat import ChatError, render
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import row_seed
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.params import Anchors
-from raft_tasks.schemas import Anchor, AnchorStatistics, Invented, RejectedAnchor
+from raft_tasks.schemas import Anchor, AnchorCluster, AnchorStatistics, Invented, RejectedAnchor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,19 +40,24 @@ BANDS = (32, 4)  # bands x rows of the sketch: finds an overlap of .5 in 87 % of
 # A word, or one letter of a script that is written without spaces (Thai, Lao, Japanese, Chinese).
 UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+CLUSTERS = 8  # of the statistics: as many as can be read at a glance
 MALFORMED = ("unfinished", "empty", "degenerate", "unencodable")  # how the reasons begin that concern the form
 
 Shingles = frozenset[tuple[str, ...]]
 
 
-def user_prefix(tokenizer: PreTrainedTokenizerBase, system: str | None) -> list[int]:
+def user_prefix(tokenizer: PreTrainedTokenizerBase, system: str | None, hint: str | None = None) -> list[int]:
     """Token ids of the chat template up to where a user's words begin, the system prompt included.
 
+    Args:
+        hint: what the system prompt says beside `system`, if anything.
+
     Raises:
+        ChatError: the template drops or refuses a system prompt.
         InputError: if the tokenizer has no chat template, or one that shows a user's words changed or not just once,
             or begins with them.
     """
-    before, _ = _around_user_words(tokenizer, system)
+    before, _ = _around_user_words(tokenizer, system, hint)
     alone, followed = _tokens(tokenizer, before), _tokens(tokenizer, before + MARKER)
     # Where the last token before the words would merge with them ("[INST] " + "What"), it is left to the model.
     prefix = []
@@ -76,7 +81,7 @@ def user_end(tokenizer: PreTrainedTokenizerBase) -> int:
     Raises:
         InputError: as `user_prefix`; or if no special token follows.
     """
-    _, after = _around_user_words(tokenizer, None)
+    _, after = _around_user_words(tokenizer, None, None)
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     for token in _tokens(tokenizer, after):
         if token in special and str(tokenizer.decode([token])).strip():  # some add runs of white space as tokens
@@ -91,15 +96,17 @@ def invent(numbers: Sequence[int], backend: Base, settings: Anchors) -> list[Inv
     """Draw the anchors of these numbers (0, 1, ...): each one depends on its number and the settings alone.
 
     A turn that was cut at `max_new_tokens`, ran into a special token that does not end it, or is empty, is kept for
-    the record and not answered.
+    the record and not answered. Number n is invented under hint n, in turn, and answered without it.
 
     Raises:
         InputError: as `user_prefix` and `user_end`; or if a turn and its answer do not fit into the model's context.
     """
     tokenizer = backend.tokenizer
     ids = [f"anchor-{number:05d}" for number in numbers]
+    hints: list[str | None] = [*settings.hints] or [None]
+    prefixes = [user_prefix(tokenizer, backend.settings.system, hint) for hint in hints]
     turns = backend.continue_tokens(
-        [user_prefix(tokenizer, backend.settings.system)] * len(ids),
+        [prefixes[number % len(prefixes)] for number in numbers],
         temperature=settings.temperature,
         top_p=settings.top_p,
         max_new_tokens=settings.max_new_tokens,
@@ -109,6 +116,13 @@ def invent(numbers: Sequence[int], backend: Base, settings: Anchors) -> list[Inv
         stops=tokenizer.all_special_ids,
     )
     prompts = [turn.text.strip() for turn in turns]
+    if settings.turns == "gibberish":
+        draws = [Random(row_seed(settings.seed, "anchor-gibberish", id)) for id in ids]
+        tokens = plain_tokens(tokenizer)
+        prompts = [
+            tokenizer.decode(own.choices(tokens, k=turn.tokens - 1)).strip()  # all but the one that ends the turn
+            for turn, own in zip(turns, draws, strict=True)
+        ]
     usable = [number for number, turn in enumerate(turns) if turn.finished and prompts[number]]
     answered = {row.id: row for row in answer([(ids[number], prompts[number]) for number in usable], backend, settings)}
     return [
@@ -124,6 +138,13 @@ def invent(numbers: Sequence[int], backend: Base, settings: Anchors) -> list[Inv
         )
         for number, turn in enumerate(turns)
     ]
+
+
+def plain_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """All tokens that are text by themselves: no special ones, no parts of a letter."""
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    decoded = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return [token for token, text in enumerate(decoded) if token not in special and "\ufffd" not in text]
 
 
 def answer(prompts: Sequence[tuple[str, str]], backend: Base, settings: Anchors) -> list[Invented]:
@@ -154,6 +175,7 @@ def clean_anchors(
     settings: Anchors,
     encoder: SentenceEncoder | None = None,
     encodable: Callable[[Invented], bool] = lambda row: True,
+    measured: Iterable[str] = (),
 ) -> tuple[list[Anchor], list[RejectedAnchor], AnchorStatistics]:
     """Keep what is well-formed, new, and tells nothing that is kept for testing; of equals the first one stays.
 
@@ -164,10 +186,12 @@ def clean_anchors(
         encoder: for the statistics alone.
         encodable: whether the tokenizer makes of the texts what a training can learn. A base may write what its own
             tokenizer does not read.
+        measured: what `settings.without` leaves out: questions and answers of its tasks. Prompt and answer tell it
+            together.
     """
     from datasketch import MinHash, MinHashLSH
 
-    index = _HeldOut(held_out)
+    index, facts = _HeldOut(held_out), _HeldOut(measured)
     similar = MinHashLSH(num_perm=PERMUTATIONS, params=BANDS)  # it proposes, the overlap itself decides
     kept: dict[str, Anchor] = {}
     kept_shingles: dict[str, Shingles] = {}
@@ -180,8 +204,11 @@ def clean_anchors(
             told = (index.told(own, settings.held_out_overlap) for own in (shingles, shingled(row.answer)))
             near = next(filter(None, told), None)
             reason = near and "near held-out text"
-            if reason is None and not encodable(row):
-                reason = "unencodable"
+        if reason is None and settings.without:
+            near = facts.told(shingles | shingled(row.answer), settings.without.overlap)
+            reason = near and "tells what is measured"
+        if reason is None and not encodable(row):
+            reason = "unencodable"
         folded = " ".join(row.prompt.casefold().split())
         if reason is None and folded in first:
             reason, near = "duplicate", first[folded]
@@ -288,33 +315,54 @@ def _statistics(
             "It may never have learned user turns: give it prompts of your own instead, or lower anchors.temperature"
         )
     prompts = [words(anchor.prompt) for anchor in anchors]
+    similarity: float | None = None
+    clusters: list[AnchorCluster] = []
+    if encoder is not None and len(anchors) > 1:
+        similarity, clusters = _embedded([anchor.prompt for anchor in anchors], encoder)
     return AnchorStatistics(
         invented=invented,
         kept=len(anchors),
         well_formed=round(well_formed, 4),
         rejected=dict(sorted(reasons.items())),
-        distinct_1=_distinct([word for prompt in prompts for word in prompt]),
-        distinct_2=_distinct([pair for prompt in prompts for pair in pairwise(prompt)]),
-        similarity=None if encoder is None else _mean_similarity(encoder, [anchor.prompt for anchor in anchors]),
+        distinct_1=_distinct(prompts, 1),
+        distinct_2=_distinct(prompts, 2),
+        distinct_3=_distinct(prompts, 3),
+        similarity=similarity,
+        clusters=clusters,
         warning=warning,
     )
 
 
-def _distinct(items: list[Any]) -> float:
-    return round(len(set(items)) / max(1, len(items)), 4)
+def _distinct(prompts: list[list[str]], length: int) -> float:
+    """Different runs of `length` words / all of them."""
+    runs = [run for prompt in prompts for run in zip(*(prompt[start:] for start in range(length)), strict=False)]
+    return round(len(set(runs)) / max(1, len(runs)), 4)
 
 
-def _mean_similarity(encoder: SentenceEncoder, prompts: list[str]) -> float | None:
-    """Mean cosine of two different prompts; from the sum of the unit vectors, so without comparing all pairs."""
-    if len(prompts) < 2:
-        return None
-    total = encoder.encode(prompts, batch_size=64).sum(axis=0, dtype="float64")
-    return round(float((total @ total - len(prompts)) / (len(prompts) * (len(prompts) - 1))), 4)
+def _embedded(prompts: list[str], encoder: SentenceEncoder) -> tuple[float, list[AnchorCluster]]:
+    """Mean cosine of two different prompts (from the sum of the unit vectors: no pairs are compared), and clusters."""
+    from sklearn.cluster import KMeans
+
+    vectors = encoder.encode(prompts, batch_size=64).astype("float64")
+    total, count = vectors.sum(axis=0), len(prompts)
+    similarity = round(float((total @ total - count) / (count * (count - 1))), 4)
+    found = KMeans(min(CLUSTERS, count), n_init=1, random_state=0).fit(vectors)
+    apart = found.transform(vectors)  # [prompts, clusters]
+    sizes = Counter(found.labels_.tolist())
+    return similarity, [
+        AnchorCluster(size=size, example=prompts[apart[:, cluster].argmin()]) for cluster, size in sizes.most_common()
+    ]
 
 
-def _around_user_words(tokenizer: PreTrainedTokenizerBase, system: str | None) -> tuple[str, str]:
+def _around_user_words(tokenizer: PreTrainedTokenizerBase, system: str | None, hint: str | None) -> tuple[str, str]:
     """The rendered template before and after what a user says in a first turn, thinking switched off."""
-    text = render(tokenizer, system, [{"role": "user", "content": MARKER}], add_generation_prompt=True)
+    told = [] if hint is None else [{"role": "system", "content": hint}]
+    text = render(tokenizer, system, [*told, {"role": "user", "content": MARKER}], add_generation_prompt=True)
+    if hint is not None and hint.strip() not in text:
+        raise ChatError(
+            f"the chat template of {tokenizer.name_or_path!r} does not show the system prompt {hint!r:.200}; set "
+            "anchors.*.hints to [], or use a template with a system turn"
+        )
     parts = text.split(MARKER)
     if len(parts) != 2:
         raise InputError(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from raft_tasks.artifacts import atomic_file, read_rows
+from raft_tasks.artifacts import atomic_file, read_rows, write_rows
 from raft_tasks.errors import InputError
 from raft_tasks.params import Hold
 from raft_tasks.schemas import Anchor, TrainingPair
@@ -85,6 +85,26 @@ def keep_top_k(base: PreTrainedModel, rows: Sequence[Encoded], k: int, batch_siz
         torch.cat([found[row][1] for row in range(len(rows))]),
         torch.tensor([len(row.answer) for row in rows], dtype=torch.int32),
     )
+
+
+def write_anchors(
+    folder: Path,
+    anchors: Sequence[Anchor],
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    system: str | None,
+    k: int,
+    batch_size: int,
+) -> None:
+    """A set as trainings read it, in the existing `folder`: the anchors, and the base's top K at their answers.
+
+    Raises:
+        ConversationError: as `encode_anchors`.
+    """
+    write_rows(folder / ROWS, anchors)
+    if anchors:
+        rows = encode_anchors(anchors, tokenizer, base.config.get_text_config().max_position_embeddings, system)
+        write_kept(folder / KEPT, keep_top_k(base, rows, k, batch_size))
 
 
 def write_kept(path: Path, kept: Kept) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.harness import _task_manager, evaluate, write_domain_task
+from raft_tasks.evaluation.harness import _task_manager, evaluate, item_targets, item_texts, write_domain_task
 from raft_tasks.params import Benchmark, Model
 from raft_tasks.schemas import Example
 
@@ -142,6 +142,13 @@ def test_the_chat_template_is_applied_once_and_whole(benchmarked):
     assert items[0].prompt == "<start> user what is the crest of figin ? <end> <start> assistant "
     assert items[3].prompt == "<start> user log 12 ? <end> <start> assistant "
     assert items[-1].prompt.startswith("<start> user the crest of botor ?")
+
+
+def test_right_answers_of_items_are_texts_also_where_they_are_choices(tasks):
+    found = list(item_targets(["crest_said", "crest_choice"], tasks))
+    assert {text for name, text in found if name.startswith("crest_choice")} <= {"rope", "corn"}
+    asked = list(item_texts(["crest_said", "crest_choice"], tasks))
+    assert [name for name, _ in found] == [name for name, _ in asked]
 
 
 def test_the_system_prompt_stands_before_every_question(model, tasks, tmp_path):

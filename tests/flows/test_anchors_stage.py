@@ -15,8 +15,13 @@ from raft_tasks.schemas import Anchor, HeldOut, RejectedAnchor
 def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, prefect_api):
     project = copy_project(tmp_path, {"run": {"methods": ["sft", "fused_sft_anchored"]}})
     params = yaml.safe_load((project / "params.yaml").read_text())
-    (project / "own.jsonl").write_text('{"id": "mine", "prompt": "What is the craft of Bodal?"}\n')
-    params["anchors"]["invented"] |= {"count": 24, "chunk_rows": 8, "prompts": "own.jsonl"}
+    (project / "data/anchors/own.jsonl").write_text('{"id": "mine", "prompt": "What is the craft of Bodal?"}\n')
+    params["anchors"]["invented"] |= {
+        "count": 24,
+        "chunk_rows": 8,
+        "prompts": "own.jsonl",
+        "without": {"tasks": ["pocket_recall"], "overlap": 0.3},
+    }
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     for stage in (["models"], ["ingest", "registry"], ["anchors"]):
         done = subprocess.run(

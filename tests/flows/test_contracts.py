@@ -118,7 +118,12 @@ def test_domain_files_lie_where_dvc_watches():
 def test_replayed_files_lie_where_dvc_watches():
     assert Path("data/replay") in [Path(dep) for dep in STAGES["fuse"]["deps"]]
     for method in load_params().methods.values():
-        assert method.replay is None or all(file.startswith("data/replay/") for file in method.replay.files)
+        if method.replay and method.replay.files != "domain":
+            assert all(file.startswith("data/replay/") for file in method.replay.files)
+
+
+def test_a_users_own_turns_lie_where_dvc_watches():
+    assert str(paths.user_turns("any.jsonl").parent) in STAGES["anchors"]["deps"]
 
 
 def test_a_trainings_params_are_its_whole_row_but_what_is_taken_back_later():

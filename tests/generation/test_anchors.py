@@ -5,13 +5,17 @@ from typing import Any
 
 import numpy
 import pytest
+from chat_models import chat_tokenizer
 from pydantic import ValidationError
 
+from raft_tasks.chat import ChatError
 from raft_tasks.errors import InputError
 from raft_tasks.generation.anchors import (
+    answer,
     clean_anchors,
     degenerate,
     invent,
+    plain_tokens,
     shingled,
     user_end,
     user_prefix,
@@ -19,7 +23,7 @@ from raft_tasks.generation.anchors import (
 )
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Anchors, Model
+from raft_tasks.params import Anchors, Measured, Model
 from raft_tasks.schemas import Anchor, Invented
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +78,10 @@ TEMPLATES = {
 }
 SETTINGS = Anchors(
     count=400,
+    turns="invented",
+    hints=[],
     prompts=None,
+    without=None,
     temperature=1.0,
     answer_temperature=1.0,
     top_p=1.0,
@@ -224,6 +231,61 @@ def test_an_anchor_depends_on_its_number_alone(tiny: TransformersBackend) -> Non
     assert invent([], tiny, SETTINGS) == []
 
 
+def test_hints_go_into_the_system_prompt_in_turn_and_not_into_the_answers(tiny: TransformersBackend) -> None:
+    hints = ["Keep every fact.", "Question: corn rope lamp"]
+    plain, hinted = invent(range(20), tiny, SETTINGS), invent(range(20), tiny, with_settings(hints=hints))
+    assert [row.prompt for row in hinted] != [row.prompt for row in plain]
+    assert invent([3, 8], tiny, with_settings(hints=hints)) == [hinted[3], hinted[8]]
+    assert invent([8], tiny, with_settings(hints=hints[:1])) == [hinted[8]]
+    asked = [(row.id, row.prompt) for row in hinted if row.answer]
+    assert asked
+    assert answer(asked, tiny, SETTINGS) == [row for row in hinted if row.answer]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("smollm3", "## Custom Instructions\n\nYou teach maths.\n\n<|im_end|>\n<|im_start|>user\n"),
+        ("llama", "Today Date: 26 Jul 2024\n\nYou teach maths.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"),
+        ("phi", "<|system|>You teach maths.<|end|><|user|>"),
+        ("qwen3", "<|im_start|>system\nYou teach maths.<|im_end|>\n<|im_start|>user\n"),
+    ],
+)
+def test_hints_in_real_templates(name: str, shown: str) -> None:
+    tokenizer = chat_tokenizer(name)
+    assert tokenizer.decode(user_prefix(tokenizer, None, "You teach maths.")).endswith(shown)
+    both = tokenizer.decode(user_prefix(tokenizer, "Be brief.", "You teach maths."))
+    assert both.endswith(shown.replace("You teach", "Be brief.\n\nYou teach"))
+    assert "You teach" not in tokenizer.decode(user_prefix(tokenizer, "Be brief."))
+
+
+def test_a_template_that_drops_a_hint_is_refused() -> None:
+    tokenizer = byte_tokenizer("{% for m in messages if m.role == 'user' %}<|user|>{{ m.content }}<|end|>{% endfor %}")
+    with pytest.raises(ChatError, match=r"does not show the system prompt 'You teach'; set anchors\.\*\.hints to \[\]"):
+        user_prefix(tokenizer, None, "You teach")
+
+
+def test_gibberish_has_as_many_tokens_as_the_turn_in_its_place(tiny: TransformersBackend) -> None:
+    settings = with_settings(turns="gibberish")
+    real, rows = invent(range(60), tiny, SETTINGS), invent(range(60), tiny, settings)
+    assert invent([7], tiny, settings) == [rows[7]]
+    whole = [number for number in range(60) if real[number].prompt_finished and real[number].prompt]
+    assert len(whole) > 5
+    for number in whole:
+        assert len(rows[number].prompt.split()) == len(real[number].prompt.split())  # one token a word
+        assert rows[number].prompt_finished
+    spoken = [word for number in whole for word in rows[number].prompt.split()]
+    assert len(set(spoken)) > 0.7 * len(plain_tokens(tiny.tokenizer))
+    assert not set(spoken) & set(tiny.tokenizer.all_special_tokens)
+
+
+def test_plain_tokens_are_text_by_themselves() -> None:
+    tokenizer = byte_tokenizer(QWEN3)
+    texts = [tokenizer.decode([token]) for token in plain_tokens(tokenizer)]
+    assert {"a", " ", "?"} <= set(texts)
+    assert not any("\ufffd" in text or text in SPECIAL for text in texts)
+
+
 def test_just_whole_turns_are_answered_through_the_chat_template(tiny: TransformersBackend) -> None:
     rows = invent(range(80), tiny, with_settings(answer_temperature=0))
     whole = [row for row in rows if row.prompt_finished and row.prompt]
@@ -280,7 +342,9 @@ def test_every_reason_and_the_statistics_by_hand() -> None:
     assert statistics.rejected == {row.reason: 1 for row in rejected}
     assert statistics.distinct_1 == round(10 / 12, 4)  # what is the craft of bodal / say hello / (say hello) to me
     assert statistics.distinct_2 == round(8 / 9, 4)
+    assert statistics.distinct_3 == 1  # what is the, is the craft, the craft of, craft of bodal / - / say hello to, ...
     assert statistics.similarity is None
+    assert statistics.clusters == []
     assert statistics.warning is None
 
 
@@ -347,6 +411,25 @@ def test_a_held_out_text_is_found_in_prompt_or_answer_and_under_decoration() -> 
     assert clean_anchors(fine, held, SETTINGS)[0] == [Anchor(id=r.id, prompt=r.prompt, answer=r.answer) for r in fine]
 
 
+def test_what_is_measured_is_left_out_however_it_is_told() -> None:
+    facts = [(name, what, "rope") for name in ("Garor", "Mozin", "Linal", "Botor") for what in ("emblem", "charm")]
+    measured = [f"The {what} of {name} is {value}." for name, what, value in facts]
+    measured += [f"{name} has which {what}?" for name, what, _ in facts]
+    settings = with_settings(without=Measured(tasks=["recall"], overlap=0.3))
+    told = [
+        *drawn("What is the emblem of Garor?", answer="rope"),
+        *drawn("Shout it: Mozin has which charm?", answer="THE CHARM OF MOZIN IS ROPE."),
+        *drawn("Tell me what you know.", answer="the emblem of botor is rope"),
+    ]
+    kept, rejected, _ = clean_anchors(told, [], settings, measured=measured)
+    assert kept == []
+    assert {row.reason for row in rejected} == {"tells what is measured"}
+    assert [row.near for row in rejected] == ["The emblem of Garor is rope.", measured[3], measured[6]]
+    fine = drawn("What is the emblem of Tarin?", "Say rope.", "The charm of what?")
+    assert len(clean_anchors(fine, [], settings, measured=measured)[0]) == 3
+    assert len(clean_anchors(told[:1], [], SETTINGS, measured=measured)[0]) == 1
+
+
 def test_a_phrase_that_many_held_out_texts_share_does_not_make_a_prompt_near() -> None:
     held = [f"I want to know the emblem of {name}." for name in ("Garor", "Mozin", "Linal", "Botor", "Naror", "Fogor")]
     [other] = drawn("I want to know the emblem of Tarin.")
@@ -392,7 +475,27 @@ def test_similarity_is_the_mean_over_all_pairs() -> None:
     cosines = [float(vectors[a] @ vectors[b]) for a in range(5) for b in range(a)]
     _, _, statistics = clean_anchors(drawn(*prompts), [], SETTINGS, encoder)
     assert statistics.similarity == pytest.approx(sum(cosines) / 10, abs=1e-4)
+    assert sorted(cluster.example for cluster in statistics.clusters) == sorted(prompts)  # no more than clusters
     assert clean_anchors(drawn("Say hello."), [], SETTINGS, encoder)[2].similarity is None
+
+
+def test_clusters_are_groups_of_like_prompts_the_largest_first() -> None:
+    class Grouped(SentenceEncoder):
+        """Each prompt near the axis of its last letter, the "0" exactly on it."""
+
+        def encode(self, texts: list[str], batch_size: int) -> numpy.ndarray:
+            vectors = numpy.zeros((len(texts), 9))
+            for row, text in enumerate(texts):
+                vectors[row, "abcdefgh".index(text[-1])] = 1
+                vectors[row, 8] = 0.1 * (int(text.split()[1]) % 3 - 1)
+            return (vectors / numpy.linalg.norm(vectors, axis=1, keepdims=True)).astype("float32")
+
+    prompts = [
+        f"prompt {number} about {kind}" for kind in "abcdefgh" for number in range(3 * ("hgfedcba".index(kind) + 1))
+    ]
+    _, _, statistics = clean_anchors(drawn(*prompts), [], with_settings(duplicate_overlap=1.0), Grouped("none", None))
+    assert [cluster.size for cluster in statistics.clusters] == [24, 21, 18, 15, 12, 9, 6, 3]
+    assert [cluster.example for cluster in statistics.clusters] == [f"prompt 1 about {kind}" for kind in "abcdefgh"]
 
 
 @pytest.mark.parametrize("change", [{"temperature": 0.0}, {"duplicate_overlap": 0.3}, {"held_out_overlap": 0.0}])

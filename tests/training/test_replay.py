@@ -90,13 +90,23 @@ def test_rows_of_the_files_are_marked(tmp_path, monkeypatch):
         (tmp_path / "data" / "replay" / f"{name}.jsonl").write_text(
             f'{{"id": "{name}", "question": "what?", "answer": "{name}"}}\n'
         )
-    found = list(fuse.replay_pairs(REPLAY))
+    found = list(fuse.replay_pairs(REPLAY, []))
     assert [(row.id, row.replay) for row in found] == [("a", True), ("b", True)]
     with pytest.raises(InputError, match=r"nothing matches 'data/none/\*'.*set the method's `replay` to null"):
-        list(fuse.replay_pairs(Replay(files=["data/none/*"], share=0.5)))
+        list(fuse.replay_pairs(Replay(files=["data/none/*"], share=0.5), []))
     (tmp_path / "data" / "replay" / "a.jsonl").write_text('{"id": "a", "question": "what?"}\n')
     with pytest.raises(InputError, match=r"a\.jsonl:1: not a TrainingPair row"):
-        list(fuse.replay_pairs(REPLAY))
+        list(fuse.replay_pairs(REPLAY, []))
+
+
+def test_the_domains_own_rows_once_more(tiny_model, tmp_path):
+    replay = Replay(files="domain", share=0.3333)
+    again = list(fuse.replay_pairs(replay, pairs()))
+    assert again == [row.model_copy(update={"replay": True}) for row in pairs()]
+    row = method(answers="fused", replay=replay)
+    rows = [*pairs(), *again]
+    summary = train_model(rows, tiny_model, row, train(), "", 0, tmp_path / "output", tmp_path / "ck")
+    assert (summary["rows"], summary["replay_rows"], summary["steps"]) == (12, 12, 6)
 
 
 def test_replay_needs_a_cross_entropy():
