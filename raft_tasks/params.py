@@ -429,7 +429,8 @@ class Hold(Section):
     set: Name
     loss: Literal["kl", "ce"]  # to the base's distribution, or to the answers that it sampled
     batch: PositiveInt  # anchors per optimiser step
-    weight: PositiveFloat  # w
+    weight: Literal["ema"] | PositiveFloat  # u; ema: what balances L_anchor against L_SFT
+    weight_max: PositiveFloat  # bound on it under ema: L_anchor is 0 at the start
     logits: Literal["stored", "teacher"]  # the base's: from the set, or from a teacher that is in memory anyway
 
 
@@ -476,6 +477,12 @@ class Method(Section):
     def anchors_have_logits(self) -> Method:
         if self.anchors and self.anchors.logits == "teacher" and self.distill is None:
             raise ValueError("anchors.logits 'teacher' without a teacher: expected 'stored', or a teacher")
+        return self
+
+    @model_validator(mode="after")
+    def anchors_are_balanced_against_a_cross_entropy(self) -> Method:
+        if self.anchors and self.anchors.weight == "ema" and self.cross_entropy == "none":
+            raise ValueError("anchors.weight 'ema' beside cross_entropy 'none': expected a number, or a cross-entropy")
         return self
 
     @model_validator(mode="after")

@@ -1,10 +1,11 @@
-"""How L_SFT and L_KL are weighed against each other: lambda of L = L_SFT + lambda L_KL (Eqs. 11-12)."""
+"""How the losses are weighed against each other: lambda (Eqs. 11-12) and u of L = L_SFT + lambda L_KL + u L_anchor."""
 
 from __future__ import annotations
 
-from raft_tasks.params import Method
+from raft_tasks.params import Hold, Method
 
 EPSILON = 1e-8
+ANCHOR_BETA = 0.9  # of the averages behind u: the paper's, of lambda's
 
 
 class EmaBalance:
@@ -60,3 +61,26 @@ def make_balance(method: Method) -> EmaBalance | FixedBalance | None:
     if method.balance == "ema":
         return EmaBalance(method.distill.ema_beta, method.distill.lambda_max)
     return FixedBalance(method.balance)
+
+
+class AnchorWeight:
+    """u of the coming optimiser step: a number, or the EMA balance of L_SFT and L_anchor of the steps so far.
+
+    Unlike lambda it is a step late, so that no loss need be known before another's backward pass. At the first step
+    the student is the base, where KL has no gradient; for a cross-entropy the weight is 1 there.
+    """
+
+    def __init__(self, hold: Hold) -> None:
+        self.balance = EmaBalance(ANCHOR_BETA, hold.weight_max) if hold.weight == "ema" else FixedBalance(hold.weight)
+        self.value = min(1.0, hold.weight_max) if hold.weight == "ema" else hold.weight
+
+    def update(self, sft: float, anchor: float) -> None:
+        """Take in the losses of one optimiser step."""
+        self.value = self.balance.update(sft, anchor)
+
+    def state_dict(self) -> dict[str, float]:
+        return {**self.balance.state_dict(), "value": self.value}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.balance.load_state_dict(state)
+        self.value = state["value"]

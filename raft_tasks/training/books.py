@@ -26,6 +26,7 @@ COLUMNS = [  # of steps.csv, one row per optimiser step; a cell is empty where a
     "nll",  # the same tokens, unweighted: what compares methods
     "l_replay",  # of the user's general rows
     "l_anchor",  # KL(base || student) at the anchors' answers, or their cross-entropy
+    "anchor_weight",  # u
     "l_kl",
     "lambda",
     "ce_kl_ratio",  # L_SFT / (lambda L_KL): near 1 under the EMA balance
@@ -96,6 +97,7 @@ class StepBooks:
             "nll": self.sums.get("nll"),
             "l_replay": self.sums.get("l_replay"),
             "l_anchor": self.sums.get("l_anchor"),
+            "anchor_weight": self.sums.get("anchor_weight"),
             "seconds": seconds,
             "student_share": self.clock["student"] / seconds,
         }

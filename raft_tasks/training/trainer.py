@@ -39,7 +39,7 @@ from raft_tasks.chat import stop_ids
 from raft_tasks.errors import InputError
 from raft_tasks.params import Method, Train
 from raft_tasks.training.anchoring import AnchorBatches
-from raft_tasks.training.balance import make_balance
+from raft_tasks.training.balance import AnchorWeight, make_balance
 from raft_tasks.training.batches import MicroBatch, StepSampler, micro_batches, replayed_rows
 from raft_tasks.training.books import COLUMNS, StepBooks, add_to_table, start_table
 from raft_tasks.training.checkpoints import mark_complete
@@ -127,6 +127,7 @@ class RaftTrainer(Trainer):
         self.weigh = WEIGHTS[method.cross_entropy] if self.learns_answers else None
         self.replay, self.replay_share = replay, method.replay.share if method.replay else 0.0
         self.hold, self.anchors = method.anchors, anchors
+        self.anchor_weight = AnchorWeight(method.anchors) if method.anchors else None
         self.student, self.teacher = student, teacher
         student.train()
         self.sampler = sampler
@@ -200,6 +201,8 @@ class RaftTrainer(Trainer):
         if self.learns_answers:
             with self.books.phase("student"):
                 self.sft_backward(model)
+        if self.anchor_weight is not None:
+            self.anchor_weight.update(self.books.sums["l_sft"], self.books.sums["l_anchor"])
         return torch.tensor(self.books.loss, device=self.args.device)
 
     def sample(self, model: Any) -> None:
@@ -347,8 +350,9 @@ class RaftTrainer(Trainer):
 
     def anchor_backward(self, model: Any) -> None:
         """Leave the gradient of u L_anchor, not yet exchanged."""
-        if self.anchors is None or self.hold is None:
+        if self.anchors is None or self.anchor_weight is None:
             return
+        weight = self.books.sums["anchor_weight"] = self.anchor_weight.value
         chosen = self.anchors.at(self.state.global_step)
         lengths = [self.anchors.lengths[anchor] for anchor in chosen]
         positions = sum(len(self.anchors.rows[anchor].answer) for anchor in chosen)
@@ -358,9 +362,8 @@ class RaftTrainer(Trainer):
                 with self.without_exchange(model):
                     loss = self.anchor_loss(model, [chosen[row] for row in batch.rows], positions)
                     self.add(batch, l_anchor=loss.item())
-                    self.backward(batch, self.hold.weight * loss)
+                    self.backward(batch, weight * loss)
         self.settle("l_anchor")
-        self.books.sums["anchor_weight"] = self.hold.weight
         self.check_finite("L_anchor", self.books.sums["l_anchor"])
 
     def anchor_loss(self, model: Any, chosen: list[int], positions: int) -> Tensor:
@@ -529,6 +532,7 @@ class RaftTrainer(Trainer):
         """What a checkpoint must hold beside what the Trainer keeps; JSON-ready."""
         return {
             "balance": None if self.balance is None else self.balance.state_dict(),
+            "anchor_weight": None if self.anchor_weight is None else self.anchor_weight.state_dict(),
             "guard": self.guard.state_dict(),
             "ahead": {step: [vars(rollout) for rollout in rollouts] for step, rollouts in self.ahead.items()},
         }
@@ -537,6 +541,8 @@ class RaftTrainer(Trainer):
         """Take up what `to_resume` gave."""
         if self.balance is not None:
             self.balance.load_state_dict(kept["balance"])
+        if self.anchor_weight is not None:
+            self.anchor_weight.load_state_dict(kept["anchor_weight"])
         self.guard.load_state_dict(kept["guard"])
         self.ahead = {
             int(step): [Rollout(**rollout) for rollout in rollouts] for step, rollouts in kept["ahead"].items()

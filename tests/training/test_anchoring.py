@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from test_trainer import ROLLOUTS, make_trainer, one_step
 from tiny import ANCHORED, METHODS, TEACHER, pairs, save_anchors, some_anchors, train
 
+from raft_tasks.params import Method
 from raft_tasks.training.anchoring import (
     KEPT,
     AnchorError,
@@ -150,13 +151,25 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ["fused_sft", "raft", "sft_lora"])
-def test_a_training_starts_at_the_base_and_resumes_as_if_nothing_had_happened(tiny_model, tmp_path, folder, name):
-    method = METHODS[name].model_copy(update={"anchors": ANCHORED})
+@pytest.mark.parametrize(("name", "weight"), [("fused_sft", "ema"), ("raft", 0.5), ("raft", "ema"), ("sft_lora", 0.5)])
+def test_a_training_starts_at_the_base_and_resumes_as_if_nothing_had_happened(
+    tiny_model, tmp_path, folder, name, weight
+):
+    method = METHODS[name].model_copy(update={"anchors": ANCHORED.model_copy(update={"weight": weight})})
     run(tiny_model, tmp_path / "whole", method, folder)
     column = [float(row["l_anchor"]) for row in table(tmp_path / "whole")]
     assert column[0] == pytest.approx(0, abs=1e-5)  # float16 of the base's logits
     assert max(column[1:]) > 1e-4
+    weights = [float(row["anchor_weight"]) for row in table(tmp_path / "whole")]
+    assert weights[0] == (1.0 if weight == "ema" else 0.5)
+    assert weights[1] == (ANCHORED.weight_max if weight == "ema" else 0.5)  # L_anchor is hardly more than 0 yet
+    for row in table(tmp_path / "whole"):
+        parts = [
+            float(row[name]) * float(row[u])
+            for name, u in (("l_anchor", "anchor_weight"), ("l_kl", "lambda"))
+            if row[name]
+        ]
+        assert float(row["loss"]) == pytest.approx(float(row["l_sft"]) + sum(parts))
 
     def stop(done, total, shown):
         if done == 3:
@@ -183,6 +196,12 @@ def test_anchors_hold_the_student(tiny_model, tmp_path, folder):
         with torch.no_grad():
             distances[name] = plain_anchor_loss(load_model(model, torch.float32)[0], base, rows, "kl").item()
     assert distances["held"] < 0.5 * distances["free"]
+
+
+def test_the_weight_is_balanced_against_a_cross_entropy_only():
+    row = {**METHODS["on_policy_sdft"].model_dump(), "anchors": {**ANCHORED.model_dump(), "weight": "ema"}}
+    with pytest.raises(ValueError, match=r"anchors\.weight 'ema' beside cross_entropy 'none'"):
+        Method.model_validate(row)
 
 
 def test_a_method_with_anchors_needs_their_folder(tiny_model, tmp_path):

@@ -1,9 +1,9 @@
 import json
 
 import pytest
-from tiny import distill, method
+from tiny import ANCHORED, distill, method
 
-from raft_tasks.training.balance import EmaBalance, FixedBalance, make_balance
+from raft_tasks.training.balance import AnchorWeight, EmaBalance, FixedBalance, make_balance
 
 
 def test_worked_numbers():
@@ -42,6 +42,27 @@ def test_fixed_number():
     assert [balance.update(2.0, kl) for kl in (0.0, 5.0)] == [0.1, 0.1]
     balance.load_state_dict(balance.state_dict())
     assert balance.update(1.0, 1.0) == 0.1
+
+
+def test_the_anchors_weight_is_the_balance_of_the_steps_before():
+    weight, balance = AnchorWeight(ANCHORED.model_copy(update={"weight": "ema"})), EmaBalance(0.9, 2.0)
+    assert weight.value == 1.0  # the first step's
+    for sft, anchor in ((2.0, 1e-6), (2.0, 4.0), (1.0, 3.0)):
+        weight.update(sft, anchor)
+        assert weight.value == balance.update(sft, anchor)
+    assert weight.value < 1.0
+    again = AnchorWeight(ANCHORED.model_copy(update={"weight": "ema"}))
+    again.load_state_dict(json.loads(json.dumps(weight.state_dict())))
+    weight.update(0.5, 1.0)
+    again.update(0.5, 1.0)
+    assert again.value == weight.value
+    assert AnchorWeight(ANCHORED.model_copy(update={"weight": "ema", "weight_max": 0.3})).value == 0.3
+
+
+def test_a_number_stays_the_anchors_weight():
+    weight = AnchorWeight(ANCHORED)
+    weight.update(2.0, 1.0)
+    assert weight.value == 0.5
 
 
 @pytest.mark.parametrize(("beta", "bound"), [(1.0, 1.0), (-0.1, 1.0), (0.9, 0.0)])

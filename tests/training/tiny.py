@@ -107,7 +107,7 @@ def method(**changes: Any) -> Method:
 
 
 LORA = Adapter(rank=4, alpha=8, dropout=0.0, targets="all-linear")
-ANCHORED = Hold(set="some", loss="kl", batch=3, weight=0.5, logits="stored")
+ANCHORED = Hold(set="some", loss="kl", batch=3, weight=0.5, weight_max=2.0, logits="stored")
 REPLAY = Replay(files=["data/replay/*.jsonl"], share=0.2)
 METHODS = {
     "sft": method(),
