@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raft_tasks.artifacts import atomic_file, digest_path
 from raft_tasks.evaluation.harness import DOMAIN_TASK
+from raft_tasks.evaluation.statistics import Verdict
 from raft_tasks.params import Params
 from raft_tasks.reporting import figures
 from raft_tasks.reporting.flips import chosen, flips
@@ -32,6 +33,11 @@ FRONTIER_CAPTION = (
     "small ones single seeds, hollow ones other learning rates or epochs from the sweeps; no model beats those on the "
     "Pareto line on both."
 )
+OPPOSITE: dict[Verdict, Verdict] = {
+    "higher": "lower",
+    "lower": "higher",
+    "no clear difference": "no clear difference",
+}
 MEASURE_NAMES = {"domain_acc": "domain", "domain_complete": "domain, complete", "general": "general"}
 
 
@@ -77,6 +83,7 @@ def write_report(study: Study, metrics: dict[str, Any], origin: Origin, output: 
         metrics=metrics,
         overall=overall,
         headline=headline(metrics, overall),
+        second_headline=second_headline(metrics, overall),
         sentences=sentences(metrics, overall),
         frontier=_frontier(study, metrics),
         paper=paper,
@@ -110,6 +117,7 @@ def write_summary(metrics: dict[str, Any], origin: Origin, output: Path) -> None
             metrics=metrics,
             overall=overall,
             headline=headline(metrics, overall),
+            second_headline=second_headline(metrics, overall),
             sentences=sentences(metrics, overall),
             reference=metrics["reference"],
             candidate=metrics["candidate"],
@@ -151,33 +159,52 @@ def headline(metrics: dict[str, Any], found: dict[str, Any]) -> str:
     if not candidate or not reference:
         return "Scores of every method; RAFT and plain fine-tuning were not both run, so they are not compared."
     change = found["methods"][candidate]["against_reference"]
-    subject, other = label(candidate), label(reference)
+    return _compared(candidate, reference, {measure: one["verdict"] for measure, one in change.items()})
+
+
+def second_headline(metrics: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """The same of the method that is held to anchors, against RAFT; None where one of them was not run."""
+    candidate, anchored = metrics["candidate"], metrics["anchored"]
+    if not candidate or not anchored or anchored == candidate:
+        return None
+    change = found["methods"][anchored]["candidate_against_it"]
+    return _compared(anchored, candidate, {measure: OPPOSITE[one["verdict"]] for measure, one in change.items()})
+
+
+def _compared(method: str, other: str, verdicts: dict[str, Verdict]) -> str:
+    subject, beside_it = label(method), label(other)
+    subject = subject[0].upper() + subject[1:]
     in_domain = {
-        "higher": f"{subject} learned more of the domain than {other}",
-        "lower": f"{subject} learned less of the domain than {other}",
-        "no clear difference": f"{subject} shows no clear difference from {other} in the domain",
-    }[change["domain_acc"]["verdict"]]
-    if "general" not in change:
+        "higher": f"{subject} learned more of the domain than {beside_it}",
+        "lower": f"{subject} learned less of the domain than {beside_it}",
+        "no clear difference": f"{subject} shows no clear difference from {beside_it} in the domain",
+    }[verdicts["domain_acc"]]
+    if "general" not in verdicts:
         return f"{in_domain}."
     in_general = {
         "higher": "kept more of what the model could do before",
         "lower": "kept less of what the model could do before",
         "no clear difference": "shows no clear difference in general ability",
-    }[change["general"]["verdict"]]
-    opposed = {change["domain_acc"]["verdict"], change["general"]["verdict"]} == {"higher", "lower"}
+    }[verdicts["general"]]
+    opposed = {verdicts["domain_acc"], verdicts["general"]} == {"higher", "lower"}
     return f"{in_domain}, {'but' if opposed else 'and'} {in_general}."
 
 
 def sentences(metrics: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """The numbers behind the headline, in words: RAFT against plain fine-tuning, and against its own first half."""
-    candidate, reference = metrics["candidate"], metrics["reference"]
+    """The numbers behind the headlines, in words: RAFT against plain fine-tuning, its own first half, and anchors."""
+    candidate, reference, anchored = metrics["candidate"], metrics["reference"], metrics["anchored"]
     if not candidate:
         return []
     measured = [one for one in ("domain_acc", "general") if one in found["measures"]]
+    others = {reference: ""} if reference else {}
+    others |= dict.fromkeys(
+        metrics["same_answers_without_teacher"], ", which learns the same answers without a teacher"
+    )
+    if anchored and anchored != candidate:
+        others[anchored] = ", which is held to anchors"
     lines = []
-    for other in dict.fromkeys([*([reference] if reference else []), *metrics["same_answers_without_teacher"]]):
+    for other, why in others.items():
         change = found["methods"][other]["candidate_against_it"]
-        why = "" if other == reference else ", which learns the same answers without a teacher"
         parts = [f"{MEASURE_NAMES[one]} score {_described(change[one])}" for one in measured]
         lines.append(f"{label(candidate)} against {label(other)}{why}: {'; '.join(parts)}.")
     return lines

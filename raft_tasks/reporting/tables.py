@@ -38,6 +38,7 @@ def measure(study: Study) -> dict[str, Any]:
         "reference": reference_method(params),
         "candidate": candidate_method(params),
         "same_answers_without_teacher": same_answers_without_teacher(params),
+        "anchored": anchored_method(params),
         "overall": _measure_overall(study, bootstrap),
         "domains": {name: _measure_domain(name, domain, study, bootstrap) for name, domain in study.domains.items()},
         "anchors": {name: anchors.statistics for name, anchors in study.anchors.items()},
@@ -59,12 +60,19 @@ def candidate_method(params: Params) -> str | None:
 
 
 def same_answers_without_teacher(params: Params) -> list[str]:
-    """Methods that learn what the candidate learns, with no teacher beside: what its second stage is measured by."""
+    """Methods that learn what the candidate learns, and nothing beside: what its second stage is measured by."""
     candidate = candidate_method(params)
     rows = {name: params.methods[name] for name in params.run.methods}
     return [
-        n for n, row in rows.items() if candidate and row.answers == rows[candidate].answers and row.teacher == "none"
+        name
+        for name, row in rows.items()
+        if candidate and row.answers == rows[candidate].answers and row.teacher == "none" and not row.anchors
     ]
+
+
+def anchored_method(params: Params) -> str | None:
+    """The run's first method that is held to anchors."""
+    return next((name for name in params.run.methods if params.methods[name].anchors), None)
 
 
 def _measure_domain(name: str, domain: DomainStudy, study: Study, bootstrap: Bootstrap) -> dict[str, Any]:

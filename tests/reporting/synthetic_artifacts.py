@@ -13,6 +13,7 @@ from raft_tasks.params import Params, load_params
 from raft_tasks.reporting.study import Study, collect
 from raft_tasks.schemas import (
     Anchor,
+    AnchorCluster,
     AnchorStatistics,
     Candidate,
     Example,
@@ -83,7 +84,7 @@ def _write_anchors(folder: Path) -> None:
     ]
     statistics = AnchorStatistics(
         invented=40, kept=30, well_formed=0.975, rejected={"near duplicate": 10}, distinct_1=0.1234, distinct_2=0.4567,
-        similarity=0.31, warning=None,
+        distinct_3=0.6789, similarity=0.31, clusters=[AnchorCluster(size=18, example="Name 4 <rivers>.")], warning=None,
     )  # fmt: skip
     write_rows(folder / "anchors.jsonl", kept)
     write_rows(folder / "rejects.jsonl", rejected)

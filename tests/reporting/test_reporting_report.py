@@ -1,12 +1,19 @@
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import pytest
 from synthetic_artifacts import LEVELS, collected, synthetic_params, write_artifacts
 
-from raft_tasks.reporting.report import Origin, headline, limits, sentences, write_report
+from raft_tasks.reporting.report import (
+    Origin,
+    headline,
+    limits,
+    second_headline,
+    sentences,
+    write_report,
+    write_summary,
+)
+from raft_tasks.reporting.study import collect
 from raft_tasks.reporting.tables import measure, points
 
 ORIGIN = Origin("abc1234", {"data/registry": "md5 0123456789.dir"})
@@ -132,6 +139,7 @@ def metrics_with(domain, general):
         "candidate": "raft",
         "reference": "sft",
         "same_answers_without_teacher": [],
+        "anchored": None,
         "domains": {"registry": {"measures": {"domain_acc": [], "general": []}, "methods": methods}},
     }
 
@@ -164,6 +172,136 @@ def test_sentences_claim_a_direction_only_where_it_is_clear():
         "RAFT against SFT: domain score higher (+5.0 points, +4.0 to +6.0); "
         "general score not clearly different (0.0 points, −1.0 to +1.0)."
     )
+
+
+@pytest.mark.parametrize(
+    ("domain", "general", "words"),
+    [
+        (TIE, DOWN, "SFT anchored shows no clear difference from RAFT in the domain, and kept more of what"),
+        (UP, UP, "SFT anchored learned less of the domain than RAFT, and kept less of what"),
+        (UP, DOWN, "SFT anchored learned less of the domain than RAFT, but kept more of what"),
+    ],
+)
+def test_the_second_headline_turns_rafts_lead_over_the_anchored_method_round(domain, general, words):
+    metrics = metrics_with(domain, general) | {"anchored": "sft_anchored"}
+    found = metrics["domains"]["registry"]
+    found["methods"]["sft_anchored"] = found["methods"]["sft"]
+    assert words in second_headline(metrics, found)
+    assert second_headline(metrics | {"anchored": None}, found) is None
+    assert "RAFT against SFT anchored, which is held to anchors: domain score" in sentences(metrics, found)[-1]
+
+
+def test_a_base_that_cannot_invent_is_warned_of_at_the_top(tmp_path):
+    params = synthetic_params(seeds=[0], methods=["sft", "fused_sft_anchored"])
+    write_artifacts(tmp_path / "artifacts", params)
+    study = collected(tmp_path / "artifacts", params)
+    study.anchors["invented"].statistics["warning"] = "just 12 % of the turns are well-formed"
+    metrics = measure(study)
+    write_report(study, metrics, ORIGIN, tmp_path / "report.html")
+    write_summary(metrics, ORIGIN, tmp_path / "report.md")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.index("just 12 % of the turns are well-formed") < page.index("<figure")
+    assert page.count("just 12 % of the turns are well-formed") == 2
+    assert "- **Warning**, anchors invented: just 12 %" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_anchors_are_shown_with_what_was_dropped_and_why(report):
+    section = re.search(r'<section id="anchors".*?</section>', report[2], re.DOTALL)[0]
+    for words in (
+        "30 of 40 kept (75.0 %)", "97.5 % of the invented turns", "0.123 of all words", "0.457 of all pairs",
+        "0.679 of all triples", "two kept prompts 0.31", "such as", "width:60.0%", "Name 4 &lt;rivers&gt;.",
+        "fused SFT anchored",
+    ):  # fmt: skip
+        assert words in section, words
+    assert re.search(r'dropped: near duplicate</th><td class="number">10</td><td class="number">25.0 %', section)
+    assert section.count('data-kept="kept"') == 20
+    assert section.count('data-kept="dropped"') == 10
+    assert "Warning" not in section
+
+
+def cells(page, caption):
+    """The table's rows, each a list of its cells' texts."""
+    table = re.search(rf"<table[^>]*>\s*<caption>(?:(?!</table>).)*?{caption}.*?</table>", page, re.DOTALL)[0]
+    rows = re.findall(r"<tr.*?</tr>", table.split("</thead>")[1], re.DOTALL)
+    texts = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    return {row[0]: row[1:] for row in ([" ".join(re.sub("<.*?>", " ", one).split()) for one in row] for row in texts)}
+
+
+def test_the_papers_table_stands_beside_ours(report):
+    overall = report[1]["overall"]["methods"]
+    table = cells(report[2], "Ours beside the paper")
+    assert len(table["RAFT"]) == 12
+    score, share = overall["raft"]["scores"]["domain_acc"], overall["raft"]["share_of_reference"]["domain_acc"]
+    shown = [points(score["estimate"]), points(score["low"]), "to", points(score["high"])]
+    assert table["RAFT"][0].split() == [*shown, points(share["estimate"] - 1, signed=True)]
+    assert table["RAFT"][1:4] == ["17.2 +34.0", "16.5 +9.2", "21.6 +26.3"]
+    assert table["RAFT"][4].startswith(points(overall["raft"]["scores"]["general"]["estimate"]))
+    assert table["RAFT"][8].startswith(points(overall["raft"]["scores"]["pocket_instructions"]["estimate"]))
+    assert table["FAPM"][:2] == ["–", "10.7 −16.4"]
+    assert table["fused SFT anchored"][1:4] == ["–", "–", "–"]
+    ablation = cells(report[2], "Ablation")
+    assert ablation["Science (paper)"] == ["8.3", "10.0", "13.3", "62.0", "64.0", "65.0", "23.5", "27.2", "32.7"]
+    methods = report[1]["domains"]["registry"]["methods"]
+    for place, method in enumerate(("sft", "fused_sft", "raft")):
+        assert ablation["registry"][place].startswith(points(methods[method]["scores"]["domain_acc"]["estimate"]))
+
+
+def test_flips_are_counted_and_listed(report):
+    flips = report[1]["domains"]["registry"]["methods"]["sft"]["flips"]
+    shown = cells(report[2], "Flipped items")["SFT"]
+    for cell, counted in zip(shown, flips.values(), strict=True):
+        assert cell == f"{round(counted['lost'], 1):g} lost {round(counted['won'], 1):g} won"
+    listed = re.findall(r'<li data-method="(\w+)" data-direction="(\w+)"', report[2])
+    assert max(listed.count(one) for one in set(listed)) == 30
+    assert ("sft", "lost") in listed
+
+
+def test_every_number_has_its_command(report):
+    page = report[2]
+    command = "dvc repro -sf distill@registry-raft-0 recover@registry-raft-0 benchmark@registry-raft-0 distill@registry"
+    assert command in page
+    assert "dvc repro -sf anchors" in page
+    assert "<code>data/registry</code>, md5 0123456789.dir" in page
+
+
+def test_sweeps_are_drawn_beside_what_the_paper_says(tmp_path):
+    params = synthetic_params(seeds=[0], methods=["sft", "raft"])
+    write_artifacts(tmp_path / "artifacts", params)
+    head = "parameter,value,domain,method,seeds,measure,estimate,low,high,experiment"
+    rows = [
+        f"{key},{value},registry,raft,1,{measure},{score},,,exp-{value}"
+        for key, value, measure, score in (
+            ("semantic_filter.tau", "0.5", "domain_acc", 0.4321), ("semantic_filter.tau", "0.8", "domain_acc", 0.5),
+            ("train.learning_rate", "0.01", "domain_acc", 0.999), ("train.learning_rate", "0.01", "general", 0.998),
+        )
+    ]  # fmt: skip
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "tau.csv").write_text("\n".join([head, *rows]))
+    study = collect(tmp_path / "artifacts", tmp_path / "sweeps", params)
+    metrics = measure(study)
+    write_report(study, metrics, ORIGIN, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "0.8 is best on both measures" in page
+    assert cells(page, "tau")["semantic_filter.tau 0.5"] == ["registry", "RAFT", "domain", "43.2", "1", "exp-0.5"]
+    assert [point["setting"] for point in metrics["overall"]["frontier"] if point["best"]] == ["learning rate 0.01"]
+    assert 'aria-label="tau: RAFT, registry"' in page
+
+
+def test_the_markdown_is_short_and_says_what_the_numbers_say(report, tmp_path):
+    metrics = report[1]
+    write_summary(metrics, ORIGIN, tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.startswith(f"**{headline(metrics, metrics['overall'])}**")
+    for line in sentences(metrics, metrics["overall"]):
+        assert f"- {line}\n" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 7
+    assert len({line.count("|") for line in table}) == 1
+    raft = metrics["domains"]["registry"]["methods"]["raft"]
+    row = next(line for line in table if line.startswith("| **RAFT** |"))
+    assert points(raft["against_reference"]["general"]["estimate"], signed=True) in row
+    assert len(text) < 4000
+    assert "\n\n\n" not in text
 
 
 def test_raft_that_loses_is_said_to_lose(tmp_path):
@@ -208,32 +346,3 @@ def test_no_general_tasks_no_rewrite_passed(tmp_path):
     assert "0 of 120 rewrites (0.0 %)" in page
     assert "Retention" not in page
     assert "not in a git repository" in page
-
-
-def browser():
-    return next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-    )
-
-
-@pytest.mark.skipif(browser() is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [1100, 390])
-def test_the_page_does_not_overflow(report, tmp_path, width):
-    # the page measures itself in a frame of the width, and writes what it finds into its title
-    (tmp_path / "page.html").write_text(report[2], encoding="utf-8")
-    (tmp_path / "frame.html").write_text(
-        f'<iframe id="f" src="page.html" style="width:{width}px;height:800px;border:0"></iframe>'
-        "<script>onload = () => { const d = document.getElementById('f').contentDocument.documentElement;"
-        " document.body.append(`wide ${d.scrollWidth} high ${d.scrollHeight}`); }</script>"
-    )
-    command = [
-        browser(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,900",
-        "--virtual-time-budget=2000", "--dump-dom", f"file://{tmp_path / 'frame.html'}",
-    ]  # fmt: skip
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = re.search(r"wide (\d+) high (\d+)", dom)
-    assert found, dom[-500:]
-    assert int(found[1]) <= width
-    assert int(found[2]) > 3000

@@ -26,7 +26,8 @@ def test_is_json_and_whole(metrics):
     assert list(domain["methods"]) == ["base", "sft", "sdft", "fused_sft", "on_policy", "raft", "fused_sft_anchored"]
     assert list(domain["measures"]) == ["domain_acc", "domain_complete", "general", *TASKS]
     assert (metrics["reference"], metrics["candidate"]) == ("sft", "raft")
-    assert metrics["same_answers_without_teacher"] == ["fused_sft", "fused_sft_anchored"]
+    assert metrics["same_answers_without_teacher"] == ["fused_sft"]
+    assert metrics["anchored"] == "fused_sft_anchored"
 
 
 def test_numbers_are_those_of_the_items(tmp_path):
@@ -61,6 +62,31 @@ def test_verdicts_follow_the_levels(metrics):
     assert methods["on_policy"]["against_reference"]["domain_acc"]["verdict"] == "lower"
     assert methods["fused_sft"]["candidate_against_it"]["domain_acc"]["verdict"] == "no clear difference"
     assert "against_reference" not in methods["sft"]
+
+
+def test_all_domains_together_are_their_average(tmp_path):
+    params = synthetic_params(seeds=[0, 1], methods=["sft", "raft"], domains=["registry", "statute"])
+    write_artifacts(tmp_path, params)
+    path = tmp_path / "statute" / "benchmarks" / "raft-1" / "items.jsonl"
+    wrong = {"acc": 0.0, "complete": 0.0, "other": 1.0}
+    write_rows(path, [row.model_copy(update={"metrics": wrong}) for row in read_rows(path, ItemResult)])
+    found = measure(collected(tmp_path, params))
+    parts = [domain["methods"] for domain in found["domains"].values()]
+    overall = found["overall"]["methods"]
+    for measure_name in ("domain_acc", "general", "pocket_recall"):
+        means = [own["raft"]["scores"][measure_name]["estimate"] for own in parts]
+        assert means[0] > means[1]
+        assert overall["raft"]["scores"][measure_name]["estimate"] == pytest.approx(np.mean(means))
+        changes = [own["raft"]["against_reference"][measure_name]["estimate"] for own in parts]
+        assert overall["raft"]["against_reference"][measure_name]["estimate"] == pytest.approx(np.mean(changes))
+    # the general items are the same ones in both domains, the domains' own are not
+    assert overall["raft"]["scores"]["general"]["n_items"] == parts[0]["raft"]["scores"]["general"]["n_items"]
+    assert overall["raft"]["scores"]["domain_acc"]["n_items"] == 2 * parts[0]["raft"]["scores"]["domain_acc"]["n_items"]
+
+
+def test_one_domain_is_all_domains(metrics):
+    for method, row in metrics["overall"]["methods"].items():
+        assert row["scores"] == metrics["domains"]["registry"]["methods"][method]["scores"]
 
 
 def test_refinement_adds_up(metrics):
