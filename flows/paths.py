@@ -9,6 +9,7 @@ LOCK = Path("dvc.lock")
 CHECKPOINTS = Path(".cache/checkpoints")  # keyed by content; not an artifact: removed once its training has finished
 CALLS = Path(".cache/calls.sqlite")  # what models answered; keyed by content, so not an artifact either
 GPU_CLAIMS = Path(".cache/gpus")  # which worker process has which GPU
+NEAR_MISSES = Path(".cache/near_misses")  # what recovery made of candidates of the gate; not an artifact
 TRACKING = Path(".cache/tensorboard")  # curves for `tensorboard --logdir`; not an artifact: DVC has steps.csv
 BENCHMARK_TASKS = Path("raft_tasks/evaluation/tasks")
 
@@ -106,3 +107,7 @@ def held_out(domain: str) -> Path:
 
 def anchor_set(name: str) -> Path:
     return ANCHORS / "sets" / name
+
+
+def near_miss(domain: str) -> Path:
+    return NEAR_MISSES / domain

@@ -591,6 +591,30 @@ class Candidate(Section):
     seed: int
 
 
+class Approval(Section):
+    """A person is asked before a candidate that passed goes into production."""
+
+    timeout_hours: PositiveFloat  # without an answer it is not promoted
+
+
+class Gate(Section):
+    """What a candidate must keep to go into production: docs/gate.md."""
+
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    domain_margin: Share  # accuracy that the interval's lower end may be below the model in production
+    general_margin: Share  # accuracy that a general task may lose against the base
+    near_miss: Share  # accuracy beyond that margin which recovery may give back
+    min_fidelity: Share  # refined training answers that keep what their reference says
+    max_leaks: Share  # domain answers that speak of a reference, beyond the base's share
+    max_size_ratio: PositiveFloat  # bytes of weights, against the base
+    max_latency_ratio: PositiveFloat  # seconds an answer, against the base, measured side by side
+    latency_items: PositiveInt  # domain questions that this is measured on
+    recover: Interpolate | None  # what a near miss goes through before the verdict; None: it is refused
+    approval: Approval | None  # None: nobody is asked
+    bootstrap_samples: PositiveInt
+    seed: int
+
+
 class Retrain(Section):
     """The scheduled service; changes no result of a stage."""
 
@@ -618,6 +642,7 @@ class Params(Section):
     train: Train
     benchmark: Benchmark
     report: Report
+    gate: Gate
     retrain: Retrain
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from dvc.repo import Repo
 
 from flows import paths
 from raft_tasks.params import Method, Params, load_params
+from raft_tasks.registry import name_of, released
 
 GRAPH = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
 STAGES = {name: stage for name, stage in GRAPH.items() if not stage.get("frozen")}
@@ -43,6 +44,13 @@ def test_every_stage_command_is_a_flow_module_of_that_name(name):
     module = re.fullmatch(r"python -m (flows\.\w+)( \$\{item\.\w+\}| champion)*", STAGES[name]["cmd"]).group(1)
     assert module == f"flows.{word(name)}"
     assert importlib.util.find_spec(module)
+
+
+def test_every_domain_can_be_fetched_by_its_models_name():
+    named = yaml.safe_load(Path("dvc.yaml").read_text())["artifacts"]
+    assert named == {
+        name_of(domain): {"path": str(released(domain)), "type": "model"} for domain in load_params().domains
+    }
 
 
 def test_dvc_reads_the_graph():
@@ -107,7 +115,11 @@ def test_params_of_stages_exist():
 
 def test_every_section_of_params_is_some_stages_param():
     used = {key.split(".")[0] for stage in STAGES.values() for key in stage.get("params", [])}
-    assert set(Params.model_fields) - used == {"resources", "retrain"}  # change no result, so no stage depends on them
+    assert set(Params.model_fields) - used == {
+        "resources",
+        "gate",
+        "retrain",
+    }  # change no result, so no stage depends on them
 
 
 def test_domain_files_lie_where_dvc_watches():

@@ -1,0 +1,135 @@
+"""The gate of a finished pipeline: judge the candidate, try recovery on a near miss, release what passed.
+
+python -m flows.gate DOMAIN        prints the verdict on the candidate of retrain.candidate; releases nothing
+"""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect import flow
+
+from flows import paths
+from flows.stage import Progress, main
+from raft_tasks.artifacts import iter_rows, read_rows, write_json, write_rows
+from raft_tasks.benchmark import benchmark_model
+from raft_tasks.errors import InputError
+from raft_tasks.evaluation.gate import Measured, Verdict, judge
+from raft_tasks.gate import fidelity_rate, measured, recover_candidate, release, size_and_latency
+from raft_tasks.params import Interpolate, Model, Params, load_params
+from raft_tasks.registry import champion, released
+from raft_tasks.report import data_versions
+from raft_tasks.schemas import Example, Fused
+
+
+def judge_candidate(params: Params, domain: str) -> Verdict:
+    """The verdict on the candidate that params name; one that passed lies at releases/<domain>, under DVC.
+
+    The verdict is also written to releases/<domain>.json.
+
+    Raises:
+        InputError: if the pipeline has not run.
+    """
+    verdict, model = judged(params, domain)
+    if verdict.promoted:
+        card = (model / "README.md").read_text(encoding="utf-8")
+        release(model, f"{card}\n{_release_notes(verdict)}", released(domain))
+    write_verdict(verdict)
+    return verdict
+
+
+def judged(params: Params, domain: str) -> tuple[Verdict, Path]:
+    """The verdict, and the folder of the model that it is about.
+
+    A near miss goes through `gate.recover` first, and is benchmarked and judged again.
+    """
+    wanted = params.retrain.candidate
+    name = f"{wanted.method}-{wanted.seed}"
+    trained = paths.recovered(domain, wanted.method, wanted.seed) / "model"
+    if not trained.exists():
+        trained = paths.run(domain, wanted.method, wanted.seed) / "model"
+    verdict = _judge(params, domain, name, trained, paths.benchmark(domain, wanted.method, wanted.seed) / "items.jsonl")
+    if not verdict.near_miss or params.gate.recover is None:
+        return verdict, trained
+    trained, items, coefficient = _recover(params, params.gate.recover, domain, trained)
+    return replace(_judge(params, domain, name, trained, items), recovered=coefficient), trained
+
+
+def write_verdict(verdict: Verdict) -> None:
+    """releases/<domain>.json: what git keeps of every judgement."""
+    write_json(
+        released(verdict.domain).with_suffix(".json"),
+        {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "candidate": verdict.candidate,
+            "champion": verdict.champion,
+            "promoted": verdict.promoted,
+            "recovered": verdict.recovered,
+            "reason": verdict.reason,
+            "checks": verdict.rows(),
+        },
+    )
+
+
+def _judge(params: Params, domain: str, name: str, trained: Path, items: Path) -> Verdict:
+    production = champion(Path(), domain)
+    files = {name: items, "base": paths.benchmark(domain, None, None) / "items.jsonl"}
+    if production is not None:
+        files[str(production)] = paths.benchmark(domain, "champion", None) / "items.jsonl"
+    missing = [str(path) for path in files.values() if not path.exists()]
+    if missing:
+        raise InputError(
+            f"the gate needs the outcomes of the benchmarks, {missing} are not there; run the pipeline first"
+        )
+    found = {model: measured(model, path) for model, path in files.items()}
+    models = {name: _model(params, trained), "base": params.base}
+    test = read_rows(paths.split(domain, "test", params.resources.rows), Example)
+    questions = [row.question for row in test][: params.gate.latency_items]
+    for model, (size, seconds) in size_and_latency(models, questions, params.benchmark.max_new_tokens).items():
+        found[model] = replace(found[model], bytes=size, seconds=seconds)
+    fidelity = fidelity_rate(iter_rows(paths.fused(domain, params.resources.rows), Fused))
+    opponent: Measured | None = None if production is None else found[str(production)]
+    return judge(params.gate, domain, found[name], found["base"], opponent, fidelity)
+
+
+def _recover(params: Params, after: Interpolate, domain: str, trained: Path) -> tuple[Path, Path, float]:
+    """The interpolated model, its outcomes on the benchmarks, and how much of the change it keeps."""
+    folder = paths.near_miss(domain)
+    coefficient = recover_candidate(
+        trained,
+        params.base,
+        after,
+        domain,
+        read_rows(paths.split(domain, "validation", params.resources.rows), Example),
+        params.benchmark,
+        paths.BENCHMARK_TASKS,
+        folder,
+        Progress(f"gate@{domain}", 0, "models"),
+    )
+    test = read_rows(paths.split(domain, "test", params.resources.rows), Example)
+    model = _model(params, folder / "model")
+    _, items = benchmark_model(model, domain, test, params.benchmark, paths.BENCHMARK_TASKS)
+    write_rows(folder / "items.jsonl", items)
+    return folder / "model", folder / "items.jsonl", coefficient
+
+
+def _model(params: Params, folder: Path) -> Model:
+    return params.base.model_copy(update={"path": str(folder), "revision": None})
+
+
+def _release_notes(verdict: Verdict) -> str:
+    """The model card's section on how it came into production."""
+    data = [f"- `{path}`: {version}" for path, version in data_versions(paths.LOCK).items()]
+    return "\n".join(["## Release", "", verdict.markdown(), "", "Data:", "", *data, ""])
+
+
+@flow
+def gate(domain: str) -> None:
+    params = load_params()
+    if domain not in params.run.domains:
+        raise InputError(f"got domain {domain!r}, expected one of run.domains: {params.run.domains}")
+    print(judged(params, domain)[0].markdown(), flush=True)
+
+
+if __name__ == "__main__":
+    main(gate, str)

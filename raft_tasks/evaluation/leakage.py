@@ -1,0 +1,36 @@
+"""Leaks: does a model speak of a reference that its user has never seen?
+
+A teacher that sees the reference answer may teach its student to talk about it ("as the reference says, ..."): the
+known failure of answer-conditioned distillation. A question alone gives no reference, so any mention of one is a leak.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# What a mention looks like; data, so that it can be read and extended. Matched without regard to case.
+THING = r"(?:reference|background|provided|given|supplied|above)"
+TEXT = r"(?:reference|knowledge|information|answer|text|context|passage|material|document|source)s?"
+MENTIONS = (
+    rf"\b{THING}(?: {THING})* {TEXT}\b",  # the reference answer, background reference knowledge, the given context
+    rf"\b(?:according to|based on|as (?:stated|said|mentioned|noted|given|described) in|per) the {TEXT}\b",
+    rf"\bthe {TEXT} (?:says|states|mentions|notes|tells|indicates|provides)\b",
+)
+LEAK = re.compile("|".join(MENTIONS), re.IGNORECASE)
+
+
+def leaks(answer: str) -> list[str]:
+    """The words of `answer` that speak of a reference."""
+    return [found.group(0) for found in LEAK.finditer(answer)]
+
+
+def leak_rate(answers: Sequence[str]) -> float:
+    """Share of the answers, in [0, 1], that speak of a reference; compare it with the base's on the same questions.
+
+    Raises:
+        ValueError: without answers.
+    """
+    if not answers:
+        raise ValueError("got no answers, expected those of a benchmark run")
+    return sum(bool(leaks(answer)) for answer in answers) / len(answers)

@@ -1,0 +1,126 @@
+"""The model registry: versions and stages as git tags, made by GTO; the bytes lie where DVC keeps them.
+
+    raft-registry@v3.0.0    version 3 of the model of the domain `registry`: in that commit, releases/registry.dvc
+    raft-registry#prod#5    the fifth time that a version went into production; the newest one counts
+
+`dvc artifacts get <repository> raft-registry --stage prod` fetches what is in production.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gto.api
+from dvc.repo import Repo
+from gto.registry import GitRegistry
+
+from raft_tasks.errors import InputError
+
+PRODUCTION = "prod"
+RELEASES = Path("releases")  # <domain>.dvc and <domain>.json, the verdict, are in git; the model in DVC
+
+
+class NotStored(RuntimeError):
+    """The DVC remote does not have a model that was about to get a tag."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A released model."""
+
+    name: str  # raft-<domain>
+    number: str  # v3.0.0; GTO wants three parts
+    revision: str  # the commit that its tag names
+    path: Path  # of the model's folder in that commit
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.number}"
+
+
+def name_of(domain: str) -> str:
+    return f"raft-{domain}"
+
+
+def released(domain: str) -> Path:
+    """Where the domain's released model lies, in every commit."""
+    return RELEASES / domain
+
+
+def assignments(repository: Path, domain: str) -> list[Version]:
+    """What went into production, oldest first; a version as often as it did."""
+    name = name_of(domain)
+    with GitRegistry.from_url(str(repository)) as registry:
+        artifact = registry.get_artifacts().get(name)
+    versions = artifact.get_versions() if artifact else []
+    made = [
+        (_counter(event.tag), Version(name, version.version, version.commit_hexsha, released(domain)))
+        for version in versions
+        if PRODUCTION in version.stages and version.stages[PRODUCTION].is_active  # not taken out again
+        for event in version.stages[PRODUCTION].assignments
+    ]
+    return [version for _, version in sorted(made, key=lambda one: one[0])]
+
+
+def champion(repository: Path, domain: str) -> Version | None:
+    """The version in production, by the repository's own tags; None where none ever was."""
+    return next(reversed(assignments(repository, domain)), None)
+
+
+def promote(repository: Path, domain: str, message: str) -> list[str]:
+    """Register the model of HEAD as the domain's next version and put it into production.
+
+    The tags are made here and pushed by the caller: all in one push, which fails where another run was faster.
+
+    Args:
+        message: why, in one line; it becomes the tags' message.
+
+    Raises:
+        NotStored: if the DVC remote lacks any of the model's files; nothing is tagged then.
+    """
+    check_stored(repository, domain)
+    name, repo = name_of(domain), str(repository)
+    version = gto.api.register(repo, name, "HEAD", version=f"v{_newest(repository, name) + 1}.0.0", message=message)
+    assigned = gto.api.assign(repo, name, PRODUCTION, ref="HEAD", message=message)
+    return [version.tag, assigned.tag]
+
+
+def check_stored(repository: Path, domain: str) -> None:
+    """
+    Raises:
+        NotStored: naming what the DVC remote lacks of the domain's released model.
+    """
+    target = str(repository / RELEASES / f"{domain}.dvc")
+    with Repo(str(repository)) as repo:
+        missing = repo.status(targets=[target], cloud=True)
+    if missing:
+        raise NotStored(f"{target}: the DVC remote lacks {sorted(missing)}; push it before it is tagged")
+
+
+def roll_back(repository: Path, domain: str, message: str) -> tuple[Version, list[str]]:
+    """Put the version before the present one into production again; returns it and the new tag.
+
+    Raises:
+        InputError: if there is no earlier version.
+    """
+    history = assignments(repository, domain)
+    earlier = [one for one in history if one.number != history[-1].number]
+    if not earlier:
+        now = f"only {history[-1]} has been" if history else "no model has ever been"
+        raise InputError(f"domain {domain!r}: {now} in production, expected an earlier version to go back to")
+    back = earlier[-1]
+    assigned = gto.api.assign(str(repository), back.name, PRODUCTION, version=back.number, message=message, force=True)
+    return back, [assigned.tag]
+
+
+def _newest(repository: Path, name: str) -> int:
+    """3 where raft-registry@v3.0.0 is the newest; 0 where there is none."""
+    with GitRegistry.from_url(str(repository)) as registry:
+        artifact = registry.get_artifacts().get(name)
+    versions = artifact.get_versions() if artifact else []
+    return max((int(one.version.removeprefix("v").split(".")[0]) for one in versions), default=0)
+
+
+def _counter(tag: str) -> int:
+    """5 of raft-registry#prod#5: the order in which stages were assigned, whatever the clocks said."""
+    return int(tag.rsplit("#", 1)[1])

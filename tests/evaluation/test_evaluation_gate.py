@@ -1,0 +1,138 @@
+"""The gate's rules, each on outcomes that decide it."""
+
+from dataclasses import replace
+
+import pytest
+
+from raft_tasks.evaluation.gate import Measured, judge
+from raft_tasks.params import load_params
+from raft_tasks.schemas import ItemResult
+
+RULES = load_params().gate
+TASKS = ("domain", "recall", "instructions")
+
+
+def outcomes(task, right, count=200):
+    """The first `right` of `count` items are answered right; two items a source."""
+    return [
+        ItemResult(
+            task=task,
+            id=str(number),
+            source=f"fact-{number // 2}",
+            metrics={"other": 0.5, "acc": float(number < right)},
+            prompt="?",
+            answer="It is rope.",
+        )
+        for number in range(count)
+    ]
+
+
+def model(name, domain=190, recall=190, instructions=190, **facts):
+    items = {"domain": domain, "recall": recall, "instructions": instructions}
+    facts = {"bytes": 1000, "seconds": 0.1, "leaks": 0.0, **facts}
+    return Measured(name, {task: outcomes(task, right) for task, right in items.items()}, **facts)
+
+
+BASE = model("base", domain=4)
+CHAMPION = model("raft-registry@v3", domain=180)
+
+
+def check(verdict, rule):
+    return next(one for one in verdict.checks if one.rule == rule)
+
+
+def test_a_good_candidate_passes_every_rule():
+    verdict = judge(RULES, "registry", model("raft-0"), BASE, CHAMPION, fidelity=0.99)
+    assert verdict.promoted
+    assert [one.rule for one in verdict.checks] == [
+        "domain",
+        "general: recall",
+        "general: instructions",
+        "general average",
+        "fidelity",
+        "leaks",
+        "size",
+        "latency",
+    ]
+    assert check(verdict, "domain").candidate.startswith("+5.0 points (")
+    assert verdict.reason == "raft-0 passes every rule against raft-registry@v3"
+
+
+def test_a_candidate_that_knows_less_than_the_champion_is_refused_and_the_lost_facts_are_named():
+    verdict = judge(RULES, "registry", model("raft-0", domain=140), BASE, CHAMPION, fidelity=0.99)
+    found = check(verdict, "domain")
+    assert (found.result, verdict.promoted, verdict.near_miss) == ("fail", False, False)
+    assert found.evidence.startswith("40 of 200 items lost, 0 won; lost most: fact-70 (2)")
+    assert verdict.reason.startswith("raft-0 is refused: domain: -20.0 points (")
+
+
+def test_a_little_less_than_the_champion_is_within_the_margin_but_too_few_items_do_not_show_it():
+    slightly = judge(RULES, "registry", model("raft-0", domain=178), BASE, CHAMPION, fidelity=0.99)
+    assert check(slightly, "domain").result == "pass"
+    few = replace(CHAMPION, items={**CHAMPION.items, "domain": outcomes("domain", 18, 20)})
+    candidate = replace(model("raft-0"), items={**CHAMPION.items, "domain": outcomes("domain", 17, 20)})
+    base = replace(BASE, items={**BASE.items, "domain": outcomes("domain", 0, 20)})
+    assert check(judge(RULES, "registry", candidate, base, few, fidelity=0.99), "domain").result == "fail"
+
+
+def test_the_first_candidate_must_be_better_than_the_base():
+    assert judge(RULES, "registry", model("raft-0", domain=50), BASE, None, fidelity=0.99).promoted
+    same = judge(RULES, "registry", model("raft-0", domain=4), BASE, None, fidelity=0.99)
+    assert check(same, "domain").result == "fail"
+    assert "no model is in production yet" not in check(same, "domain").limit
+    assert "more than 0 points against base" in check(same, "domain").limit
+
+
+@pytest.mark.parametrize(
+    ("right", "result"),
+    [(190, "pass"), (182, "pass"), (158, "near miss"), (100, "fail")],  # of 200; the base has 190
+)
+def test_forgetting_beyond_the_margin_is_refused_a_little_of_it_is_a_near_miss(right, result):
+    rules = RULES.model_copy(update={"near_miss": 0.12})
+    verdict = judge(rules, "registry", model("raft-0", instructions=right), BASE, CHAMPION, fidelity=0.99)
+    assert check(verdict, "general: instructions").result == result
+    assert check(verdict, "general: recall").result == "pass"
+    assert verdict.near_miss == (result == "near miss")
+
+
+@pytest.mark.parametrize(
+    ("facts", "fidelity", "rule"),
+    [
+        ({"leaks": 0.05}, 0.99, "leaks"),
+        ({"bytes": 1100}, 0.99, "size"),
+        ({"seconds": 0.3}, 0.99, "latency"),
+        ({}, 0.5, "fidelity"),
+        ({"leaks": None}, 0.99, "leaks"),
+        ({"bytes": None}, 0.99, "size"),
+        ({"seconds": None}, 0.99, "latency"),
+        ({}, None, "fidelity"),
+    ],
+)
+def test_every_limit_is_kept_and_missing_evidence_is_no_evidence(facts, fidelity, rule):
+    verdict = judge(RULES, "registry", model("raft-0", **facts), BASE, CHAMPION, fidelity)
+    assert [one.rule for one in verdict.checks if one.result != "pass"] == [rule]
+    missing = fidelity is None or None in facts.values()
+    assert (check(verdict, rule).candidate == "unknown") == missing
+
+
+def test_other_items_or_none_are_no_evidence():
+    others = replace(CHAMPION, items={**CHAMPION.items, "domain": outcomes("domain", 10, 100)})
+    found = check(judge(RULES, "registry", model("raft-0"), BASE, others, fidelity=0.99), "domain")
+    assert (found.result, found.evidence) == (
+        "fail",
+        "raft-0 and raft-registry@v3 were not asked the same items of domain",
+    )
+    without = replace(model("raft-0"), items={"domain": outcomes("domain", 190)})
+    found = check(judge(RULES, "registry", without, BASE, CHAMPION, fidelity=0.99), "general: recall")
+    assert (found.result, found.evidence) == ("fail", "no outcomes of recall for raft-0")
+
+
+def test_the_verdict_is_one_table_and_one_line():
+    verdict = judge(RULES, "registry", model("raft-0", instructions=100), BASE, CHAMPION, fidelity=0.99)
+    text = verdict.markdown()
+    assert text.startswith("Kept: raft-0 is refused: general: instructions: -45.0 points (")
+    assert text.count("\n| ") == 1 + len(verdict.checks)
+    assert [row["rule"] for row in verdict.rows()] == [one.rule for one in verdict.checks]
+    approved = judge(RULES, "registry", model("raft-0"), BASE, CHAMPION, fidelity=0.99)
+    assert not approved.refused("Ada").promoted
+    assert approved.refused("Ada").reason.endswith("and Ada did not approve it")

@@ -1,0 +1,118 @@
+"""The gate on artifacts like a pipeline's, with a real model: verdict, recovery of a near miss, release."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+import yaml
+from conftest import ROOT
+from dvc.repo import Repo
+from prefect import flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import paths
+from flows.gate import judge_candidate
+from raft_tasks.artifacts import write_rows
+from raft_tasks.errors import InputError
+from raft_tasks.evaluation.harness import DOMAIN_TASK
+from raft_tasks.params import load_params
+from raft_tasks.schemas import Example, Fused, ItemResult
+
+GENERAL = "pocket_rewriting"
+DOMAIN = "registry"
+
+
+def items(domain, general):
+    """Outcomes of 120 items each, the first ones right."""
+    return [
+        ItemResult(
+            task=task,
+            id=f"{task}-{number}",
+            source=f"{task}-{number}",
+            metrics={"acc": float(number < right)},
+            prompt="?",
+            answer="It is rope.",
+        )
+        for task, right in ((DOMAIN_TASK, domain), (GENERAL, general))
+        for number in range(120)
+    ]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with what the gate reads: params, test rows, fused rows, a trained model, outcomes."""
+    document = yaml.safe_load((ROOT / "params.yaml").read_text())
+    document["benchmark"]["tasks"] = [GENERAL]
+    document["retrain"]["candidate"] = {"method": "raft", "seed": 0}
+    document["gate"] |= {"latency_items": 8, "near_miss": 0.3, "max_latency_ratio": 100.0}
+    document["gate"]["recover"] |= {"coefficients": [0.5], "tasks": ["pocket_rewriting_validation"]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "raft_tasks").symlink_to(ROOT / "raft_tasks")
+    monkeypatch.chdir(tmp_path)
+    rows = [json.loads(line) for line in (ROOT / "data/registry/pairs.jsonl").read_text().splitlines()]
+    examples = [Example(**row, domain=DOMAIN) for row in rows]
+    for split in ("test", "validation"):
+        write_rows(paths.split(DOMAIN, split, "jsonl"), [row for row in examples if row.split == split][:16])
+    made = {"rewritten": "", "similarity": 0.0, "passed": False, "lost": [], "fallback": "empty", "score": None}
+    fused = [
+        Fused(**dict(row), chosen=row.answer, fused=row.answer, candidates=[], **made)
+        for row in examples
+        if row.split == "train"
+    ]
+    write_rows(paths.fused(DOMAIN, "jsonl"), fused)
+    shutil.copytree(ROOT / "models/pocket-base", paths.run(DOMAIN, "raft", 0) / "model")
+    write_rows(paths.benchmark(DOMAIN, None, None) / "items.jsonl", items(0, 120))
+    for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-q", "-m", "start"]):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *command], check=True)
+    Repo.init().close()
+    return tmp_path
+
+
+@pytest.fixture
+def judged(project, prefect_api):
+    """Judges the candidate with these outcomes, within a flow as retrain does."""
+
+    def run(domain, general):
+        write_rows(paths.benchmark(DOMAIN, "raft", 0) / "items.jsonl", items(domain, general))
+        with temporary_settings({PREFECT_API_URL: prefect_api}):
+            return flow(judge_candidate, persist_result=False, validate_parameters=False)(load_params(), DOMAIN)
+
+    return run
+
+
+def test_a_candidate_that_passed_is_released_with_its_verdict(judged, project):
+    verdict = judged(domain=110, general=120)
+    assert verdict.promoted, verdict.reason
+    card = (project / "releases/registry/README.md").read_text()
+    assert "## Release" in card
+    assert verdict.reason in card
+    weights = (project / "models/pocket-base/model.safetensors").read_bytes()
+    assert (project / "releases/registry/model.safetensors").read_bytes() == weights
+    assert (project / "releases/registry.dvc").exists()
+    kept = json.loads((project / "releases/registry.json").read_text())
+    assert (kept["promoted"], kept["candidate"], kept["champion"]) == (True, "raft-0", None)
+    assert [row["result"] for row in kept["checks"]] == ["pass"] * len(verdict.checks)
+
+
+def test_a_refused_candidate_leaves_no_release(judged, project):
+    verdict = judged(domain=110, general=20)
+    assert not verdict.promoted
+    assert verdict.recovered is None  # far beyond a near miss
+    assert not (project / "releases/registry").exists()
+    assert json.loads((project / "releases/registry.json").read_text())["promoted"] is False
+
+
+def test_a_near_miss_is_interpolated_benchmarked_and_judged_again(judged, project):
+    verdict = judged(domain=110, general=95)
+    assert verdict.recovered in (0.5, 1.0)
+    # The candidate of this test is the base itself, so what was benchmarked anew knows nothing of the domain.
+    assert next(one.rule for one in verdict.checks if one.result == "fail") == "domain"
+    assert "interpolated to" in verdict.reason
+    assert (paths.near_miss(DOMAIN) / "items.jsonl").exists()
+
+
+def test_without_a_pipeline_there_is_nothing_to_judge(project, prefect_api):
+    with temporary_settings({PREFECT_API_URL: prefect_api}), pytest.raises(InputError, match="run the pipeline first"):
+        flow(judge_candidate, validate_parameters=False)(load_params(), DOMAIN)

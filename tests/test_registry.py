@@ -1,0 +1,114 @@
+"""The registry, on real git and DVC repositories."""
+
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+
+from raft_tasks.errors import InputError
+from raft_tasks.registry import NotStored, assignments, champion, promote, roll_back
+
+DVC = str(Path(sys.executable).with_name("dvc"))
+
+
+def git(folder, *arguments):
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    for name, value in {"user.name": "test", "user.email": "test@localhost"}.items():
+        git(folder, "config", name, value)
+    Repo.init(str(folder)).close()
+    with (folder / ".dvc/config").open("a") as config:
+        config.write(f"[core]\n    remote = r\n['remote \"r\"']\n    url = {tmp_path / 'remote'}\n")
+    (folder / "dvc.yaml").write_text("artifacts:\n  raft-law: {path: releases/law, type: model}\n")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def release(folder, text, push=True):
+    (folder / "releases/law").mkdir(parents=True, exist_ok=True)
+    (folder / "releases/law/weights").write_text(text)
+    with chdir(folder), Repo() as repo:
+        repo.add("releases/law")
+        if push:
+            repo.push()
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", text)
+
+
+def test_no_model_is_in_production_before_the_first_promotion(repository):
+    release(repository, "one")
+    assert champion(repository, "law") is None
+
+
+def test_a_promoted_version_can_be_fetched_by_name(repository, tmp_path):
+    release(repository, "one")
+    assert promote(repository, "law", "first") == ["raft-law@v1.0.0", "raft-law#prod#1"]
+    release(repository, "two")
+    assert promote(repository, "law", "better") == ["raft-law@v2.0.0", "raft-law#prod#2"]
+    found = champion(repository, "law")
+    assert (str(found), found.revision) == ("raft-law@v2.0.0", git(repository, "rev-parse", "HEAD"))
+    release(repository, "three")  # never promoted
+    for number, out in (("v1.0.0", "one"), ("v2.0.0", "two")):
+        command = [DVC, "artifacts", "get", str(repository), "raft-law", "--rev", number, "-o", str(tmp_path / out)]
+        assert subprocess.run(command, capture_output=True).returncode == 0
+        assert (tmp_path / out / "weights").read_text() == out
+    command = [DVC, "artifacts", "get", str(repository), "raft-law", "--stage", "prod", "-o", str(tmp_path / "prod")]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert (tmp_path / "prod/weights").read_text() == "two"
+
+
+def test_nothing_is_tagged_before_it_is_stored(repository):
+    release(repository, "one", push=False)
+    with pytest.raises(NotStored, match=r"releases/law\.dvc: the DVC remote lacks"):
+        promote(repository, "law", "too early")
+    assert git(repository, "tag") == ""
+
+
+def test_rolling_back_puts_the_version_before_into_production(repository):
+    for text in ("one", "two", "three"):
+        release(repository, text)
+        promote(repository, "law", text)
+    version, tags = roll_back(repository, "law", "three was bad")
+    assert (str(version), tags) == ("raft-law@v2.0.0", ["raft-law#prod#4"])
+    assert str(champion(repository, "law")) == "raft-law@v2.0.0"
+    assert [one.number for one in assignments(repository, "law")] == ["v1.0.0", "v2.0.0", "v3.0.0", "v2.0.0"]
+    release(repository, "four")
+    promote(repository, "law", "four")
+    assert str(champion(repository, "law")) == "raft-law@v4.0.0"
+
+
+def test_there_must_be_something_to_go_back_to(repository):
+    with pytest.raises(InputError, match="no model has ever been in production"):
+        roll_back(repository, "law", "?")
+    release(repository, "one")
+    promote(repository, "law", "one")
+    with pytest.raises(InputError, match=r"only raft-law@v1\.0\.0 has been in production"):
+        roll_back(repository, "law", "?")
+
+
+def test_of_two_clones_that_promote_at_once_one_wins_and_the_tags_agree(repository, tmp_path):
+    release(repository, "one")
+    clones = [tmp_path / name for name in ("a", "b")]
+    for clone in clones:
+        git(tmp_path, "clone", "-q", str(repository), str(clone))
+        for name, value in {"user.name": clone.name, "user.email": "test@localhost"}.items():
+            git(clone, "config", name, value)
+        release(clone, f"two of {clone.name}")
+        tags = promote(clone, "law", clone.name)
+        pushed = subprocess.run(
+            ["git", "push", "--atomic", "origin", "HEAD:refs/heads/retrain", *tags], cwd=clone, capture_output=True
+        )
+        assert (pushed.returncode == 0) == (clone.name == "a")
+    assert str(champion(repository, "law")) == "raft-law@v1.0.0"
+    assert champion(repository, "law").revision == git(clones[0], "rev-parse", "HEAD")
