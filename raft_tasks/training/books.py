@@ -45,6 +45,7 @@ COLUMNS = [  # of steps.csv, one row per optimiser step; a cell is empty where a
     "rollout_share",  # of the seconds
     "teacher_share",
     "student_share",
+    "anchor_share",
     "optimiser_share",  # all the rest: clipping, the optimiser's step, the exchange of sums
     "model_flops_utilisation",  # speed.ModelFlops over the device's measured peak
 ]
@@ -63,16 +64,22 @@ class StepBooks:
         self.replayed: list[Encoded] = []  # general rows of this step
         self.sums: dict[str, float] = defaultdict(float)
         self.clock: dict[str, float] = defaultdict(float)
+        self.within: str | None = None  # the phase that is under way
         self.started = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time of its body to the clock."""
-        begun = time.perf_counter()
+        """Adds the time of its body to the clock, and takes it off the phase that it stands in."""
+        begun, around = time.perf_counter(), self.within
+        self.within = name
         yield
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.clock[name] += time.perf_counter() - begun
+        taken = time.perf_counter() - begun
+        self.clock[name] += taken
+        if around is not None:
+            self.clock[around] -= taken
+        self.within = around
 
     @property
     def loss(self) -> float:
@@ -100,6 +107,7 @@ class StepBooks:
             "anchor_weight": self.sums.get("anchor_weight"),
             "seconds": seconds,
             "student_share": self.clock["student"] / seconds,
+            "anchor_share": self.clock["anchors"] / seconds if "anchors" in self.clock else None,
         }
         if self.rollouts:
             lengths = [len(rollout.tokens) for rollout in self.rollouts]
