@@ -17,7 +17,9 @@ def anchors() -> None:
     params = load_params()
     methods = {name: params.methods[name] for name in params.run.methods}
     sets = sorted({method.anchors.set for method in methods.values() if method.anchors})
-    identity = read_json(paths.model_identity("base"))
+    roles = {"base", *(params.anchors[name].model for name in sets)}
+    models = {role: params.models[role] for role in roles}
+    identities = {role: read_json(paths.model_identity(role)) for role in roles}
     encoder = shared_encoder(params.semantic_filter.encoder, params.semantic_filter.revision)
     held_out = held_out_texts(paths.HELD_OUT, params.benchmark.tasks, paths.BENCHMARK_TASKS) if sets else []
     with atomic_folder(paths.ANCHORS) as folder:
@@ -30,8 +32,8 @@ def anchors() -> None:
                     work,
                     rows,
                     settings,
-                    params.base,
-                    identity,
+                    models,
+                    identities,
                     label="anchors",
                     total=len(rows),
                     chunk_rows=settings.chunk_rows,

@@ -12,8 +12,8 @@ from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import params
 from raft_tasks.artifacts import digest_path, read_rows, write_json, write_rows
-from raft_tasks.generation.anchors import answer, clean_anchors, invent
-from raft_tasks.generation.calls import Calls
+from raft_tasks.generation.anchors import ServedBase, answer, clean_anchors, invent
+from raft_tasks.generation.calls import Calls, RememberedLocalBackend
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.schemas import AnchorStatistics, HeldOut, Invented, UserTurn
 
@@ -22,19 +22,42 @@ REJECTS, STATISTICS = "rejects.jsonl", "statistics.json"  # of a set's folder, b
 
 @task(cache_policy=NO_CACHE)
 def invent_chunk(
-    numbers: list[int], settings: params.Anchors, model: params.Model, identity: dict[str, Any], calls: Calls
+    numbers: list[int],
+    settings: params.Anchors,
+    models: dict[str, params.AnyModel],
+    identities: dict[str, dict[str, Any]],
+    calls: Calls,
 ) -> list[Invented]:
     """The anchors of these numbers, as drawn."""
-    return invent(numbers, calls.local_backend("anchors", model, identity), settings)
+    return invent(numbers, _speaker(settings, models, identities, calls), settings)
 
 
 @task(cache_policy=NO_CACHE)
 def answer_chunk(
-    turns: list[UserTurn], settings: params.Anchors, model: params.Model, identity: dict[str, Any], calls: Calls
+    turns: list[UserTurn],
+    settings: params.Anchors,
+    models: dict[str, params.AnyModel],
+    identities: dict[str, dict[str, Any]],
+    calls: Calls,
 ) -> list[Invented]:
     """The user's own turns with the base's answers."""
     prompts = [(turn.id, turn.prompt) for turn in turns]
-    return answer(prompts, calls.local_backend("anchors", model, identity), settings)
+    return answer(prompts, _speaker(settings, models, identities, calls), settings)
+
+
+def _speaker(
+    settings: params.Anchors,
+    models: dict[str, params.AnyModel],
+    identities: dict[str, dict[str, Any]],
+    calls: Calls,
+) -> RememberedLocalBackend | ServedBase:
+    """The base, here or behind a server."""
+    base, chosen = models["base"], models[settings.model]
+    assert isinstance(base, params.Model)
+    local = calls.local_backend("anchors", base, identities["base"])
+    if isinstance(chosen, params.Model):
+        return local
+    return ServedBase(calls.endpoint("anchors", chosen, identities[settings.model]), local)
 
 
 @task(cache_policy=NO_CACHE)

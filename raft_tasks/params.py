@@ -312,6 +312,7 @@ class Measured(Section):
 class Anchors(Section):
     """A set of anchors: how the base invents general user turns and answers them, and which of these are kept."""
 
+    model: Name  # base, or an endpoint that serves the same weights and continues raw text
     count: Annotated[int, Field(ge=0)]  # drawn; fewer are kept
     turns: Literal["invented", "gibberish"]  # gibberish: random tokens, as many as the invented turn has
     hints: list[str]  # system prompts, in turn, under which turns are invented; the answers are given without them
@@ -659,12 +660,16 @@ class Params(Section):
             ("fuse.model", [self.fuse.model], self.models),
             ("fuse.judges", [judge.model for judge in self.fuse.models], self.models),
             ("models", ["base"], self.models),
+            ("anchors.*.model", [row.model for row in self.anchors.values()], self.models),
             ("retrain.fetch", list(self.retrain.fetch), self.domains),
             ("methods.*.anchors.set", [row.anchors.set for row in self.methods.values() if row.anchors], self.anchors),
         ):
             wrong += [f"{where}: got {name!r}, expected one of {sorted(known)}" for name in names if name not in known]
         if isinstance(self.models.get("base"), Endpoint):
             wrong.append("models.base: got an endpoint, expected a local model: its weights are trained")
+        for name, row in self.anchors.items():
+            if row.model != "base" and isinstance(self.models.get(row.model), Model):
+                wrong.append(f"anchors.{name}.model: got the local model {row.model!r}, expected base, or an endpoint")
         for name in {"base", "champion"} & set(self.methods):
             wrong.append(
                 f"methods.{name}: the name is taken by the untouched model or the one in production; rename it"

@@ -65,7 +65,8 @@ class Server:
             self.in_flight += 1
             return 200, {}, json.dumps(stats).encode()
         request = json.loads(body)
-        prompt = request["messages"][-1]["content"]
+        raw = "prompt" in request  # of /completions
+        prompt = request["prompt"] if raw else request["messages"][-1]["content"]
         which = f"{prompt}\x1f{request.get('seed')}"
         self.tries[which] += 1
         await asyncio.sleep(self.latency)
@@ -87,6 +88,8 @@ class Server:
             self.did["empty"] += 1
             return self.completion(which, {"message": {"content": ""}, "finish_reason": "stop"})
         self.did["good"] += 1
+        if raw:
+            return self.completion(which, {"text": f"{draw('text', which):.3f} ?", "finish_reason": "stop"})
         return self.completion(which, {"message": {"content": self.text(prompt, request)}, "finish_reason": "stop"})
 
     def fault(self, which):
@@ -108,7 +111,9 @@ class Server:
         if "body" in order:
             return 200, {}, order["body"].encode()
         echo = {**request, "authorization": headers.get("authorization")}
-        choice = {"message": {"content": json.dumps(echo)}, "finish_reason": "stop"}
+        said = json.dumps(echo)
+        choice = {"text": said} if "prompt" in request else {"message": {"content": said}}
+        choice["finish_reason"] = "stop"
         return self.completion(which, order.get("choice", choice))
 
     def text(self, prompt, request):

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from math import fsum, log1p
 from random import Random
 from typing import TYPE_CHECKING
 
-from raft_tasks.chat import ChatError, render
+from raft_tasks.chat import ChatError, prompt_ids, render
 from raft_tasks.errors import InputError
-from raft_tasks.generation.backend import row_seed
+from raft_tasks.generation.backend import Completion, row_seed
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.params import Anchors
 from raft_tasks.schemas import Anchor, AnchorCluster, AnchorStatistics, Invented, RejectedAnchor
@@ -28,10 +29,10 @@ from raft_tasks.schemas import Anchor, AnchorCluster, AnchorStatistics, Invented
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from raft_tasks.generation.calls import RememberedLocalBackend
+    from raft_tasks.generation.calls import RememberedEndpoint, RememberedLocalBackend
     from raft_tasks.generation.transformers_backend import TransformersBackend
 
-    Base = TransformersBackend | RememberedLocalBackend
+    Local = TransformersBackend | RememberedLocalBackend
 
 MARKER = "Marker7"  # no white space at its ends: some templates strip the content
 SHINGLE = 3  # words; questions are too short for the 8 to 13 that are usual for documents
@@ -92,14 +93,15 @@ def user_end(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def invent(numbers: Sequence[int], backend: Base, settings: Anchors) -> list[Invented]:
+def invent(numbers: Sequence[int], backend: Local | ServedBase, settings: Anchors) -> list[Invented]:
     """Draw the anchors of these numbers (0, 1, ...): each one depends on its number and the settings alone.
 
     A turn that was cut at `max_new_tokens`, ran into a special token that does not end it, or is empty, is kept for
     the record and not answered. Number n is invented under hint n, in turn, and answered without it.
 
     Raises:
-        InputError: as `user_prefix` and `user_end`; or if a turn and its answer do not fit into the model's context.
+        InputError: as `user_prefix` and `user_end`; if a turn and its answer do not fit into the model's context; or
+            if a server does not go on with raw text.
     """
     tokenizer = backend.tokenizer
     ids = [f"anchor-{number:05d}" for number in numbers]
@@ -113,7 +115,7 @@ def invent(numbers: Sequence[int], backend: Base, settings: Anchors) -> list[Inv
         batch_size=settings.batch_size,
         seeds=[row_seed(settings.seed, "anchor-prompt", id) for id in ids],
         ends=[user_end(tokenizer)],
-        stops=tokenizer.all_special_ids,
+        stops=_special(tokenizer),
     )
     prompts = [turn.text.strip() for turn in turns]
     if settings.turns == "gibberish":
@@ -140,6 +142,88 @@ def invent(numbers: Sequence[int], backend: Base, settings: Anchors) -> list[Inv
     ]
 
 
+class ServedBase:
+    """The base behind a server that goes on with raw text, spoken to through the base's own tokenizer and template.
+
+    It must serve the base's weights, tokenize its prompts as the base's tokenizer does by default, and end a text at
+    the template's ends of turns, as servers that read the model's generation config do.
+
+    Args:
+        endpoint: the server.
+        base: of which the tokenizer alone is used.
+    """
+
+    def __init__(self, endpoint: RememberedEndpoint, base: Local) -> None:
+        self.endpoint, self.settings, self.tokenizer = endpoint, base.settings, base.tokenizer
+
+    def continue_tokens(
+        self,
+        prefixes: Sequence[Sequence[int]],
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        batch_size: int,
+        seeds: Sequence[int],
+        ends: Collection[int] = (),
+        stops: Collection[int] = (),
+    ) -> list[Completion]:
+        """As `TransformersBackend.continue_tokens`; the `ends` are the server's own.
+
+        Raises:
+            InputError: a prompt that the server cannot go on with; EndpointError: none at all.
+        """
+        texts = {prefix: self._as_text(prefix) for prefix in {tuple(prefix) for prefix in prefixes}}
+        drawn = self.endpoint.continue_texts(
+            [texts[tuple(prefix)] for prefix in prefixes],
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seeds=seeds,
+        )
+        failed = [row.failure for row in drawn if row.failure]
+        if failed:
+            raise InputError(
+                f"{len(failed)} of {len(drawn)} prompts have no continuation: {failed[0]}. Anchors need a server that "
+                "goes on with raw text (POST <base_url>/completions); by chat alone no user's turn is invented. Mend "
+                "the server, or set anchors.*.model to base"
+            )
+        marks = [self.tokenizer.decode([token]) for token in stops]  # that a server shows, and has gone on after
+        return [replace(row, finished=row.finished and not any(mark in row.text for mark in marks)) for row in drawn]
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        batch_size: int,
+        seeds: Sequence[int],
+    ) -> list[Completion]:
+        """As `Backend.generate`: the prompts are those of training and benchmark, whatever the server's template."""
+        return self.continue_tokens(
+            [prompt_ids(self.tokenizer, self.settings.system, prompt) for prompt in prompts],
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seeds=seeds,
+        )
+
+    def _as_text(self, prefix: Sequence[int]) -> str:
+        """The text of which the server's tokenizer makes these tokens, with what it puts before every text."""
+        text = str(self.tokenizer.decode(prefix))
+        for candidate in (text, text.removeprefix(self.tokenizer.decode(prefix[:1]))):
+            if self.tokenizer(candidate)["input_ids"] == list(prefix):
+                return candidate
+        raise InputError(
+            f"the tokenizer {self.tokenizer.name_or_path!r} does not make the same tokens of the text {text[:200]!r} "
+            "again, so no server can be asked to go on with it; set anchors.*.model to base"
+        )
+
+
 def plain_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """All tokens that are text by themselves: no special ones, no parts of a letter."""
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
@@ -147,7 +231,7 @@ def plain_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token for token, text in enumerate(decoded) if token not in special and "\ufffd" not in text]
 
 
-def answer(prompts: Sequence[tuple[str, str]], backend: Base, settings: Anchors) -> list[Invented]:
+def answer(prompts: Sequence[tuple[str, str]], backend: Local | ServedBase, settings: Anchors) -> list[Invented]:
     """The base's own answers to (id, user turn), whoever invented the turn; each depends on its id and turn alone."""
     completions = backend.generate(
         [prompt for _, prompt in prompts],
@@ -370,6 +454,12 @@ def _around_user_words(tokenizer: PreTrainedTokenizerBase, system: str | None, h
             f"times, expected once and as they are: {text!r:.300}"
         )
     return parts[0], parts[1]
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Special tokens, those too that the tokenizer has no name for (the start of a turn, in some)."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

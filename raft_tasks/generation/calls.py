@@ -30,6 +30,7 @@ from raft_tasks.generation.backend import (
     build_backend,
 )
 from raft_tasks.generation.encoding import SentenceEncoder, shared_encoder
+from raft_tasks.generation.endpoint_backend import EndpointBackend
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Budget, Endpoint, Model
 
@@ -300,9 +301,7 @@ class Calls:
 
     def backend(self, role: str, model: Model | Endpoint, identity: dict[str, Any]) -> RememberedBackend:
         """The backend of `role`, which asks the store before it asks the model."""
-        prices = (0.0, 0.0)
-        if isinstance(model, Endpoint):
-            prices = (model.price_per_million_input, model.price_per_million_output)
+        prices = _prices(model) if isinstance(model, Endpoint) else (0.0, 0.0)
         return RememberedBackend(_shared_backend(model, identity), self, role, prices)
 
     def local_backend(self, role: str, model: Model, identity: dict[str, Any]) -> RememberedLocalBackend:
@@ -310,6 +309,12 @@ class Calls:
         backend = _shared_backend(model, identity)
         assert isinstance(backend, TransformersBackend)
         return RememberedLocalBackend(backend, self, role, (0.0, 0.0))
+
+    def endpoint(self, role: str, model: Endpoint, identity: dict[str, Any]) -> RememberedEndpoint:
+        """As `backend`, of an endpoint, which can go on with raw text too."""
+        backend = _shared_backend(model, identity)
+        assert isinstance(backend, EndpointBackend)
+        return RememberedEndpoint(backend, self, role, _prices(model))
 
     def encoder(self, role: str, name: str, revision: str | None) -> RememberedEncoder:
         """The sentence encoder `name`, which asks the store before it encodes."""
@@ -378,9 +383,22 @@ class RememberedBackend:
         Raises:
             BudgetUsedUp: before all prompts had their answer; those that had are kept.
         """
-        settings = [temperature, top_p if temperature else None, max_new_tokens]
+        settings = (temperature, top_p, max_new_tokens, batch_size)
+        return self._drawn(self.backend.stream, [], prompts, settings, seeds)
+
+    def _drawn(
+        self,
+        stream: Callable[..., Iterator[list[tuple[int, Completion]]]],
+        way: list[str],
+        prompts: Sequence[str],
+        settings: tuple[float, float, int, int],
+        seeds: Sequence[int],
+    ) -> list[Completion]:
+        """What the backend's `stream` yields, as far as the store has no answer; `way` sets other ways to ask apart."""
+        temperature, top_p, max_new_tokens, batch_size = settings
+        sampling = [temperature, top_p if temperature else None, max_new_tokens]
         keys = [
-            digest([self.identity, prompt, settings, seed if temperature else None])
+            digest([self.identity, *way, prompt, sampling, seed if temperature else None])
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         known = {key: _read(value) for key, value in self.calls.store.get(keys).items()}
@@ -391,7 +409,7 @@ class RememberedBackend:
             return not stopped and not self.calls.over(tally)
 
         if missing:  # else nothing is loaded either
-            portions = self.backend.stream(
+            portions = stream(
                 [prompts[i] for i in missing],
                 temperature=temperature,
                 top_p=top_p,
@@ -431,6 +449,26 @@ class RememberedBackend:
             f"{tally.prompt_tokens + tally.tokens} tokens, {tally.cost:.4f} in money; every answer is kept. To go on, "
             "raise the budget, or run the same command again to spend as much again"
         )
+
+
+class RememberedEndpoint(RememberedBackend):
+    """... of an endpoint, which goes on with raw text, too."""
+
+    backend: EndpointBackend
+
+    def continue_texts(
+        self,
+        prompts: Sequence[str],
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        batch_size: int,
+        seeds: Sequence[int],
+    ) -> list[Completion]:
+        """As `generate`, by `EndpointBackend.stream_raw`."""
+        settings = (temperature, top_p, max_new_tokens, batch_size)
+        return self._drawn(self.backend.stream_raw, ["raw"], prompts, settings, seeds)
 
 
 class RememberedLocalBackend(RememberedBackend):
@@ -503,6 +541,10 @@ class RememberedEncoder:
             return self.encoder.similarities([pairs[i] for i in missing], batch_size)
 
         return self.calls.numbers(self.role, self.encoder.identity, pairs, compute)
+
+
+def _prices(model: Endpoint) -> tuple[float, float]:
+    return model.price_per_million_input, model.price_per_million_output
 
 
 def _name(identity: dict[str, Any]) -> str:

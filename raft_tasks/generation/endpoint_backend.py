@@ -1,6 +1,7 @@
 """Text from an OpenAI-compatible server: calls in flight, failed ones again, each prompt with an answer or a reason.
 
-The server sees one request per prompt (POST <base_url>/chat/completions) with the prompt as the only user message.
+The server sees one request per prompt (POST <base_url>/chat/completions) with the prompt as the only user message, or
+(POST <base_url>/completions) as raw text to go on with.
 """
 
 from __future__ import annotations
@@ -129,18 +130,41 @@ class EndpointBackend:
         go_on: Callable[[], bool],
     ) -> Iterator[list[tuple[int, Completion]]]:
         """As `StreamingBackend.stream` says, in the order in which the answers come."""
+        yield from self._stream(
+            [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts],
+            {"temperature": temperature, "top_p": top_p, self.settings.length_field: max_new_tokens},
+            seeds,
+            go_on,
+        )
+
+    def stream_raw(
+        self,
+        prompts: Sequence[str],
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+        batch_size: int,
+        seeds: Sequence[int],
+        go_on: Callable[[], bool],
+    ) -> Iterator[list[tuple[int, Completion]]]:
+        """As `stream`, but the server goes on with each prompt as it stands: no chat template (POST /completions)."""
+        yield from self._stream(
+            [{"prompt": prompt} for prompt in prompts],
+            {"temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens},
+            seeds,
+            go_on,
+        )
+
+    def _stream(
+        self, asked: list[dict[str, Any]], sampling: dict[str, Any], seeds: Sequence[int], go_on: Callable[[], bool]
+    ) -> Iterator[list[tuple[int, Completion]]]:
         stopped = threading.Event()
 
-        def call(prompt: str, seed: int) -> Completion | None:
+        def call(prompt: dict[str, Any], seed: int) -> Completion | None:
             if stopped.is_set() or not go_on():
                 return None
-            body = {
-                "model": self.settings.model,
-                "messages": [{"role": "user", "content": prompt}],
-                "temperature": temperature,
-                "top_p": top_p,
-                self.settings.length_field: max_new_tokens,
-            }
+            body = {"model": self.settings.model, **prompt, **sampling}
             if self.settings.seeds:
                 body["seed"] = seed & 0x7FFFFFFF  # some servers take 32 bits
             try:
@@ -150,8 +174,7 @@ class EndpointBackend:
                 raise
 
         futures: dict[Future[Completion | None], int] = {
-            self._pool.submit(call, prompt, seed): i
-            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+            self._pool.submit(call, prompt, seed): i for i, (prompt, seed) in enumerate(zip(asked, seeds, strict=True))
         }
         error: BaseException | None = None
         try:
@@ -194,7 +217,8 @@ class EndpointBackend:
         """The server's JSON answer to one request."""
         import openai
 
-        completions = self._client.chat.completions.with_raw_response
+        chat, client = "messages" in body, self._client
+        completions: Any = (client.chat.completions if chat else client.completions).with_raw_response
         keyless = None if self.settings.api_key_env else {"Authorization": openai.Omit()}
         with self.gate:
             began = time.monotonic()
@@ -207,7 +231,7 @@ class EndpointBackend:
             except openai.APIStatusError as error:
                 if error.status_code in OVERLOADED:
                     self.gate.overloaded(began)
-                raise self._problem(error) from None  # its request holds the key
+                raise self._problem(error, chat) from None  # its request holds the key
         self.gate.served()
         try:
             answer = json.loads(response.content)
@@ -217,7 +241,7 @@ class EndpointBackend:
             raise _Transient(f"an answer that is no JSON object: {response.text[:80]!r}")
         return answer
 
-    def _problem(self, error: openai.APIStatusError) -> Exception:
+    def _problem(self, error: openai.APIStatusError, chat: bool) -> Exception:
         """What an HTTP error means: try again, give the prompt up, or stop."""
         body = error.body if isinstance(error.body, dict) else {}
         status, said = error.status_code, self._without_key(body.get("message") or error.response.text)[:300]
@@ -227,7 +251,8 @@ class EndpointBackend:
             given = f"the key in ${name}" if name else "no key (api_key_env: null)"
             return EndpointError(f"{where}: refused {given} with HTTP {status}: {said}")
         if status == 404:
-            return EndpointError(f"{where}: HTTP 404: {said}; check base_url (it usually ends in /v1) and model")
+            raw = "" if chat else ", and that the server has /completions: by chat alone no user's turn is invented"
+            return EndpointError(f"{where}: HTTP 404: {said}; check base_url (it usually ends in /v1) and model{raw}")
         if status == 402 or "insufficient_quota" in (error.code or "", said):
             return EndpointError(f"{where}: the account's quota is used up (HTTP {status}): {said}")
         if status in TRANSIENT or status >= 500:
@@ -299,7 +324,8 @@ def _completion(answer: dict[str, Any], tries: int) -> Completion:
     """
     try:
         choice, usage = answer["choices"][0], answer.get("usage") or {}
-        message, ended = choice["message"], choice.get("finish_reason")
+        ended, raw = choice.get("finish_reason"), "text" in choice
+        message = {"content": choice["text"]} if raw else choice["message"]
         text, refusal = message.get("content") or "", message.get("refusal")
         prompt_tokens, tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         if not isinstance(text, str):
@@ -312,7 +338,7 @@ def _completion(answer: dict[str, Any], tries: int) -> Completion:
         failure = Failure("filtered", "the provider's content filter stopped the answer")
     elif refusal:
         failure = Failure("refused", str(refusal)[:300])
-    elif not text.strip():
+    elif not text.strip() and not raw:  # a text may well end where it stands
         failure = Failure("empty", "cut before its answer began" if ended == "length" else "an empty answer")
     if failure:
         return Completion("", False, tokens, prompt_tokens, tries, failure)

@@ -1,6 +1,7 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -8,9 +9,10 @@ import pytest
 from chat_models import chat_tokenizer
 from pydantic import ValidationError
 
-from raft_tasks.chat import ChatError
+from raft_tasks.chat import ChatError, prompt_ids
 from raft_tasks.errors import InputError
 from raft_tasks.generation.anchors import (
+    ServedBase,
     answer,
     clean_anchors,
     degenerate,
@@ -21,6 +23,7 @@ from raft_tasks.generation.anchors import (
     user_prefix,
     words,
 )
+from raft_tasks.generation.backend import Completion, Failure
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Anchors, Measured, Model
@@ -77,6 +80,7 @@ TEMPLATES = {
     "GLM": (GLM, "<|user|>\n", "<|assistant|>"),
 }
 SETTINGS = Anchors(
+    model="base",
     count=400,
     turns="invented",
     hints=[],
@@ -263,6 +267,55 @@ def test_a_template_that_drops_a_hint_is_refused() -> None:
     tokenizer = byte_tokenizer("{% for m in messages if m.role == 'user' %}<|user|>{{ m.content }}<|end|>{% endfor %}")
     with pytest.raises(ChatError, match=r"does not show the system prompt 'You teach'; set anchors\.\*\.hints to \[\]"):
         user_prefix(tokenizer, None, "You teach")
+
+
+class Server:
+    """A server that goes on with raw text, as far as `ServedBase` sees one."""
+
+    def __init__(self, *answers: Completion) -> None:
+        self.answers, self.asked = list(answers), []
+
+    def continue_texts(self, prompts: list[str], **_: Any) -> list[Completion]:
+        self.asked += prompts
+        return (self.answers or [Completion("What is it?", True, 4)] * len(prompts))[: len(prompts)]
+
+
+def served(tokenizer: Any, *answers: Completion, system: str | None = None) -> ServedBase:
+    settings = Model(path="base", revision=None, dtype="float32", system=system)
+    return ServedBase(Server(*answers), SimpleNamespace(settings=settings, tokenizer=tokenizer))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["smollm3", "llama", "phi", "qwen3"])
+def test_a_server_makes_the_same_tokens_of_what_it_is_sent(name: str) -> None:
+    """Llama's tokenizer puts its begin-of-text token before every text: it must not stand there twice."""
+    tokenizer = chat_tokenizer(name)
+    base = served(tokenizer, system="Be brief.")
+    [row] = invent([0], base, SETTINGS)
+    assert (row.prompt, row.answer, row.prompt_finished, row.answer_finished) == (
+        "What is it?",
+        "What is it?",
+        True,
+        True,
+    )
+    turn, answered = base.endpoint.asked
+    assert tokenizer(turn)["input_ids"] == user_prefix(tokenizer, "Be brief.")
+    assert tokenizer(answered)["input_ids"] == prompt_ids(tokenizer, "Be brief.", "What is it?")
+
+
+def test_what_a_server_went_on_after_a_special_token_is_unfinished() -> None:
+    tokenizer = chat_tokenizer("qwen3")
+    base = served(tokenizer, Completion("What?<|im_start|>assistant Yes", True, 9), Completion("What", False, 1))
+    rows = invent([0, 1], base, SETTINGS)
+    assert [row.prompt_finished for row in rows] == [False, False]
+    assert len(base.endpoint.asked) == 2  # neither is answered
+
+
+def test_a_server_that_refuses_raw_text_stops_the_stage() -> None:
+    refused = Completion("", False, 0, failure=Failure("rejected", "HTTP 400: messages is missing"))
+    with pytest.raises(
+        InputError, match=r"1 of 1 prompts have no continuation: rejected: HTTP 400.*POST <base_url>/compl"
+    ):
+        invent([0], served(chat_tokenizer("phi"), refused), SETTINGS)
 
 
 def test_gibberish_has_as_many_tokens_as_the_turn_in_its_place(tiny: TransformersBackend) -> None:

@@ -8,7 +8,7 @@ import pytest
 from endpoint_server import running, stats
 
 from raft_tasks.generation import endpoint_backend
-from raft_tasks.generation.backend import Completion, Failure
+from raft_tasks.generation.backend import Completion, Failure, in_order
 from raft_tasks.generation.endpoint_backend import EndpointBackend, EndpointError, Gate
 from raft_tasks.params import Endpoint
 
@@ -51,6 +51,34 @@ def test_a_request_says_what_was_asked_and_an_answer_is_counted(server):
     assert (answer.finished, answer.prompt_tokens, answer.tokens, answer.tries) == (True, 10, 5, 1)
     (answer,) = ask(endpoint(server, seeds=False), {})
     assert "seed" not in json.loads(answer.text)
+
+
+def go_on_with(backend, *prompts):
+    texts = [prompt if isinstance(prompt, str) else json.dumps(prompt) for prompt in prompts]
+    return in_order(backend.stream_raw(texts, seeds=list(range(len(texts))), go_on=lambda: True, **SETTINGS))
+
+
+def test_raw_text_is_gone_on_with_and_may_end_where_it_stands(server):
+    backend = endpoint(server, options={"skip_special_tokens": False}, length_field="max_completion_tokens")
+    (answer,) = go_on_with(backend, "{}")
+    assert json.loads(answer.text) == {
+        "model": "m", "prompt": "{}", "temperature": 0.7, "top_p": 0.9, "seed": 0, "max_tokens": 20,
+        "skip_special_tokens": False, "authorization": None,
+    }  # fmt: skip
+    ended, cut = go_on_with(
+        backend,
+        {"choice": {"text": "", "finish_reason": "stop"}},
+        {"choice": {"text": "What is", "finish_reason": "length"}},
+    )
+    assert (ended.text, ended.finished, ended.failure) == ("", True, None)
+    assert (cut.text, cut.finished) == ("What is", False)
+
+
+def test_a_server_that_only_chats_is_told(server):
+    with pytest.raises(EndpointError, match=r"HTTP 404.*that the server has /completions: by chat alone no user's"):
+        go_on_with(endpoint(server), {"status": 404})
+    with pytest.raises(EndpointError, match=r"and model$"):
+        ask(endpoint(server), {"status": 404})
 
 
 def test_answers_come_in_the_order_of_the_prompts(server):

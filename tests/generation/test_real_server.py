@@ -11,10 +11,12 @@ from urllib.request import urlopen
 
 import pytest
 
+from raft_tasks.generation.anchors import ServedBase, invent, user_prefix
+from raft_tasks.generation.calls import Calls, RememberedEndpoint
 from raft_tasks.generation.endpoint_backend import EndpointBackend
 from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Endpoint, load_params
+from raft_tasks.params import Budget, Endpoint, load_params
 from raft_tasks.schemas import Example
 
 ROOT = Path(__file__).parents[2]
@@ -85,3 +87,20 @@ def test_a_cut_answer_and_its_count(backend):
     (cut,) = backend.generate(["Tell me the charm of Sodin."], max_new_tokens=3, **settings)
     assert (cut.finished, cut.tokens) == (False, 3)
     assert cut.prompt_tokens > 5
+
+
+def test_the_base_behind_a_server_invents_as_it_does_here(backend, tmp_path):
+    params = load_params(ROOT / "params.yaml")
+    base = params.base.model_copy(update={"path": MODEL})
+    local = TransformersBackend(base)
+    calls = Calls(tmp_path / "calls.sqlite", "run", "anchors", Budget(tokens=None, money=None))
+    served = ServedBase(RememberedEndpoint(backend, calls, "anchors", (0.0, 0.0)), local)
+    tokens = local.tokenizer("What is the craft of", add_special_tokens=False)["input_ids"]
+    prefixes = [user_prefix(local.tokenizer, None) + tokens[:count] for count in range(len(tokens) + 1)]
+    greedy = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 60, "batch_size": 8, "seeds": range(len(prefixes))}
+    here = local.continue_tokens(prefixes, **greedy, stops=local.tokenizer.all_special_ids)
+    there = served.continue_tokens(prefixes, **greedy, stops=local.tokenizer.all_special_ids)
+    assert [(row.text.strip(), row.finished) for row in there] == [(row.text.strip(), row.finished) for row in here]
+    drawn = invent(range(4), served, params.anchors["invented"])  # this server draws as its first request told it
+    assert invent(range(4), served, params.anchors["invented"]) == drawn
+    assert calls.store.tally("run").cached >= 4
