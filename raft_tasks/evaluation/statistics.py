@@ -86,12 +86,12 @@ def difference(tasks: Sequence[Outcomes], others: Sequence[Outcomes], bootstrap:
     Raises:
         ValueError: if the two do not have the same items in the same order, or trained under other seeds.
     """
-    tasks, others = _aligned(tasks, others)
+    tasks, others = aligned(tasks, others)
     weights = _Weights(tasks, bootstrap)
     return _interval(
         weights.means(tasks) - weights.means(others),
         _mean(tasks) - _mean(others),
-        [mine - theirs for mine, theirs in zip(_influences(tasks), _influences(others), strict=True)],
+        _changes(tasks, others),
         (-1.0, 1.0) if _are_shares([*tasks, *others]) else (-np.inf, np.inf),
         tasks,
         bootstrap,
@@ -100,17 +100,43 @@ def difference(tasks: Sequence[Outcomes], others: Sequence[Outcomes], bootstrap:
 
 def ratio(tasks: Sequence[Outcomes], others: Sequence[Outcomes], bootstrap: Bootstrap) -> Estimate | None:
     """mean(tasks) / mean(others), paired as in `difference`; None where mean(others) is 0 (or is so in a resample)."""
-    tasks, others = _aligned(tasks, others)
+    tasks, others = aligned(tasks, others)
     weights = _Weights(tasks, bootstrap)
-    below, drawn = _mean(others), weights.means(others)
-    if below <= 0 or (drawn <= 0).any():
+    return _quotient(
+        (_mean(tasks), weights.means(tasks), _influences(tasks)),
+        (_mean(others), weights.means(others), _influences(others)),
+        (0.0, np.inf),
+        tasks,
+        bootstrap,
+    )
+
+
+def recovery(
+    tasks: Sequence[Outcomes], damaged: Sequence[Outcomes], base: Sequence[Outcomes], bootstrap: Bootstrap
+) -> Estimate | None:
+    """(mean(tasks) - mean(damaged)) / (mean(base) - mean(damaged)): 1 where nothing is left of what `damaged` lost.
+
+    Returns:
+        None unless the interval of damaged - base lies below 0: a share of a loss that may be none says nothing.
+    """
+    if verdict(difference(damaged, base, bootstrap)) != "lower":
         return None
-    estimate = _mean(tasks) / below
-    influences = [
-        (mine - estimate * theirs) / below
-        for mine, theirs in zip(_influences(tasks), _influences(others), strict=True)
-    ]  # fmt: skip
-    return _interval(weights.means(tasks) / drawn, estimate, influences, (0.0, np.inf), tasks, bootstrap)
+    tasks, damaged, base = aligned(tasks, damaged, base)
+    weights = _Weights(tasks, bootstrap)
+    left = weights.means(damaged)
+    return _quotient(
+        (_mean(tasks) - _mean(damaged), weights.means(tasks) - left, _changes(tasks, damaged)),
+        (_mean(base) - _mean(damaged), weights.means(base) - left, _changes(base, damaged)),
+        (-np.inf, np.inf),
+        tasks,
+        bootstrap,
+    )
+
+
+def standard_error(tasks: Sequence[Outcomes], others: Sequence[Outcomes]) -> tuple[float, float] | None:
+    """Of the paired difference, and its degrees of freedom; None where one source alone gives no idea of it."""
+    tasks, others = aligned(tasks, others)
+    return _error(_changes(tasks, others))
 
 
 def verdict(change: Estimate) -> Verdict:
@@ -170,6 +196,26 @@ def _influences(tasks: Sequence[Outcomes]) -> list[Floats]:
     return influences
 
 
+def _changes(tasks: Sequence[Outcomes], others: Sequence[Outcomes]) -> list[Floats]:
+    return [mine - theirs for mine, theirs in zip(_influences(tasks), _influences(others), strict=True)]
+
+
+def _quotient(
+    above: tuple[float, Floats, list[Floats]],
+    below: tuple[float, Floats, list[Floats]],
+    within: tuple[float, float],
+    tasks: Sequence[Outcomes],
+    bootstrap: Bootstrap,
+) -> Estimate | None:
+    """Of two numbers, each with its resamples [R] and influences; None where the lower one is not positive in all."""
+    (upper, uppers, moved_above), (lower, lowers, moved_below) = above, below
+    if lower <= 0 or (lowers <= 0).any():
+        return None
+    estimate = upper / lower
+    influences = [(mine - estimate * theirs) / lower for mine, theirs in zip(moved_above, moved_below, strict=True)]
+    return _interval(uppers / lowers, estimate, influences, within, tasks, bootstrap)
+
+
 def _interval(
     drawn: Floats,
     estimate: float,
@@ -179,29 +225,31 @@ def _interval(
     bootstrap: Bootstrap,
 ) -> Estimate:
     """Percentiles of the resampled estimates `drawn` [R], stretched as the module's head says."""
-    if min(influence.shape[1] for influence in influences) < 2:
+    found = _error(influences)
+    if found is None:
         return _estimate(estimate, None, None, tasks)
+    error, freedom = found
     tail = (1 - bootstrap.confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     spread = drawn.std(ddof=1)
     if spread > 0:
-        stretch = _half_width(influences, bootstrap.confidence) / (_normal_quantile(1 - tail) * spread)
+        stretch = t_quantile(freedom, 1 - tail) * error / (_normal_quantile(1 - tail) * spread)
         # a resampled ratio or weighted mean is a little off centre; the distances are kept as they are
         low, high = estimate + (low - estimate) * stretch, estimate + (high - estimate) * stretch
     return _estimate(estimate, max(float(low), within[0]), min(float(high), within[1]), tasks)
 
 
-def _half_width(influences: list[Floats], confidence: float) -> float:
-    """Student's t times the standard error under crossed random effects; `influences` per task [S, C]."""
-    from scipy.special import stdtrit  # t's quantile; scipy.stats takes seconds to import
-
+def _error(influences: list[Floats]) -> tuple[float, float] | None:
+    """The standard error under crossed random effects and its degrees of freedom; `influences` per task [S, C]."""
+    if min(influence.shape[1] for influence in influences) < 2:
+        return None
     seeds = len(influences[0])
     by_seed = np.sum([influence.mean(axis=1) for influence in influences], axis=0)  # [S]
     by_source = [influence.mean(axis=0) for influence in influences]  # [C] each
     v_sources = sum(float(means.var(ddof=1)) / len(means) for means in by_source)
     df_sources = sum(len(means) - 1 for means in by_source)
     if seeds == 1:
-        return float(stdtrit(df_sources, (1 + confidence) / 2)) * v_sources**0.5
+        return v_sources**0.5, float(df_sources)
     v_seeds = float(by_seed.var(ddof=1)) / seeds
     v_both = 0.0
     for influence, means in zip(influences, by_source, strict=True):
@@ -215,9 +263,15 @@ def _half_width(influences: list[Floats], confidence: float) -> float:
     if v_sources > v_both:
         parts.append((v_sources, df_sources))
     if variance == 0:
-        return 0.0
-    df = variance**2 / sum(part**2 / freedom for part, freedom in parts)
-    return float(stdtrit(df, (1 + confidence) / 2)) * variance**0.5
+        return 0.0, float(seeds - 1)
+    return variance**0.5, variance**2 / sum(part**2 / freedom for part, freedom in parts)
+
+
+def t_quantile(freedom: float, probability: float) -> float:
+    """Student's."""
+    from scipy.special import stdtrit  # scipy.stats takes seconds to import
+
+    return float(stdtrit(freedom, probability))
 
 
 def _normal_quantile(probability: float) -> float:
@@ -226,19 +280,21 @@ def _normal_quantile(probability: float) -> float:
     return float(ndtri(probability))
 
 
-def _aligned(tasks: Sequence[Outcomes], others: Sequence[Outcomes]) -> tuple[Sequence[Outcomes], Sequence[Outcomes]]:
-    """Both with the same seeds: a side that no seed has touched is repeated under the other's seeds."""
-    if len(tasks) != len(others):
-        raise ValueError(f"got {len(tasks)} and {len(others)} tasks to compare, expected the same tasks")
-    for mine, theirs in zip(tasks, others, strict=True):
-        if mine.sources != theirs.sources:
-            raise ValueError("the two sides were not asked the same items in the same order; benchmark both anew")
-        if mine.seeds != theirs.seeds and (None,) not in (mine.seeds, theirs.seeds):
-            raise ValueError(f"got seeds {mine.seeds} and {theirs.seeds}, expected the same ones on both sides")
-    return (
-        [_repeated(mine, theirs.seeds) for mine, theirs in zip(tasks, others, strict=True)],
-        [_repeated(theirs, mine.seeds) for mine, theirs in zip(tasks, others, strict=True)],
-    )
+def aligned(*sides: Sequence[Outcomes]) -> list[list[Outcomes]]:
+    """All sides with the same seeds: one that no seed has touched is repeated under the others' seeds.
+
+    Raises:
+        ValueError: as `difference`.
+    """
+    if len({len(side) for side in sides}) > 1:
+        raise ValueError(f"got {[len(side) for side in sides]} tasks to compare, expected the same tasks on every side")
+    for tasks in zip(*sides, strict=True):
+        if any(task.sources != tasks[0].sources for task in tasks):
+            raise ValueError("the sides were not asked the same items in the same order; benchmark all of them anew")
+    drawn = sorted({task.seeds for side in sides for task in side} - {(None,)})
+    if len(drawn) > 1:
+        raise ValueError(f"got seeds {' and '.join(map(str, drawn))}, expected the same ones on every side")
+    return [[_repeated(task, drawn[0] if drawn else (None,)) for task in side] for side in sides]
 
 
 def _repeated(task: Outcomes, seeds: tuple[int | None, ...]) -> Outcomes:
