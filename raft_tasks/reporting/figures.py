@@ -33,6 +33,8 @@ MARKERS = "os^DvPX"
 BASE_STYLE = ("#444b57", "*")
 WIDE = (5.0, 3.9)  # of the first figure, in inches
 SIZE = (4.6, 3.3)  # of the others; scaled to a phone's width the smallest text stays above 7 points
+LEGEND_COLUMNS = 3
+LINE = 0.2  # inches of a line of text
 NAME_CHARACTERS = 11  # of a line of a name on the left
 FARTHEST = 50  # times the marked level: what is beyond is off the chart, so that the rest can be read
 SMOOTHED = 5  # steps of the centred moving average in the curves
@@ -358,9 +360,26 @@ def _outside_legend(axes: Axes) -> None:
     named = dict(zip(labels, handles, strict=True))  # one entry of each name
     if named:
         axes.legend(
-            named.values(), named, loc="upper center", bbox_to_anchor=(0.46, -0.19), ncols=min(3, len(named)),
-            frameon=False, columnspacing=1.2, handletextpad=0.5,
+            named.values(), named, loc="upper center", bbox_to_anchor=(0.46, -0.19), frameon=False,
+            ncols=min(LEGEND_COLUMNS, len(named)), columnspacing=1.2, handletextpad=0.5,
         )  # fmt: skip
+
+
+def _make_room(axes: Axes, names: bool) -> None:
+    """Heighten the figure for more methods, on the left or in the legend, than its frame is made for."""
+    figure, legend = axes.get_figure(root=True), axes.get_legend()
+    if figure is None:
+        raise ValueError("got axes without a figure")
+    width, height = figure.get_size_inches()
+    place = axes.get_position()
+    entries = -(-len(legend.get_texts()) // LEGEND_COLUMNS) if legend else 0
+    below = LINE * max(0, entries - 2)
+    above = 2 * LINE * max(0, len(axes.get_yticks()) - 6) if names else 0.0
+    total, own = height + below + above, place.height * height + above
+    figure.set_size_inches(width, total)
+    axes.set_position((place.x0, (place.y0 * height + below) / total, place.width, own / total))
+    if legend:
+        legend.set_bbox_to_anchor((0.46, -0.19 * place.height * height / own), transform=axes.transAxes)
 
 
 @contextmanager
@@ -405,6 +424,7 @@ def _panel(
         axes = figure.add_axes((left, 0.3 if legend else 0.16, 0.97 - left, 0.6 if legend else 0.74))
         axes.set_title(title)
         yield axes, svg
+        _make_room(axes, names)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     svg.append(_inline(out.getvalue(), title))
@@ -417,8 +437,16 @@ def within(svg: str, prefix: str) -> str:
 
 
 def _inline(document: str, title: str) -> str:
-    """The <svg> element alone: named for readers that do not see it, ids of its own, width left to the page."""
+    """The <svg> element alone: named for readers that do not see it, ids of its own, width left to the page.
+
+    Half of what matplotlib writes is left out: ids that nothing refers to, fonts (the page's are meant), and decimals.
+    """
     svg = re.sub(r"<metadata>.*?</metadata>", "", document[document.index("<svg") :].strip(), flags=re.DOTALL)
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", svg))
+    svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
+    svg = re.sub(r" font-family: [^;]*;", "", svg)
+    svg = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
+    svg = re.sub(r"\s*\n\s*", "\n", svg)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
     return within(svg, re.sub(r"\W+", "-", title.lower()).strip("-"))

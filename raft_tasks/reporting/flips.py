@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 from raft_tasks.evaluation.harness import DOMAIN_TASK
@@ -61,20 +61,12 @@ def flips(domain: DomainStudy, parts: list[tuple[str, str]]) -> list[Flip]:
 
 
 def chosen(all_flips: list[Flip], count: int) -> list[Flip]:
-    """At most `count` of every method and direction: of every task in turn, the first ones."""
-    place: Counter[tuple[str, str, str]] = Counter()
-    ranked = []
+    """At most `count`: of every method, direction and task in turn, the first ones."""
+    groups: dict[tuple[str, str, str], list[int]] = {}
     for number, flip in enumerate(all_flips):
-        key = (flip.method, flip.direction, flip.task)
-        ranked.append((place[key], number, flip))
-        place[key] += 1
-    taken: Counter[tuple[str, str]] = Counter()
-    kept = []
-    for _, number, flip in sorted(ranked, key=lambda one: one[:2]):
-        if taken[flip.method, flip.direction] < count:
-            taken[flip.method, flip.direction] += 1
-            kept.append((number, flip))
-    return [flip for _, flip in sorted(kept, key=lambda one: one[0])]
+        groups.setdefault((flip.method, flip.direction, flip.task), []).append(number)
+    in_turn = [number for round_ in zip_longest(*groups.values()) for number in round_ if number is not None]
+    return [all_flips[number] for number in sorted(in_turn[:count])]
 
 
 def count_flips(

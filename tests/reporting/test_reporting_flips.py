@@ -39,10 +39,10 @@ def test_counts_are_means_over_seeds():
     }
 
 
-def test_few_are_chosen_of_every_task_in_turn():
+def test_few_are_chosen_of_every_method_direction_and_task_in_turn():
     found = flips(DOMAIN, PARTS)
-    assert chosen(found, 1) == found[:2]  # one won, one lost
+    assert chosen(found, 2) == found[:2]  # one won, one lost
     assert chosen(found, 0) == []
-    more = [one for one in found if one.direction == "lost"]
-    other = [type(more[0])("sft", "reading", str(n), "lost", 1, "", "", "") for n in range(5)]
-    assert [flip.task for flip in chosen(more + other, 3)] == ["recall", "recall", "reading"]
+    assert chosen(found, 9) == found
+    other = [type(found[0])("sft", "reading", str(n), "lost", 1, "", "", "") for n in range(5)]
+    assert [flip.task for flip in chosen(found + other, 6)] == ["domain", "recall", "recall", *["reading"] * 3]

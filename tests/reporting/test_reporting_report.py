@@ -252,8 +252,9 @@ def test_flips_are_counted_and_listed(report):
     for cell, counted in zip(shown, flips.values(), strict=True):
         assert cell == f"{round(counted['lost'], 1):g} lost {round(counted['won'], 1):g} won"
     listed = re.findall(r'<li data-method="(\w+)" data-direction="(\w+)"', report[2])
-    assert max(listed.count(one) for one in set(listed)) == 30
-    assert ("sft", "lost") in listed
+    assert len(listed) == 200
+    assert {("sft", "lost"), ("sft", "won"), ("raft", "won")} < set(listed)
+    assert len(report[2]) < 1_000_000
 
 
 def test_every_number_has_its_command(report):
