@@ -10,7 +10,7 @@ from dvc.repo import Repo
 
 from flows import paths
 from raft_tasks.params import Method, Params, load_params
-from raft_tasks.registry import name_of, released
+from raft_tasks.registry import RELEASES, name_of, released
 
 GRAPH = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
 STAGES = {name: stage for name, stage in GRAPH.items() if not stage.get("frozen")}
@@ -51,6 +51,11 @@ def test_every_domain_can_be_fetched_by_its_models_name():
     assert named == {
         name_of(domain): {"path": str(released(domain)), "type": "model"} for domain in load_params().domains
     }
+
+
+def test_dvc_sees_the_models_that_retrain_adds():
+    with Repo() as repo:  # DVC skips a folder whose name .gitignore seems to match, as with /releases/*/
+        assert not any(repo.scm.is_ignored(f"{folder}/") for folder in (paths.CHAMPIONS, RELEASES))
 
 
 def test_dvc_reads_the_graph():
