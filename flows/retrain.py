@@ -1,0 +1,347 @@
+"""The scheduled service: new data -> pipeline -> candidate against champion and base -> gate -> promote or keep.
+
+    python -m flows.retrain            what the deployment `retrain` does on its schedule; --force: even without news
+
+A run works in its own clean checkout of the branch that params name (flows/checkout.py). What it made comes back in one
+push at the very end, after `dvc push`: the branch and, where a candidate was promoted, its tags; all of it or nothing.
+Before that push nothing is changed for anyone, so a run that is killed leaves the champion as it was, and the next run
+finds what is finished in DVC's cache, the call store and the checkpoints.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import chdir
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+from uuid import UUID
+
+import psutil
+import yaml
+from dvc.api import DVCFileSystem
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from prefect import Task, flow, get_client, get_run_logger, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed
+
+from flows import checkout, news, paths
+from flows.gate import judge_candidate
+from flows.pipeline import StageFailed, pipeline, stage_graph, stale_stages
+from flows.server import ensure_server
+from raft_tasks.artifacts import batched, iter_rows
+from raft_tasks.errors import InputError
+from raft_tasks.generation.calls import COUNTS, CallStore
+from raft_tasks.params import Params, Retrain, load_params
+from raft_tasks.registry import Version, champion, promote
+from raft_tasks.schemas import Example
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FORCE = "--force"
+STEPS = ("checkout", "artifacts", "news", "champions", "pipeline", "gate", "push", "publish")
+RUNS_AT_ONCE = 200  # that Prefect's API returns
+CHAMPIONS = paths.CHAMPIONS / "domains.yaml"
+REFUSED = paths.CHAMPIONS / "refused.txt"  # new data that a gate refused, a line each, as `news.fetch` names it
+CHAMPIONS_HEAD = (
+    "# The domains that have a model in production, written by flows.retrain: each one's model is champions/<domain>\n"
+)
+
+
+@dataclass
+class Journal:
+    """What a run says and shows while it goes on: lines, and its progress on the run's page."""
+
+    progress: UUID
+    began: float = field(default_factory=lambda: psutil.Process().create_time())  # imports are a cost of ours too
+    waited: float = 0.0  # for another run
+
+    def say(self, text: str) -> None:
+        print(f"[{time.time() - self.began:6.1f} s] {text}", flush=True)
+        get_run_logger().info(text)
+
+    def enter(self, step: str) -> None:
+        done = STEPS.index(step)
+        self.say(step)
+        update_progress_artifact(self.progress, 100 * done / len(STEPS), f"{step}, step {done + 1} of {len(STEPS)}")
+
+
+def _may_pass(task: Task[..., Any], run: Any, state: State[Any]) -> bool:
+    """Whether trying again may help: not where the input is wrong."""
+    return not isinstance(state.result(raise_on_failure=False), InputError)
+
+
+def patiently(settings: Retrain, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+    """Call `function` as a task that is tried again, after the waits of params, where a remote or a source is away."""
+    waits: list[float] = list(settings.retry_seconds)
+    tried: Any = task(
+        name=function.__name__,
+        cache_policy=NO_CACHE,
+        retries=len(waits),
+        retry_delay_seconds=waits,
+        retry_condition_fn=_may_pass,
+    )(function)
+    return tried(*arguments, **named)
+
+
+def pull() -> None:
+    """Get every artifact of the checkout's commit from the cache or the DVC remote; DVC makes the others anew."""
+    with Repo() as repo:
+        repo.pull(force=True, allow_missing=True)
+
+
+def push() -> None:
+    """Store every artifact of the checkout in the DVC remote."""
+    with Repo() as repo:
+        repo.push()
+
+
+def place_champion(domain: str, version: Version) -> None:
+    """Put the model of `version` into champions/<domain>, under DVC."""
+    folder = paths.champion(domain)
+    shutil.rmtree(folder, ignore_errors=True)
+    DVCFileSystem(rev=version.revision).get(str(version.path), str(folder), recursive=True)
+    with Repo() as repo:
+        repo.add(str(folder))
+
+
+def place_champions(domains: Sequence[str], settings: Retrain) -> dict[str, Version]:
+    """Have champions/ hold what is in production now; returns it by domain."""
+    known = yaml.safe_load(CHAMPIONS.read_text(encoding="utf-8"))
+    found = {domain: version for domain in domains if (version := champion(Path(), domain)) is not None}
+    names = {domain: str(version) for domain, version in found.items()}
+    for domain in set(known["champions"]) - set(found):  # taken out of production
+        shutil.rmtree(paths.champion(domain))
+        paths.champion(domain).with_name(f"{domain}.dvc").unlink()
+    for domain, version in found.items():
+        if known.get("versions", {}).get(domain) != names[domain]:
+            patiently(settings, place_champion, domain, version)
+    values = {"champions": sorted(found), "versions": names}
+    CHAMPIONS.write_text(CHAMPIONS_HEAD + yaml.safe_dump(values), encoding="utf-8")
+    return found
+
+
+def training_rows(params: Params) -> dict[str, set[str]]:
+    """Every domain's training rows, as text."""
+    rows = {domain: paths.split(domain, "train", params.resources.rows) for domain in params.run.domains}
+    return {
+        domain: {row.model_dump_json() for row in iter_rows(path, Example)} if path.exists() else set()
+        for domain, path in rows.items()
+    }
+
+
+def working_seconds(pages: Sequence[str]) -> float:
+    """How long at least one of the stages' own flow runs, named by their pages, was at work."""
+    runs = [UUID(page.rsplit("/", 1)[1]) for page in pages if page]
+    spans: list[tuple[float, float]] = []
+    with get_client(sync_client=True) as client:
+        for some in batched(runs, RUNS_AT_ONCE):
+            found = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=some)))
+            spans += [
+                (run.start_time.timestamp(), run.end_time.timestamp())
+                for run in found
+                if run.start_time and run.end_time
+            ]
+    total, reached = 0.0, 0.0
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
+
+
+def calls_since(began: float) -> dict[str, dict[str, float]]:
+    """What the row stages asked of models since then, by stage: the tallies of their runs, added up."""
+    store = CallStore(paths.CALLS)
+    added: dict[str, dict[str, float]] = {}
+    for stage, started, *counts in store.last_runs(RUNS_AT_ONCE):
+        if started >= began:
+            sums = added.setdefault(stage, dict.fromkeys(COUNTS, 0))
+            for name, value in zip(COUNTS, counts, strict=True):
+                sums[name] += value
+    store.close()
+    return added
+
+
+def check(params: Params) -> None:
+    """
+    Raises:
+        InputError: naming all that a retrain needs of params beyond what a pipeline does.
+    """
+    wanted = params.retrain.candidate
+    run: dict[str, list[Any]] = params.run.model_dump()
+    named: list[tuple[str, Any, str]] = [
+        ("candidate.method", wanted.method, "methods"),
+        ("candidate.seed", wanted.seed, "seeds"),
+        *((f"fetch.{domain}", domain, "domains") for domain in params.retrain.fetch),
+    ]
+    wrong = [
+        f"retrain.{key}: got {value!r}, expected one of run.{known}: {run[known]}"
+        for key, value, known in named
+        if value not in run[known]
+    ]
+    if wrong:
+        raise InputError("params.yaml:\n  " + "\n  ".join(wrong))
+
+
+@flow(name="retrain")
+def retrain(force: bool = False) -> State[Any]:
+    """One run of the service, from the folder of the repository that it serves.
+
+    Args:
+        force: run pipeline and gate although nothing is new, for instance after a change of the gate's rules.
+
+    Returns:
+        A completed state named NoNews, Promoted or Kept, so that automations can tell them apart; its message says why.
+    """
+    repository = Path.cwd()
+    settings = load_params().retrain
+    origin = checkout.origin(repository, settings)
+    progress: Any = create_progress_artifact(0.0, "retrain-progress", "Steps of this run")
+    journal = Journal(progress)
+    asked = time.time()
+    with checkout.only_one(origin, repository, journal.say):
+        journal.waited = time.time() - asked
+        journal.enter("checkout")
+        folder = patiently(settings, checkout.clean_checkout, repository, origin, settings)
+        with chdir(folder):
+            return _in_checkout(repository, journal, force)
+
+
+def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
+    params = load_params()
+    check(params)
+    settings = params.retrain
+    journal.enter("artifacts")
+    patiently(settings, pull)
+    start, before = checkout.git("rev-parse", "HEAD"), training_rows(params)
+
+    journal.enter("news")
+    refused = REFUSED.read_text(encoding="utf-8").splitlines()
+    arrived = {
+        domain: patiently(settings, news.fetch, domain, source, repository, refused)
+        for domain, source in settings.fetch.items()
+    }
+    lines = [line for came in arrived.values() for line in came]
+    for line in lines:
+        journal.say(f"        {line}")
+    checkout.commit("\n".join([f"New data, {date.today()}", "", *lines]))
+    params = load_params()  # new data of the hub is a new revision there
+    stale = stale_stages(*stage_graph())
+    if not stale and not force:
+        return _finish(journal, "NoNews", [f"nothing new: all stages are up to date on branch {settings.branch}"], {})
+
+    journal.enter("champions")
+    champions = place_champions(params.run.domains, settings)
+    journal.enter("pipeline")
+    began = time.time()
+    stages = pipeline()
+    journal.enter("gate")
+    judging = time.time()
+    verdicts = {domain: judge_candidate(params, domain) for domain in params.run.domains}
+    work = working_seconds([row["flow run"] for row in stages]) + time.time() - judging
+    reasons = [f"{domain}: {verdict.reason}" for domain, verdict in verdicts.items()]
+    for domain, verdict in verdicts.items():
+        create_table_artifact(verdict.rows(), f"retrain-{domain.replace('_', '-')}", f"{domain}: {verdict.reason}")
+    promoted = [domain for domain, verdict in verdicts.items() if verdict.promoted]
+    outcome = "Promoted" if promoted else "Kept"
+
+    journal.enter("push")
+    checkout.commit("\n".join([f"Retrain, {date.today()}: {outcome.lower()}", "", *reasons]))
+    patiently(settings, push)
+    journal.enter("publish")
+    tags = [tag for domain in promoted for tag in promote(Path(), domain, verdicts[domain].reason)]
+    set_aside({domain: came for domain, came in arrived.items() if came and domain not in promoted}, params, start)
+    patiently(settings, checkout.publish, settings.branch, tags)
+
+    rows = training_rows(params)
+    facts = {
+        "new or changed training rows": ", ".join(
+            f"{name}: {len(rows[name] - before[name])} of {len(rows[name])}" for name in rows
+        ),
+        "questions to models": ", ".join(f"{stage}: {sums['calls']:.0f}" for stage, sums in calls_since(began).items()),
+        "champion before": ", ".join(map(str, champions.values())) or "none",
+        "tags": ", ".join(tags) or "none",
+        "commit": checkout.git("rev-parse", "HEAD"),
+        "stages": f"{len(stages)}, {sum(row['result'] == 'ran' for row in stages)} of them ran",
+        "work": f"{work:.1f} s",
+        "orchestration": _overhead(journal, work),
+    }
+    return _finish(journal, outcome, reasons, facts)
+
+
+def set_aside(refused: dict[str, list[str]], params: Params, start: str) -> None:
+    """Take the new data of refused domains off the branch again, and note it: it comes again only once it changed.
+
+    What was learned of it stays in the history: one commit earlier.
+    """
+    if not refused:
+        return
+    for domain in refused:
+        news.take_back(domain, params.retrain.fetch[domain], start)
+    if set(refused) == set(params.run.domains):  # nothing of this run stays, so what was up to date before still is
+        checkout.git("restore", "--source", start, "--staged", "--worktree", "dvc.lock", str(paths.CHAMPIONS))
+    lines = sorted(
+        {*REFUSED.read_text(encoding="utf-8").splitlines(), *(line for came in refused.values() for line in came)}
+    )
+    REFUSED.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    checkout.commit(
+        "\n".join(
+            [
+                f"Refused data set aside, {date.today()}",
+                "",
+                *(f"{name}: {', '.join(came)}" for name, came in refused.items()),
+            ]
+        )
+    )
+
+
+def _overhead(journal: Journal, work: float) -> str:
+    whole = time.time() - journal.began - journal.waited
+    return f"{whole - work:.1f} s, {100 * (whole - work) / whole:.1f} % of {whole:.1f} s"
+
+
+def _finish(journal: Journal, outcome: str, reasons: list[str], facts: dict[str, str]) -> State[Any]:
+    """The run's last words: on the terminal, on its page, as its state."""
+    for text in (*reasons, *(f"{name}: {value}" for name, value in facts.items())):
+        journal.say(f"        {text}")
+    table = [f"| {name} | {value} |" for name, value in facts.items()]
+    create_markdown_artifact(
+        "\n".join([f"# {outcome}", *(f"- {reason}" for reason in reasons), "", "| | |", "|---|---|", *table]),
+        "retrain-summary",
+        outcome,
+    )
+    update_progress_artifact(journal.progress, 100.0, outcome)
+    journal.say(f"{outcome}, after {time.time() - journal.began:.1f} s")
+    return Completed(name=outcome, message="; ".join(reasons))
+
+
+def main() -> None:
+    if sys.argv[1:] not in ([], [FORCE]):
+        sys.exit(f"error: retrain takes {FORCE} or nothing, got {sys.argv[1:]}")
+    try:
+        load_params()  # what is wrong there is said before anything starts
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: SIGTERM"))
+        with temporary_settings({PREFECT_API_URL: ensure_server()}):
+            retrain(force=FORCE in sys.argv)
+    except (InputError, StageFailed, DvcException, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
