@@ -7,7 +7,7 @@ from itertools import zip_longest
 from typing import Literal
 
 from raft_tasks.evaluation.harness import DOMAIN_TASK
-from raft_tasks.reporting.study import Benchmarked, DomainStudy, Trained
+from raft_tasks.reporting.study import DomainStudy
 from raft_tasks.schemas import ItemResult
 
 Direction = Literal["lost", "won"]
@@ -67,23 +67,6 @@ def chosen(all_flips: list[Flip], count: int) -> list[Flip]:
         groups.setdefault((flip.method, flip.direction, flip.task), []).append(number)
     in_turn = [number for round_ in zip_longest(*groups.values()) for number in round_ if number is not None]
     return [all_flips[number] for number in sorted(in_turn[:count])]
-
-
-def count_flips(
-    base: Benchmarked, runs: list[Trained], parts: list[tuple[str, str]]
-) -> dict[str, dict[str, float | int]]:
-    """Per task: items asked, those that the base has right, and how many were lost and won, as the mean over seeds."""
-    counts = {}
-    for task, metric in parts:
-        right = {row.id: _right(row, metric) for row in base.items if row.task == task}
-        pairs = [(right[row.id], _right(row, metric)) for run in runs for row in run.items if row.task == task]
-        counts[task] = {
-            "asked": len(right),
-            "right_before": sum(right.values()),
-            "lost": sum(was and not now for was, now in pairs) / len(runs),
-            "won": sum(now and not was for was, now in pairs) / len(runs),
-        }
-    return counts
 
 
 def _right(row: ItemResult, metric: str) -> bool:

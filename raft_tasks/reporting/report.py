@@ -144,6 +144,7 @@ def _environment() -> Environment:
     environment.globals["label"] = label
     environment.globals["percent"] = percent
     environment.globals["name_of"] = lambda measure: MEASURE_NAMES.get(measure, measure.replace("_", " "))
+    environment.globals["chance"] = lambda p: "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     environment.globals["number"] = lambda value: (
         "–" if value is None else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
     )
@@ -423,7 +424,7 @@ def limits(study: Study) -> list[str]:
         ),
         "Answers are scored by rules: the expected strings must be said. Whether the rest of an answer is true, fluent "
         "or wanted is judged by nobody, neither a person nor a model.",
-        "Many comparisons stand side by side and the intervals are not corrected for that: of "
+        "Many comparisons stand side by side. Tests of flipped items are corrected for that, the intervals are not: of "
         f"{1 / (1 - params.report.confidence):.0f} true ties about one will look like a difference.",
         "Methods are compared at equal epochs, not at equal compute: a method with a teacher takes more time per step "
         "(see the seconds in the training table).",

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from raft_tasks.errors import InputError
+from raft_tasks.evaluation.degradation import degradation, detectable_drop, holm
 from raft_tasks.evaluation.harness import DOMAIN_TASK
-from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference, mean, ratio, verdict
+from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference, mean, ratio, recovery, verdict
 from raft_tasks.params import Params
-from raft_tasks.reporting.flips import count_flips
 from raft_tasks.reporting.frontier import frontier_points
 from raft_tasks.reporting.refinement import measure_refinement
 from raft_tasks.reporting.study import BASE, Benchmarked, DomainStudy, Study
@@ -88,7 +88,9 @@ def _measure_domain(name: str, domain: DomainStudy, study: Study, bootstrap: Boo
         if method != BASE:
             methods[method]["training"] = _training(domain, method)
             methods[method]["recovery"] = _recovery(domain, method)
-            methods[method]["flips"] = count_flips(domain.base, domain.runs[method], single_parts(measures))
+            methods[method]["degradation"] = _degradation(
+                asked[method], asked[BASE], single_parts(measures), bootstrap.confidence
+            )
     return {
         "measures": {one: [list(part) for part in parts] for one, parts in measures.items()},
         "methods": methods,
@@ -147,6 +149,10 @@ def _compare(
         found = ratio(outcomes[method][one], outcomes[other][one], bootstrap)
         return asdict(found) if found else None
 
+    def undone(method: str, other: str, one: str) -> dict[str, Any] | None:
+        found = recovery(outcomes[method][one], outcomes[other][one], outcomes[BASE][one], bootstrap)
+        return asdict(found) if found else None
+
     reference, candidate = reference_method(params), candidate_method(params)
     methods: dict[str, dict[str, Any]] = {}
     for method in outcomes:
@@ -158,10 +164,35 @@ def _compare(
             methods[method]["candidate_against_it"] = change(candidate, method)
         if method != BASE:
             methods[method]["against_base"] = change(method, BASE)
-            methods[method]["retention"] = {
-                one: share(method, BASE, one) for one in measures if one not in DOMAIN_MEASURES
-            }
+            kept = [one for one in measures if one not in DOMAIN_MEASURES]
+            methods[method]["retention"] = {one: share(method, BASE, one) for one in kept}
+            if reference and method != reference:
+                methods[method]["loss_undone"] = {one: undone(method, reference, one) for one in kept}
     return methods
+
+
+def _degradation(
+    after: dict[Part, Outcomes], before: dict[Part, Outcomes], parts: list[Part], confidence: float
+) -> dict[str, dict[str, Any]]:
+    """Per task: items lost and won with the exact test of both, and the smallest drop that these items would show.
+
+    `p_holm` is corrected for the tasks of one method. A task whose items are neither right nor wrong has no test.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        right = before[part].values
+        tested = degradation(after[part], before[part])
+        found[part[0]] = {
+            "asked": right.shape[1],
+            "right_before": int((right == 1).sum()),
+            **(asdict(tested) if tested else {"lost": None, "won": None, "p": None, "p_per_seed": None}),
+            "p_holm": None,
+            "detectable_drop": detectable_drop([after[part]], [before[part]], confidence),
+        }
+    tested_tasks = [row for row in found.values() if row["p"] is not None]
+    for row, adjusted in zip(tested_tasks, holm([row["p"] for row in tested_tasks]), strict=True):
+        row["p_holm"], row["p_per_seed"] = adjusted, list(row["p_per_seed"])
+    return found
 
 
 def _asked(name: str, domain: DomainStudy, measures: dict[str, list[Part]]) -> dict[str, dict[Part, Outcomes]]:

@@ -1,4 +1,4 @@
-from raft_tasks.reporting.flips import SHOWN_CHARACTERS, chosen, count_flips, flips
+from raft_tasks.reporting.flips import SHOWN_CHARACTERS, chosen, flips
 from raft_tasks.reporting.study import Benchmarked, DomainStudy, Trained
 from raft_tasks.schemas import Example, ItemResult
 
@@ -30,13 +30,6 @@ def test_flips_say_which_way_how_often_and_what_was_said():
     assert (both.id, both.direction, both.seeds, both.after) == ("b", "lost", 2, "zero")
     assert len(both.before) < SHOWN_CHARACTERS + 10
     assert (once.id, once.direction, once.seeds, once.after) == ("a", "lost", 1, "no")
-
-
-def test_counts_are_means_over_seeds():
-    assert count_flips(BASE, RUNS, PARTS) == {
-        "domain": {"asked": 1, "right_before": 0, "lost": 0.0, "won": 1.0},
-        "recall": {"asked": 2, "right_before": 2, "lost": 1.5, "won": 0.0},
-    }
 
 
 def test_few_are_chosen_of_every_method_direction_and_task_in_turn():

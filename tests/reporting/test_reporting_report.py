@@ -1,3 +1,4 @@
+import html
 import re
 from html.parser import HTMLParser
 
@@ -224,7 +225,10 @@ def cells(page, caption):
     table = re.search(rf"<table[^>]*>\s*<caption>(?:(?!</table>).)*?{caption}.*?</table>", page, re.DOTALL)[0]
     rows = re.findall(r"<tr.*?</tr>", table.split("</thead>")[1], re.DOTALL)
     texts = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
-    return {row[0]: row[1:] for row in ([" ".join(re.sub("<.*?>", " ", one).split()) for one in row] for row in texts)}
+    return {
+        row[0]: row[1:]
+        for row in ([" ".join(html.unescape(re.sub("<.*?>", " ", one)).split()) for one in row] for row in texts)
+    }
 
 
 def test_the_papers_table_stands_beside_ours(report):
@@ -247,10 +251,11 @@ def test_the_papers_table_stands_beside_ours(report):
 
 
 def test_flips_are_counted_and_listed(report):
-    flips = report[1]["domains"]["registry"]["methods"]["sft"]["flips"]
+    tested = report[1]["domains"]["registry"]["methods"]["sft"]["degradation"]
     shown = cells(report[2], "Flipped items")["SFT"]
-    for cell, counted in zip(shown, flips.values(), strict=True):
-        assert cell == f"{round(counted['lost'], 1):g} lost {round(counted['won'], 1):g} won"
+    for cell, one in zip(shown, tested.values(), strict=True):
+        chance = "p < 0.001" if one["p_holm"] < 0.001 else f"p = {one['p_holm']:.3f}"
+        assert cell == f"{round(one['lost'], 1):g} lost {round(one['won'], 1):g} won {chance}"
     listed = re.findall(r'<li data-method="(\w+)" data-direction="(\w+)"', report[2])
     assert len(listed) == 200
     assert {("sft", "lost"), ("sft", "won"), ("raft", "won")} < set(listed)

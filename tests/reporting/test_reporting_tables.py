@@ -2,10 +2,11 @@ import json
 
 import numpy as np
 import pytest
-from synthetic_artifacts import LEVELS, TASKS, collected, synthetic_params, write_artifacts
+from synthetic_artifacts import ITEMS, LEVELS, TASKS, collected, synthetic_params, write_artifacts
 
 from raft_tasks.artifacts import read_rows, write_rows
 from raft_tasks.errors import InputError
+from raft_tasks.evaluation.degradation import holm
 from raft_tasks.reporting.tables import label, measure, percent, points, print_table
 from raft_tasks.schemas import ItemResult
 
@@ -87,6 +88,39 @@ def test_all_domains_together_are_their_average(tmp_path):
 def test_one_domain_is_all_domains(metrics):
     for method, row in metrics["overall"]["methods"].items():
         assert row["scores"] == metrics["domains"]["registry"]["methods"][method]["scores"]
+
+
+def test_flipped_items_are_counted_and_tested(tmp_path):
+    params = synthetic_params(seeds=[0, 1], methods=["sft"])
+    write_artifacts(tmp_path, params)
+    folder = tmp_path / "registry" / "benchmarks"
+    right, wrong = {"acc": 1.0, "other": 0.5}, {"acc": 0.0, "other": 0.5}
+    for name, lost in (("base", 0), ("sft-0", 8), ("sft-1", 6)):
+        rows = read_rows(folder / name / "items.jsonl", ItemResult)
+        write_rows(
+            folder / name / "items.jsonl",
+            [
+                row.model_copy(update={"metrics": wrong if int(row.id) < lost else right})
+                if row.task == "pocket_recall"
+                else row
+                for row in rows
+            ],
+        )
+    tested = measure(collected(tmp_path, params))["domains"]["registry"]["methods"]["sft"]["degradation"]
+    recall = tested["pocket_recall"]
+    assert (recall["asked"], recall["right_before"], recall["lost"], recall["won"]) == (ITEMS, ITEMS, 7.0, 0.0)
+    assert recall["p_per_seed"] == pytest.approx([2 / 2**8, 2 / 2**6])
+    assert recall["p"] == pytest.approx(2 / 2**8)  # eight items, and no way but all of them lost is as far
+    assert 0 < recall["detectable_drop"] < 0.3
+    assert list(tested) == ["domain", *TASKS]
+    assert [one["p_holm"] for one in tested.values()] == pytest.approx(holm([one["p"] for one in tested.values()]))
+
+
+def test_what_is_undone_of_the_references_loss(metrics):
+    methods = metrics["domains"]["registry"]["methods"]
+    base, sft, raft = (methods[name]["scores"]["general"]["estimate"] for name in ("base", "sft", "raft"))
+    assert methods["raft"]["loss_undone"]["general"]["estimate"] == pytest.approx((raft - sft) / (base - sft))
+    assert "loss_undone" not in methods["sft"]
 
 
 def test_refinement_adds_up(metrics):
