@@ -19,7 +19,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from raft_tasks.evaluation.statistics import Outcomes, aligned, standard_error, t_quantile
+from raft_tasks.evaluation.statistics import Outcomes, aligned, half_width
 
 POWER = 0.8  # how often a drop of the detectable size would be seen
 
@@ -128,14 +128,12 @@ def smallest_drop(n: int, discordance: float, confidence: float) -> float | None
 def detectable_drop(tasks: Sequence[Outcomes], others: Sequence[Outcomes], confidence: float) -> float | None:
     """The smallest true drop that a comparison with these items, sources and seeds shows with a chance of POWER.
 
-    From the paired difference's standard error and Student's t, as its interval is; but no less than what that many
-    independent items could show if nothing but the drop changed: where two models agree everywhere, the standard error
-    is 0, and that is no proof that the next pair would.
+    Made as the paired difference's interval is; but no less than what that many independent items could show if nothing
+    but the drop changed: where two models agree everywhere, the interval has no width, and that is no proof that the
+    next pair would agree so.
     """
-    found = standard_error(tasks, others)
+    wide, likely = half_width(tasks, others, (1 + confidence) / 2), half_width(tasks, others, POWER)
     floor = smallest_drop(sum(len(set(task.sources)) for task in tasks), 0.0, confidence)
-    if found is None or floor is None:
+    if wide is None or likely is None or floor is None or wide + likely > 1:
         return None
-    error, freedom = found
-    seen = error * (t_quantile(freedom, (1 + confidence) / 2) + t_quantile(freedom, POWER))
-    return None if seen > 1 else max(seen, floor)
+    return max(wide + likely, floor)
