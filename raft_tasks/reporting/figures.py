@@ -334,6 +334,27 @@ def distances(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
     return svg[0]
 
 
+def distances_by_part(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
+    """Relative l2 distance to the base of every layer's weights and of what lies around them; the mean over seeds."""
+    rows = [(name, found["training"]) for name, found in domain["methods"].items() if "training" in found]
+    with _panel("How far, layer by layer", legend=True) as (axes, svg):
+        parts = list(rows[0][1]["relative_l2_by_part"])
+        for name, training in rows:
+            colour, marker = style[name]
+            values = [training["relative_l2_by_part"][part] for part in parts]
+            axes.plot(
+                range(len(parts)), values, f"{marker}-", color=colour, markersize=4, linewidth=1, label=label(name)
+            )
+        shown = [part.removeprefix("layer ").replace("embed_tokens", "emb") for part in parts]
+        step = -(-len(parts) // 12)
+        axes.set_xticks(range(0, len(parts), step), shown[::step])
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("layer")
+        axes.grid(axis="x", visible=False)
+        _outside_legend(axes)
+    return svg[0]
+
+
 def _smoothed(values: Floats) -> Floats:
     """Centred moving average of what is there; the window shrinks at both ends and over gaps (NaN)."""
     window = np.ones(min(SMOOTHED, len(values)))

@@ -65,7 +65,7 @@ def write_report(study: Study, metrics: dict[str, Any], origin: Origin, output: 
             "found": metrics["domains"][name],
             "headline": headline(metrics, metrics["domains"][name]),
             "sentences": sentences(metrics, metrics["domains"][name]),
-            "figures": _figures(study, metrics, name),
+            "figures": _figures(study, metrics, paper, name),
             "flips": chosen(
                 flips(study.domains[name], single_parts(metrics["domains"][name]["measures"])), params.report.flips
             ),
@@ -217,7 +217,7 @@ def _described(change: dict[str, Any]) -> str:
     return f"{'not clearly different' if change['verdict'] == 'no clear difference' else change['verdict']} ({shown})"
 
 
-def _figures(study: Study, metrics: dict[str, Any], name: str) -> dict[str, Any]:
+def _figures(study: Study, metrics: dict[str, Any], paper: dict[str, Any], name: str) -> dict[str, Any]:
     """(caption, panels) of each section of a domain."""
     domain, found, style = study.domains[name], metrics["domains"][name], figures.styles(study.params)
     reference = metrics["reference"]
@@ -232,6 +232,7 @@ def _figures(study: Study, metrics: dict[str, Any], name: str) -> dict[str, Any]
         for column, label, level in (
             ("l_sft", "Cross-entropy of the answers, L_SFT", None),
             ("l_kl", "Distance to the teacher, L_KL", None),
+            ("l_anchor", "Distance to the base on anchors, L_anchor", None),
             ("lambda", "Weight of the teacher, lambda", 1.0),
             ("ce_kl_ratio", "Balance, L_SFT / (lambda L_KL)", 1.0),
         )
@@ -262,13 +263,14 @@ def _figures(study: Study, metrics: dict[str, Any], name: str) -> dict[str, Any]
             (
                 f"Mean over seeds within their range, as a moving average over {figures.SMOOTHED} steps. Methods "
                 "without a teacher have a cross-entropy only. Dashed: 1, where both losses weigh alike. Lambda and the "
-                f"balance are cut at {figures.FARTHEST} and at 1/{figures.FARTHEST}.",
+                f"balance are cut at {figures.FARTHEST} and at 1/{figures.FARTHEST}. The paper: {paper['ratio']}",
                 losses,
             ),
             (
                 "How far all weights together are from the base, |W \N{MINUS SIGN} W0| / |W0|: the mean as a bar, "
-                "every seed as a mark.",
-                [figures.distances(found, style)],
+                "every seed as a mark; and the same of every layer alone. The paper (SmolLM3-3B): "
+                f"{', '.join(f'{label(method)} {moved}' for method, moved in paper['distance'].items())}.",
+                [figures.distances(found, style), figures.distances_by_part(found, style)],
             ),
         ],
     }
@@ -429,8 +431,7 @@ def limits(study: Study) -> list[str]:
         "Methods are compared at equal epochs, not at equal compute: a method with a teacher takes more time per step "
         "(see the seconds in the training table).",
         "The general benchmarks are the ones listed, no others. A drop elsewhere would go unseen.",
-        "Calibration, safety, and whether the phrasing of a teacher that sees the answer leaks into the student are "
-        "not measured.",
+        "Calibration and safety are not measured, and a leak is found only by phrases that name a reference.",
     ]
     if straddling:
         said.insert(

@@ -16,6 +16,7 @@ from raft_tasks.evaluation.degradation import degradation, detectable_drop, holm
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference, mean, ratio, recovery, verdict
 from raft_tasks.params import Params
+from raft_tasks.reporting.behaviour import measure_behaviour
 from raft_tasks.reporting.frontier import frontier_points
 from raft_tasks.reporting.refinement import measure_refinement
 from raft_tasks.reporting.study import BASE, Benchmarked, DomainStudy, Study
@@ -80,7 +81,8 @@ def _measure_domain(name: str, domain: DomainStudy, study: Study, bootstrap: Boo
     measures = measures_of(domain.base, params.benchmark.tasks)
     asked = _asked(name, domain, measures)
     methods = _compare({method: _by_measure(parts, measures) for method, parts in asked.items()}, params, bootstrap)
-    for method, seeds, _ in _models(domain):
+    for method, seeds, models in _models(domain):
+        methods[method]["behaviour"] = measure_behaviour(models)
         methods[method]["per_seed"] = [
             {"seed": seed, **{one: _seed_score(asked[method], measures[one], row) for one in measures}}
             for row, seed in enumerate(seeds)
@@ -277,6 +279,11 @@ def _training(domain: DomainStudy, method: str) -> dict[str, Any]:
         "seconds": float(np.mean([summary["seconds"] for summary in summaries])),
         "relative_l2": float(np.mean([summary["distance"]["total"] for summary in summaries])),
         "relative_l2_per_seed": [summary["distance"]["total"] for summary in summaries],
+        "relative_l2_by_part": {
+            part: float(np.mean([summary["distance"][part] for summary in summaries]))
+            for part in summaries[0]["distance"]
+            if part != "total"
+        },
     }
 
 

@@ -113,9 +113,8 @@ def _write_domain(folder: Path, params: Params, levels: dict[str, tuple[float, .
         for seed in params.run.seeds:
             run = folder / "runs" / f"{method}-{seed}"
             distance = 0.02 + 0.004 * place + 0.0007 * seed
-            write_json(
-                run / "summary.json", {"steps": 45, "seconds": 12.0 + 9 * place, "distance": {"total": distance}}
-            )
+            moved = {"total": distance, "embed_tokens": 2 * distance, "layer 0": distance / 2}
+            write_json(run / "summary.json", {"steps": 45, "seconds": 12.0 + 9 * place, "distance": moved})
             write_json(run / "recovered" / "recovery.json", RECOVERED if method == "raft" else {"kind": None})
             _steps(run / "steps.csv", params.methods[method].teacher != "none", seed)
             _benchmark(folder / "benchmarks" / f"{method}-{seed}", test, levels[method], seed)
