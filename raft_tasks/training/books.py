@@ -62,6 +62,7 @@ class StepBooks:
         self.rows, self.device, self.step = rows, device, step
         self.rollouts: list[Rollout] = []  # one per row, where there is a teacher
         self.replayed: list[Encoded] = []  # general rows of this step
+        self.anchored: list[Encoded] = []  # anchors of this step
         self.sums: dict[str, float] = defaultdict(float)
         self.clock: dict[str, float] = defaultdict(float)
         self.within: str | None = None  # the phase that is under way
@@ -94,7 +95,7 @@ class StepBooks:
         seconds = time.perf_counter() - self.started
         prompts, answers = (
             sum(map(len, side))
-            for side in zip(*((r.prompt, r.answer) for r in [*self.rows, *self.replayed]), strict=True)
+            for side in zip(*((r.prompt, r.answer) for r in [*self.rows, *self.replayed, *self.anchored]), strict=True)
         )
         scored = prompts + answers
         work = flops.training(scored, answers)

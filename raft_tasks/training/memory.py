@@ -92,7 +92,7 @@ def estimate(shape: Shape, rows: Sequence[Encoded], method: Method, train: Train
 
     Args:
         shape: of the student as it is trained, with its adapter if it has one.
-        rows: what is learned.
+        rows: all that goes through the student, anchors too.
         method: the row of the methods table.
         train: settings of the optimisation.
     """
@@ -103,7 +103,7 @@ def estimate(shape: Shape, rows: Sequence[Encoded], method: Method, train: Train
     copied = distill is not None and full and distill.teacher_device is None
     teacher_width = WIDTH[distill.teacher_dtype] if distill and distill.teacher_dtype else shape.teacher_width
     drawn = distill.rollout_max_new_tokens if distill else 0
-    longest = max(max(len(row.prompt) + max(len(row.answer), drawn) for row in rows), 1)
+    longest = max(max(len(row.prompt) + max(len(row.answer), drawn if row.teacher_prompt else 0) for row in rows), 1)
     pass_rows = min(train.micro_batch_size, len(rows))
     tokens = pass_rows * longest
     layer = tokens * layer_bytes(shape, width)
@@ -138,7 +138,7 @@ def rollout_bytes(shape: Shape, rows: Sequence[Encoded], method: Method, train: 
     at_once = train.batch_size * distill.rollout_steps
     if distill.sampler.kind in ("generate", "continuous_batching"):
         at_once = min(at_once, distill.sampler.batch_size)
-    longest = max(len(row.prompt) for row in rows) + distill.rollout_max_new_tokens
+    longest = max(len(row.prompt) for row in rows if row.teacher_prompt) + distill.rollout_max_new_tokens
     return at_once * (2 * shape.layers * shape.keys * longest * width + shape.vocabulary * DRAW_BYTES)
 
 

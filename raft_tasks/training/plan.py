@@ -53,7 +53,8 @@ def plan(
         with without_deprecations():
             network.gradient_checkpointing_enable({"use_reentrant": False})
     shape = Shape.of(student, model.dtype)
-    needed, there = estimate(shape, rows, method, train), available_bytes(device)
+    through = [*rows, *replay, *(held.rows if held else [])]
+    needed, there = estimate(shape, through, method, train), available_bytes(device)
     fits = needed.peak <= there
     result: dict[str, Any] = {
         "parameters": shape.parameters,
@@ -65,7 +66,7 @@ def plan(
         "tokens_per_epoch": tokens(rows, method),
         "device": str(device),
         "memory": asdict(needed) | {"peak": needed.peak, "available": there},
-        "would_fit": [] if fits else [text for text, _ in settings_that_fit(there, shape, rows, method, train)],
+        "would_fit": [] if fits else [text for text, _ in settings_that_fit(there, shape, through, method, train)],
     }
     if fits:
         arguments.max_steps, arguments.save_strategy = TRIED_STEPS, "no"

@@ -112,7 +112,8 @@ def train_model(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise explain(error, arguments.device, shape, rows, method, train) from error
+            through = [*rows, *replay, *(held.rows if held else [])]
+            raise explain(error, arguments.device, shape, through, method, train) from error
         finally:
             trainer.interruption.watch.restore()
     done, steps, signal = trainer.state.global_step, trainer.state.max_steps, trainer.interruption.received

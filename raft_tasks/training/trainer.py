@@ -354,8 +354,9 @@ class RaftTrainer(Trainer):
             return
         weight = self.books.sums["anchor_weight"] = self.anchor_weight.value
         chosen = self.anchors.at(self.state.global_step)
-        lengths = [self.anchors.lengths[anchor] for anchor in chosen]
-        positions = sum(len(self.anchors.rows[anchor].answer) for anchor in chosen)
+        rows = self.books.anchored = [self.anchors.rows[anchor] for anchor in chosen]
+        lengths = [len(row.prompt) + len(row.answer) for row in rows]
+        positions = sum(len(row.answer) for row in rows)
         process, processes = self.args.process_index, self.args.world_size
         with self.books.phase("anchors"):
             for batch in micro_batches(lengths, self.sizes.micro_batch_size, process, processes):

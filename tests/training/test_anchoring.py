@@ -164,6 +164,9 @@ def test_a_training_starts_at_the_base_and_resumes_as_if_nothing_had_happened(
     assert weights[0] == (1.0 if weight == "ema" else 0.5)
     assert weights[1] == (ANCHORED.weight_max if weight == "ema" else 0.5)  # L_anchor is hardly more than 0 yet
     for row in table(tmp_path / "whole"):
+        assert float(row["anchor_share"]) > 0
+        assert sum(float(row[name] or 0) for name in row if name.endswith("_share")) == pytest.approx(1)
+        assert float(row["optimiser_share"]) > 0
         parts = [
             float(row[name]) * float(row[u])
             for name, u in (("l_anchor", "anchor_weight"), ("l_kl", "lambda"))

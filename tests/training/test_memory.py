@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_iter
 
 from raft_tasks.params import Adapter, Model
 from raft_tasks.training import memory
-from raft_tasks.training.conversations import encode_pairs
+from raft_tasks.training.conversations import Encoded, encode_pairs
 from raft_tasks.training.memory import OutOfMemory, Shape, available_bytes, estimate, settings_that_fit
 from raft_tasks.training.rollouts import Rollout
 from raft_tasks.training.train import make_pair, teacher_turn, train_model, training_arguments
@@ -182,3 +182,12 @@ def test_a_teacher_elsewhere_and_shards_need_less(model):
     assert estimate(shape, rows, method, sharded).optimiser == whole.optimiser // 4
     assert available_bytes(torch.device("cpu")) > 1e8
     assert memory.halves(12) == [6, 3, 1]
+
+
+def test_anchors_that_are_longer_than_the_rows_count():
+    rows = [Encoded("row", [1] * 8, [1] * 8, [1] * 20)]
+    shape, method, settings = Shape(1000, 4000, 1000, 2, 32, 32, 32, 64, 50, 4), METHODS["raft"], train()
+    alone = estimate(shape, rows, method, settings)
+    both = estimate(shape, [*rows, Encoded("anchor", [1] * 60, [1] * 20, None)], method, settings)
+    assert both.activations > alone.activations
+    assert both.rollout_cache == alone.rollout_cache  # nothing is drawn for anchors
