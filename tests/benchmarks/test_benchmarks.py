@@ -131,3 +131,12 @@ def test_tau_sweep_turns_meanings_and_paraphrases_honestly(script, tmp_path, cap
     assert "| **honest paraphrase, all** | 5 |" in printed
     assert printed.count("| 0 % |") >= 6  # nothing honest is flagged
     assert printed.startswith("10 rewrites of 5 domains.")
+
+
+def test_anchors_cost_compares_both_methods(script, capsys):
+    anchors_cost = script("anchors_cost")
+    anchors_cost.main(["--count", "12", "--rows", "32", "--epochs", "1", "--repeats", "1"])
+    printed = capsys.readouterr().out
+    for line in ("| inventing and answering |", "| all |", "| fused_sft |", "| fused_sft_anchored |", "| ratio |"):
+        assert line in printed
+    assert "of what the anchors' passes compute is padding" in printed
