@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check ui backbone clean smoke
+.PHONY: help demo test check ui deploy worker backbone clean smoke
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -33,6 +33,12 @@ smoke: $(STAMP)  ## a short real run of the pipeline, from scratch, in a tempora
 
 ui: $(STAMP)  ## Prefect's page on http://127.0.0.1:4200; pipelines started meanwhile use it
 	@$(BIN)/python -m flows.server
+
+deploy: $(STAMP)  ## record the deployments of prefect.yaml on that server: pipeline, and retrain on its schedule
+	@$(BIN)/python -m flows.deploy
+
+worker: $(STAMP)  ## execute the deployments' runs until interrupted
+	@$(BIN)/python -m flows.deploy worker
 
 backbone: $(STAMP)  ## train the embedded model anew and record it in dvc.lock (about 13 minutes on one core)
 	@$(BIN)/python -m pocket_world.backbone
