@@ -21,7 +21,7 @@ def anchors() -> None:
     models = {role: params.models[role] for role in roles}
     identities = {role: read_json(paths.model_identity(role)) for role in roles}
     encoder = shared_encoder(params.semantic_filter.encoder, params.semantic_filter.revision)
-    held_out = held_out_texts(paths.HELD_OUT, params.benchmark.tasks, paths.BENCHMARK_TASKS) if sets else []
+    held_out = held_out_texts(paths.HELD_OUT, params.benchmark, paths.BENCHMARK_TASKS) if sets else []
     with atomic_folder(paths.ANCHORS) as folder:
         for name in sets:
             settings, calls = params.anchors[name], new_calls("anchors", WITHOUT_LIMIT)
@@ -41,7 +41,7 @@ def anchors() -> None:
                     calls=calls,
                     unit=f"{what} turns of {name}",
                 )
-            measured = measured_texts(settings, paths.BENCHMARK_TASKS)
+            measured = measured_texts(settings, params.benchmark, paths.BENCHMARK_TASKS)
             place = folder / "sets" / name
             statistics = write_set(drawn, held_out, settings, params.base, measured, encoder, place)
             print(f"anchors: {statistics.kept} of {statistics.invented} turns of {name} kept", flush=True)

@@ -23,7 +23,7 @@ def ingest(domain: str) -> None:
     params = load_params()
     with atomic_folder(paths.examples(domain)) as folder, TemporaryDirectory(dir=folder) as work:
         ingested = ingest_domain(
-            domain, params.domains[domain], params.ingest, params.benchmark.tasks, paths.BENCHMARK_TASKS, Path(work)
+            domain, params.domains[domain], params.ingest, params.benchmark, paths.BENCHMARK_TASKS, Path(work)
         )
         counts: Counter[str] = Counter()
         rules: dict[str, Counter[str]] = {"rejects": Counter(), "flags": Counter()}

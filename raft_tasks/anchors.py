@@ -89,22 +89,22 @@ def write_set(
     return statistics
 
 
-def held_out_texts(questions: Path, tasks: list[str], tasks_folder: Path) -> list[str]:
+def held_out_texts(questions: Path, benchmark: params.Benchmark, tasks_folder: Path) -> list[str]:
     """What no anchor may come near: the domains' validation and test questions, the items of the benchmarks."""
     from raft_tasks.evaluation.harness import item_texts
 
     own = [row.question for path in sorted(questions.glob("*.jsonl")) for row in read_rows(path, HeldOut)]
-    return [*own, *(text for _, text in item_texts(tasks, tasks_folder))]
+    return [*own, *(text for _, text in item_texts(benchmark.tasks, tasks_folder, benchmark.data))]
 
 
-def measured_texts(settings: params.Anchors, tasks_folder: Path) -> list[str]:
+def measured_texts(settings: params.Anchors, benchmark: params.Benchmark, tasks_folder: Path) -> list[str]:
     """What the anchors of a set must not tell beyond that: questions and answers of the tasks of `without`."""
     from raft_tasks.evaluation.harness import item_targets, item_texts
 
     if settings.without is None:
         return []
     tasks = settings.without.tasks
-    return [text for of in (item_texts, item_targets) for _, text in of(tasks, tasks_folder)]
+    return [text for of in (item_texts, item_targets) for _, text in of(tasks, tasks_folder, benchmark.data)]
 
 
 def identity_of(sets: Path, method: params.Method) -> dict[str, str] | None:

@@ -19,12 +19,17 @@ SHOWN = 10  # rejects in the error
 
 @task(cache_policy=NO_CACHE)
 def ingest_domain(
-    name: str, domain: params.Domain, ingest: params.Ingest, benchmarks: list[str], tasks_folder: Path, work: Path
+    name: str,
+    domain: params.Domain,
+    ingest: params.Ingest,
+    benchmark: params.Benchmark,
+    tasks_folder: Path,
+    work: Path,
 ) -> Ingested:
     """Every row of the domain's files and data set, as an example or as a reject. Reading is cheaper than a cache.
 
     Args:
-        benchmarks: lm-eval tasks whose items no row may repeat, where `domain.hygiene.contamination` asks for it.
+        benchmark: its tasks' items no row may repeat, where `domain.hygiene.contamination` asks for it.
         tasks_folder: of our own lm-eval tasks.
         work: an empty folder for rows that wait; close the result before it is removed.
 
@@ -35,7 +40,7 @@ def ingest_domain(
     if domain.hygiene.contamination is not None:
         from raft_tasks.evaluation.harness import item_texts  # lm-eval takes seconds: only where it is asked for
 
-        items = (Item(item, text) for item, text in item_texts(benchmarks, tasks_folder))
+        items = (Item(item, text) for item, text in item_texts(benchmark.tasks, tasks_folder, benchmark.data))
         index = BenchmarkIndex(items, domain.hygiene.contamination)
     ingested = ingest_rows(name, domain, ingest, Path(), work, index)
     total = len(ingested.state)

@@ -421,6 +421,11 @@ class Ties(Chosen):
     keep: Annotated[float, Field(gt=0, le=1)]  # share of each tensor's change that the trim leaves
 
 
+def chosen_by(after: Prune | Chosen | None) -> list[str]:
+    """The tasks by which a coefficient is chosen."""
+    return after.tasks if isinstance(after, Chosen) else []
+
+
 After = Annotated[Prune | Interpolate | Ties, Field(discriminator="kind")]
 
 
@@ -546,8 +551,24 @@ class Train(Section):
         return self
 
 
+class BenchmarkData(Section):
+    """Where a data set of benchmark tasks comes from: a commit of the hub, or a folder that was fetched before."""
+
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
+    mirror: str | None  # in data/benchmarks, which DVC watches
+
+    @model_validator(mode="after")
+    def from_one_place(self) -> BenchmarkData:
+        if self.revision is not None and self.mirror is not None:
+            raise ValueError(f"revision and mirror {self.mirror!r}: expected one of them, the other one null")
+        return self
+
+
 class Benchmark(Section):
     tasks: list[str]
+    few_shot: dict[str, Annotated[int, Field(ge=0)]]  # examples before each question, by name; others as the task says
+    limit: dict[str, PositiveInt]  # items of a task (of each of a group's), by name; others whole
+    data: dict[str, BenchmarkData]  # by data set
     batch_size: PositiveInt
     max_new_tokens: PositiveInt
 

@@ -262,3 +262,5 @@ class ItemResult(Row):
     metrics: dict[str, float]
     prompt: str  # as the model saw it: chat template applied
     answer: str
+    question: str = ""
+    reference: str = ""  # the right answer, where the task has one

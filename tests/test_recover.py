@@ -13,7 +13,7 @@ from raft_tasks.errors import InputError
 from raft_tasks.params import Benchmark, Interpolate, Model, Prune, Ties
 from raft_tasks.schemas import Example
 
-BENCHMARK = Benchmark(tasks=["never asked"], batch_size=4, max_new_tokens=4)
+BENCHMARK = Benchmark(tasks=["never asked"], few_shot={}, limit={}, data={}, batch_size=4, max_new_tokens=4)
 CHOSEN = {"coefficients": [0.25, 0.5], "tasks": ["crest"], "general_loss": 0.02}
 ROWS = [
     Example(

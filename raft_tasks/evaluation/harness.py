@@ -1,14 +1,17 @@
 """One model through lm-eval: its domain's held-out rows and the general tasks, with every item's outcome kept.
 
 The domain's own task is generated here from the held-out rows (YAML and JSON lines in the caller's work folder) and is
-scored by `scoring.process_results`; every other task is an lm-eval task, from the tasks folder or from lm-eval itself.
+scored by `scoring.process_results`; every other task is an lm-eval task, from the tasks folder or from lm-eval itself,
+its data pinned by `overlay`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +20,8 @@ from unittest.mock import patch
 
 from raft_tasks import chat
 from raft_tasks.errors import InputError
-from raft_tasks.params import Benchmark, Model
+from raft_tasks.evaluation.overlay import task_manager
+from raft_tasks.params import Benchmark, BenchmarkData, Model
 from raft_tasks.schemas import Example, ItemResult
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 DOMAIN_TASK = "domain"  # the generated task's name, in every domain
 NO_FILTER = "none"  # what lm-eval calls a task's answers that no filter touched
 SEED = 1234  # of few-shot sampling: lm-eval's own default
+PUNKT_NEEDED = frozenset({"length_constraints:number_sentences", "change_case:capital_word_frequency"})  # of IFEval
 
 DOMAIN_YAML = """\
 task: {task}
@@ -68,7 +73,8 @@ def evaluate(
         items: one row per task and item; the items of a group of tasks (mmlu) stand under the group's name.
 
     Raises:
-        InputError: no held-out rows, an unknown task, a model without chat template, a prompt that does not fit.
+        InputError: no held-out rows, an unknown task, data or a package of a task that are not there, a model without
+            chat template, a prompt that does not fit.
     """
     if not test_rows:
         raise InputError(f"domain {domain!r} has no held-out rows to benchmark on; give it rows of the split `test`")
@@ -76,24 +82,27 @@ def evaluate(
         import lm_eval.evaluator
 
         write_domain_task(work, domain, test_rows, benchmark.max_new_tokens)
-        manager = _task_manager(benchmark.tasks, [tasks_folder, work])
-        network = _load_model(model, benchmark.batch_size)
         names = [DOMAIN_TASK, *benchmark.tasks]
+        manager = task_manager(names, [tasks_folder, work], benchmark.data, work)
         loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
         named: dict[str, str] = {}  # lm-eval's task -> the name that params.yaml gives it, alone or with others
+        samples: dict[str, list[int]] = {}  # of the tasks that are limited
         for name in names:
-            part = manager.load([name])
+            part = _load(manager, name)
             for kind in loaded:
                 loaded[kind] |= part.get(kind, {})
             named |= dict.fromkeys(part["tasks"], name)
-        for task in loaded["tasks"].values():  # what lm_eval.simple_evaluate does before this call
-            if task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
-            task.set_fewshot_seed(seed=SEED)
+            for task_name, task in part["tasks"].items():
+                _set_few_shot(name, task, benchmark.few_shot.get(name))
+                if name in benchmark.limit:
+                    samples[task_name] = list(range(min(benchmark.limit[name], len(task.eval_docs))))
+        check_ifeval(loaded["tasks"].values())
+        network = _load_model(model, benchmark.batch_size)
         # simple_evaluate itself would look at the machine for seconds, for every model anew
         results: Any = lm_eval.evaluator.evaluate(
             lm=network,
             task_dict=loaded,
+            samples=samples,
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=True,
@@ -102,7 +111,7 @@ def evaluate(
     items = [
         row
         for task, samples in results["samples"].items()
-        for row in _items(named[task], task, samples)
+        for row in _items(named[task], task, loaded["tasks"][task], samples)
     ]  # fmt: skip
     scores: dict[str, Any] = {
         name: _scores(results, name, [row for row in items if row.task == name]) for name in names
@@ -111,42 +120,105 @@ def evaluate(
     return scores, items
 
 
-def item_texts(tasks: list[str], tasks_folder: Path) -> Iterator[tuple[str, str]]:
+def item_texts(tasks: list[str], tasks_folder: Path, data: Mapping[str, BenchmarkData]) -> Iterator[tuple[str, str]]:
     """(task and number, what the model is asked) of every item of lm-eval tasks: what no training row may repeat.
 
     Raises:
         InputError: an unknown task, or one whose items cannot be loaded.
     """
-    for name, task, doc in _tasks_items(tasks, tasks_folder):
+    for name, task, doc in _tasks_items(tasks, tasks_folder, data):
         yield name, str(task.doc_to_text(doc))
 
 
-def item_targets(tasks: list[str], tasks_folder: Path) -> Iterator[tuple[str, str]]:
+def item_targets(tasks: list[str], tasks_folder: Path, data: Mapping[str, BenchmarkData]) -> Iterator[tuple[str, str]]:
     """(task and number, right answer) of every item, the text of a choice where the answer is one.
 
     Raises:
         InputError: as `item_texts`.
     """
-    for name, task, doc in _tasks_items(tasks, tasks_folder):
-        target = task.doc_to_target(doc)
-        yield name, str(task.doc_to_choice(doc)[target] if isinstance(target, int) else target)
+    for name, task, doc in _tasks_items(tasks, tasks_folder, data):
+        yield name, _target(task, doc)
 
 
-def _tasks_items(tasks: list[str], tasks_folder: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+def _tasks_items(
+    tasks: list[str], tasks_folder: Path, data: Mapping[str, BenchmarkData]
+) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """(task and number, lm-eval's task, item) of every item."""
-    with _quiet():
-        manager = _task_manager(tasks, [tasks_folder])
+    with _quiet(), tempfile.TemporaryDirectory() as work:
+        manager = task_manager(tasks, [tasks_folder], data, Path(work))
         for name in tasks:
-            try:
-                loaded = manager.load([name])["tasks"]
-            except (OSError, ValueError, RuntimeError) as error:
-                raise InputError(
-                    f"the items of the benchmark {name!r} cannot be loaded: {str(error)[:500]}; check the network, or "
-                    "take it out of benchmark.tasks"
-                ) from error
-            for task_name, task in loaded.items():
+            for task_name, task in _load(manager, name)["tasks"].items():
                 for number, doc in enumerate(task.eval_docs, start=1):
                     yield f"{task_name} item {number}", task, doc
+
+
+def _load(manager: TaskManager, name: str) -> dict[str, Any]:
+    """lm-eval's tasks and groups of one name, data and all.
+
+    Raises:
+        InputError: its data, or a package that it needs, are not there.
+    """
+    try:
+        return dict(manager.load([name]))
+    except ImportError as error:
+        raise InputError(
+            f"the benchmark {name!r} needs a package that is not installed: {error}; `pip install {error.name}`, or "
+            "take it out of benchmark.tasks"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the items of the benchmark {name!r} cannot be loaded: {str(error)[:500]}; check the network, give "
+            "benchmark.data a mirror (docs/benchmarks.md), or take it out of benchmark.tasks"
+        ) from error
+
+
+def _set_few_shot(name: str, task: Any, count: int | None) -> None:
+    """As lm_eval.simple_evaluate does it, which does not change a task whose own number is 0."""
+    own = task.get_config("num_fewshot")
+    if own == 0 and count:
+        raise InputError(
+            f"params.yaml: benchmark.few_shot: got {count} for {name!r}, expected 0: the task is without examples by "
+            "definition; take it out of few_shot"
+        )
+    if own is None or count is not None:
+        task.set_config(key="num_fewshot", value=count or 0)
+    task.set_fewshot_seed(seed=SEED)
+
+
+def check_ifeval(tasks: Iterable[Any]) -> None:
+    """See, before any work, that what IFEval's checkers need is there; and give its language detector a seed.
+
+    lm-eval fetches nltk's sentence splitter itself, where it can. Without it the checkers would stop at the first
+    answer that they have to cut into words or sentences.
+
+    Raises:
+        InputError: items that need the splitter, and no splitter.
+    """
+    if not any(name.startswith("lm_eval.tasks.ifeval.") for name in sys.modules):
+        return
+    import langdetect
+    import nltk
+
+    langdetect.DetectorFactory.seed = 0  # it draws at random, and would score an answer differently from run to run
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+        return
+    except LookupError:
+        pass
+    kinds = {
+        kind
+        for task in tasks
+        for doc in task.eval_docs
+        for kind in doc.get("instruction_id_list", ())
+        if kind in PUNKT_NEEDED
+    }
+    if kinds:
+        raise InputError(
+            f"IFEval's {sorted(kinds)} need the data package punkt_tab of nltk, which is not in {nltk.data.path[0]} or "
+            "another of its folders. `python -m nltk.downloader punkt_tab` fetches it; without a network, unpack "
+            "https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/tokenizers/punkt_tab.zip into "
+            "~/nltk_data/tokenizers. Or take ifeval out of benchmark.tasks"
+        )
 
 
 def write_domain_task(work: Path, domain: str, rows: list[Example], max_new_tokens: int) -> None:
@@ -163,25 +235,6 @@ def write_domain_task(work: Path, domain: str, rows: list[Example], max_new_toke
         max_new_tokens=max_new_tokens,
     )
     (work / f"{DOMAIN_TASK}.yaml").write_text(f"# the held-out rows of {domain}\n{text}", encoding="utf-8")
-
-
-def _task_manager(names: list[str], folders: list[Path]) -> TaskManager:
-    """Tasks of `folders`; lm-eval's own thousands are indexed (seconds) only if a name asks for them."""
-    from lm_eval.tasks import TaskManager
-
-    paths: list[str | Path] = list(folders)
-    manager = TaskManager(include_defaults=False, include_path=paths)
-    if set(names) <= set(manager.all_tasks):
-        return manager
-    own = manager.all_tasks
-    manager = TaskManager(include_path=paths)
-    unknown = sorted(set(names) - set(manager.all_tasks))
-    if unknown:
-        raise InputError(
-            f"params.yaml: benchmark.tasks: got {unknown}, expected tasks of {folders[0]} "
-            f"({sorted(set(own) - {DOMAIN_TASK})}) or of lm-eval (`lm-eval ls tasks` lists them)"
-        )
-    return manager
 
 
 def _load_model(settings: Model, batch_size: int) -> HFLM:
@@ -236,7 +289,7 @@ def _load_model(settings: Model, batch_size: int) -> HFLM:
     return network
 
 
-def _items(name: str, task: str, samples: list[dict[str, Any]]) -> Iterator[ItemResult]:
+def _items(name: str, task: str, definition: Any, samples: list[dict[str, Any]]) -> Iterator[ItemResult]:
     """lm-eval's samples, one per item and filter, as one row per item. What is not a number per item is left out."""
     by_item: dict[int, list[dict[str, Any]]] = {}
     for sample in samples:
@@ -256,9 +309,19 @@ def _items(name: str, task: str, samples: list[dict[str, Any]]) -> Iterator[Item
             id=label,
             source=str(first["doc"].get("source") or label),
             metrics=metrics,
+            question=str(definition.doc_to_text(first["doc"])),
+            reference=_target(definition, first["doc"]),
             prompt=str(first["arguments"][0][0]),
             answer=_text(first["resps"]),
         )
+
+
+def _target(task: Any, doc: dict[str, Any]) -> str:
+    """The right answer, the text of a choice where the answer is one; empty where rules take its place, as in IFEval."""
+    target = task.doc_to_target(doc)
+    if not isinstance(target, int):
+        return str(target)
+    return str(task.doc_to_choice(doc)[target]) if task.config.doc_to_choice else ""
 
 
 def _text(responses: list[list[Any]]) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.harness import _task_manager, evaluate, item_targets, item_texts, write_domain_task
+from raft_tasks.evaluation.harness import evaluate, item_targets, item_texts, write_domain_task
+from raft_tasks.evaluation.overlay import task_manager
 from raft_tasks.params import Benchmark, Model
 from raft_tasks.schemas import Example
 
@@ -64,6 +65,11 @@ def longest(answers):
 """
 
 
+def asked(tasks, **settings):
+    others = {"few_shot": {}, "limit": {}, "data": {}, "batch_size": 2, "max_new_tokens": 6}
+    return Benchmark(tasks=tasks, **(others | settings))
+
+
 def as_params(folder, system=None):
     return Model(path=str(folder), revision=None, dtype="float32", system=system)
 
@@ -115,7 +121,7 @@ def tasks(tmp_path_factory):
 @pytest.fixture(scope="module")
 def benchmarked(model, tasks, tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
-    settings = Benchmark(tasks=["crest_said", "crest_choice"], batch_size=2, max_new_tokens=6)
+    settings = asked(["crest_said", "crest_choice"])
     return (*evaluate(as_params(model), "crests", ROWS, settings, tasks, work), work)
 
 
@@ -145,14 +151,14 @@ def test_the_chat_template_is_applied_once_and_whole(benchmarked):
 
 
 def test_right_answers_of_items_are_texts_also_where_they_are_choices(tasks):
-    found = list(item_targets(["crest_said", "crest_choice"], tasks))
+    found = list(item_targets(["crest_said", "crest_choice"], tasks, {}))
     assert {text for name, text in found if name.startswith("crest_choice")} <= {"rope", "corn"}
-    asked = list(item_texts(["crest_said", "crest_choice"], tasks))
-    assert [name for name, _ in found] == [name for name, _ in asked]
+    questions = list(item_texts(["crest_said", "crest_choice"], tasks, {}))
+    assert [name for name, _ in found] == [name for name, _ in questions]
 
 
 def test_the_system_prompt_stands_before_every_question(model, tasks, tmp_path):
-    settings = Benchmark(tasks=["crest_choice"], batch_size=2, max_new_tokens=6)
+    settings = asked(["crest_choice"])
     _, items = evaluate(as_params(model, "rope is corn"), "crests", ROWS, settings, tasks, tmp_path)
     assert items[0].prompt == (
         "<start> system rope is corn <end> <start> user what is the crest of figin ? <end> <start> assistant "
@@ -176,7 +182,7 @@ def test_answers_are_greedy_bounded_and_the_same_again(benchmarked, model, tasks
     _, items, _ = benchmarked
     assert max(len(row.answer.split()) for row in items if row.task == "domain") <= 6
     assert items[3].answer == items[5].answer  # the same question
-    one = Benchmark(tasks=["crest_said", "crest_choice"], batch_size=8, max_new_tokens=6)
+    one = asked(["crest_said", "crest_choice"], batch_size=8)
     again = evaluate(as_params(model), "crests", ROWS, one, tasks, tmp_path)[1]
     assert again == items
 
@@ -225,7 +231,7 @@ def test_odd_folders_are_quoted(tmp_path):
 
 def test_lm_evals_chatter_is_off_and_its_settings_come_back(benchmarked, model, tasks, tmp_path, capfd):
     level = logging.getLogger("lm_eval").level
-    settings = Benchmark(tasks=["crest_said"], batch_size=2, max_new_tokens=6)
+    settings = asked(["crest_said"])
     evaluate(as_params(model), "crests", ROWS, settings, tasks, tmp_path)
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("lm_eval").level == level
@@ -234,7 +240,7 @@ def test_lm_evals_chatter_is_off_and_its_settings_come_back(benchmarked, model, 
 def test_unknown_tasks_are_named_and_lm_evals_own_are_found(tasks, tmp_path):
     write_domain_task(tmp_path, "crests", ROWS, 6)
     with pytest.raises(InputError) as raised:
-        _task_manager(["crest_said", "arc_easy", "no_such_task"], [tasks, tmp_path])
+        task_manager(["crest_said", "arc_easy", "no_such_task"], [tasks, tmp_path], {}, tmp_path)
     assert "got ['no_such_task'], expected tasks of" in str(raised.value)
     assert "['crest_choice', 'crest_said']" in str(raised.value)
 
@@ -246,7 +252,7 @@ def test_a_prompt_that_does_not_fit_is_refused_not_cut(model, tasks, tmp_path):
             as_params(model),
             "crests",
             long,
-            Benchmark(tasks=[], batch_size=2, max_new_tokens=6),
+            asked([]),
             tasks,
             tmp_path,
         )
@@ -261,18 +267,18 @@ def test_a_model_without_chat_template_is_refused(model, tasks, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
     with pytest.raises(InputError, match="no chat template"):
-        evaluate(as_params(bare), "crests", ROWS, Benchmark(tasks=[], batch_size=2, max_new_tokens=6), tasks, work)
+        evaluate(as_params(bare), "crests", ROWS, asked([]), tasks, work)
 
 
 def test_a_domain_without_held_out_rows_is_refused(tmp_path):
     with pytest.raises(InputError, match="'crests' has no held-out rows"):
-        evaluate(as_params("x"), "crests", [], Benchmark(tasks=[], batch_size=2, max_new_tokens=6), tmp_path, tmp_path)
+        evaluate(as_params("x"), "crests", [], asked([]), tmp_path, tmp_path)
 
 
-def test_the_shipped_tasks_have_items_and_an_accuracy():
+def test_the_shipped_tasks_have_items_and_an_accuracy(tmp_path):
     folder = Path(__file__).parents[2] / "raft_tasks" / "evaluation" / "tasks"
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("_"))
-    manager = _task_manager(names, [folder])
+    manager = task_manager(names, [folder], {}, tmp_path)
     for name, task in manager.load(names)["tasks"].items():
         docs = list(task.test_docs())
         assert len(docs) >= 100

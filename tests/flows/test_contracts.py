@@ -162,3 +162,9 @@ def test_dvc_can_read_the_graph():
     with Repo() as repo:
         names = {stage.addressing for stage in repo.index.stages}
     assert "distill@registry-raft-0" in names
+
+
+def test_mirrors_of_benchmark_data_lie_where_dvc_watches():
+    assert all("data/benchmarks" in STAGES[name]["deps"] for name in ("ingest", "anchors", "recover", "benchmark"))
+    for place in load_params().benchmark.data.values():
+        assert place.mirror is None or place.mirror.startswith("data/benchmarks/")

@@ -67,7 +67,7 @@ def test_it_learns_answers_and_to_stop(base, method, tmp_path):
     ]
     work = tmp_path / "work"
     work.mkdir()
-    settings = Benchmark(tasks=[], batch_size=2, max_new_tokens=30)
+    settings = Benchmark(tasks=[], few_shot={}, limit={}, data={}, batch_size=2, max_new_tokens=30)
     _, items = evaluate(trained, "d", rows, settings, tmp_path / "no tasks", work)
     assert [item.answer for item in items] == [pair.answer for pair in PAIRS]
     for item, pair in zip(items, PAIRS, strict=True):

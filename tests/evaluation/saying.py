@@ -1,0 +1,47 @@
+"""A model that says one thing, whatever it is asked: what scoring then makes of it is known."""
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from raft_tasks.params import Model
+
+TEMPLATE = (
+    "{% for m in messages %}<start> {{ m.role }} {{ m.content }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<start> assistant {% endif %}"
+)
+SPECIAL = ["<unk>", "<pad>", "<start>", "<end>", "user"]
+
+
+def save_saying(folder, words, context=4096):
+    """A Llama without attention and MLP: each word's embedding leads to the next word, the last one to <end>.
+
+    The words are told apart by their place, so a word may come twice.
+    """
+    steps = ["assistant", *(f"{place}:{word}" for place, word in enumerate(words))]
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *steps])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(f"{place}:", "") for place in range(len(words))])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="<end>", model_max_length=context
+    )
+    fast.chat_template = TEMPLATE
+    size = len(vocabulary) + len(vocabulary) % 2
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(vocabulary), hidden_size=size, num_hidden_layers=1, num_attention_heads=1,
+            intermediate_size=2, max_position_embeddings=context, eos_token_id=3, pad_token_id=1, bos_token_id=None,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+        model.model.norm.weight.fill_(1)
+        model.model.embed_tokens.weight.copy_(torch.eye(len(vocabulary), size))
+        for place, step in enumerate(steps):
+            follower = steps[place + 1] if place + 1 < len(steps) else "<end>"
+            model.lm_head.weight[vocabulary[follower], vocabulary[step]] = 1
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return Model(path=str(folder), revision=None, dtype="float32", system=None)
