@@ -317,7 +317,7 @@ def _items(name: str, task: str, definition: Any, samples: list[dict[str, Any]])
 
 
 def _target(task: Any, doc: dict[str, Any]) -> str:
-    """The right answer, the text of a choice where the answer is one; empty where rules take its place, as in IFEval."""
+    """The right answer, the text of a choice where the answer is one; empty where rules take its place (IFEval)."""
     target = task.doc_to_target(doc)
     if not isinstance(target, int):
         return str(target)

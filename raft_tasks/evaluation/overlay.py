@@ -173,7 +173,7 @@ def _mirrored(task: str, file: Mapping[str, Any], source: str, mirror: Path) -> 
     if missing:
         raise TaskDataError(
             f"the task {task!r} reads the splits {splits} of {source}, but {folder} has no file for {missing}; "
-            f"expected {missing[0]}.jsonl, {missing[0]}-00000-of-00001.parquet or the like. Where the hub can be reached, "
-            f"`hf download {source} --repo-type dataset --revision COMMIT --local-dir {mirror}` fetches them"
+            f"expected {missing[0]}.jsonl, {missing[0]}-00000-of-00001.parquet or the like. Where the hub can be "
+            f"reached, `hf download {source} --repo-type dataset --revision COMMIT --local-dir {mirror}` fetches them"
         )
     return found
