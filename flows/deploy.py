@@ -3,17 +3,31 @@
     python -m flows.deploy            makes the process work pool `raft` and records the deployments (`make deploy`)
     python -m flows.deploy worker     executes their runs until it is interrupted (`make worker`)
 
-The server is PREFECT_API_URL, or the one of `make ui` on this machine.
+The server is PREFECT_API_URL, or the one of `make ui` on this machine. Two automations come with the deployments:
+
+    a run that no longer answers is crashed     a machine that lost its power tells nobody; without this, the run would
+                                                count as running for ever, and the next one wait for it
+    a crashed retrain is run again              a minute later; it finds what is finished and goes on there
 """
+
+from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
 
 from flows.environment import answering_server
 
+if TYPE_CHECKING:
+    from prefect.automations import Automation
+
 POOL = "raft"
+SILENT_SECONDS = 120  # of a run whose heart beats every 30 s
+AGAIN_SECONDS = 60  # after a crash
 
 
 def server() -> str:
@@ -38,6 +52,70 @@ def prefect(*arguments: str) -> None:
         sys.exit(done.returncode)
 
 
+def automations(retrain: UUID) -> list[Automation]:
+    """What the server does by itself; `retrain` is the deployment's id."""
+    from prefect.automations import Automation
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState, RunDeployment
+    from prefect.events.schemas.automations import EventTrigger, Posture
+
+    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    silent = EventTrigger(
+        after={"prefect.flow-run.heartbeat"},
+        expect={"prefect.flow-run.heartbeat", *ends},
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=timedelta(seconds=SILENT_SECONDS),
+    )
+    crashed = EventTrigger(
+        expect={"prefect.flow-run.Crashed"},
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related={
+            "prefect.resource.role": "deployment",
+            "prefect.resource.id": f"prefect.deployment.{retrain}",
+        },
+        for_each={"prefect.resource.id"},
+        posture=Posture.Reactive,
+        threshold=1,
+        within=timedelta(seconds=0),
+    )
+    message = f"it has not answered for {SILENT_SECONDS} s: its process or its machine is gone"
+    return [
+        Automation(
+            name="raft: a run that no longer answers is crashed",
+            trigger=silent,
+            actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message, force=False)],
+        ),
+        Automation(
+            name="raft: a crashed retrain is run again",
+            trigger=crashed,
+            actions=[
+                RunDeployment(
+                    source="selected",
+                    deployment_id=retrain,
+                    parameters=None,
+                    job_variables=None,
+                    schedule_after=timedelta(seconds=AGAIN_SECONDS),
+                )
+            ],
+        ),
+    ]
+
+
+def record_automations() -> None:
+    """Record them anew."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: server()}), get_client(sync_client=True) as client:
+        for made in automations(client.read_deployment_by_name("retrain/retrain").id):
+            for known in client.read_automations_by_name(made.name):
+                client.delete_automation(known.id)
+            made.create()
+
+
 def main() -> None:
     if sys.argv[1:] not in ([], ["worker"]):
         sys.exit(f"error: deploy takes `worker` or nothing, got {sys.argv[1:]}")
@@ -46,6 +124,7 @@ def main() -> None:
         return
     prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     prefect("deploy", "--all", "--prefect-file", "prefect.yaml")
+    record_automations()
 
 
 if __name__ == "__main__":
