@@ -111,11 +111,14 @@ class RaftTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         if self.is_deepspeed_enabled and (
-            teacher is not None or replay or train.micro_batch_size * arguments.world_size < train.batch_size
+            teacher is not None
+            or replay
+            or anchors is not None
+            or train.micro_batch_size * arguments.world_size < train.batch_size
         ):
             raise InputError(
-                "under DeepSpeed a step has one backward pass: expected a method without teacher and replay, and "
-                f"train.batch_size {train.batch_size} within one micro-batch ({train.micro_batch_size}) of each of "
+                "under DeepSpeed a step has one backward pass: expected a method without teacher, replay and anchors, "
+                f"and train.batch_size {train.batch_size} within one micro-batch ({train.micro_batch_size}) of each of "
                 f"{arguments.world_size} processes. train.launch.strategy fsdp2 trains everything"
             )
         self.sharding_is_set_up = False

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy
 import pytest
-from chat_models import chat_tokenizer
+from chat_models import FORMATS, chat_tokenizer, save_chat_model
 from pydantic import ValidationError
 
 from raft_tasks.chat import ChatError, prompt_ids
@@ -23,7 +23,7 @@ from raft_tasks.generation.anchors import (
     user_prefix,
     words,
 )
-from raft_tasks.generation.backend import Completion, Failure
+from raft_tasks.generation.backend import Completion, Failure, row_seed
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Anchors, Measured, Model
@@ -261,6 +261,25 @@ def test_hints_in_real_templates(name: str, shown: str) -> None:
     both = tokenizer.decode(user_prefix(tokenizer, "Be brief.", "You teach maths."))
     assert both.endswith(shown.replace("You teach", "Be brief.\n\nYou teach"))
     assert "You teach" not in tokenizer.decode(user_prefix(tokenizer, "Be brief."))
+
+
+@pytest.mark.parametrize("name", ["smollm3", "llama", "phi", "qwen3"])
+def test_models_of_these_architectures_invent_until_the_end_of_the_turn(name: str, tmp_path: Path) -> None:
+    backend = TransformersBackend(
+        Model(path=str(save_chat_model(name, tmp_path)), revision=None, dtype="float32", system=None)
+    )
+    settings, end = with_settings(max_new_tokens=40, hints=["Be brief."]), user_end(backend.tokenizer)
+    prefix = user_prefix(backend.tokenizer, None, "Be brief.")
+    rows = invent(range(24), backend, settings)
+    raw = backend.continue_tokens(
+        [prefix] * 24, temperature=1.0, top_p=1.0, max_new_tokens=40, batch_size=24, ends=[end],
+        seeds=[row_seed(0, "anchor-prompt", row.id) for row in rows], stops=backend.tokenizer.all_special_ids,
+    )  # fmt: skip
+    assert backend.tokenizer.convert_ids_to_tokens(end) == FORMATS[name].end
+    for row, turn in zip(rows, raw, strict=True):
+        assert not set(FORMATS[name].special) & set(row.prompt.split())
+        assert not row.prompt_finished or turn.finished
+    assert any(row.prompt_finished for row in rows)  # random weights end some turns
 
 
 def test_a_template_that_drops_a_hint_is_refused() -> None:
