@@ -101,6 +101,10 @@ def benchmark(domain: str, method: str | None, seed: int | None) -> Path:
     return ARTIFACTS / domain / "benchmarks" / name
 
 
+def judged(domain: str) -> Path:
+    return ARTIFACTS / domain / "judged"
+
+
 def held_out(domain: str) -> Path:
     return HELD_OUT / f"{domain}.jsonl"
 

@@ -39,6 +39,7 @@ class Run(Section):
     domains: list[Name] = Field(min_length=1)
     harvest: list[Name]  # domains whose documents come from the hub
     documents: list[Name]  # domains whose documents are made into questions
+    judged: list[Name]  # domains whose answers a panel of models judges
     methods: list[Name] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
 
@@ -213,14 +214,19 @@ class Sampling(Section):
     max_failed: Share  # of rows without an answer; beyond it the stage stops
 
 
-class Asking(Section):
+class Asked(Section):
     """How a model is asked for an answer by a schema."""
 
     model: Name
-    template: str
     temperature: Annotated[float, Field(ge=0)]  # 0 is greedy
     max_new_tokens: PositiveInt
     repairs: Annotated[int, Field(ge=0, le=3)]  # times it is shown what was wrong with its answer
+
+
+class Asking(Asked):
+    """... and by which template."""
+
+    template: str
 
 
 class Checker(Asking):
@@ -573,6 +579,31 @@ class Benchmark(Section):
     max_new_tokens: PositiveInt
 
 
+class Judge(Section):
+    """The panel that votes on benchmarks' answers: of which tasks, and how they are asked."""
+
+    tasks: dict[str, str] = Field(min_length=1)  # the template by task; `domain` is the domain's own
+    judges: list[Asked] = Field(min_length=1)
+    quorum: PositiveInt  # votes that a verdict needs
+    calibration: Annotated[str, Field(pattern=r"^[\w.-]+\.jsonl$")] | None  # in data/calibration: scores by people
+    batch_size: PositiveInt
+    chunk_rows: PositiveInt
+    seed: int
+    budget: Budget
+    max_failed: Share  # of answers without a verdict; beyond it the stage stops
+
+    @model_validator(mode="after")
+    def the_panel_can_decide(self) -> Judge:
+        names = [judge.model for judge in self.judges]
+        if len(set(names)) < len(names):
+            raise ValueError(f"judges {names}: expected each name once")
+        if self.quorum > len(names):
+            raise ValueError(f"quorum {self.quorum} with {len(names)} judge(s): expected at most as many")
+        if self.calibration is not None and "domain" not in self.tasks:
+            raise ValueError("calibration without `domain` among the tasks: people's scores are of such answers")
+        return self
+
+
 class Report(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)]
     bootstrap_samples: PositiveInt
@@ -663,6 +694,7 @@ class Params(Section):
     methods: dict[Name, Method]
     train: Train
     benchmark: Benchmark
+    judge: Judge
     report: Report
     gate: Gate
     retrain: Retrain
@@ -674,7 +706,9 @@ class Params(Section):
             ("run.domains", self.run.domains, self.domains),
             ("run.harvest", self.run.harvest, self.harvest),
             ("run.documents", self.run.documents, self.domains),
+            ("run.judged", self.run.judged, self.run.domains),
             ("run.methods", self.run.methods, self.methods),
+            ("judge.judges", [judge.model for judge in self.judge.judges], self.models),
             ("question.model", [self.question.model], self.models),
             ("question.checkers", [checker.model for checker in self.question.checkers], self.models),
             ("rewrite.model", [self.rewrite.model], self.models),

@@ -253,6 +253,18 @@ class Flag(Row):
     shown: str  # its first characters, its rule and length
 
 
+class Judged(Row):
+    """What a panel of models said of one model's answer to one item, and what follows."""
+
+    model: str  # base, champion, or method-seed
+    task: str
+    id: str  # as in ItemResult
+    votes: dict[str, bool]  # right or not, by judge
+    reasons: dict[str, str]
+    abstained: dict[str, str]  # judges without a usable answer, and why
+    right: bool | None  # the majority's verdict; None: too few votes, for this model or another one
+
+
 class ItemResult(Row):
     """What one model answered to one item of a benchmark task, and how that was scored."""
 

@@ -51,10 +51,15 @@ def task_manager(names: list[str], folders: list[Path], data: Mapping[str, Bench
     for task in dict.fromkeys(_tasks(names, known.task_index)):
         changes = _changes(task, known.task_index[task].cfg or {}, data)
         if changes is not None:
-            text = {"include": str(known.task_index[task].yaml_path), "task": task, "tag": None, **changes}
+            own = Path(str(known.task_index[task].yaml_path)).resolve()
+            text = {"include": str(own), "task": task, "tag": None, **changes}
             (overlays / f"{task}.yaml").write_text(json.dumps(text), encoding="utf-8")  # JSON is YAML
     paths = [known.include_path] if isinstance(known.include_path, str | Path) else list(known.include_path or ())
-    return TaskManager(include_defaults=False, include_path=[*paths, overlays])
+    manager = TaskManager(include_defaults=False, include_path=[*paths, overlays])
+    for path in overlays.iterdir():  # lm-eval passes over a file that it cannot read, and would take the hub's newest
+        if manager.task_index[path.stem].yaml_path != path:
+            raise RuntimeError(f"lm-eval did not take the overlay {path}")
+    return manager
 
 
 def _index(names: list[str], folders: list[Path]) -> TaskManager:

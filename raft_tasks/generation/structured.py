@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from raft_tasks.generation.backend import Backend, row_seed
 from raft_tasks.generation.data_blocks import guarded
-from raft_tasks.params import Asking
+from raft_tasks.params import Asked
 
 ValueT = TypeVar("ValueT", bound=BaseModel)
 
@@ -46,7 +46,7 @@ def ask(
     backend: Backend,
     prompts: Sequence[str],
     schema: type[ValueT],
-    settings: Asking,
+    settings: Asked,
     *,
     batch_size: int,
     seeds: Sequence[int],

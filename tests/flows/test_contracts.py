@@ -60,7 +60,7 @@ def test_dvc_sees_the_models_that_retrain_adds():
 
 def test_dvc_reads_the_graph():
     names = {stage.addressing.split("@")[0] for stage in Repo().index.stages}
-    assert names == set(GRAPH) - {"harvest", "question", "benchmark_champion"}  # the demo has neither
+    assert names == set(GRAPH) - {"harvest", "question", "benchmark_champion", "judge"}  # the demo has neither
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -85,6 +85,7 @@ def test_outputs_are_where_the_flows_write():
         "benchmark": [bench / "items.jsonl", bench / "scores.json"],
         "benchmark_base": [base / "items.jsonl", base / "scores.json"],
         "benchmark_champion": [champion / "items.jsonl", champion / "scores.json"],
+        "judge": [paths.judged("d") / "votes.jsonl", paths.judged("d") / "summary.json"],
         "report": [paths.REPORTS / name for name in ("report.html", "report.md", "metrics.json")],
     }
     found = {name: [Path(fill(out)) for out in outputs(stage)] for name, stage in STAGES.items()}

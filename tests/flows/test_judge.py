@@ -1,0 +1,144 @@
+"""A panel behind an OpenAI-compatible server judges kept answers; other judges ask again, without a model answering."""
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+import pytest
+import yaml
+from conftest import copy_project
+
+from raft_tasks.artifacts import read_rows, write_json, write_rows
+from raft_tasks.schemas import ItemResult, Judged, Labelled
+
+ANSWERS = {"base": ["12 euros", "in June"], "sft-0": ["12 euros", "in May"]}
+REFERENCES = ["12 euros", "in May"]
+
+
+class Panel(BaseHTTPRequestHandler):
+    """`strict` and `fair` compare with the reference, `kind` approves all, `silent` has nothing to say."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name, prompt = request["model"], request["messages"][0]["content"]
+        Panel.asked.append(name)
+        reference, candidate = (
+            re.search(rf"(?s)<<<{block} (\w+)\n(.*?)\n{block} \1>>>", prompt)[2] for block in ("reference", "candidate")
+        )
+        right = name == "kind" or reference == candidate
+        reply = "Hm." if name == "silent" else json.dumps({"reason": f"{name} has read it", "right": right})
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}
+        body = {
+            "id": "1", "object": "chat.completion", "created": 0, "model": name, "choices": [choice],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+        }  # fmt: skip
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    Panel.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Panel) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}/v1"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def project(tmp_path, server):
+    """Benchmarked answers of two models, and the identities of the judges."""
+    folder = copy_project(tmp_path, {"run": {"methods": ["sft"], "seeds": [0], "judged": ["registry"]}})
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    endpoint = {
+        "base_url": server, "length_field": "max_tokens", "seeds": True, "options": {}, "api_key_env": None,
+        "concurrency": 4, "timeout_s": 10.0, "max_retries": 1,
+        "price_per_million_input": 0.0, "price_per_million_output": 0.0,
+    }  # fmt: skip
+    for name in ("strict", "fair", "kind", "silent"):
+        params["models"][name] = {**endpoint, "model": name}
+        identity = {"base_url": server, "model": name, "seeds": True, "options": {}}
+        write_json(folder / "artifacts" / "models" / f"{name}.json", identity)
+    params["judge"] |= {"calibration": "people.jsonl", "max_failed": 0.0}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    for model, answers in ANSWERS.items():
+        items = [
+            ItemResult(
+                task=task, id=str(number), source="s", metrics={"acc": 1.0}, question=f"question {number}?",
+                reference=reference, prompt="<user>", answer=answer,
+            )
+            for task in ("domain", "pocket_recall")
+            for number, (answer, reference) in enumerate(zip(answers, REFERENCES, strict=True))
+        ]  # fmt: skip
+        write_rows(folder / "artifacts" / "registry" / "benchmarks" / model / "items.jsonl", items)
+    people = [
+        Labelled(question="What does it cost?", reference="12 euros", candidate=said, score=score)
+        for said, score in (("12 euros", 10), ("24 euros", 0))
+    ]
+    write_rows(folder / "data" / "calibration" / "people.jsonl", people)
+    return folder
+
+
+def judge(project, environment, *names, quorum=2):
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    like = params["judge"]["judges"][0]
+    params["judge"] |= {"judges": [{**like, "model": name, "repairs": 0} for name in names], "quorum": quorum}
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    Panel.asked.clear()
+    command = [sys.executable, "-m", "flows.judge", "registry"]
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def environment(prefect_api, clean_environment):
+    return {**clean_environment, "PREFECT_API_URL": prefect_api}
+
+
+def test_the_majority_decides_and_what_was_asked_is_not_asked_again(project, environment):
+    done = judge(project, environment, "strict", "fair", "kind")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(Panel.asked) == 3 * (3 + 2)  # of four answers two are the same text; and the labels
+    folder = project / "artifacts" / "registry" / "judged"
+    votes = read_rows(folder / "votes.jsonl", Judged)
+    assert [(row.model, row.task, row.id, row.right) for row in votes] == [
+        ("base", "domain", "0", True), ("base", "domain", "1", False),
+        ("sft-0", "domain", "0", True), ("sft-0", "domain", "1", True),
+    ]  # fmt: skip
+    assert votes[1].votes == {"strict": False, "fair": False, "kind": True}
+    assert votes[1].reasons["kind"] == "kind has read it"
+    found = json.loads((folder / "summary.json").read_text())
+    assert found["scores"]["base"]["domain"] == {"judged": 0.5, "n": 2}
+    assert found["scores"]["sft-0"]["domain"] == {"judged": 1.0, "n": 2}
+    assert found["agreement"]["domain"]["pairs"][0]["kappa"] == 1.0  # strict and fair
+    assert found["calibration"]["strict"]["kappa"] == 1.0
+    assert found["calibration"]["kind"]["bias"] == 0.5
+
+    again = judge(project, environment, "strict", "kind", "silent")  # one judge less, one that cannot be used
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert set(Panel.asked) == {"silent"}
+    votes = read_rows(folder / "votes.jsonl", Judged)
+    assert votes[1].votes == {"strict": False, "kind": True}
+    assert votes[1].right is False  # a tie
+    assert "Hm." in votes[1].abstained["silent"]
+
+
+def test_too_few_votes_stop_the_stage(project, environment):
+    done = judge(project, environment, "strict", "silent")
+    assert done.returncode == 1
+    assert "no answer for 1 of 4 rows, more than max_failed" in done.stdout + done.stderr
+    assert not (project / "artifacts" / "registry" / "judged" / "votes.jsonl").exists()
