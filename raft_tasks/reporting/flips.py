@@ -7,7 +7,7 @@ from itertools import zip_longest
 from typing import Literal
 
 from raft_tasks.evaluation.harness import DOMAIN_TASK
-from raft_tasks.reporting.study import DomainStudy
+from raft_tasks.reporting.study import Answered
 from raft_tasks.schemas import ItemResult
 
 Direction = Literal["lost", "won"]
@@ -28,7 +28,7 @@ class Flip:
     after: str  # of the first of those seeds
 
 
-def flips(domain: DomainStudy, parts: list[tuple[str, str]]) -> list[Flip]:
+def flips(domain: Answered, parts: list[tuple[str, str]]) -> list[Flip]:
     """Every flipped item of every method, by method and task; those that more seeds flipped come first.
 
     Args:
@@ -73,7 +73,7 @@ def _right(row: ItemResult, metric: str) -> bool:
     return row.metrics[metric] == 1.0
 
 
-def _around_question(domain: DomainStudy) -> tuple[str, str]:
+def _around_question(domain: Answered) -> tuple[str, str]:
     """What the chat template puts before and after a user's words: around the first held-out question."""
     asked = {row.id: row.question for row in domain.test}
     row = next(row for row in domain.base.items if row.task == DOMAIN_TASK)

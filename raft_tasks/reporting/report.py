@@ -56,7 +56,7 @@ def write_report(study: Study, metrics: dict[str, Any], origin: Origin, output: 
         study: what `collect` read.
         metrics: what `measure` made of it.
     """
-    environment = _environment()
+    environment = page_environment()
     params, paper, overall = study.params, load_paper(), metrics["overall"]
     environment.globals["colour_of"] = {method: style[0] for method, style in figures.styles(params).items()}
     domains = [
@@ -94,6 +94,7 @@ def write_report(study: Study, metrics: dict[str, Any], origin: Origin, output: 
         sweeps=_sweeps(study, paper),
         anchors=[_anchors_view(name, anchors, study) for name, anchors in study.anchors.items()],
         params=params,
+        again="dvc repro -sf report",
         reference=metrics["reference"],
         candidate=metrics["candidate"],
         outcomes=OUTCOMES,
@@ -111,7 +112,7 @@ def write_summary(metrics: dict[str, Any], origin: Origin, output: Path) -> None
     """Write the verdicts and one table per domain as Markdown, short enough for a pull request."""
     overall = metrics["overall"]
     text = (
-        _environment()
+        page_environment()
         .get_template("report.md.jinja")
         .render(
             metrics=metrics,
@@ -122,13 +123,16 @@ def write_summary(metrics: dict[str, Any], origin: Origin, output: Path) -> None
             reference=metrics["reference"],
             candidate=metrics["candidate"],
             origin=origin,
+            page="reports/report.html",
+            numbers="reports/metrics.json",
+            again="dvc repro",
         )
     )
     with atomic_file(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -160,7 +164,7 @@ def headline(metrics: dict[str, Any], found: dict[str, Any]) -> str:
     if not candidate or not reference:
         return "Scores of every method; RAFT and plain fine-tuning were not both run, so they are not compared."
     change = found["methods"][candidate]["against_reference"]
-    return _compared(candidate, reference, {measure: one["verdict"] for measure, one in change.items()})
+    return compared(candidate, reference, {measure: one["verdict"] for measure, one in change.items()})
 
 
 def second_headline(metrics: dict[str, Any], found: dict[str, Any]) -> str | None:
@@ -169,10 +173,10 @@ def second_headline(metrics: dict[str, Any], found: dict[str, Any]) -> str | Non
     if not candidate or not anchored or anchored == candidate:
         return None
     change = found["methods"][anchored]["candidate_against_it"]
-    return _compared(anchored, candidate, {measure: OPPOSITE[one["verdict"]] for measure, one in change.items()})
+    return compared(anchored, candidate, {measure: OPPOSITE[one["verdict"]] for measure, one in change.items()})
 
 
-def _compared(method: str, other: str, verdicts: dict[str, Verdict]) -> str:
+def compared(method: str, other: str, verdicts: dict[str, Verdict]) -> str:
     subject, beside_it = label(method), label(other)
     subject = subject[0].upper() + subject[1:]
     in_domain = {
@@ -206,12 +210,12 @@ def sentences(metrics: dict[str, Any], found: dict[str, Any]) -> list[str]:
     lines = []
     for other, why in others.items():
         change = found["methods"][other]["candidate_against_it"]
-        parts = [f"{MEASURE_NAMES[one]} score {_described(change[one])}" for one in measured]
+        parts = [f"{MEASURE_NAMES[one]} score {described(change[one])}" for one in measured]
         lines.append(f"{label(candidate)} against {label(other)}{why}: {'; '.join(parts)}.")
     return lines
 
 
-def _described(change: dict[str, Any]) -> str:
+def described(change: dict[str, Any]) -> str:
     value, interval = percent(change, signed=True)
     shown = f"{value} points" + (f", {interval}" if interval else "")
     return f"{'not clearly different' if change['verdict'] == 'no clear difference' else change['verdict']} ({shown})"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from raft_tasks.artifacts import read_json, read_rows
 from raft_tasks.params import Params
@@ -31,13 +32,31 @@ class Benchmarked:
 
 
 @dataclass(frozen=True)
-class Trained(Benchmarked):
-    """One method under one seed."""
+class Run(Benchmarked):
+    """One model of several of a kind, trained under one seed."""
 
     seed: int
+
+
+@dataclass(frozen=True)
+class Trained(Run):
+    """One method under one seed."""
+
     summary: dict[str, Any]
     recovery: dict[str, Any]  # what was taken back after training: recovery.json
     steps: dict[str, list[float | None]]  # column of steps.csv -> a value per optimiser step, None where empty
+
+
+class Answered(Protocol):
+    """What models answered to the questions of one domain, and to the general ones."""
+
+    @property
+    def test(self) -> list[Example]: ...
+    @property
+    def base(self) -> Benchmarked: ...
+    @property
+    def runs(self) -> Mapping[str, Sequence[Run]]:
+        """By method, one entry per seed."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from raft_tasks.params import Params
 from raft_tasks.reporting.behaviour import measure_behaviour
 from raft_tasks.reporting.frontier import frontier_points
 from raft_tasks.reporting.refinement import measure_refinement
-from raft_tasks.reporting.study import BASE, Benchmarked, DomainStudy, Study
+from raft_tasks.reporting.study import BASE, Answered, Benchmarked, DomainStudy, Study
 
 DOMAIN_MEASURES = {"domain_acc": "acc", "domain_complete": "complete"}
 ACRONYMS = {"sft", "sdft", "raft", "fapm", "dft", "eaft", "kl", "ce", "ema"}
@@ -78,9 +78,33 @@ def anchored_method(params: Params) -> str | None:
 
 def _measure_domain(name: str, domain: DomainStudy, study: Study, bootstrap: Bootstrap) -> dict[str, Any]:
     params = study.params
-    measures = measures_of(domain.base, params.benchmark.tasks)
+    found = measure_models(
+        name, domain, params.benchmark.tasks, reference_method(params), candidate_method(params), bootstrap
+    )
+    methods = found["methods"]
+    for method in domain.runs:
+        methods[method]["training"] = _training(domain, method)
+        methods[method]["recovery"] = _recovery(domain, method)
+    return {
+        **found,
+        "frontier": frontier_points(methods, study.sweeps, name) if "general" in found["measures"] else [],
+        "refinement": measure_refinement(domain, params),
+    }
+
+
+def measure_models(
+    name: str,
+    domain: Answered,
+    tasks: list[str],
+    reference: str | None,
+    candidate: str | None,
+    bootstrap: Bootstrap,
+) -> dict[str, Any]:
+    """The measures of one domain, and every method's scores, changes and tests."""
+    measures = measures_of(domain.base, tasks)
     asked = _asked(name, domain, measures)
-    methods = _compare({method: _by_measure(parts, measures) for method, parts in asked.items()}, params, bootstrap)
+    outcomes = {method: _by_measure(parts, measures) for method, parts in asked.items()}
+    methods = _compare(outcomes, reference, candidate, bootstrap)
     for method, seeds, models in _models(domain):
         methods[method]["behaviour"] = measure_behaviour(models)
         methods[method]["per_seed"] = [
@@ -88,17 +112,10 @@ def _measure_domain(name: str, domain: DomainStudy, study: Study, bootstrap: Boo
             for row, seed in enumerate(seeds)
         ]
         if method != BASE:
-            methods[method]["training"] = _training(domain, method)
-            methods[method]["recovery"] = _recovery(domain, method)
             methods[method]["degradation"] = _degradation(
                 asked[method], asked[BASE], single_parts(measures), bootstrap.confidence
             )
-    return {
-        "measures": {one: [list(part) for part in parts] for one, parts in measures.items()},
-        "methods": methods,
-        "frontier": frontier_points(methods, study.sweeps, name) if "general" in measures else [],
-        "refinement": measure_refinement(domain, params),
-    }
+    return {"measures": {one: [list(part) for part in parts] for one, parts in measures.items()}, "methods": methods}
 
 
 def _measure_overall(study: Study, bootstrap: Bootstrap) -> dict[str, Any]:
@@ -118,7 +135,7 @@ def _measure_overall(study: Study, bootstrap: Bootstrap) -> dict[str, Any]:
             else [_averaged([own[method][part] for own in asked]) for part in parts]
             for one, parts in measures.items()
         }
-    methods = _compare(found, params, bootstrap)
+    methods = _compare(found, reference_method(params), candidate_method(params), bootstrap)
     (only,) = list(study.domains) if len(study.domains) == 1 else [None]
     return {
         "domains": list(study.domains),
@@ -138,7 +155,10 @@ def _averaged(domains: list[Outcomes]) -> Outcomes:
 
 
 def _compare(
-    outcomes: dict[str, dict[str, list[Outcomes]]], params: Params, bootstrap: Bootstrap
+    outcomes: dict[str, dict[str, list[Outcomes]]],
+    reference: str | None,
+    candidate: str | None,
+    bootstrap: Bootstrap,
 ) -> dict[str, dict[str, Any]]:
     """Scores of every method, and its changes against the others; `outcomes` by method and measure."""
     measures = list(outcomes[BASE])
@@ -155,7 +175,6 @@ def _compare(
         found = recovery(outcomes[method][one], outcomes[other][one], outcomes[BASE][one], bootstrap)
         return asdict(found) if found else None
 
-    reference, candidate = reference_method(params), candidate_method(params)
     methods: dict[str, dict[str, Any]] = {}
     for method in outcomes:
         methods[method] = {"scores": {one: asdict(mean(outcomes[method][one], bootstrap)) for one in measures}}
@@ -197,7 +216,7 @@ def _degradation(
     return found
 
 
-def _asked(name: str, domain: DomainStudy, measures: dict[str, list[Part]]) -> dict[str, dict[Part, Outcomes]]:
+def _asked(name: str, domain: Answered, measures: dict[str, list[Part]]) -> dict[str, dict[Part, Outcomes]]:
     """The outcomes of every model, by method, then by task and metric."""
     return {
         method: {part: _outcomes(name, method, seeds, models, domain.base, part) for part in _parts(measures)}
@@ -238,7 +257,7 @@ def _main_metric(base: Benchmarked, task: str) -> str:
     return "acc" if "acc" in row.metrics else next(iter(row.metrics))
 
 
-def _models(domain: DomainStudy) -> list[tuple[str, tuple[int | None, ...], list[Benchmarked]]]:
+def _models(domain: Answered) -> list[tuple[str, tuple[int | None, ...], list[Benchmarked]]]:
     trained: list[tuple[str, tuple[int | None, ...], list[Benchmarked]]] = [
         (method, tuple(run.seed for run in runs), list(runs)) for method, runs in domain.runs.items()
     ]
