@@ -5,7 +5,8 @@
 A study is drawn from a world of sources (facts) and seeds: the log odds of a right answer are a level plus an effect of
 the source, of the seed, and of both together, each model's own beside what all share of a source. A design says how
 many there are of each, and how large the effects. Printed is the share of studies whose 95 % interval holds the truth;
-93 to 97 % is wanted. Recovery is counted in the studies that report one.
+93 to 97 % is wanted. Recovery is counted in the studies that report one: those
+whose loss is significant.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ DESIGNS = [
     Design("three seeds, differing", 3, 60, 2, 0.5, -0.5, seed=0.4, both=0.5),
     Design("three seeds, far apart", 3, 60, 2, 0.5, -0.5, seed=1.0),
     Design("three seeds, high level", 3, 100, 2, 2.5, -0.8, seed=0.2),
+    Design("three seeds, a large loss", 3, 60, 2, 0.5, -2.0, seed=0.2),
+    Design("two seeds, alike", 2, 60, 2, 0.5, -0.5),
     Design("two seeds, differing", 2, 60, 2, 0.5, -0.5, seed=0.4),
     Design("five seeds, differing", 5, 60, 2, 0.5, -0.5, seed=0.4, both=0.5),
 ]
@@ -94,8 +97,8 @@ def _answers(odds: Floats, generator: np.random.Generator) -> Floats:
     return (generator.random(odds.shape) < _chance(odds)).astype(np.float64)
 
 
-def coverage(design: Design, studies: int, seed: int) -> dict[str, float]:
-    """By measure, the share of the studies whose interval holds the truth."""
+def coverage(design: Design, studies: int, seed: int) -> dict[str, tuple[float, int]]:
+    """By measure, the share of intervals that hold the truth, and of how many."""
     base, reference, method = truth(design)
     true = {
         "score": method,
@@ -119,7 +122,7 @@ def coverage(design: Design, studies: int, seed: int) -> dict[str, float]:
         for name, one in found.items():
             if one and one.low is not None and one.high is not None:
                 held[name].append(one.low <= true[name] <= one.high)
-    return {name: float(np.mean(own)) for name, own in held.items()}
+    return {name: (float(np.mean(own)), len(own)) for name, own in held.items()}
 
 
 def main() -> None:
@@ -129,7 +132,8 @@ def main() -> None:
         shares = coverage(design, studies, number)
         if not number:
             print("| design | " + " | ".join(shares) + " |\n|---|" + "---:|" * len(shares))
-        print(f"| {design.name} | " + " | ".join(f"{100 * share:.1f}" for share in shares.values()) + " |", flush=True)
+        cells = [f"{100 * share:.1f}" + (f" (of {of})" if of < studies else "") for share, of in shares.values()]
+        print(f"| {design.name} | " + " | ".join(cells) + " |", flush=True)
     print(f"\n{studies} studies of each design, {time.monotonic() - started:.0f} s")
 
 

@@ -59,6 +59,13 @@ def styles(params: Params) -> dict[str, tuple[str, str]]:
     return {BASE: BASE_STYLE} | found
 
 
+def styles_of(names: list[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of the base and of any models, in turn."""
+    return {BASE: BASE_STYLE} | {
+        name: (COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]) for place, name in enumerate(names)
+    }
+
+
 def frontier(points: list[dict[str, Any]], seeds: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
     """Domain accuracy against the general average: a mark per model, with its intervals, and the Pareto line.
 

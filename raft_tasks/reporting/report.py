@@ -94,6 +94,7 @@ def write_report(study: Study, metrics: dict[str, Any], origin: Origin, output: 
         sweeps=_sweeps(study, paper),
         anchors=[_anchors_view(name, anchors, study) for name, anchors in study.anchors.items()],
         params=params,
+        report=params.report,
         again="dvc repro -sf report",
         reference=metrics["reference"],
         candidate=metrics["candidate"],

@@ -1,0 +1,146 @@
+"""Compare any models outside the pipeline: one command, the report's statistics and tables.
+
+    python -m flows.compare base=models/pocket-base mine=path/to/model theirs=owner/name@revision
+    python -m flows.compare base=models/pocket-base sft=git:HEAD:sft-0 sft=git:HEAD:sft-1 \\
+        raft=git:clear-mole:raft-0 raft=git:clear-mole:raft-1 --domain registry --tasks pocket_recall
+
+One model is called base: the others are held against it. A name that comes again is another training seed of the same;
+every name but base comes equally often. A model called sft is plain fine-tuning: changes are counted against it too,
+and what the others recover of its loss. raft_tasks/compare.py says what may stand for a model. Domains are those whose
+held-out questions `dvc repro` or `dvc pull` has put under artifacts/; settings come from params.yaml.
+
+Writes report.html, report.md, metrics.json, and every answer (items/) into the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows import paths
+from raft_tasks.artifacts import read_rows, write_json, write_rows
+from raft_tasks.compare import located
+from raft_tasks.errors import InputError
+from raft_tasks.evaluation.harness import DOMAIN_TASK, evaluate
+from raft_tasks.params import Model, Params, load_params
+from raft_tasks.report import data_versions, git_revision
+from raft_tasks.reporting.report import Origin
+from raft_tasks.reporting.side_by_side import Answers, measure_side_by_side, write_side_by_side
+from raft_tasks.reporting.study import BASE, Benchmarked, Run
+from raft_tasks.schemas import Example, ItemResult
+
+
+def compare(models: dict[str, list[str]], domains: list[str], tasks: list[str], output: Path, again: str) -> None:
+    """Ask every model, one after the other, and write the comparison into `output`.
+
+    Args:
+        models: by name what they are, one entry per seed.
+
+    Raises:
+        InputError: a model or the questions are not there, or a name is missing.
+    """
+    params = load_params()
+    questions = {domain: _questions(domain, params) for domain in domains}
+    asked: dict[str, dict[str, list[Benchmarked]]] = {domain: {} for domain in domains}
+    for name, whats in models.items():
+        for seed, what in enumerate(whats):
+            label = name if len(whats) == 1 else f"{name}-{seed}"
+            general: list[ItemResult] = []
+            for place, (domain, rows) in enumerate(questions.items()):
+                print(f"{label} ({what}): {domain}", flush=True)
+                folders = [
+                    str(paths.ARTIFACTS / domain / "runs" / "{}" / part) for part in ("recovered/model", "model")
+                ]
+                with located(what, folders, params.base) as model:
+                    # a revision's run is another model in every domain; any other model is asked the general items once
+                    again_general = place == 0 or what.startswith("git:")
+                    scores, items = _answers(model, domain, rows, tasks if again_general else [], params)
+                general = [row for row in items if row.task != DOMAIN_TASK] or general
+                items = [row for row in items if row.task == DOMAIN_TASK] + general
+                write_rows(output / "items" / domain / f"{label}.jsonl", items)
+                asked[domain].setdefault(name, []).append(Benchmarked(scores, items))
+    answers = {
+        domain: Answers(
+            questions[domain],
+            own[BASE][0],
+            {
+                name: [Run(one.scores, one.items, seed) for seed, one in enumerate(each)]
+                for name, each in own.items()
+                if name != BASE
+            },
+        )
+        for domain, own in asked.items()
+    }
+    metrics = measure_side_by_side(answers, tasks, models, params.report)
+    origin = Origin(git_revision(), data_versions(paths.LOCK))
+    write_side_by_side(answers, metrics, params.report, origin, again, output)
+    write_json(output / "metrics.json", metrics)
+
+
+def _questions(domain: str, params: Params) -> list[Example]:
+    path = paths.split(domain, "test", params.resources.rows)
+    if not path.exists():
+        raise InputError(f"--domain {domain}: {path} is not there; `dvc repro ingest@{domain}` or `dvc pull` makes it")
+    return read_rows(path, Example)
+
+
+def _answers(
+    model: Model, domain: str, rows: list[Example], tasks: list[str], params: Params
+) -> tuple[dict[str, Any], list[ItemResult]]:
+    settings = params.benchmark.model_copy(update={"tasks": tasks})
+    with tempfile.TemporaryDirectory() as work:
+        return evaluate(model, domain, rows, settings, paths.BENCHMARK_TASKS, Path(work))
+
+
+def named(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """{name: what it is, one entry per seed} of NAME=WHAT.
+
+    Raises:
+        InputError: what is not so, no base or more than one, or names that come unequally often.
+    """
+    models: dict[str, list[str]] = {}
+    for argument in arguments:
+        name, _, what = argument.partition("=")
+        if not what or not name.isidentifier():
+            raise InputError(f"got {argument!r}, expected NAME=WHAT with a name of letters, digits and _")
+        models.setdefault(name, []).append(what)
+    if len(models.get(BASE, [])) != 1 or len(models) < 2:
+        raise InputError(f"got the names {list(models)}, expected base=WHAT once, and one more model at least")
+    counts = {name: len(whats) for name, whats in models.items() if name != BASE}
+    if len(set(counts.values())) > 1:
+        raise InputError(f"got {counts} models, expected every name but base equally often: once per training seed")
+    return {BASE: models.pop(BASE), **models}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """
+    Raises:
+        InputError: as `compare` and `named`.
+    """
+    params = load_params()
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("models", nargs="+", metavar="NAME=WHAT")
+    parser.add_argument("--domain", action="append", help="whose held-out questions; may come again; else run.domains")
+    parser.add_argument("--tasks", nargs="*", help="general lm-eval tasks; else benchmark.tasks")
+    parser.add_argument("--output", type=Path, default=paths.REPORTS / "comparison", help="folder; %(default)s")
+    given = parser.parse_args(arguments)
+    again = shlex.join(["python", "-m", "flows.compare", *arguments])
+    tasks = params.benchmark.tasks if given.tasks is None else given.tasks
+    compare(named(given.models), given.domain or params.run.domains, tasks, given.output, again)
+    print((given.output / "report.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: compare: {error}")
