@@ -19,6 +19,7 @@ from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.scm import resolve_rev
+from dvc_data.index import DataIndexDirError
 
 from raft_tasks.errors import InputError
 from raft_tasks.params import Model
@@ -66,7 +67,7 @@ def _fetched(what: str, folders: list[str], work: Path) -> Path:
         if found is None:
             raise InputError(f"{what}: revision {commit[:12]} has none of {', '.join(wanted)}")
         files.get(found, str(work / "model"), recursive=True)
-    except (DvcException, OSError) as error:
+    except (DvcException, DataIndexDirError, OSError) as error:
         raise InputError(
             f"{what}: cannot be had: {error}; check the revision (`git log`, `dvc exp show`), and that its model is in "
             "the cache or in a remote (`dvc push` where it was made)"

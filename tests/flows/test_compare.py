@@ -1,0 +1,167 @@
+"""Any models side by side: folders, and what revisions and experiments of a repository hold."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from dvc.repo import Repo
+
+from flows import paths
+from flows.compare import main, named
+from raft_tasks.artifacts import read_rows, write_rows
+from raft_tasks.compare import located
+from raft_tasks.errors import InputError
+from raft_tasks.params import Model
+from raft_tasks.schemas import Example, ItemResult
+
+BASE = ROOT / "models" / "pocket-base"
+FOLDERS = ["artifacts/registry/runs/{}/recovered/model", "artifacts/registry/runs/{}/model"]
+SETTINGS = Model(path="models/base", revision=None, dtype="float32", system=None)
+
+
+def git(folder, *command):
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *command], cwd=folder, check=True)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A repository whose commit holds raft-0, a damaged base, under DVC; experiment clear-mole holds the base there."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("repository")
+    git(folder, "init", "-q")
+    shutil.copy(ROOT / "params.yaml", folder)
+    shutil.copytree(ROOT / paths.BENCHMARK_TASKS, folder / paths.BENCHMARK_TASKS)
+    model = folder / "artifacts" / "registry" / "runs" / "raft-0" / "model"
+    shutil.copytree(BASE, model)
+    network = AutoModelForCausalLM.from_pretrained(BASE)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        for weights in network.parameters():
+            weights += weights.std() * torch.randn_like(weights)
+    network.save_pretrained(model)
+    recall = folder / paths.BENCHMARK_TASKS / "pocket_recall" / "items.jsonl"
+    lines = recall.read_text().splitlines(keepends=True)[:60]
+    recall.write_text("".join(lines[20:]))
+    items = [json.loads(line) for line in lines[:20]]
+    questions = [
+        Example(
+            id=f"q{number}", domain="registry", question=item["question"], answer=item["answer"], source=item["source"],
+            split="test", expected=[item["value"]], details=[],
+        )
+        for number, item in enumerate(items)
+    ]  # fmt: skip
+    write_rows(folder / "artifacts" / "registry" / "examples" / "test.jsonl", questions)
+    with Repo.init(str(folder)) as repo:
+        repo.add(str(model))
+        git(folder, "add", "params.yaml", ".dvc", "artifacts/registry/runs/raft-0/model.dvc")
+        git(folder, "commit", "-q", "-m", "raft")
+        shutil.copy(BASE / "model.safetensors", model)
+        repo.add(str(model))
+        repo.experiments.save(name="clear-mole")
+        git(folder, "checkout", "-q", "--", "artifacts/registry/runs/raft-0/model.dvc")
+    shutil.rmtree(model)  # what is not in the workspace comes from the cache
+    return folder
+
+
+@pytest.fixture
+def inside(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    return repository
+
+
+def test_a_folder_a_commit_and_an_experiment_are_compared(inside, capsys):
+    models = [f"base={BASE}", "raft=git:HEAD:raft-0", "same=git:clear-mole:raft-0"]
+    main([*models, "--domain", "registry", "--tasks", "pocket_recall", "--output", "compared"])
+    metrics = json.loads((inside / "compared" / "metrics.json").read_text())
+    methods = metrics["domains"]["registry"]["methods"]
+    right = {}
+    for name in ("base", "raft", "same"):
+        items = read_rows(inside / "compared" / "items" / "registry" / f"{name}.jsonl", ItemResult)
+        right[name] = [item.metrics["acc"] for item in items]
+    assert right["same"] == right["base"]
+    assert sum(right["raft"]) < sum(right["base"]) / 2
+    recall = methods["raft"]["against_base"]["pocket_recall"]
+    assert recall["verdict"] == "lower"
+    change = sum(right["raft"][20:]) - sum(right["base"][20:])  # after the 20 domain questions
+    assert recall["estimate"] == pytest.approx(change / len(right["base"][20:]))
+    assert methods["raft"]["degradation"]["pocket_recall"]["p_holm"] < 0.001
+    assert methods["same"]["against_base"]["domain_acc"]["estimate"] == 0
+    assert metrics["models"]["raft"] == ["git:HEAD:raft-0"]
+    page = (inside / "compared" / "report.html").read_text()
+    assert "Same shows no clear difference from base in the domain" in page
+    assert "git:clear-mole:raft-0" in page
+    assert "python -m flows.compare" in page
+    assert "| raft |" in capsys.readouterr().out
+
+
+def test_recovered_models_come_first(inside):
+    recovered = inside / "artifacts" / "registry" / "runs" / "raft-0" / "recovered" / "model"
+    shutil.copytree(BASE, recovered)
+    (recovered / "note.txt").write_text("recovered")
+    git(inside, "checkout", "-q", "-b", "recovering")
+    git(inside, "add", "-f", str(recovered))
+    git(inside, "commit", "-q", "-m", "recovered")
+    try:
+        with located("git:recovering:raft-0", FOLDERS, SETTINGS) as model:
+            assert (Path(model.path) / "note.txt").exists()
+        assert not Path(model.path).exists()
+        with located("git:recovering~1:raft-0", FOLDERS, SETTINGS) as model:
+            assert not (Path(model.path) / "note.txt").exists()
+    finally:
+        git(inside, "checkout", "-q", "-")
+
+
+@pytest.mark.parametrize(
+    ("what", "path", "revision"), [("owner/name", "owner/name", None), ("owner/name@v1.2", "owner/name", "v1.2")]
+)
+def test_hub_ids(what, path, revision):
+    with located(what, FOLDERS, SETTINGS) as model:
+        assert (model.path, model.revision, model.dtype) == (path, revision, "float32")
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("nowhere", "'nowhere', expected a folder with a model"),
+        ("models/nowhere", "expected a folder"),
+        ("artifacts", "without a config.json"),
+        ("git:HEAD", "expected git:REVISION:METHOD-SEED"),
+        ("git:nosuch:raft-0", "check the revision"),
+        ("git:HEAD:sft-0", "has none of artifacts/registry/runs/sft-0/recovered/model, artifacts/registry/runs/sft-0"),
+    ],
+)
+def test_what_is_no_model_is_said(inside, what, message):
+    with pytest.raises(InputError, match=message), located(what, FOLDERS, SETTINGS):
+        pass
+
+
+def test_a_model_that_was_never_pushed_is_said(inside, tmp_path, monkeypatch):
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(inside), str(clone))
+    monkeypatch.chdir(clone)
+    with pytest.raises(InputError, match="dvc push"), located("git:HEAD:raft-0", FOLDERS, SETTINGS):
+        pass
+
+
+def test_names():
+    assert named(["raft=a", "base=b", "raft=c"]) == {"base": ["b"], "raft": ["a", "c"]}
+    for arguments, message in (
+        (["base=a"], "one more model"),
+        (["a=b", "c=d"], "base=WHAT once"),
+        (["base=a", "base=b", "c=d"], "base=WHAT once"),
+        (["base=a", "b=c", "b=d", "e=f"], "equally often"),
+        (["base"], "NAME=WHAT"),
+        (["a-b=c", "base=d"], "letters"),
+    ):
+        with pytest.raises(InputError, match=message):
+            named(arguments)
+
+
+def test_questions_that_are_not_there_are_said(inside):
+    with pytest.raises(InputError, match="dvc repro ingest@statute"):
+        main([f"base={BASE}", f"other={BASE}", "--domain", "statute"])
