@@ -79,7 +79,7 @@ def make_set(params: Params, hold: Hold, count: int, folder: Path) -> tuple[list
     limit = base.config.get_text_config().max_position_embeddings
     fits = partial(is_encodable, tokenizer=tokenizer, max_length=limit, system=params.base.system)
     encoder = shared_encoder(params.semantic_filter.encoder, params.semantic_filter.revision)
-    held_out = held_out_texts(Path(), params.benchmark.tasks, PROJECT / "raft_tasks/evaluation/tasks")
+    held_out = held_out_texts(Path(), params.benchmark, PROJECT / "raft_tasks/evaluation/tasks")
     kept, _, _ = clean_anchors(drawn, held_out, settings, encoder, fits)
     clock.append(time.perf_counter())
     folder.mkdir()

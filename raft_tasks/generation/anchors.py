@@ -19,7 +19,7 @@ from math import fsum, log1p
 from random import Random
 from typing import TYPE_CHECKING
 
-from raft_tasks.chat import ChatError, prompt_ids, render
+from raft_tasks.chat import ChatError, end_of_turn, prompt_ids, render
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion, row_seed
 from raft_tasks.generation.encoding import SentenceEncoder
@@ -189,8 +189,7 @@ class ServedBase:
                 "goes on with raw text (POST <base_url>/completions); by chat alone no user's turn is invented. Mend "
                 "the server, or set anchors.*.model to base"
             )
-        marks = [self.tokenizer.decode([token]) for token in stops]  # that a server shows, and has gone on after
-        return [replace(row, finished=row.finished and not any(mark in row.text for mark in marks)) for row in drawn]
+        return [self._read(row, ends, stops) for row in drawn]
 
     def generate(
         self,
@@ -210,7 +209,16 @@ class ServedBase:
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             seeds=seeds,
+            ends=[end_of_turn(self.tokenizer)],
         )
+
+    def _read(self, row: Completion, ends: Collection[int], stops: Collection[int]) -> Completion:
+        """Without the mark that ended it; unfinished where the server went on after another one. Not all show them."""
+        text = row.text
+        for token in ends:
+            text = text.removesuffix(self.tokenizer.decode([token]))
+        passed = any(self.tokenizer.decode([token]) in text for token in stops)
+        return replace(row, text=text, finished=row.finished and not passed)
 
     def _as_text(self, prefix: Sequence[int]) -> str:
         """The text of which the server's tokenizer makes these tokens, with what it puts before every text."""

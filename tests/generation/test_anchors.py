@@ -327,6 +327,9 @@ def test_what_a_server_went_on_after_a_special_token_is_unfinished() -> None:
     rows = invent([0, 1], base, SETTINGS)
     assert [row.prompt_finished for row in rows] == [False, False]
     assert len(base.endpoint.asked) == 2  # neither is answered
+    shown = served(tokenizer, Completion("What?<|im_end|>", True, 2))
+    [row] = invent([0], shown, SETTINGS)
+    assert (row.prompt, row.prompt_finished, row.answer, row.answer_finished) == ("What?", True, "What?", True)
 
 
 def test_a_server_that_refuses_raw_text_stops_the_stage() -> None:
