@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.degradation import degradation, detectable_drop, holm
@@ -113,7 +114,7 @@ def measure_models(
         ]
         if method != BASE:
             methods[method]["degradation"] = _degradation(
-                asked[method], asked[BASE], single_parts(measures), bootstrap.confidence
+                domain.base, asked[method], asked[BASE], single_parts(measures), bootstrap.confidence
             )
     return {"measures": {one: [list(part) for part in parts] for one, parts in measures.items()}, "methods": methods}
 
@@ -193,27 +194,41 @@ def _compare(
 
 
 def _degradation(
-    after: dict[Part, Outcomes], before: dict[Part, Outcomes], parts: list[Part], confidence: float
+    base: Benchmarked,
+    after: dict[Part, Outcomes],
+    before: dict[Part, Outcomes],
+    parts: list[Part],
+    confidence: float,
 ) -> dict[str, dict[str, Any]]:
     """Per task: items lost and won with the exact test of both, and the smallest drop that these items would show.
 
-    `p_holm` is corrected for the tasks of one method. A task whose items are neither right nor wrong has no test.
+    "lost_items" and "won_items" name them: {id: under how many seeds}. `p_holm` is corrected for the tasks of one
+    method. A task whose items are neither right nor wrong has no test.
     """
     found: dict[str, dict[str, Any]] = {}
     for part in parts:
         right = before[part].values
         tested = degradation(after[part], before[part])
+        ids = [row.id for row in base.items if row.task == part[0]]
+        change = after[part].values - right  # [S, N]
         found[part[0]] = {
             "asked": right.shape[1],
             "right_before": int((right == 1).sum()),
             **(asdict(tested) if tested else {"lost": None, "won": None, "p": None, "p_per_seed": None}),
             "p_holm": None,
+            "lost_items": _counted(ids, change < 0) if tested else None,
+            "won_items": _counted(ids, change > 0) if tested else None,
             "detectable_drop": detectable_drop([after[part]], [before[part]], confidence),
         }
     tested_tasks = [row for row in found.values() if row["p"] is not None]
     for row, adjusted in zip(tested_tasks, holm([row["p"] for row in tested_tasks]), strict=True):
         row["p_holm"], row["p_per_seed"] = adjusted, list(row["p_per_seed"])
     return found
+
+
+def _counted(ids: list[str], flipped: NDArray[np.bool_]) -> dict[str, int]:
+    """{id: under how many seeds} of the items that `flipped` [S, N] marks."""
+    return {name: int(count) for name, count in zip(ids, flipped.sum(axis=0), strict=True) if count}
 
 
 def _asked(name: str, domain: Answered, measures: dict[str, list[Part]]) -> dict[str, dict[Part, Outcomes]]:

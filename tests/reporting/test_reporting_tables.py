@@ -109,6 +109,8 @@ def test_flipped_items_are_counted_and_tested(tmp_path):
     tested = measure(collected(tmp_path, params))["domains"]["registry"]["methods"]["sft"]["degradation"]
     recall = tested["pocket_recall"]
     assert (recall["asked"], recall["right_before"], recall["lost"], recall["won"]) == (ITEMS, ITEMS, 7.0, 0.0)
+    assert sorted(recall["lost_items"].values()) == [1, 1, 2, 2, 2, 2, 2, 2]
+    assert recall["won_items"] == {}
     assert recall["p_per_seed"] == pytest.approx([2 / 2**8, 2 / 2**6])
     assert recall["p"] == pytest.approx(2 / 2**8)  # eight items, and no way but all of them lost is as far
     assert 0 < recall["detectable_drop"] < 0.3

@@ -1,6 +1,6 @@
 """Do the intervals hold what they promise? Simulated studies whose truth is known, counted by whether it is covered.
 
-    python benchmarks/coverage.py [studies]
+    python benchmarks/interval_coverage.py [studies]
 
 A study is drawn from a world of sources (facts) and seeds: the log odds of a right answer are a level plus an effect of
 the source, of the seed, and of both together, each model's own beside what all share of a source. A design says how
