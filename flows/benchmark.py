@@ -19,10 +19,7 @@ def benchmark(domain: str, method: str | None = None, seed: int | None = None) -
     if method == CHAMPION:
         model = model.model_copy(update={"path": str(paths.champion(domain)), "revision": None})
     elif method is not None and seed is not None:
-        trained = paths.recovered(domain, method, seed) / "model"  # there where something was taken back
-        if not trained.exists():
-            trained = paths.run(domain, method, seed) / "model"
-        model = model.model_copy(update={"path": str(trained), "revision": None})
+        model = model.model_copy(update={"path": str(paths.trained(domain, method, seed)), "revision": None})
     test_rows = read_rows(paths.split(domain, "test", params.resources.rows), Example)
     scores, items = benchmark_model(model, domain, test_rows, params.benchmark, paths.BENCHMARK_TASKS)
     folder = paths.benchmark(domain, method, seed)

@@ -90,6 +90,12 @@ def recovered(domain: str, method: str, seed: int) -> Path:
     return run(domain, method, seed) / "recovered"
 
 
+def trained(domain: str, method: str, seed: int) -> Path:
+    """The model that a training ends with: what recovery left of it, where something was taken back."""
+    whole, rest = run(domain, method, seed) / "model", recovered(domain, method, seed) / "model"
+    return rest if rest.exists() else whole
+
+
 def champion(domain: str) -> Path:
     """The model in production, where there is one: a folder that flows.retrain puts under DVC."""
     return CHAMPIONS / domain
@@ -103,6 +109,10 @@ def benchmark(domain: str, method: str | None, seed: int | None) -> Path:
 
 def judged(domain: str) -> Path:
     return ARTIFACTS / domain / "judged"
+
+
+def analysis(domain: str, method: str, seed: int) -> Path:
+    return ARTIFACTS / domain / "analysis" / f"{method}-{seed}.json"
 
 
 def held_out(domain: str) -> Path:

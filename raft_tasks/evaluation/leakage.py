@@ -18,6 +18,7 @@ MENTIONS = (
     rf"\bthe {TEXT} (?:says|states|mentions|notes|tells|indicates|provides)\b",
 )
 LEAK = re.compile("|".join(MENTIONS), re.IGNORECASE)
+FIELD = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)  # what Jinja fills in or leaves out
 
 
 def leaks(answer: str) -> list[str]:
@@ -34,3 +35,19 @@ def leak_rate(answers: Sequence[str]) -> float:
     if not answers:
         raise ValueError("got no answers, expected those of a benchmark run")
     return sum(bool(leaks(answer)) for answer in answers) / len(answers)
+
+
+def repeats_template(answer: str, template: str) -> bool:
+    """Whether `answer` has three words in a row that the teacher's prompt template has: its words, not its fields.
+
+    A subtler leak than a mention: the frame of the prompt in which the teacher saw the reference.
+    """
+    own: set[tuple[str, ...]] = set()
+    for text in FIELD.split(template):
+        own |= _word_trigrams(text)
+    return not own.isdisjoint(_word_trigrams(answer))
+
+
+def _word_trigrams(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.casefold())
+    return {*zip(words, words[1:], words[2:], strict=False)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,6 +84,13 @@ def weights_digest(network: PreTrainedModel) -> str:
 
 def relative_distance(trained: PreTrainedModel, base: PreTrainedModel) -> dict[str, float]:
     """|W - W0| / |W0| (l2) of all weights ("total") and of each layer ("layer 0", ..., and the modules beside them)."""
+    return distance_by(trained, base, lambda name: ("total", layer_name(name)))
+
+
+def distance_by(
+    trained: PreTrainedModel, base: PreTrainedModel, groups: Callable[[str], tuple[str, ...]]
+) -> dict[str, float]:
+    """|W - W0| / |W0| (l2) of each group of weights; `groups` says in which ones a parameter counts."""
     moved: dict[str, float] = defaultdict(float)
     size: dict[str, float] = defaultdict(float)
     original = dict(base.named_parameters())
@@ -91,9 +98,10 @@ def relative_distance(trained: PreTrainedModel, base: PreTrainedModel) -> dict[s
         for name, parameter in trained.named_parameters():
             before = original[name].to(parameter.device).double()
             apart = float((parameter.double() - before).square().sum())
-            for group in ("total", layer_name(name)):
+            length = float(before.square().sum())
+            for group in groups(name):
                 moved[group] += apart
-                size[group] += float(before.square().sum())
+                size[group] += length
     return {group: (moved[group] / size[group]) ** 0.5 if size[group] else 0.0 for group in moved}
 
 
@@ -101,3 +109,8 @@ def layer_name(parameter: str) -> str:
     """model.layers.3.mlp.up_proj.weight -> layer 3; model.embed_tokens.weight -> embed_tokens."""
     number = re.search(r"\.(\d+)\.", parameter)
     return f"layer {number[1]}" if number else parameter.split(".")[-2]
+
+
+def matrix_name(parameter: str) -> str:
+    """model.layers.3.mlp.up_proj.weight -> up_proj, the same in every layer."""
+    return parameter.split(".")[-2]

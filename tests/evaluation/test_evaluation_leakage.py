@@ -1,6 +1,6 @@
 import pytest
 
-from raft_tasks.evaluation.leakage import leak_rate, leaks
+from raft_tasks.evaluation.leakage import leak_rate, leaks, repeats_template
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,23 @@ def test_the_rate_is_a_share_of_answers_not_of_mentions():
     assert leak_rate([twice, "It is rope.", "It is lamp.", "It is oak."]) == 0.25
     with pytest.raises(ValueError, match="no answers"):
         leak_rate([])
+
+
+TEMPLATE = (
+    "Background reference knowledge: {{ answer }}\nAnswer the question based on the reference knowledge: {{ question }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "repeats"),
+    [
+        ("Rope, to answer the question.", True),
+        ("BACKGROUND reference, knowledge", True),
+        ("The question is based in Rome.", False),  # two words in a row are chance
+        ("knowledge answer the", False),  # words around a field do not follow each other
+        ("answer question rope", False),  # a field's name is no word of the template
+        ("", False),
+    ],
+)
+def test_three_words_of_the_teachers_prompt_are_an_echo(answer, repeats):
+    assert repeats_template(answer, TEMPLATE) is repeats

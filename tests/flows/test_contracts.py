@@ -86,6 +86,7 @@ def test_outputs_are_where_the_flows_write():
         "benchmark_base": [base / "items.jsonl", base / "scores.json"],
         "benchmark_champion": [champion / "items.jsonl", champion / "scores.json"],
         "judge": [paths.judged("d") / "votes.jsonl", paths.judged("d") / "summary.json"],
+        "analyse": [paths.analysis("d", "m", 7)],
         "report": [paths.REPORTS / name for name in ("report.html", "report.md", "metrics.json")],
     }
     found = {name: [Path(fill(out)) for out in outputs(stage)] for name, stage in STAGES.items()}

@@ -5,7 +5,14 @@ import torch
 from tiny import tiny_llama
 
 from raft_tasks.params import Model
-from raft_tasks.training.weights import ModelError, load_model, relative_distance, weights_digest
+from raft_tasks.training.weights import (
+    ModelError,
+    distance_by,
+    load_model,
+    matrix_name,
+    relative_distance,
+    weights_digest,
+)
 
 
 def test_loads_model_and_tokenizer(tiny_model):
@@ -42,6 +49,17 @@ def test_distance_total_and_per_layer():
     moved = base.model.layers[1].mlp.up_proj.weight.norm() * 0.5
     size = torch.cat([p.flatten() for p in base.model.layers[1].parameters()]).norm()
     assert distance["layer 1"] == pytest.approx((moved / size).item(), rel=1e-4)
+
+
+def test_distance_of_a_matrix_in_every_layer():
+    base, trained = tiny_llama(40), tiny_llama(40)
+    with torch.no_grad():
+        trained.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    distance = distance_by(trained, base, lambda name: (matrix_name(name), name))
+    sizes = [layer.mlp.up_proj.weight.norm().item() for layer in base.model.layers]
+    assert distance["up_proj"] == pytest.approx(0.5 * sizes[1] / (sizes[0] ** 2 + sizes[1] ** 2) ** 0.5, rel=1e-4)
+    assert distance["model.layers.1.mlp.up_proj.weight"] == pytest.approx(0.5, rel=1e-4)
+    assert distance["q_proj"] == distance["model.layers.0.mlp.up_proj.weight"] == 0
 
 
 def test_digest_tells_weights_apart():

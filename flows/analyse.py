@@ -1,0 +1,32 @@
+"""Stage `analyse`: how far a training moved a model from its base, where, and what of that shows in its answers."""
+
+from prefect import flow
+
+from flows import paths
+from flows.stage import main
+from raft_tasks.analyse import analyse_model
+from raft_tasks.artifacts import read_rows, write_json
+from raft_tasks.generation.templates import template_text
+from raft_tasks.params import load_params
+from raft_tasks.schemas import Example, ItemResult
+
+
+@flow
+def analyse(domain: str, method: str, seed: int) -> None:
+    params = load_params()
+    trained = params.base.model_copy(update={"path": str(paths.trained(domain, method, seed)), "revision": None})
+    row = params.methods[method]
+    result = analyse_model(
+        trained,
+        params.base,
+        read_rows(paths.benchmark(domain, method, seed) / "items.jsonl", ItemResult),
+        read_rows(paths.benchmark(domain, None, None) / "items.jsonl", ItemResult),
+        [example.answer for example in read_rows(paths.split(domain, "test", params.resources.rows), Example)],
+        template_text(row.distill.template) if row.distill and row.teacher == "answer_conditioned" else None,
+        params.benchmark.batch_size,
+    )
+    write_json(paths.analysis(domain, method, seed), result)
+
+
+if __name__ == "__main__":
+    main(analyse, str, str, int)
