@@ -376,6 +376,7 @@ def main() -> None:
         folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         service = Service(folder)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: SIGTERM"))
         try:
             service.start_server()
             service.deploy()
