@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import flow
+from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_runs import pause_flow_run
+from prefect.input import RunInput
 
 from flows import paths
 from flows.stage import Progress, main
@@ -21,6 +24,8 @@ from raft_tasks.registry import champion, released
 from raft_tasks.report import data_versions
 from raft_tasks.schemas import Example, Fused
 
+POLL_SECONDS = 5  # between two looks for a person's answer
+
 
 def judge_candidate(params: Params, domain: str) -> Verdict:
     """The verdict on the candidate that params name; one that passed lies at releases/<domain>, under DVC.
@@ -31,11 +36,31 @@ def judge_candidate(params: Params, domain: str) -> Verdict:
         InputError: if the pipeline has not run.
     """
     verdict, model = judged(params, domain)
+    if verdict.promoted and params.gate.approval is not None:
+        verdict = asked(verdict, params.gate.approval.timeout_hours)
     if verdict.promoted:
         card = (model / "README.md").read_text(encoding="utf-8")
         release(model, f"{card}\n{_release_notes(verdict)}", released(domain))
     write_verdict(verdict)
     return verdict
+
+
+class Approval(RunInput):
+    """What the run's page asks a person."""
+
+    approve: bool
+    name: str
+
+
+def asked(verdict: Verdict, hours: float) -> Verdict:
+    """Pause the run until a person has answered on its page; without an answer within `hours`: refused."""
+    form = Approval.with_initial_data(description=verdict.markdown())
+    key = f"approve-{verdict.domain}"
+    try:
+        answer = pause_flow_run(wait_for_input=form, timeout=int(hours * 3600), poll_interval=POLL_SECONDS, key=key)
+    except FlowPauseTimeout:
+        return verdict.refused(f"nobody within {hours:g} hours")
+    return verdict if answer.approve else verdict.refused(answer.name)
 
 
 def judged(params: Params, domain: str) -> tuple[Verdict, Path]:

@@ -60,7 +60,7 @@ class Verdict:
     champion: str | None
     checks: tuple[Check, ...]
     recovered: float | None = None  # coefficient of the interpolation towards the base that the candidate went through
-    refused_by: str | None = None  # the person who said no
+    refused_by: str | None = None  # the person who said no, or why nobody said yes
 
     @property
     def promoted(self) -> bool:
@@ -81,7 +81,7 @@ class Verdict:
         if self.promoted:
             return f"{made} passes every rule against {against}"
         if self.refused_by is not None:
-            return f"{made} passes every rule, and {self.refused_by} did not approve it"
+            return f"{made} passes every rule, and is refused by {self.refused_by}"
         broken = [
             f"{one.rule}: {one.candidate}, {one.limit} ({one.evidence})" for one in self.checks if one.result != "pass"
         ]

@@ -135,4 +135,4 @@ def test_the_verdict_is_one_table_and_one_line():
     assert [row["rule"] for row in verdict.rows()] == [one.rule for one in verdict.checks]
     approved = judge(RULES, "registry", model("raft-0"), BASE, CHAMPION, fidelity=0.99)
     assert not approved.refused("Ada").promoted
-    assert approved.refused("Ada").reason.endswith("and Ada did not approve it")
+    assert approved.refused("Ada").reason.endswith("and is refused by Ada")

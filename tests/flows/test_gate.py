@@ -3,18 +3,25 @@
 import json
 import shutil
 import subprocess
+import threading
+import time
+from contextvars import copy_context
 
 import pytest
 import yaml
 from conftest import ROOT
 from dvc.repo import Repo
-from prefect import flow
+from prefect import flow, get_client
+from prefect.flow_engine import run_flow
+from prefect.flow_runs import resume_flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Pending
 
 from flows import paths
-from flows.gate import judge_candidate
+from flows.gate import asked, judge_candidate
 from raft_tasks.artifacts import write_rows
 from raft_tasks.errors import InputError
+from raft_tasks.evaluation.gate import Check, Verdict
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.params import load_params
 from raft_tasks.schemas import Example, Fused, ItemResult
@@ -111,6 +118,40 @@ def test_a_near_miss_is_interpolated_benchmarked_and_judged_again(judged, projec
     assert next(one.rule for one in verdict.checks if one.result == "fail") == "domain"
     assert "interpolated to" in verdict.reason
     assert (paths.near_miss(DOMAIN) / "items.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "promoted", "reason"),
+    [
+        ({"approve": True, "name": "Ada"}, True, "passes every rule against"),
+        ({"approve": False, "name": "Ada"}, False, "is refused by Ada"),
+        (None, False, "is refused by nobody within"),
+    ],
+)
+def test_a_person_decides_where_params_ask_for_one(prefect_api, monkeypatch, answer, promoted, reason):
+    monkeypatch.setattr("flows.gate.POLL_SECONDS", 1)
+    verdict = Verdict("law", "raft-0", None, (Check("domain", "+1", "0", "", "pass"),))
+
+    @flow(persist_result=False)
+    def waiting():
+        return asked(verdict, hours=30 / 3600 if answer else 2 / 3600)
+
+    def say(run):
+        with get_client(sync_client=True) as client:
+            while not client.read_flow_run(run).state.is_paused():
+                time.sleep(0.2)
+        resume_flow_run(run, run_input=answer)
+
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        with get_client(sync_client=True) as client:
+            run = client.create_flow_run(waiting, state=Pending())
+        if answer:
+            person = threading.Thread(target=copy_context().run, args=(say, run.id))
+            person.start()
+        found = run_flow(waiting, flow_run=run)
+        if answer:
+            person.join()
+    assert (found.promoted, reason in found.reason) == (promoted, True)
 
 
 def test_without_a_pipeline_there_is_nothing_to_judge(project, prefect_api):
