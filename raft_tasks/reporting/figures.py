@@ -341,22 +341,22 @@ def distances(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
     return svg[0]
 
 
-def distances_by_part(domain: dict[str, Any], style: dict[str, tuple[str, str]]) -> str:
-    """Relative l2 distance to the base of every layer's weights and of what lies around them; the mean over seeds."""
-    rows = [(name, found["training"]) for name, found in domain["methods"].items() if "training" in found]
-    with _panel("How far, layer by layer", legend=True) as (axes, svg):
-        parts = list(rows[0][1]["relative_l2_by_part"])
-        for name, training in rows:
+def distances_by(domain: dict[str, Any], style: dict[str, tuple[str, str]], group: str, title: str) -> str:
+    """Relative l2 distance to the base of every member of a group of weights, such as "layers"; the mean over seeds."""
+    rows = [(name, found["analysis"]["distance"][group]) for name, found in domain["methods"].items() if name != BASE]
+    with _panel(title, legend=True) as (axes, svg):
+        members = list(rows[0][1])
+        for name, moved in rows:
             colour, marker = style[name]
-            values = [training["relative_l2_by_part"][part] for part in parts]
             axes.plot(
-                range(len(parts)), values, f"{marker}-", color=colour, markersize=4, linewidth=1, label=label(name)
+                range(len(members)), list(moved.values()), f"{marker}-", color=colour, markersize=4, label=label(name)
             )
-        shown = [part.removeprefix("layer ").replace("embed_tokens", "emb") for part in parts]
-        step = -(-len(parts) // 12)
-        axes.set_xticks(range(0, len(parts), step), shown[::step])
+        step = -(-len(members) // 12)
+        axes.set_xticks(range(0, len(members), step), [member[:12] for member in members[::step]])
+        if max(map(len, members)) > 3:
+            axes.tick_params(axis="x", rotation=20, labelsize=8)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("layer")
+        axes.set_ylabel("relative l2 distance")
         axes.grid(axis="x", visible=False)
         _outside_legend(axes)
     return svg[0]

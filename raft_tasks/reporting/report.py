@@ -264,6 +264,13 @@ def _figures(study: Study, metrics: dict[str, Any], paper: dict[str, Any], name:
                 ),
             ],
         ),
+        "analysis": (
+            "The same distance layer by layer and by kind of weight matrix, of the model that was benchmarked.",
+            [
+                figures.distances_by(found, style, "layers", "Distance to the base, by layer"),
+                figures.distances_by(found, style, "matrices", "Distance to the base, by kind of matrix"),
+            ],
+        ),
         "training": [
             (
                 f"Mean over seeds within their range, as a moving average over {figures.SMOOTHED} steps. Methods "
@@ -273,9 +280,9 @@ def _figures(study: Study, metrics: dict[str, Any], paper: dict[str, Any], name:
             ),
             (
                 "How far all weights together are from the base, |W \N{MINUS SIGN} W0| / |W0|: the mean as a bar, "
-                "every seed as a mark; and the same of every layer alone. The paper (SmolLM3-3B): "
+                "every seed as a mark. The paper (SmolLM3-3B): "
                 f"{', '.join(f'{label(method)} {moved}' for method, moved in paper['distance'].items())}.",
-                [figures.distances(found, style), figures.distances_by_part(found, style)],
+                [figures.distances(found, style)],
             ),
         ],
     }

@@ -44,6 +44,7 @@ class Trained(Run):
 
     summary: dict[str, Any]
     recovery: dict[str, Any]  # what was taken back after training: recovery.json
+    analysis: dict[str, Any]  # how far it is from the base, in its weights, words and answers: docs/analysis.md
     steps: dict[str, list[float | None]]  # column of steps.csv -> a value per optimiser step, None where empty
 
 
@@ -146,7 +147,9 @@ def collect(artifacts: Path, sweeps: Path, params: Params) -> Study:
                     )
                 )
                 result = benchmarked(root / "benchmarks" / name, f"benchmark@{domain}-{name}", name)
-                runs[method].append(Trained(result.scores, result.items, seed, summary, taken_back, steps))
+                moved = root / "analysis" / f"{name}.json"
+                analysis = read_json(note(moved, f"analyse@{domain}-{name}", f"distance to the base and drift, {name}"))
+                runs[method].append(Trained(result.scores, result.items, seed, summary, taken_back, analysis, steps))
         domains[domain] = DomainStudy(rejects, splits, questions, test, fused, judging, base, runs)
     anchors = {}
     for name in sorted({row.anchors.set for one in params.run.methods if (row := params.methods[one]).anchors}):

@@ -17,7 +17,6 @@ from raft_tasks.evaluation.degradation import degradation, detectable_drop, holm
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference, mean, ratio, recovery, verdict
 from raft_tasks.params import Params
-from raft_tasks.reporting.behaviour import measure_behaviour
 from raft_tasks.reporting.frontier import frontier_points
 from raft_tasks.reporting.refinement import measure_refinement
 from raft_tasks.reporting.study import BASE, Answered, Benchmarked, DomainStudy, Study
@@ -86,6 +85,7 @@ def _measure_domain(name: str, domain: DomainStudy, study: Study, bootstrap: Boo
     for method in domain.runs:
         methods[method]["training"] = _training(domain, method)
         methods[method]["recovery"] = _recovery(domain, method)
+        methods[method]["analysis"] = _means([run.analysis for run in domain.runs[method]])
     return {
         **found,
         "frontier": frontier_points(methods, study.sweeps, name) if "general" in found["measures"] else [],
@@ -106,8 +106,7 @@ def measure_models(
     asked = _asked(name, domain, measures)
     outcomes = {method: _by_measure(parts, measures) for method, parts in asked.items()}
     methods = _compare(outcomes, reference, candidate, bootstrap)
-    for method, seeds, models in _models(domain):
-        methods[method]["behaviour"] = measure_behaviour(models)
+    for method, seeds, _ in _models(domain):
         methods[method]["per_seed"] = [
             {"seed": seed, **{one: _seed_score(asked[method], measures[one], row) for one in measures}}
             for row, seed in enumerate(seeds)
@@ -313,12 +312,17 @@ def _training(domain: DomainStudy, method: str) -> dict[str, Any]:
         "seconds": float(np.mean([summary["seconds"] for summary in summaries])),
         "relative_l2": float(np.mean([summary["distance"]["total"] for summary in summaries])),
         "relative_l2_per_seed": [summary["distance"]["total"] for summary in summaries],
-        "relative_l2_by_part": {
-            part: float(np.mean([summary["distance"][part] for summary in summaries]))
-            for part in summaries[0]["distance"]
-            if part != "total"
-        },
     }
+
+
+def _means(seeds: list[Any]) -> Any:
+    """What the analysis found, number by number the mean over seeds; None where a seed has none."""
+    first = seeds[0]
+    if isinstance(first, dict):
+        return {name: _means([seed[name] for seed in seeds]) for name in first}
+    if isinstance(first, list):
+        return first  # examples: one seed's are enough
+    return None if None in seeds else float(np.mean(seeds))
 
 
 def _recovery(domain: DomainStudy, method: str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -113,11 +114,29 @@ def _write_domain(folder: Path, params: Params, levels: dict[str, tuple[float, .
         for seed in params.run.seeds:
             run = folder / "runs" / f"{method}-{seed}"
             distance = 0.02 + 0.004 * place + 0.0007 * seed
-            moved = {"total": distance, "embed_tokens": 2 * distance, "layer 0": distance / 2}
-            write_json(run / "summary.json", {"steps": 45, "seconds": 12.0 + 9 * place, "distance": moved})
+            write_json(
+                run / "summary.json", {"steps": 45, "seconds": 12.0 + 9 * place, "distance": {"total": distance}}
+            )
+            write_json(folder / "analysis" / f"{method}-{seed}.json", _analysis(distance, method == "raft"))
             write_json(run / "recovered" / "recovery.json", RECOVERED if method == "raft" else {"kind": None})
             _steps(run / "steps.csv", params.methods[method].teacher != "none", seed)
             _benchmark(folder / "benchmarks" / f"{method}-{seed}", test, levels[method], seed)
+
+
+def _analysis(distance: float, taught: bool) -> dict[str, Any]:
+    leak = {"share": 10 * distance, "share_base": 0.0, "items": 80, "examples": ["As the <reference> says."]}
+    sides = {"words": 9.5, "words_base": 6.0, "length_distance": 0.2, "style_distance": 0.31, "foreign": None}
+    return {
+        "distance": {
+            "total": distance,
+            "layers": {"embed_tokens": 2 * distance, "0": distance / 2},
+            "matrices": {"q_proj": distance, "down_proj": 3 * distance},
+            "parameters": {"model.norm.weight": distance},
+        },
+        "kl": {"domain": 40 * distance, "general": 20 * distance, "tasks": {"pocket_recall": 20 * distance}},
+        "leak": leak | ({"template": 0.25, "template_base": 0.0} if taught else {}),
+        "style": {f"{side}_{name}": value for side in ("domain", "general") for name, value in sides.items()},
+    }
 
 
 def _examples(split: str, wordings: int) -> list[Example]:

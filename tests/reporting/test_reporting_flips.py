@@ -8,7 +8,7 @@ def item(task, name, right, answer="said", prompt="<user>What is Q?<end>"):
 
 
 def trained(seed, items):
-    return Trained({}, items, seed, {}, {}, {})
+    return Trained({}, items, seed, {}, {}, {}, {})
 
 
 ASKED = Example(

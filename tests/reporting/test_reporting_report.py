@@ -262,9 +262,20 @@ def test_flips_are_counted_and_listed(report):
     assert len(report[2]) < 1_000_000
 
 
+def test_the_distance_to_the_base_is_shown(report):
+    raft = report[1]["domains"]["registry"]["methods"]["raft"]["analysis"]
+    shown = cells(report[2], "Words, leaks and drift")
+    kl = [f"{raft['kl'][side]:.2f}" for side in ("domain", "general")]
+    leaks = f"{points(raft['leak']['share'])} % 0.0 %"
+    assert shown["RAFT"] == [*kl, leaks, "25.0 % 0.0 %", "9.5 6.0", "9.5 6.0", "0.31", "0.31"]
+    assert shown["SFT"][3] == "–"  # no teacher whose words it could say
+    assert "“As the &lt;reference&gt; says.”" in report[2]
+
+
 def test_every_number_has_its_command(report):
     page = report[2]
-    command = "dvc repro -sf distill@registry-raft-0 recover@registry-raft-0 benchmark@registry-raft-0 distill@registry"
+    stages = " ".join(f"{stage}@registry-raft-0" for stage in ("distill", "recover", "benchmark", "analyse"))
+    command = f"dvc repro -sf {stages} distill@registry-raft-1"
     assert command in page
     assert "dvc repro -sf anchors" in page
     assert "<code>data/registry</code>, md5 0123456789.dir" in page
@@ -326,7 +337,7 @@ def test_several_domains_share_a_page(tmp_path):
     assert {link.removeprefix("#") for link in outline.links} <= set(outline.ids)
     assert page.count("<h1>") == 1
     assert page.count(headline(metrics, metrics["domains"]["statute"])) >= 1
-    assert [int(n) for n in re.findall(r"<b>Figure (\d+)\.", page)] == list(range(1, 14))
+    assert [int(n) for n in re.findall(r"<b>Figure (\d+)\.", page)] == list(range(1, 16))
 
 
 def test_one_seed_and_one_method_still_make_a_page(tmp_path):

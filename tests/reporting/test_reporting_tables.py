@@ -152,21 +152,14 @@ def test_training_is_averaged_over_seeds(metrics):
     assert training["relative_l2"] == pytest.approx(0.024 + 0.0007)
     assert len(training["relative_l2_per_seed"]) == 3
     assert training["seconds"] == 21
-    moved = training["relative_l2_by_part"]
-    assert moved == {"embed_tokens": pytest.approx(2 * 0.0247), "layer 0": pytest.approx(0.0247 / 2)}
 
 
-def test_words_and_leaks_are_counted_in_the_answers(tmp_path):
-    params = synthetic_params(seeds=[0, 1], methods=["sft"])
-    write_artifacts(tmp_path, params)
-    path = tmp_path / "registry" / "benchmarks" / "sft-1" / "items.jsonl"
-    told = "As the reference says, it is so."
-    rows = [row.model_copy(update={"answer": told}) for row in read_rows(path, ItemResult)]
-    write_rows(path, rows)
-    methods = measure(collected(tmp_path, params))["domains"]["registry"]["methods"]
-    assert methods["base"]["behaviour"]["leak_rate"] == 0
-    assert methods["sft"]["behaviour"]["leak_rate"] == 0.5  # one of two seeds
-    assert methods["sft"]["behaviour"]["words_general"] == pytest.approx((1 + 7) / 2)
+def test_the_analysis_is_averaged_over_seeds(metrics):
+    found = metrics["domains"]["registry"]["methods"]["sdft"]["analysis"]
+    assert found["kl"]["domain"] == pytest.approx(40 * 0.0247)
+    assert found["distance"]["matrices"]["down_proj"] == pytest.approx(3 * 0.0247)
+    assert found["style"]["domain_foreign"] is None
+    assert found["leak"]["examples"] == ["As the <reference> says."]
 
 
 def test_a_run_without_general_tasks(tmp_path):
