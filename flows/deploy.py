@@ -59,7 +59,10 @@ def automations(retrain: UUID) -> list[Automation]:
     from prefect.events.actions import ChangeFlowRunState, RunDeployment
     from prefect.events.schemas.automations import EventTrigger, Posture
 
-    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    from flows.retrain import OUTCOMES
+
+    states = ("Completed", "Failed", "Cancelled", "Crashed", *OUTCOMES)  # an event bears the name of the state
+    ends = {f"prefect.flow-run.{state}" for state in states}
     silent = EventTrigger(
         after={"prefect.flow-run.heartbeat"},
         expect={"prefect.flow-run.heartbeat", *ends},

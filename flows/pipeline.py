@@ -130,15 +130,16 @@ def run_stage(name: str, board: Board) -> str:
         output: list[str] = []
         link, ran = "", False
         assert process.stdout is not None
-        for line in process.stdout:
-            line = line.rstrip()
-            output.append(line)
-            if line.startswith(RUN_LINE):
-                link = line.removeprefix(RUN_LINE)
-                board.say(f"        {name}: started, {link}")
-            elif line.startswith(f"{name}: "):  # a stage's own progress
-                board.say(f"        {line}")
-            ran = ran or line.startswith("> python")
+        with process.stdout:
+            for line in process.stdout:
+                line = line.rstrip()
+                output.append(line)
+                if line.startswith(RUN_LINE):
+                    link = line.removeprefix(RUN_LINE)
+                    board.say(f"        {name}: started, {link}")
+                elif line.startswith(f"{name}: "):  # a stage's own progress
+                    board.say(f"        {line}")
+                ran = ran or line.startswith("> python")
         code = process.wait()
         seconds = time.monotonic() - began
         get_run_logger().info("\n".join(output))

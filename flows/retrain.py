@@ -54,6 +54,7 @@ from raft_tasks.schemas import Example
 P = ParamSpec("P")
 R = TypeVar("R")
 
+OUTCOMES = ("NoNews", "Promoted", "Kept")  # names of the state in which a run completes
 FORCE = "--force"
 STEPS = ("checkout", "artifacts", "news", "champions", "pipeline", "gate", "push", "publish")
 RUNS_AT_ONCE = 200  # that Prefect's API returns
@@ -100,16 +101,26 @@ def patiently(settings: Retrain, function: Callable[P, R], *arguments: P.args, *
     return tried(*arguments, **named)
 
 
+class RemoteAway(RuntimeError):
+    """The DVC remote does not take or give what it should; the message holds what DVC said."""
+
+
 def pull() -> None:
     """Get every artifact of the checkout's commit from the cache or the DVC remote; DVC makes the others anew."""
-    with Repo() as repo:
-        repo.pull(force=True, allow_missing=True)
+    try:
+        with Repo() as repo:
+            repo.pull(force=True, allow_missing=True)
+    except (DvcException, OSError) as error:
+        raise RemoteAway(f"`dvc pull` failed: {error}") from error
 
 
 def push() -> None:
     """Store every artifact of the checkout in the DVC remote."""
-    with Repo() as repo:
-        repo.push()
+    try:
+        with Repo() as repo:
+            repo.push()
+    except (DvcException, OSError) as error:
+        raise RemoteAway(f"`dvc push` failed, so nothing is tagged: {error}") from error
 
 
 def place_champion(domain: str, version: Version) -> None:
@@ -296,6 +307,7 @@ def set_aside(refused: dict[str, list[str]], params: Params, start: str) -> None
         news.take_back(domain, params.retrain.fetch[domain], start)
     if set(refused) == set(params.run.domains):  # nothing of this run stays, so what was up to date before still is
         checkout.git("restore", "--source", start, "--staged", "--worktree", "dvc.lock", str(paths.CHAMPIONS))
+        checkout.git("clean", "-ffdq", str(paths.CHAMPIONS))  # models that nothing keeps out of git any more
     lines = sorted(
         {*REFUSED.read_text(encoding="utf-8").splitlines(), *(line for came in refused.values() for line in came)}
     )

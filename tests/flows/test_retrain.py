@@ -1,0 +1,432 @@
+"""The scheduled service: its checkout, its lock, new data, one run after another, and a schedule with a worker."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import chdir
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from conftest import copy_project
+from dvc.repo import Repo
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from test_kill import wait_for
+
+from flows import checkout, news, retrain
+from flows.checkout import GitFailed, clean_checkout, git, only_one, publish
+from raft_tasks.errors import InputError
+from raft_tasks.params import DvcImport, Folder, HubRevision, load_params
+
+DROP = Folder(kind="folder", path="inbox/registry", into="data")
+# A pipeline of a second: the model is the data.
+GRAPH = """\
+vars: [champions/domains.yaml]
+stages:
+  distill:
+    cmd: mkdir -p artifacts/model && cat data/registry/*.jsonl > artifacts/model/weights
+    deps: [data/registry]
+    outs: [artifacts/model]
+  benchmark_champion:
+    matrix: {domain: "${champions}"}
+    cmd: cp champions/${item.domain}/weights artifacts/champion
+    deps: ["champions/${item.domain}"]
+    outs: [artifacts/champion]
+artifacts:
+  raft-registry: {path: releases/registry, type: model}
+"""
+
+
+def commit_all(folder, message="change"):
+    git("add", "--all", folder=folder)
+    git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", message, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A repository with a small graph."""
+    folder = copy_project(tmp_path_factory.mktemp("template"), {"retrain": {"retry_seconds": [0.0, 0.0]}})
+    for heavy in ("benchmarks", "docs", "models", "tests", "worlds"):
+        shutil.rmtree(folder / heavy)
+    (folder / "dvc.yaml").write_text(GRAPH)
+    (folder / "dvc.lock").unlink()
+    commit_all(folder)
+    return folder
+
+
+@pytest.fixture
+def repository(template, tmp_path):
+    """Someone's workspace."""
+    return Path(shutil.copytree(template, tmp_path / "repository"))
+
+
+@pytest.fixture
+def settings(repository):
+    return load_params(repository / "params.yaml").retrain
+
+
+def prepared(repository, settings):
+    return clean_checkout(repository, checkout.origin(repository, settings), settings)
+
+
+# --- the checkout
+
+
+def test_a_dirty_workspace_stays_out_of_the_checkout_and_untouched(repository, settings):
+    (repository / "params.yaml").write_text("broken")
+    (repository / "stray.txt").write_text("mine")
+    folder = prepared(repository, settings)
+    assert load_params(folder / "params.yaml").retrain == settings
+    assert not (folder / "stray.txt").exists()
+    assert (repository / "params.yaml").read_text() == "broken"
+    assert git("branch", "--show-current", folder=folder) == "retrain"
+    assert git("status", "--porcelain", folder=folder) == ""
+
+
+def test_the_caches_are_the_repositorys(repository, settings):
+    folder = prepared(repository, settings)
+    (folder / ".cache" / "calls.sqlite").write_text("calls")
+    assert (repository / ".cache" / "calls.sqlite").read_text() == "calls"
+    with Repo(str(folder)) as repo:
+        assert repo.cache.local_cache_dir == str(repository / ".dvc" / "cache")
+
+
+def test_what_a_killed_run_left_is_gone(repository, settings):
+    folder = prepared(repository, settings)
+    (folder / "data" / "registry" / "half.jsonl").write_text("{")
+    commit_all(folder)
+    git("-c", "user.name=t", "-c", "user.email=t@t", "tag", "-am", "x", "raft-registry@v1.0.0", folder=folder)
+    (folder / "artifacts").mkdir()
+    (folder / "artifacts" / "rest").write_text("x")
+    (folder / ".git" / "index.lock").write_text("")
+    prepared(repository, settings)
+    assert git("rev-parse", "HEAD", folder=folder) == git("rev-parse", "HEAD", folder=repository)
+    assert git("tag", folder=folder) == ""
+    assert not (folder / "artifacts").exists()
+    assert (repository / ".cache").is_dir()  # shared, not cleaned
+
+
+def test_the_branch_goes_on_from_the_last_run_with_new_code_merged_in(repository, settings):
+    folder = prepared(repository, settings)
+    (folder / "data" / "registry" / "week.jsonl").write_text("{}\n")
+    (folder / "dvc.lock").write_text("schema: '2.0'\n")
+    with chdir(folder):
+        assert checkout.commit("week 1")
+        assert not checkout.commit("nothing")
+        publish("retrain", [])
+    (repository / "README.md").write_text("new words")
+    (repository / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")  # both sides have one: no conflict
+    commit_all(repository)
+    prepared(repository, settings)
+    assert (folder / "README.md").read_text() == "new words"
+    assert (folder / "data" / "registry" / "week.jsonl").exists()
+    assert (folder / "dvc.lock").read_text() == "schema: '2.0'\n"
+
+
+def test_the_same_lines_changed_on_both_sides_are_for_people(repository, settings):
+    folder = prepared(repository, settings)
+    for side, text in ((folder, "one"), (repository, "two")):
+        (side / "README.md").write_text(text)
+        commit_all(side)
+    with chdir(folder):
+        publish("retrain", [])
+    with pytest.raises(InputError, match="merge them by hand and push the result as 'retrain'"):
+        prepared(repository, settings)
+
+
+def test_an_origin_that_does_not_answer(repository, settings, tmp_path):
+    with pytest.raises(GitFailed, match="nowhere"):
+        clean_checkout(repository, str(tmp_path / "nowhere"), settings)
+    with pytest.raises(InputError, match="elsewhere"):
+        checkout.origin(repository, settings.model_copy(update={"remote": "elsewhere"}))
+
+
+def test_two_clones_at_once_leave_one_winner(repository, settings, tmp_path):
+    git("clone", "-q", "--bare", str(repository), str(tmp_path / "bare"))
+    shared = settings.model_copy(update={"remote": "origin"})
+    folders = []
+    for name in ("a", "b"):
+        git("clone", "-q", str(tmp_path / "bare"), str(tmp_path / name))
+        assert checkout.origin(tmp_path / name, shared) == str(tmp_path / "bare")
+        folders.append(prepared(tmp_path / name, shared))
+    for folder in folders:
+        (folder / "model").write_text(folder.parent.parent.name)
+        with chdir(folder):
+            checkout.commit("a model")
+            git("tag", "-am", "x", "raft-registry@v1.0.0")
+    with chdir(folders[0]):
+        publish("retrain", ["raft-registry@v1.0.0"])
+    with chdir(folders[1]), pytest.raises(InputError, match="someone else pushed there"):
+        publish("retrain", ["raft-registry@v1.0.0"])
+    with chdir(folders[1]), pytest.raises(InputError, match="someone else pushed there"):
+        publish("another", ["raft-registry@v1.0.0"])  # all or nothing: the branch is new, the tag is not
+    assert git("show", "retrain:model", folder=tmp_path / "bare") == "a"
+    assert git("branch", "--list", "another", folder=tmp_path / "bare") == ""
+
+
+# --- the lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from flows.checkout import only_one
+with only_one(sys.argv[1], Path(sys.argv[1]), print):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_run_waits_until_the_first_one_ends_however_it_ends(repository):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(repository)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    said = []
+
+    def say(text):
+        said.append(text)
+        holder.send_signal(signal.SIGKILL)
+
+    with only_one(str(repository), repository, say):
+        assert holder.wait(10) == -signal.SIGKILL
+    holder.stdout.close()
+    assert len(said) == 1
+    assert f"process {holder.pid} of " in said[0]
+
+
+# --- new data
+
+
+def drop(repository, name, text):
+    (repository / DROP.path / name).parent.mkdir(parents=True, exist_ok=True)
+    (repository / DROP.path / name).write_text(text)
+
+
+def test_a_folder_drop_brings_what_is_finished_and_differs(repository, settings):
+    for name in ("new.jsonl", ".hidden", "x.partial", "sub/deep.jsonl"):
+        drop(repository, name, "{}\n")
+    with chdir(prepared(repository, settings)):
+        came = news.fetch("registry", DROP, repository, [])
+        assert [line.split()[0] for line in came] == ["data/registry/new.jsonl", "data/registry/sub/deep.jsonl"]
+        assert news.fetch("registry", DROP, repository, []) == []
+        start = git("rev-parse", "HEAD")
+        checkout.commit("news")
+        drop(repository, "new.jsonl", "{}\n{}\n")
+        changed = news.fetch("registry", DROP, repository, [])
+        assert len(changed) == 1
+        assert changed[0] not in came
+        checkout.commit("more news")
+        news.take_back("registry", DROP, start)
+        assert git("diff", "--cached", start, "--stat") == ""
+        assert len(news.fetch("registry", DROP, repository, changed)) == 1  # the deep one: the other was refused
+
+
+def test_a_folder_under_dvc_stays_there(repository, settings):
+    with chdir(prepared(repository, settings)):
+        git("rm", "-r", "-q", "--cached", "data/registry")
+        with Repo() as repo:
+            repo.add("data/registry")
+        checkout.commit("under DVC")
+        start, before = git("rev-parse", "HEAD"), Path("data/registry.dvc").read_text()
+        drop(repository, "new.jsonl", "{}\n")
+        assert len(news.fetch("registry", DROP, repository, [])) == 1
+        assert Path("data/registry.dvc").read_text() != before
+        assert git("ls-files", "data/registry") == ""
+        news.take_back("registry", DROP, start)
+        assert Path("data/registry.dvc").read_text() == before
+
+
+def test_a_folder_that_is_not_there_may_come_back(repository, settings):
+    shutil.rmtree(repository / DROP.path)
+    with chdir(prepared(repository, settings)), pytest.raises(news.SourceAway, match="inbox/registry is not there"):
+        news.fetch("registry", DROP, repository, [])
+
+
+def test_the_hubs_newest_commit_is_pinned(repository, settings, monkeypatch):
+    import huggingface_hub
+
+    old, new, source = "a" * 40, "b" * 40, HubRevision(kind="hub")
+    text = (repository / "params.yaml").read_text()
+    values = yaml.safe_load(text)
+    hub = {"id": "o/n", "config": None, "data_files": None, "split": "train", "revision": old}
+    values["domains"]["registry"]["hub"] = {**hub, "streaming": False, "where": {}, "limit": None}
+    (repository / "params.yaml").write_text("# a comment\n" + yaml.safe_dump(values))
+    commit_all(repository)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha=new))
+    with chdir(prepared(repository, settings)):
+        start = git("rev-parse", "HEAD")
+        assert news.fetch("registry", source, repository, [f"o/n revision:{new}"]) == []
+        assert news.fetch("registry", source, repository, []) == [f"o/n revision:{new}"]
+        assert load_params().domains["registry"].hub.revision == new
+        assert Path("params.yaml").read_text().startswith("# a comment\n")
+        assert news.fetch("registry", source, repository, []) == []
+        news.take_back("registry", source, start)
+        assert git("status", "--porcelain") == ""
+
+        def away(self, name):
+            raise OSError("no network")
+
+        monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", away)
+        with pytest.raises(news.SourceAway, match="no network"):
+            news.fetch("registry", source, repository, [])
+
+
+def test_an_import_is_updated(repository, settings, tmp_path):
+    elsewhere = tmp_path / "pairs.jsonl"
+    elsewhere.write_text("{}\n")
+    source = DvcImport(kind="dvc", path="data/registry/bought.jsonl.dvc")
+    with chdir(prepared(repository, settings)):
+        with Repo() as repo:
+            repo.imp_url(str(elsewhere), "data/registry/bought.jsonl")
+        checkout.commit("bought")
+        assert news.fetch("registry", source, repository, []) == []
+        elsewhere.write_text("{}\n{}\n")
+        came = news.fetch("registry", source, repository, [])
+        assert [line.split()[0] for line in came] == [source.path]
+        git("restore", source.path)
+        assert news.fetch("registry", source, repository, came) == []  # refused
+        assert Path("data/registry/bought.jsonl").read_text() == "{}\n"
+        elsewhere.unlink()
+        with pytest.raises(news.SourceAway, match="bought"):
+            news.fetch("registry", source, repository, [])
+
+
+# --- the flow
+
+
+@pytest.fixture
+def service(repository, prefect_api, monkeypatch):
+    """Runs the flow with a gate that promotes unless the data says `poison`; returns the state's name and message."""
+
+    def judge(params, domain):
+        good = b"poison" not in Path("artifacts/model/weights").read_bytes()
+        if good:
+            shutil.copytree("artifacts/model", "releases/registry", dirs_exist_ok=True)
+            with Repo() as repo:
+                repo.add("releases/registry")
+        return SimpleNamespace(promoted=good, reason="better" if good else "forgets", rows=lambda: [{"check": "x"}])
+
+    monkeypatch.setattr(retrain, "judge_candidate", judge)
+
+    def run(**parameters):
+        with chdir(repository), temporary_settings({PREFECT_API_URL: prefect_api}):
+            state = retrain.retrain(**parameters, return_state=True)
+        if state.is_failed():
+            raise state.result(raise_on_failure=False)
+        return state.name, state.message
+
+    return run
+
+
+def test_promote_then_nothing_new_then_refuse_then_go_on(service, repository):
+    assert service() == ("Promoted", "registry: better")
+    first = git("rev-parse", "retrain", folder=repository)
+    assert git("tag", folder=repository).split() == ["raft-registry#prod#1", "raft-registry@v1.0.0"]
+    assert git("status", "--porcelain", folder=repository) == ""
+    assert service()[0] == "NoNews"
+
+    poison = {"id": "p", "answer": "poison"}
+    drop(repository, "week2.jsonl", json.dumps(poison) + "\n")
+    assert service() == ("Kept", "registry: forgets")
+    assert (
+        git("diff", "--stat", first, "retrain", "--", "data", "dvc.lock", "champions/registry.dvc", folder=repository)
+        == ""
+    )
+    assert "week2.jsonl" in git("show", "retrain:champions/refused.txt", folder=repository)
+    assert "poison" in git("show", "retrain~1:data/registry/week2.jsonl", folder=repository)  # what was judged is kept
+    assert service()[0] == "NoNews"  # what was refused does not come again
+
+    drop(repository, "week2.jsonl", "{}\n")
+    assert service() == ("Promoted", "registry: better")
+    assert "raft-registry@v2.0.0" in git("tag", folder=repository).split()
+    folder = repository / ".raft" / "checkout"
+    assert "versions:\n  registry: raft-registry@v1.0.0" in (folder / "champions" / "domains.yaml").read_text()
+    with chdir(folder), Repo() as repo:
+        assert repo.status(cloud=True) == {}
+        assert repo.status() == {}
+    git("fsck", folder=repository)
+
+
+def test_a_source_that_is_away_is_tried_again_and_changes_nothing(service, repository, monkeypatch):
+    tries = []
+
+    def away(*arguments):
+        tries.append(arguments)
+        raise news.SourceAway("the folder is away")
+
+    monkeypatch.setattr(news, "fetch", away)
+    with pytest.raises(news.SourceAway):
+        service()
+    assert len(tries) == 3  # retry_seconds holds two waits
+    monkeypatch.setattr(news, "fetch", lambda *arguments: (_ for _ in ()).throw(InputError("wrong")))
+    with pytest.raises(InputError, match="wrong"):
+        service()
+    assert git("branch", "--list", "retrain", folder=repository) == ""
+
+
+def test_a_remote_that_is_away_leaves_no_tag(service, repository):
+    (repository / ".cache").mkdir()
+    (repository / ".cache" / "dvc-remote").write_text("no folder")  # as an unmounted disk
+    with pytest.raises(retrain.RemoteAway, match="`dvc push` failed, so nothing is tagged: .*dvc-remote"):
+        service()
+    assert git("tag", folder=repository) == ""
+    assert git("branch", "--list", "retrain", folder=repository) == ""
+    (repository / ".cache" / "dvc-remote").unlink()
+    assert service()[0] == "Promoted"
+
+
+def test_params_that_do_not_fit_are_named_together(service, repository):
+    values = yaml.safe_load((repository / "params.yaml").read_text())
+    values["retrain"].update(candidate={"method": "fapm", "seed": 9})
+    (repository / "params.yaml").write_text(yaml.safe_dump(values))
+    commit_all(repository)
+    with pytest.raises(InputError, match=r"candidate\.method: got 'fapm'(.|\n)*candidate\.seed: got 9"):
+        service()
+
+
+def test_a_schedule_creates_a_run_and_a_worker_executes_it(repository, prefect_api, clean_environment, tmp_path):
+    (repository / "dvc.yaml").write_text("vars: [champions/domains.yaml]\n")  # nothing to do: as cheap as a run can be
+    commit_all(repository)
+    file = yaml.safe_load((repository / "prefect.yaml").read_text())
+    (weekly,) = (one for one in file["deployments"] if one["name"] == "retrain")
+    assert weekly["schedules"][0]["cron"] == "0 3 * * 1"
+    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 15))
+    weekly["schedules"] = [{"interval": 86400, "anchor_date": soon}]
+    (repository / "prefect.yaml").write_text(yaml.safe_dump(file))
+    environment = {**clean_environment, "PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(tmp_path / "home")}
+
+    deploy = [sys.executable, "-m", "flows.deploy"]
+    done = subprocess.run(deploy, cwd=repository, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    worker = subprocess.Popen(
+        [*deploy, "worker"],
+        cwd=repository,
+        env={**environment, "PREFECT_WORKER_QUERY_SECONDS": "1"},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with temporary_settings({PREFECT_API_URL: prefect_api}), get_client(sync_client=True) as client:
+            retrains = client.read_deployment_by_name("retrain/retrain")
+            assert retrains.global_concurrency_limit.limit == 1
+            assert client.read_deployment_by_name("pipeline/pipeline").schedules == []
+
+            def ended():
+                runs = [run for run in client.read_flow_runs() if run.deployment_id == retrains.id]
+                return [run for run in runs if run.state and run.state.is_final()]
+
+            (run,) = wait_for(ended, "the scheduled run")
+            client.delete_deployment(retrains.id)
+            for automation in client.read_automations():
+                client.delete_automation(automation.id)
+        assert run.auto_scheduled
+        assert (run.state.name, run.parameters) == ("NoNews", {"force": False}), run.state.message
+        assert run.total_run_time.total_seconds() < 20
+    finally:
+        os.killpg(worker.pid, signal.SIGTERM)  # the worker is a child of `flows.deploy`
+        worker.wait(30)
