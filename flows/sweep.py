@@ -1,0 +1,101 @@
+"""Sweeps as queues of DVC experiments: `python -m flows.sweep tau` runs what is missing and writes sweeps/tau.csv.
+
+Not a stage: an experiment is a run of the whole graph with one key of params.yaml changed, in a folder of DVC's own.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from dvc.api import read as read_dvc
+from dvc.exceptions import DvcException
+
+from flows import paths
+from flows.checkout import GitFailed, git
+from raft_tasks.artifacts import atomic_file
+from raft_tasks.errors import InputError
+from raft_tasks.params import load_params
+from raft_tasks.reporting.sweeps import COLUMNS
+
+DEFINITIONS = paths.SWEEPS / "sweeps.yaml"
+METRICS = paths.REPORTS / "metrics.json"
+
+
+def sweep(name: str) -> None:
+    """Queue and run the sweep's experiments that HEAD has not yet, then collect them all.
+
+    Raises:
+        InputError: an unknown sweep, or experiments that failed.
+    """
+    definitions = yaml.safe_load(DEFINITIONS.read_text(encoding="utf-8"))
+    if name not in definitions:
+        raise InputError(f"got the sweep {name!r}, expected one of {DEFINITIONS}: {', '.join(definitions)}")
+    parameter, values, methods = (definitions[name][key] for key in ("parameter", "values", "methods"))
+    experiments = {f"{name}-{value}": value for value in values}
+    missing = [experiment for experiment in experiments if revision(experiment) is None]
+    for experiment in missing:
+        changes = [f"{parameter}={experiments[experiment]}", f"run.methods=[{','.join(methods)}]"]
+        command = ["exp", "run", "--queue", "--name", experiment]
+        # with the call store an experiment asks models just for what is new; DVC cannot copy it without its folder
+        command += ["--copy-paths", str(paths.CALLS.parent)] if paths.CALLS.exists() else []
+        dvc(*command, *(part for change in changes for part in ("--set-param", change)))
+    if missing:
+        dvc("exp", "run", "--run-all", "--jobs", str(load_params().resources.processes))
+    lost = [experiment for experiment in experiments if revision(experiment) is None]
+    if lost:
+        raise InputError(
+            f"{', '.join(lost)} did not end well; `dvc queue logs {lost[0]}` says why. The same command, given "
+            "again, goes on with what is missing"
+        )
+    path = paths.SWEEPS / f"{name}.csv"
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(COLUMNS)
+        for experiment, value in experiments.items():
+            metrics = json.loads(read_dvc(str(METRICS), rev=revision(experiment)))
+            table.writerows([parameter, value, *row, experiment] for row in scores(metrics, methods))
+    print(f"{path}: {len(experiments)} experiments. `dvc repro report` draws it")
+
+
+def scores(metrics: dict[str, Any], methods: list[str]) -> Iterator[list[Any]]:
+    """domain, method, seeds, measure, estimate, low, high of every score of metrics.json."""
+    for domain, measured in metrics["domains"].items():
+        for method in methods:
+            for measure, score in measured["methods"][method]["scores"].items():
+                yield [domain, method, score["n_seeds"], measure, *(score[key] for key in ("estimate", "low", "high"))]
+
+
+def revision(experiment: str) -> str | None:
+    """The commit of a finished experiment on top of HEAD."""
+    head = git("rev-parse", "HEAD")
+    return git("for-each-ref", "--format=%(objectname)", f"refs/exps/{head[:2]}/{head[2:]}/{experiment}") or None
+
+
+def dvc(*arguments: str) -> None:
+    """Run DVC; its output is shown.
+
+    Raises:
+        InputError: it failed.
+    """
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments])
+    if done.returncode:
+        raise InputError(f"dvc {' '.join(arguments)} ended with code {done.returncode}; its message stands above")
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(f"error: sweep takes one name of {DEFINITIONS}, got {sys.argv[1:]}")
+    try:
+        sweep(sys.argv[1])
+    except (InputError, GitFailed, DvcException) as error:
+        sys.exit(f"error: sweep: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import sweep as sweeps
+from raft_tasks.errors import InputError
+from raft_tasks.params import Params
+
+DEFINITIONS = yaml.safe_load(sweeps.DEFINITIONS.read_text())
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_every_value_of_a_sweep_makes_good_params(name):
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    definition = DEFINITIONS[name]
+    assert set(definition["methods"]) <= set(raw["methods"])
+    *where, key = definition["parameter"].split(".")
+    for value in definition["values"]:
+        changed = copy.deepcopy(raw)
+        node = changed
+        for part in where:
+            node = node[part]
+        assert key in node
+        node[key] = value
+        Params.model_validate(changed)
+
+
+def test_scores_are_those_of_metrics_json():
+    score = {"estimate": 0.9, "low": None, "high": None, "n_seeds": 3}
+    metrics = {"domains": {"registry": {"methods": {"raft": {"scores": {"domain_acc": score}}, "base": {}}}}}
+    assert list(sweeps.scores(metrics, ["raft"])) == [["registry", "raft", 3, "domain_acc", 0.9, None, None]]
+
+
+def test_an_unknown_sweep_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match=r"got the sweep 'nothing', expected one of .*: tau, temperature"):
+        sweeps.sweep("nothing")
