@@ -35,8 +35,8 @@ def length_distance(lengths: Sequence[int], others: Sequence[int]) -> float:
 
 
 def trigrams(text: str) -> Iterator[str]:
-    """Character trigrams of a text with marked ends; white space counts as one blank."""
-    marked = f"\x02{' '.join(text.split())}\x03"
+    """Character trigrams of a text with marked ends, so that an empty one has one; white space counts as one blank."""
+    marked = f"\x02\x02{' '.join(text.split())}\x03"
     return (marked[at : at + 3] for at in range(len(marked) - 2))
 
 
@@ -44,11 +44,11 @@ def style_distance(texts: Sequence[str], others: Sequence[str]) -> float:
     """Jensen-Shannon divergence of two samples' trigram frequencies, in bits: 0 the same, 1 nothing in common.
 
     Raises:
-        ValueError: a sample without any text.
+        ValueError: an empty sample.
     """
+    if not texts or not others:
+        raise ValueError(f"got {len(texts)} and {len(others)} texts, expected some of both")
     p, q = (Counter(gram for text in sample for gram in trigrams(text)) for sample in (texts, others))
-    if not p or not q:
-        raise ValueError(f"got {p.total()} and {q.total()} trigrams, expected some of both")
 
     def half(one: Counter[str], other: Counter[str]) -> float:
         shares = ((n / one.total(), other[gram] / other.total()) for gram, n in one.items())
@@ -74,14 +74,13 @@ class Styles:
         return foreign > own
 
 
-def told_apart(own: Sequence[str], foreign: Sequence[str]) -> float:
+def told_apart(own: Sequence[str], foreign: Sequence[str]) -> float | None:
     """How well `Styles` tells texts that it has not seen: balanced accuracy, every second text held out.
 
-    Raises:
-        ValueError: fewer than two texts of a style.
+    None with fewer than two texts of a style: there is nothing to hold out.
     """
     if min(len(own), len(foreign)) < 2:
-        raise ValueError(f"got {len(own)} and {len(foreign)} texts, expected at least two of each style")
+        return None
     styles = Styles(own[::2], foreign[::2])
     return (fmean(not styles.is_foreign(text) for text in own[1::2]) + fmean(map(styles.is_foreign, foreign[1::2]))) / 2
 
@@ -93,7 +92,8 @@ def foreign_share(answers: Sequence[str], own: Sequence[str], foreign: Sequence[
         own: the base's answers.
         foreign: the references that the domain's data holds.
     """
-    if told_apart(own, foreign) < TOLD_APART:
+    apart = told_apart(own, foreign)
+    if apart is None or apart < TOLD_APART:
         return None
     styles = Styles(own, foreign)
     return fmean(map(styles.is_foreign, answers))
