@@ -356,7 +356,6 @@ def distances_by(domain: dict[str, Any], style: dict[str, tuple[str, str]], grou
         if max(map(len, members)) > 3:
             axes.tick_params(axis="x", rotation=20, labelsize=8)
         axes.set_ylim(bottom=0)
-        axes.set_ylabel("relative l2 distance")
         axes.grid(axis="x", visible=False)
         _outside_legend(axes)
     return svg[0]
