@@ -24,7 +24,7 @@ from typing import Any
 
 from flows import paths
 from raft_tasks.artifacts import read_rows, write_json, write_rows
-from raft_tasks.compare import located
+from raft_tasks.compare import REVISION, located
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import DOMAIN_TASK, evaluate
 from raft_tasks.params import Model, Params, load_params
@@ -56,10 +56,15 @@ def compare(models: dict[str, list[str]], domains: list[str], tasks: list[str], 
                 folders = [
                     str(paths.ARTIFACTS / domain / "runs" / "{}" / part) for part in ("recovered/model", "model")
                 ]
-                with located(what, folders, params.base) as model:
-                    # a revision's run is another model in every domain; any other model is asked the general items once
-                    again_general = place == 0 or what.startswith("git:")
-                    scores, items = _answers(model, domain, rows, tasks if again_general else [], params)
+                # a revision's run is another model in every domain; any other model is asked the general items once
+                ask = tasks if place == 0 or what.startswith(REVISION) else []
+                try:
+                    with located(what, folders, params.base) as model:
+                        scores, items = _answers(model, domain, rows, ask, params)
+                except OSError as error:
+                    raise InputError(
+                        f"{label}={what} cannot be loaded: {str(error)[:500]}; check the folder, or hub id and network"
+                    ) from error
                 general = [row for row in items if row.task != DOMAIN_TASK] or general
                 items = [row for row in items if row.task == DOMAIN_TASK] + general
                 write_rows(output / "items" / domain / f"{label}.jsonl", items)

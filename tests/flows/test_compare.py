@@ -1,6 +1,7 @@
 """Any models side by side: folders, and what revisions and experiments of a repository hold."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -97,6 +98,40 @@ def test_a_folder_a_commit_and_an_experiment_are_compared(inside, capsys):
     assert "git:clear-mole:raft-0" in page
     assert "python -m flows.compare" in page
     assert "| raft |" in capsys.readouterr().out
+
+
+def test_general_items_are_asked_once_of_a_model_that_is_the_same_in_every_domain(inside, tmp_path, monkeypatch):
+    questions = inside / "artifacts" / "{}" / "examples" / "test.jsonl"
+    write_rows(Path(str(questions).format("clinic")), read_rows(Path(str(questions).format("registry")), Example))
+    asked = []
+
+    def evaluate(model, domain, rows, settings, tasks, work):
+        asked.append((domain, list(settings.tasks)))
+        names = [("domain", row.id) for row in rows] + [(task, str(n)) for task in settings.tasks for n in range(20)]
+        metrics = {"acc": 1.0, "complete": 0.0}
+        return {}, [
+            ItemResult(task=task, id=name, source=name, metrics=metrics, prompt="", answer="") for task, name in names
+        ]
+
+    monkeypatch.setattr("flows.compare.evaluate", evaluate)
+    models = [f"base={BASE}", f"sft={BASE}", f"other={BASE}"]
+    main([*models, "--domain", "registry", "--domain", "clinic", "--tasks", "recall", "--output", str(tmp_path)])
+    assert asked == [("registry", ["recall"]), ("clinic", [])] * 3
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["domains"]["clinic"]["methods"]["other"]["against_reference"]["recall"]["estimate"] == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<table>") == page.count("<caption>") == page.count("</table>")
+    assert page.count("<h1>") == 1
+    assert not re.search(r"(src|href)=.http", page)
+
+
+def test_a_model_that_cannot_be_loaded_is_said(inside, monkeypatch):
+    def evaluate(*_):
+        raise OSError("owner/name is not a valid model identifier")
+
+    monkeypatch.setattr("flows.compare.evaluate", evaluate)
+    with pytest.raises(InputError, match=r"base=owner/name cannot be loaded: .* network"):
+        main(["base=owner/name", f"other={BASE}", "--domain", "registry"])
 
 
 def test_recovered_models_come_first(inside):
