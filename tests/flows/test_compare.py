@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from dvc.repo import Repo
 
 from flows import paths
@@ -19,6 +18,7 @@ from raft_tasks.errors import InputError
 from raft_tasks.params import Model
 from raft_tasks.schemas import Example, ItemResult
 
+ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "models" / "pocket-base"
 FOLDERS = ["artifacts/registry/runs/{}/recovered/model", "artifacts/registry/runs/{}/model"]
 SETTINGS = Model(path="models/base", revision=None, dtype="float32", system=None)
