@@ -169,6 +169,8 @@ def without_thoughts(text: str) -> tuple[str, bool]:
     A model may think in spite of the closed block that its template put before the answer.
     """
     said = THOUGHT.sub("", text)
+    if "</think>" in said and "<think>" not in said:  # a thought whose beginning the model left out
+        said = said.rpartition("</think>")[2]
     if "<think>" in said:
         return said[: said.index("<think>")].strip(), True
     return (text if said == text else said.strip()), False

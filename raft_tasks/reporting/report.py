@@ -38,7 +38,12 @@ OPPOSITE: dict[Verdict, Verdict] = {
     "lower": "higher",
     "no clear difference": "no clear difference",
 }
-MEASURE_NAMES = {"domain_acc": "domain", "domain_complete": "domain, complete", "general": "general"}
+MEASURE_NAMES = {
+    "domain_acc": "domain",
+    "domain_complete": "domain, complete",
+    "domain_judged": "domain, judged",
+    "general": "general",
+}
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raft_tasks.artifacts import read_json, read_rows
+from raft_tasks.evaluation.verdicts import with_verdicts
 from raft_tasks.params import Params
 from raft_tasks.reporting.sweeps import Sweep, read_sweeps
-from raft_tasks.schemas import Anchor, Example, Fused, ItemResult, Reject, RejectedAnchor
+from raft_tasks.schemas import Anchor, Example, Fused, ItemResult, Judged, Reject, RejectedAnchor
 
 BASE = "base"  # the untouched model's place among the methods
 
@@ -105,11 +106,10 @@ def collect(artifacts: Path, sweeps: Path, params: Params) -> Study:
         files.append(Artifact(path, stage, holds))
         return path
 
-    def benchmarked(folder: Path, stage: str, whose: str) -> Benchmarked:
-        return Benchmarked(
-            read_json(note(folder / "scores.json", stage, f"lm-eval's totals, {whose}")),
-            read_rows(note(folder / "items.jsonl", stage, f"every answer and its scores, {whose}"), ItemResult),
-        )
+    def benchmarked(folder: Path, stage: str, whose: str, judged: list[Judged] | None) -> Benchmarked:
+        scores = read_json(note(folder / "scores.json", stage, f"lm-eval's totals, {whose}"))
+        items = read_rows(note(folder / "items.jsonl", stage, f"every answer and its scores, {whose}"), ItemResult)
+        return Benchmarked(scores, items if judged is None else with_verdicts(items, whose, judged))
 
     model = read_json(note(artifacts / "models" / "base.json", "models", "identity of the base model"))
     domains, rows = {}, params.resources.rows
@@ -130,7 +130,11 @@ def collect(artifacts: Path, sweeps: Path, params: Params) -> Study:
             questions = read_json(
                 note(pairs, f"question@{domain}", "pairs made from documents, by what became of them")
             )
-        base = benchmarked(root / "benchmarks" / BASE, f"benchmark_base@{domain}", BASE)
+        judged = None
+        if domain in params.run.judged:
+            votes = note(root / "judged" / "votes.jsonl", f"judge@{domain}", "the panel's votes on every answer")
+            judged = read_rows(votes, Judged)
+        base = benchmarked(root / "benchmarks" / BASE, f"benchmark_base@{domain}", BASE, judged)
         runs: dict[str, list[Trained]] = {}
         for method in params.run.methods:
             runs[method] = []
@@ -146,7 +150,7 @@ def collect(artifacts: Path, sweeps: Path, params: Params) -> Study:
                         f"what was taken back, {name}",
                     )
                 )
-                result = benchmarked(root / "benchmarks" / name, f"benchmark@{domain}-{name}", name)
+                result = benchmarked(root / "benchmarks" / name, f"benchmark@{domain}-{name}", name, judged)
                 moved = root / "analysis" / f"{name}.json"
                 analysis = read_json(note(moved, f"analyse@{domain}-{name}", f"distance to the base and drift, {name}"))
                 runs[method].append(Trained(result.scores, result.items, seed, summary, taken_back, analysis, steps))

@@ -16,12 +16,13 @@ from raft_tasks.errors import InputError
 from raft_tasks.evaluation.degradation import degradation, detectable_drop, holm
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference, mean, ratio, recovery, verdict
+from raft_tasks.evaluation.verdicts import METRIC
 from raft_tasks.params import Params
 from raft_tasks.reporting.frontier import frontier_points
 from raft_tasks.reporting.refinement import measure_refinement
 from raft_tasks.reporting.study import BASE, Answered, Benchmarked, DomainStudy, Study
 
-DOMAIN_MEASURES = {"domain_acc": "acc", "domain_complete": "complete"}
+DOMAIN_MEASURES = {"domain_acc": "acc", "domain_complete": "complete", "domain_judged": "judged"}
 ACRONYMS = {"sft", "sdft", "raft", "fapm", "dft", "eaft", "kl", "ce", "ema"}
 
 Part = tuple[str, str]  # task, metric
@@ -248,7 +249,10 @@ def _seed_score(outcomes: dict[Part, Outcomes], parts: list[Part], row: int) -> 
 
 def measures_of(base: Benchmarked, tasks: list[str]) -> dict[str, list[Part]]:
     """The report's measures, in order, and the (task, metric) pairs that each one averages."""
-    measures: dict[str, list[Part]] = {one: [(DOMAIN_TASK, metric)] for one, metric in DOMAIN_MEASURES.items()}
+    given = {metric for row in base.items if row.task == DOMAIN_TASK for metric in row.metrics}
+    measures: dict[str, list[Part]] = {
+        one: [(DOMAIN_TASK, metric)] for one, metric in DOMAIN_MEASURES.items() if metric in given or metric != METRIC
+    }
     general = [(task, _main_metric(base, task)) for task in tasks]
     if general:
         measures["general"] = general
@@ -261,14 +265,16 @@ def single_parts(measures: dict[str, list[Part]]) -> list[Part]:
 
 
 def _main_metric(base: Benchmarked, task: str) -> str:
-    """Accuracy where the task has one, else the first metric that it gives per item."""
-    row = next((row for row in base.items if row.task == task), None)
-    if row is None or not row.metrics:
+    """The panel's verdict where it was asked, accuracy where the task has one, else its first metric per item."""
+    rows = [row for row in base.items if row.task == task]
+    if not rows or not rows[0].metrics:
         raise InputError(
             f"benchmark.tasks: {task!r} has no score per item in the base's items.jsonl, which intervals need; "
             "expected a task whose metrics are numbers per item, benchmarked with the present params: `dvc repro`"
         )
-    return "acc" if "acc" in row.metrics else next(iter(row.metrics))
+    if any(METRIC in row.metrics for row in rows):
+        return METRIC
+    return "acc" if "acc" in rows[0].metrics else next(iter(rows[0].metrics))
 
 
 def _models(domain: Answered) -> list[tuple[str, tuple[int | None, ...], list[Benchmarked]]]:
@@ -287,10 +293,10 @@ def _outcomes(
 ) -> Outcomes:
     """One metric of one task [seeds, items], items in the base's order."""
     task, metric = part
-    asked = [row for row in base.items if row.task == task]
+    asked = [row for row in base.items if row.task == task and (metric != METRIC or METRIC in row.metrics)]
     values = np.empty((len(models), len(asked)))
     for number, (seed, model) in enumerate(zip(seeds, models, strict=True)):
-        found = {row.id: row for row in model.items if row.task == task}
+        found = {row.id: row for row in model.items if row.task == task and (metric != METRIC or METRIC in row.metrics)}
         if set(found) != {row.id for row in asked}:
             raise InputError(
                 f"{domain}: {method} (seed {seed}) and the base were not asked the same items of {task!r} "

@@ -8,7 +8,7 @@ from raft_tasks.artifacts import read_rows, write_rows
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.degradation import holm
 from raft_tasks.reporting.tables import label, measure, percent, points, print_table
-from raft_tasks.schemas import ItemResult
+from raft_tasks.schemas import ItemResult, Judged
 
 
 def measured(root, params, levels=LEVELS):
@@ -215,3 +215,26 @@ def test_labels():
     assert label("fused_sft") == "fused SFT"
     assert label("on_policy") == "on policy"
     assert label("base") == "base"
+
+
+def test_where_a_panel_judged_its_verdicts_are_measured(tmp_path):
+    params = synthetic_params(seeds=[4], methods=["sft", "raft"])
+    params = params.model_copy(update={"run": params.run.model_copy(update={"judged": ["registry"]})})
+    write_artifacts(tmp_path, params)
+    votes = []
+    for model, right in (("base", False), ("sft-4", True), ("raft-4", True)):
+        items = read_rows(tmp_path / "registry" / "benchmarks" / model / "items.jsonl", ItemResult)
+        judged = [item for item in items if item.task in ("domain", TASKS[0])]
+        for number, item in enumerate(judged):
+            told = None if number == 0 else right  # of the first item nobody has a verdict
+            votes.append(
+                Judged(model=model, task=item.task, id=item.id, votes={}, reasons={}, abstained={}, right=told)
+            )
+    write_rows(tmp_path / "registry" / "judged" / "votes.jsonl", votes)
+    found = measure(collected(tmp_path, params))["domains"]["registry"]
+    assert found["measures"][2] == "domain_judged"
+    assert "domain_acc" in found["measures"]  # the rule's beside it
+    scores = {method: row["scores"] for method, row in found["methods"].items()}
+    assert [scores[name]["domain_judged"]["estimate"] for name in ("base", "sft", "raft")] == [0, 1, 1]
+    assert [scores[name][TASKS[0]]["estimate"] for name in ("base", "sft", "raft")] == [0, 1, 1]
+    assert "retention" in found["methods"]["sft"]

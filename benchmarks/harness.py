@@ -1,0 +1,114 @@
+"""Does the harness say what lm-eval says by hand, to the last digit, and what does it cost beside it?
+
+    python benchmarks/harness.py [TASK ...]                 (default: benchmark.tasks of params.yaml)
+
+Run the pipeline up to `ingest` first. Benchmarks models.base on the first domain's held-out rows and on the tasks, by
+our harness and by lm_eval.simple_evaluate with the same model and the same task files, in turn; compares every number
+of every task and every answer, and prints the seconds of both, loading of model and tasks included. Ends with 1 where
+a number differs.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import machine, timed_in_turn
+
+from flows import paths
+from raft_tasks.artifacts import read_rows
+from raft_tasks.evaluation.harness import DOMAIN_TASK, evaluate, write_domain_task
+from raft_tasks.evaluation.overlay import task_manager
+from raft_tasks.params import Benchmark, Model, load_params
+from raft_tasks.schemas import Example, ItemResult
+
+REPEATS = 3
+Scores = dict[str, dict[str, float]]
+
+
+def ours(model: Model, rows: list[Example], settings: Benchmark) -> tuple[Scores, list[ItemResult]]:
+    with tempfile.TemporaryDirectory() as work:
+        scores, items = evaluate(model, "domain", rows, settings, paths.BENCHMARK_TASKS, Path(work))
+    del scores["versions"]
+    return {task: {name: value for name, value in own.items() if name != "n"} for task, own in scores.items()}, items
+
+
+def by_hand(model: Model, rows: list[Example], settings: Benchmark) -> tuple[Scores, dict[str, list[Any]]]:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        write_domain_task(work, "domain", rows, settings.max_new_tokens)
+        names = [DOMAIN_TASK, *settings.tasks]
+        manager = task_manager(names, [paths.BENCHMARK_TASKS, work], settings.data, work)
+        lm = HFLM(
+            pretrained=model.path,
+            revision=model.revision or "main",
+            dtype=model.dtype,
+            batch_size=settings.batch_size,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            enable_thinking=False,
+        )
+        found = lm_eval.simple_evaluate(
+            lm,
+            tasks=names,
+            task_manager=manager,
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    scores = {
+        task: {
+            metric.removesuffix(",none"): float(value)
+            for metric, value in found["results"][task].items()
+            if "," in metric and "_stderr" not in metric and isinstance(value, int | float)
+        }
+        for task in names
+    }
+    return scores, found["samples"]
+
+
+def main() -> int:
+    params = load_params()
+    if params.benchmark.few_shot or params.benchmark.limit:
+        sys.exit("benchmark.few_shot and limit are per task, which simple_evaluate knows for all tasks at once only")
+    settings = params.benchmark.model_copy(update={"tasks": sys.argv[1:] or params.benchmark.tasks})
+    rows = read_rows(paths.split(params.run.domains[0], "test", params.resources.rows), Example)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(machine(device))
+    mine, items = ours(params.base, rows, settings)  # once each before the clock runs: imports, the page cache
+    theirs, samples = by_hand(params.base, rows, settings)
+    answers: dict[str, list[str]] = {}
+    for row in items:
+        answers.setdefault(row.task, []).append(row.answer)
+    different = 0
+    print("\n| task | metric | harness | lm-eval by hand | equal |\n|---|---|---:|---:|---|")
+    for task, own in mine.items():
+        for metric, value in own.items():
+            equal = value == theirs[task].get(metric)
+            different += not equal
+            print(f"| {task} | {metric} | {value!r} | {theirs[task].get(metric)!r} | {'yes' if equal else 'NO'} |")
+        replies = [sample["resps"][0][0] for sample in samples.get(task, [])]  # a group has samples by its tasks
+        if replies and isinstance(replies[0], str):
+            different += answers[task] != replies
+            print(f"| {task} | {len(replies)} answers | | | {'yes' if answers[task] == replies else 'NO'} |")
+    forms = {
+        "harness": lambda: ours(params.base, rows, settings),
+        "lm-eval by hand": lambda: by_hand(params.base, rows, settings),
+    }
+    times = timed_in_turn(forms, REPEATS, device)
+    print("\n| | seconds | CPU seconds | median / best |\n|---|---:|---:|---:|")
+    for name, one in times.items():
+        print(f"| {name} | {one.seconds:.2f} | {one.cpu:.2f} | {one.spread:.2f} |")
+    ratio, cpu = (times["harness"][part] / times["lm-eval by hand"][part] for part in (0, 1))
+    print(f"| ratio | {ratio:.3f} | {cpu:.3f} | |")
+    return int(different > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
