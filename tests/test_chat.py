@@ -125,6 +125,7 @@ def test_every_end_of_an_answer():
         ("<think>a</think>It <think>b</think>is.", "It is.", False),
         ("<think>\nHm, let me see", "", True),
         ("It is. <think>\nOr is it", "It is.", True),
+        ("Hm.\n</think>\n\nIt is 5 mg.", "It is 5 mg.", False),
     ],
 )
 def test_thoughts_are_no_part_of_an_answer(text, said, open):

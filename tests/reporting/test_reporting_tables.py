@@ -232,7 +232,7 @@ def test_where_a_panel_judged_its_verdicts_are_measured(tmp_path):
             )
     write_rows(tmp_path / "registry" / "judged" / "votes.jsonl", votes)
     found = measure(collected(tmp_path, params))["domains"]["registry"]
-    assert found["measures"][2] == "domain_judged"
+    assert list(found["measures"])[2] == "domain_judged"
     assert "domain_acc" in found["measures"]  # the rule's beside it
     scores = {method: row["scores"] for method, row in found["methods"].items()}
     assert [scores[name]["domain_judged"]["estimate"] for name in ("base", "sft", "raft")] == [0, 1, 1]
