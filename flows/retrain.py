@@ -273,19 +273,23 @@ def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
     outcome = "Promoted" if promoted else "Kept"
 
     journal.enter("push")
-    checkout.commit("\n".join([f"Retrain, {date.today()}: {outcome.lower()}", "", *reasons]))
+    rows, asked = training_rows(params), calls_since(began)
+    costs = {
+        "New-rows": ", ".join(f"{name}: {len(rows[name] - before[name])} of {len(rows[name])}" for name in rows),
+        "Questions": ", ".join(f"{stage}: {sums['calls']:.0f}" for stage, sums in asked.items()) or "none",
+        "Duration": f"{time.time() - journal.began - journal.waited:.0f} s",
+    }
+    trailers = [f"{name}: {value}" for name, value in costs.items()]  # flows.history reads them
+    checkout.commit("\n".join([f"Retrain, {date.today()}: {outcome.lower()}", "", *reasons, "", *trailers]))
     patiently(settings, push)
     journal.enter("publish")
     tags = [tag for domain in promoted for tag in promote(Path(), domain, verdicts[domain].reason)]
     set_aside({domain: came for domain, came in arrived.items() if came and domain not in promoted}, params, start)
     patiently(settings, checkout.publish, settings.branch, tags)
 
-    rows = training_rows(params)
     facts = {
-        "new or changed training rows": ", ".join(
-            f"{name}: {len(rows[name] - before[name])} of {len(rows[name])}" for name in rows
-        ),
-        "questions to models": ", ".join(f"{stage}: {sums['calls']:.0f}" for stage, sums in calls_since(began).items()),
+        "new or changed training rows": costs["New-rows"],
+        "questions to models": costs["Questions"],
         "champion before": ", ".join(map(str, champions.values())) or "none",
         "tags": ", ".join(tags) or "none",
         "commit": checkout.git("rev-parse", "HEAD"),

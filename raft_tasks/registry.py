@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import gto.api
@@ -38,6 +39,16 @@ class Version:
         return f"{self.name}@{self.number}"
 
 
+@dataclass(frozen=True)
+class Promotion:
+    """A version that went into production."""
+
+    version: Version
+    tag: str  # raft-<domain>#prod#5
+    when: datetime
+    message: str
+
+
 def name_of(domain: str) -> str:
     return f"raft-{domain}"
 
@@ -47,19 +58,29 @@ def released(domain: str) -> Path:
     return RELEASES / domain
 
 
-def assignments(repository: Path, domain: str) -> list[Version]:
+def promotions(repository: Path, domain: str) -> list[Promotion]:
     """What went into production, oldest first; a version as often as it did."""
     name = name_of(domain)
     with GitRegistry.from_url(str(repository)) as registry:
         artifact = registry.get_artifacts().get(name)
     versions = artifact.get_versions() if artifact else []
     made = [
-        (_counter(event.tag), Version(name, version.version, version.commit_hexsha, released(domain)))
+        Promotion(
+            Version(name, version.version, version.commit_hexsha, released(domain)),
+            event.tag,
+            event.created_at,
+            event.message,
+        )
         for version in versions
         if PRODUCTION in version.stages and version.stages[PRODUCTION].is_active  # not taken out again
         for event in version.stages[PRODUCTION].assignments
     ]
-    return [version for _, version in sorted(made, key=lambda one: one[0])]
+    return sorted(made, key=lambda one: _counter(one.tag))
+
+
+def assignments(repository: Path, domain: str) -> list[Version]:
+    """The versions of `promotions`."""
+    return [one.version for one in promotions(repository, domain)]
 
 
 def champion(repository: Path, domain: str) -> Version | None:

@@ -1,0 +1,91 @@
+"""The history of all retrainings: who won, by how much, at what cost.
+
+    python -m flows.history            writes reports/history.html and reports/history.md
+
+Reads the repository that keeps the service's branch and tags (`retrain.remote` in params.yaml, else this one): the
+commits of the branch with their verdicts (releases/<domain>.json) and costs (trailers), and the registry's tags.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flows import paths
+from flows.checkout import TAGS, GitFailed, git, origin
+from raft_tasks.errors import InputError
+from raft_tasks.params import load_params
+from raft_tasks.registry import RELEASES, Promotion, promotions
+from raft_tasks.reporting.history import Event, write_history
+
+FIELD = "\x1f"
+COSTS = ("New-rows", "Questions", "Duration")
+LOG = FIELD.join(["%H", "%cI", *(f"%(trailers:key={name},valueonly,separator=%x20)" for name in COSTS)])
+
+
+def history(repository: Path) -> list[Event]:
+    """Every judged candidate and every roll back, as `repository` and its remote know them now, oldest first.
+
+    Raises:
+        InputError: if nothing was ever retrained.
+        GitFailed: if the remote does not answer.
+    """
+    params = load_params()
+    settings = params.retrain
+    address = origin(repository, settings)
+    branch = f"refs/heads/{settings.branch}"
+    if not git("ls-remote", address, branch, folder=repository):
+        raise InputError(f"{address} has no branch {settings.branch!r}: nothing was retrained yet")
+    if address != str(repository.resolve()):
+        git("fetch", "--quiet", address, branch, TAGS, folder=repository)
+        branch = git("rev-parse", "FETCH_HEAD", folder=repository)
+    log = git("log", f"--format={LOG}", branch, "--", str(RELEASES), folder=repository)
+    tagged = {domain: promotions(repository, domain) for domain in params.domains}
+    commits = [line.split(FIELD) for line in log.splitlines()]
+    judged = [event for commit in commits for event in _judged(repository, tagged, *commit)]
+    back = [event for domain, made in tagged.items() for event in _roll_backs(domain, made)]
+    return sorted([*judged, *back], key=lambda event: event.when)
+
+
+def _judged(
+    repository: Path, tagged: Mapping[str, Sequence[Promotion]], commit: str, when: str, *costs: str
+) -> list[Event]:
+    """The verdicts that a commit brought, and what its tags say of who won."""
+    changed = git(
+        "show", "--format=", "--name-only", "--diff-filter=AM", commit, "--", str(RELEASES), folder=repository
+    )
+    events = []
+    for name in changed.splitlines():
+        if not name.endswith(".json"):
+            continue
+        domain, verdict = Path(name).stem, json.loads(git("show", f"{commit}:{name}", folder=repository))
+        mine = [str(one.version) for one in tagged.get(domain, ()) if one.version.revision == commit]
+        winner = next(iter(mine), "a version without a tag") if verdict["promoted"] else verdict["champion"] or "none"
+        outcome = "promoted" if verdict["promoted"] else "kept"
+        moment = datetime.fromisoformat(when).astimezone(UTC)
+        events.append(Event(moment, domain, outcome, winner, verdict["reason"], commit, verdict, *costs))
+    return events
+
+
+def _roll_backs(domain: str, made: Sequence[Promotion]) -> list[Event]:
+    """The versions that went into production once more."""
+    return [
+        Event(one.when.astimezone(UTC), domain, "rolled back", str(one.version), one.message, one.version.revision)
+        for place, one in enumerate(made)
+        if one.version in [earlier.version for earlier in made[:place]]
+    ]
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        sys.exit(f"error: history takes nothing, got {sys.argv[1:]}")
+    try:
+        write_history(history(Path()), paths.REPORTS)
+    except (InputError, GitFailed) as error:
+        sys.exit(f"error: {error}")
+    print(paths.REPORTS / "history.html")
+
+
+if __name__ == "__main__":
+    main()
