@@ -3,7 +3,7 @@
     python benchmarks/study.py run anchors       trains what benchmarks/studies/anchors.jsonl does not hold yet
     python benchmarks/study.py plan anchors      what there is to do
 
-A study is benchmarks/studies/NAME.yaml: arms (a row of params.yaml's methods and what is set differently) and runs
+A study is benchmarks/studies/NAME.yaml: what is set, arms (a row of params.yaml's methods and what it sets) and runs
 (worlds x domains x arms x learning rates x epochs x seeds, in the order of their importance). Every training adds one
 line to NAME.jsonl, written when it is measured; a killed study goes on with the next one, and processes side by side
 share the work. Whatever is made on the way (rows, refined answers, anchors) is kept in .cache/study.
@@ -104,7 +104,11 @@ def params_of(study: dict[str, Any], cell: Cell) -> Params:
     """params.yaml with what the world, the arm and the cell set."""
     document = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     arm = {} if cell.arm is None else study["arms"][cell.arm]
-    changes = {"models.base.path": load_recipe(WORLDS[cell.world]).backbone.folder, **arm.get("set", {})}
+    changes = {
+        "models.base.path": load_recipe(WORLDS[cell.world]).backbone.folder,
+        **study["set"],
+        **arm.get("set", {}),
+    }
     if cell.arm is not None:
         changes |= {"train.learning_rate": cell.rate, "train.epochs": cell.epochs}
     for key, value in changes.items():

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 STUDY = {
+    "set": {},
     "arms": {
         "fused_sft": {"method": "fused_sft"},
         "longer": {"method": "fused_sft", "epochs": 6},
@@ -87,6 +88,7 @@ def test_one_anchored_training_of_the_study(script, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "STUDIES", tmp_path)
     monkeypatch.setattr(study, "KEPT_WORK", tmp_path / "work")
     short = {
+        "set": {},
         "arms": {
             "short": {
                 "method": "fused_sft_anchored",
