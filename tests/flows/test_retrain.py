@@ -1,6 +1,7 @@
 """The scheduled service: its checkout, its lock, new data, one run after another, and a schedule with a worker."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 import yaml
 from conftest import copy_project
 from dvc.repo import Repo
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from test_kill import wait_for
 
 from flows import checkout, news, retrain
 from flows.checkout import GitFailed, clean_checkout, git, only_one, publish
@@ -382,3 +385,46 @@ def test_params_that_do_not_fit_are_named_together(service, repository):
     commit_all(repository)
     with pytest.raises(InputError, match=r"candidate\.method: got 'fapm'(.|\n)*candidate\.seed: got 9"):
         service()
+
+
+def test_a_schedule_creates_a_run_and_a_worker_executes_it(repository, prefect_api, clean_environment, tmp_path):
+    (repository / "dvc.yaml").write_text("vars: [champions/domains.yaml]\n")  # nothing to do: as cheap as a run can be
+    commit_all(repository)
+    file = yaml.safe_load((repository / "prefect.yaml").read_text())
+    (weekly,) = (one for one in file["deployments"] if one["name"] == "retrain")
+    assert weekly["schedules"][0]["cron"] == "0 3 * * 1"
+    weekly["schedules"] = [{"interval": 20}]
+    (repository / "prefect.yaml").write_text(yaml.safe_dump(file))
+    environment = {**clean_environment, "PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(tmp_path / "home")}
+
+    deploy = [sys.executable, "-m", "flows.deploy"]
+    done = subprocess.run(deploy, cwd=repository, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    worker = subprocess.Popen(
+        [*deploy, "worker"],
+        cwd=repository,
+        env={**environment, "PREFECT_WORKER_QUERY_SECONDS": "1"},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with temporary_settings({PREFECT_API_URL: prefect_api}), get_client(sync_client=True) as client:
+            retrains = client.read_deployment_by_name("retrain/retrain")
+            assert retrains.global_concurrency_limit.limit == 1
+            assert client.read_deployment_by_name("pipeline/pipeline").schedules == []
+
+            def ended():
+                runs = [run for run in client.read_flow_runs() if run.deployment_id == retrains.id]
+                return [run for run in runs if run.state and run.state.is_final()]
+
+            run = wait_for(ended, "the scheduled run")[0]
+            client.delete_deployment(retrains.id)
+            for automation in client.read_automations():
+                client.delete_automation(automation.id)
+        assert run.auto_scheduled
+        assert (run.state.name, run.parameters) == ("NoNews", {"force": False}), run.state.message
+        assert run.total_run_time.total_seconds() < 20
+    finally:
+        os.killpg(worker.pid, signal.SIGTERM)  # the worker is a child of `flows.deploy`
+        worker.wait(30)
