@@ -679,6 +679,13 @@ class Retrain(Section):
     retry_seconds: list[Annotated[float, Field(ge=0)]]  # waits between two attempts; as many as there are
 
 
+class Prune(Section):
+    """When caches are old; changes no result."""
+
+    call_days: Annotated[float, Field(ge=0)]
+    checkpoint_days: Annotated[float, Field(ge=0)]
+
+
 class Params(Section):
     run: Run
     resources: Resources
@@ -698,6 +705,7 @@ class Params(Section):
     report: Report
     gate: Gate
     retrain: Retrain
+    prune: Prune
 
     @model_validator(mode="after")
     def names_are_known(self) -> Params:

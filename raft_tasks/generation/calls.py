@@ -217,6 +217,12 @@ class CallStore:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return gone
 
+    def older(self, seconds: float) -> int:
+        """How many calls were made longer ago than that: what `prune(older_than=seconds)` would forget."""
+        with self._lock, self._explained():
+            found = self._connection.execute("SELECT count(*) FROM calls WHERE made < ?", [time.time() - seconds])
+            return int(found.fetchone()[0])
+
     def size(self) -> int:
         """Bytes on disk."""
         beside = [self.path, self.path.with_name(self.path.name + "-wal")]

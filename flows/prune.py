@@ -1,0 +1,95 @@
+"""Old caches and checkpoints go, by the policy of params.yaml (section `prune`).
+
+    python -m flows.prune          says what would go
+    python -m flows.prune --now    and removes it
+
+DVC's cache keeps what a tag, a branch's tip, the workspace or the retrain checkout names: every version that was ever
+released, the champion among them. Calls and checkpoints go by age. A retrain that is at work is waited for.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from flows import paths
+from flows.checkout import TAGS, GitFailed, git, only_one, origin
+from raft_tasks.errors import InputError
+from raft_tasks.generation.calls import CallStore
+from raft_tasks.params import load_params
+
+NOW = "--now"
+DAY = 86400.0
+
+
+def prune_cache(repository: Path, address: str, checkout: Path, now: bool) -> None:
+    """`dvc gc` of the cache that the repository shares with the retrain checkout.
+
+    Raises:
+        GitFailed: if the origin that keeps the released versions' tags does not answer; nothing is removed then.
+        RuntimeError: if DVC ended with an error.
+    """
+    if address != str(repository.resolve()):
+        git("fetch", "--quiet", address, TAGS, folder=repository)
+    command = [sys.executable, "-m", "dvc", "gc", "--workspace", "--all-branches", "--all-tags"]
+    if checkout.exists():
+        command += ["--projects", str(checkout)]
+    done = subprocess.run(
+        [*command, "--force" if now else "--dry"],
+        cwd=repository,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"dvc gc ended with code {done.returncode}: {done.stderr.strip()}")
+    print(f"DVC's cache: {done.stdout.strip() or 'nothing to remove'}")
+
+
+def old_checkpoints(folder: Path, days: float) -> list[Path]:
+    """Those of trainings that have written none for so many days; a finished training leaves none."""
+    limit = time.time() - days * DAY
+    return sorted(
+        run for run in folder.glob("*") if max(path.stat().st_mtime for path in (run, *run.rglob("*"))) < limit
+    )
+
+
+def prune(repository: Path, now: bool) -> None:
+    """
+    Raises:
+        InputError: if `repository` is no git repository with a commit.
+        GitFailed, RuntimeError: see prune_cache.
+    """
+    params = load_params(repository / "params.yaml")
+    settings, retrain = params.prune, params.retrain
+    address = origin(repository, retrain)
+    with only_one(address, repository, print):
+        prune_cache(repository, address, (repository / retrain.folder / "checkout").resolve(), now)
+        for checkpoint in old_checkpoints(repository / paths.CHECKPOINTS, settings.checkpoint_days):
+            print(f"checkpoint: {checkpoint}")
+            if now:
+                shutil.rmtree(checkpoint)
+        if (repository / paths.CALLS).exists():
+            store = CallStore(repository / paths.CALLS)
+            old = settings.call_days * DAY
+            gone = store.prune(older_than=old) if now else store.older(old)
+            store.close()
+            print(f"calls: {gone}")
+    if not now:
+        print(f"nothing was removed; `python -m flows.prune {NOW}` does it")
+
+
+def main() -> None:
+    if sys.argv[1:] not in ([], [NOW]):
+        sys.exit(f"error: prune takes {NOW} or nothing, got {sys.argv[1:]}")
+    try:
+        prune(Path(), NOW in sys.argv)
+    except (InputError, GitFailed, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Pruning: what a tag, a branch or the workspace names stays; what is old goes; first it is only said."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import paths
+from flows.prune import prune
+from raft_tasks.generation.calls import Call, CallStore, Tally
+
+ROOT = Path(__file__).resolve().parents[2]
+DAY = 86400
+
+
+def run(folder, *command):
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Three models, one after the other: the released one, one that nothing names any more, the present one."""
+    run(tmp_path, "git", "init", "-q")
+    run(tmp_path, "git", "config", "user.name", "test")
+    run(tmp_path, "git", "config", "user.email", "test@localhost")
+    run(tmp_path, sys.executable, "-m", "dvc", "init", "-q")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    for name in ("released", "refused", "present"):
+        (tmp_path / "model").write_text(name)
+        run(tmp_path, sys.executable, "-m", "dvc", "add", "-q", "model")
+        run(tmp_path, "git", "add", "--all")
+        run(tmp_path, "git", "commit", "-qm", name)
+        if name == "released":
+            run(tmp_path, "git", "tag", "raft-registry@v1.0.0")
+    for age in (1, 30):
+        state = tmp_path / paths.CHECKPOINTS / f"training-{age}" / "complete"
+        state.parent.mkdir(parents=True)
+        for path in (state, state.parent):
+            path.touch()
+            os.utime(path, times=(time.time() - age * DAY,) * 2)
+    store = CallStore(tmp_path / paths.CALLS)
+    store.begin("run", "rewrite")
+    store.put([Call("a", "rewrite", "m", False, 1, 1, 0.0, "x")], "run", Tally())
+    store.close()
+    return tmp_path
+
+
+def cached(repository):
+    files = (repository / ".dvc/cache/files").rglob("*")
+    return sorted(path.read_text() for path in files if path.is_file())
+
+
+def checkpoints(repository):
+    return sorted(path.name for path in (repository / paths.CHECKPOINTS).iterdir())
+
+
+def test_first_it_is_said_then_done(repository, capsys):
+    prune(repository, now=False)
+    said = capsys.readouterr().out
+    assert "training-30" in said
+    assert "training-1\n" not in said
+    assert "calls: 0" in said
+    assert cached(repository) == ["present", "refused", "released"]
+    assert checkpoints(repository) == ["training-1", "training-30"]
+
+    prune(repository, now=True)
+    assert cached(repository) == ["present", "released"]
+    assert checkpoints(repository) == ["training-1"]
+
+
+def test_old_calls_are_counted_and_forgotten(repository, monkeypatch, capsys):
+    later = time.time() + 91 * DAY
+    monkeypatch.setattr(time, "time", lambda: later)
+    prune(repository, now=False)
+    assert "calls: 1" in capsys.readouterr().out
+    prune(repository, now=True)
+    prune(repository, now=False)
+    assert "calls: 0" in capsys.readouterr().out.split("nothing to remove")[-1]
+
+
+def test_what_the_retrain_checkout_holds_stays(repository):
+    checkout = repository / ".raft/checkout"
+    run(repository, "git", "clone", "-q", str(repository), str(checkout))
+    run(checkout, "git", "checkout", "-q", "--detach", "HEAD~1")  # the refused model's commit, on no branch
+    prune(repository, now=True)
+    assert cached(repository) == ["present", "refused", "released"]
+
+
+def test_an_origin_that_is_away_ends_it_before_anything_goes(repository):
+    run(repository, "git", "remote", "add", "team", str(repository / "nowhere"))
+    params = yaml.safe_load((repository / "params.yaml").read_text())
+    params["retrain"]["remote"] = "team"
+    (repository / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(RuntimeError, match="nowhere"):
+        prune(repository, now=True)
+    assert cached(repository) == ["present", "refused", "released"]
