@@ -1,4 +1,4 @@
-"""Random fault injections: kill -9 of any process of a pipeline at any time; the next run finishes as if nothing had been.
+"""Random fault injections: kill -9 of any process of a pipeline at any time; the next run ends as if nothing had been.
 
     python benchmarks/faults.py [INJECTIONS] [SEED]        100 injections, seed 0: hours on two cores
 
