@@ -125,6 +125,7 @@ def test_every_section_of_params_is_some_stages_param():
     assert set(Params.model_fields) - used == {
         "resources",
         "gate",
+        "prune",
         "retrain",
     }  # change no result, so no stage depends on them
 
