@@ -679,7 +679,7 @@ class Retrain(Section):
     retry_seconds: list[Annotated[float, Field(ge=0)]]  # waits between two attempts; as many as there are
 
 
-class Prune(Section):
+class Pruning(Section):
     """When caches are old; changes no result."""
 
     call_days: Annotated[float, Field(ge=0)]
@@ -705,7 +705,7 @@ class Params(Section):
     report: Report
     gate: Gate
     retrain: Retrain
-    prune: Prune
+    prune: Pruning
 
     @model_validator(mode="after")
     def names_are_known(self) -> Params:
