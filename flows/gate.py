@@ -52,14 +52,25 @@ class Approval(RunInput):
     name: str
 
 
+class Unanswered(RuntimeError):
+    """Nobody said whether a candidate may go into production."""
+
+
 def asked(verdict: Verdict, hours: float) -> Verdict:
-    """Pause the run until a person has answered on its page; without an answer within `hours`: refused."""
+    """Pause the run until a person has answered on its page.
+
+    Raises:
+        Unanswered: after `hours`. The server lets no run that waited too long end well, so nothing may be pushed then.
+    """
     form = Approval.with_initial_data(description=verdict.markdown())
     key = f"approve-{verdict.domain}"
     try:
         answer = pause_flow_run(wait_for_input=form, timeout=int(hours * 3600), poll_interval=POLL_SECONDS, key=key)
-    except FlowPauseTimeout:
-        return verdict.refused(f"nobody within {hours:g} hours")
+    except FlowPauseTimeout as error:
+        raise Unanswered(
+            f"nobody approved {verdict.candidate} for {verdict.domain} within {hours:g} hours; nothing was changed, "
+            "and the next run asks again"
+        ) from error
     return verdict if answer.approve else verdict.refused(answer.name)
 
 

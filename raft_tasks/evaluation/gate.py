@@ -60,7 +60,7 @@ class Verdict:
     champion: str | None
     checks: tuple[Check, ...]
     recovered: float | None = None  # coefficient of the interpolation towards the base that the candidate went through
-    refused_by: str | None = None  # the person who said no, or why nobody said yes
+    refused_by: str | None = None  # the person who said no
 
     @property
     def promoted(self) -> bool:

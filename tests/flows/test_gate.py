@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
 
 from flows import paths
-from flows.gate import asked, judge_candidate
+from flows.gate import Unanswered, asked, judge_candidate
 from raft_tasks.artifacts import write_rows
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.gate import Check, Verdict
@@ -120,38 +120,41 @@ def test_a_near_miss_is_interpolated_benchmarked_and_judged_again(judged, projec
     assert (paths.near_miss(DOMAIN) / "items.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    ("answer", "promoted", "reason"),
-    [
-        ({"approve": True, "name": "Ada"}, True, "passes every rule against"),
-        ({"approve": False, "name": "Ada"}, False, "is refused by Ada"),
-        (None, False, "is refused by nobody within"),
-    ],
-)
-def test_a_person_decides_where_params_ask_for_one(prefect_api, monkeypatch, answer, promoted, reason):
+@pytest.fixture
+def waiting(monkeypatch, prefect_api):
+    """A flow that asks whether a candidate may be promoted, and its run."""
     monkeypatch.setattr("flows.gate.POLL_SECONDS", 1)
     verdict = Verdict("law", "raft-0", None, (Check("domain", "+1", "0", "", "pass"),))
 
     @flow(persist_result=False)
-    def waiting():
-        return asked(verdict, hours=30 / 3600 if answer else 2 / 3600)
+    def wait(seconds):
+        return asked(verdict, hours=seconds / 3600)
 
-    def say(run):
-        with get_client(sync_client=True) as client:
-            while not client.read_flow_run(run).state.is_paused():
+    with temporary_settings({PREFECT_API_URL: prefect_api}), get_client(sync_client=True) as client:
+        yield wait, client
+
+
+@pytest.mark.parametrize(("approve", "reason"), [(True, "passes every rule against"), (False, "is refused by Ada")])
+def test_a_person_decides_where_params_ask_for_one(waiting, approve, reason):
+    wait, client = waiting
+    run = client.create_flow_run(wait, parameters={"seconds": 60}, state=Pending())
+
+    def say():
+        with get_client(sync_client=True) as own:
+            while not own.read_flow_run(run.id).state.is_paused():
                 time.sleep(0.2)
-        resume_flow_run(run, run_input=answer)
+        resume_flow_run(run.id, run_input={"approve": approve, "name": "Ada"})
 
-    with temporary_settings({PREFECT_API_URL: prefect_api}):
-        with get_client(sync_client=True) as client:
-            run = client.create_flow_run(waiting, state=Pending())
-        if answer:
-            person = threading.Thread(target=copy_context().run, args=(say, run.id))
-            person.start()
-        found = run_flow(waiting, flow_run=run)
-        if answer:
-            person.join()
-    assert (found.promoted, reason in found.reason) == (promoted, True)
+    person = threading.Thread(target=copy_context().run, args=(say,))
+    person.start()
+    found = run_flow(wait, flow_run=run, parameters={"seconds": 60})
+    person.join()
+    assert (found.promoted, reason in found.reason) == (approve, True)
+
+
+def test_without_an_answer_nothing_is_promoted(waiting):
+    with pytest.raises(Unanswered, match="nobody approved raft-0 for law within"):
+        waiting[0](2)
 
 
 def test_without_a_pipeline_there_is_nothing_to_judge(project, prefect_api):
