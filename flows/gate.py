@@ -81,9 +81,7 @@ def judged(params: Params, domain: str) -> tuple[Verdict, Path]:
     """
     wanted = params.retrain.candidate
     name = f"{wanted.method}-{wanted.seed}"
-    trained = paths.recovered(domain, wanted.method, wanted.seed) / "model"
-    if not trained.exists():
-        trained = paths.run(domain, wanted.method, wanted.seed) / "model"
+    trained = paths.trained(domain, wanted.method, wanted.seed)
     verdict = _judge(params, domain, name, trained, paths.benchmark(domain, wanted.method, wanted.seed) / "items.jsonl")
     if not verdict.near_miss or params.gate.recover is None:
         return verdict, trained
