@@ -1,31 +1,51 @@
-"""The tables of a study (benchmarks/study.py), as Markdown: `python benchmarks/study_tables.py anchors`.
+"""The tables of a study (benchmarks/study.py) as Markdown, and its frontiers as pictures, as its file's `tables` ask.
 
-A line is an arm; its numbers are means over its seeds, in percent. "general" is the plain average of recall,
-instructions, reading and rewriting; "kept" is general / the base's general. Differences are paired, over the same items
-and the seeds that both sides have. 95 % intervals let items (a fact's go together) and seeds vary.
+    python benchmarks/study_tables.py pocket [FOLDER]      FOLDER: where the frontiers' pictures go (docs)
+
+Numbers are means over seeds, in percent; of several domains, over them too, which are fixed: another domain is not
+what an interval speaks of. "general" is the plain average of recall, instructions, reading and rewriting; "kept" is
+general / the base's general. Differences are paired, over the same items and the seeds that both sides have. 95 %
+intervals let items (a fact's go together) and seeds vary. A table of `tables`:
+
+    {title, world, domains, rate, epochs, arms, against}         a line an arm; `seeds: [..]` takes these alone
+    {title, ..., by: domain}                                     domain accuracy and general score in each domain
+    {title, world, domains, rates, epochs, arms, by: setting, main}    the frontier: a line a rate and length, and a
+                                                                 picture, in which `main` [rate, epochs] is solid
 """
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from study import STUDIES, results_of
 
 from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference, mean, ratio
+from raft_tasks.reporting.figures import frontier, styles_of
+from raft_tasks.reporting.frontier import AXES, undominated
+from raft_tasks.reporting.study import BASE
 
 GENERAL = ("recall", "instructions", "reading", "rewriting")
+OF_DOMAIN = ("domain", "domain_instructions")  # every domain has its own items
 SHOWN = ("domain", *GENERAL, "domain_instructions", "skills")
 BOOTSTRAP = Bootstrap(confidence=0.95, samples=2000, seed=0)
 
-Rows = dict[int, dict[str, Any]]  # seed -> line of the study
+Line = dict[str, Any]
+Rows = dict[int, list[Line]]  # seed -> its line of the study in each domain
 
 
-def outcomes(rows: Rows, task: str, sources: tuple[str, ...]) -> Outcomes:
-    values = np.array([[float(mark) for mark in row["outcomes"][task]] for row in rows.values()])
-    seeds: tuple[int | None, ...] = tuple(seed if row["arm"] else None for seed, row in rows.items())
-    return Outcomes(values, seeds, sources)
+def outcomes(rows: Rows, bases: list[Line], task: str) -> Outcomes:
+    """Of several domains: its own items of each one after the other, the items that all share as their mean."""
+    by_seed = [[[float(mark) for mark in line["outcomes"][task]] for line in lines] for lines in rows.values()]
+    seeds: tuple[int | None, ...] = tuple(seed if lines[0]["arm"] else None for seed, lines in rows.items())
+    if task in OF_DOMAIN:
+        sources = tuple(f"{base['domain']} {source}" for base in bases for source in base["sources"][task])
+        return Outcomes(np.array([np.concatenate(found) for found in by_seed]), seeds, sources)
+    return Outcomes(np.array([np.mean(found, axis=0) for found in by_seed]), seeds, tuple(bases[0]["sources"][task]))
 
 
 def percent(estimate: Estimate | None, signed: bool = False) -> str:
@@ -36,17 +56,31 @@ def percent(estimate: Estimate | None, signed: bool = False) -> str:
 
 
 class Table:
-    """All arms at one world, domain and learning rate. Epochs belong to the arm."""
+    """The arms of one world at one learning rate, over some domains; of each arm the seeds that all of them have."""
 
-    def __init__(self, lines: list[dict[str, Any]], base: dict[str, Any]) -> None:
-        self.sources = {task: tuple(found) for task, found in base["sources"].items()}
-        self.base: Rows = {0: base}
+    def __init__(self, lines: list[Line], asked: dict[str, Any]) -> None:
+        mine = [line for line in lines if line["world"] == asked["world"] and line["domain"] in asked["domains"]]
+        self.bases = [line for line in mine if line["arm"] is None]
         self.arms: dict[str, Rows] = {}
-        for line in sorted(lines, key=lambda line: line["seed"]):
-            self.arms.setdefault(line["arm"], {})[line["seed"]] = line
+        for arm in asked["arms"]:
+            seeds: Rows = {}
+            for line in sorted(mine, key=lambda line: asked["domains"].index(line["domain"])):
+                setting = (arm, asked["rate"], asked["own_epochs"].get(arm, asked["epochs"]))
+                fits = (line["arm"], line["rate"], line["epochs"]) == setting
+                if fits and line["seed"] in asked.get("seeds", [line["seed"]]):
+                    seeds.setdefault(line["seed"], []).append(line)
+            whole = {seed: found for seed, found in sorted(seeds.items()) if len(found) == len(asked["domains"])}
+            if whole:
+                self.arms[arm] = whole
 
     def tasks(self, rows: Rows, names: tuple[str, ...]) -> list[Outcomes]:
-        return [outcomes(rows, name, self.sources[name]) for name in names]
+        return [outcomes(rows, self.bases, name) for name in names]
+
+    def of_base(self, names: tuple[str, ...]) -> list[Outcomes]:
+        return self.tasks({0: self.bases}, names)
+
+    def mean(self, arm: str, names: tuple[str, ...]) -> Estimate:
+        return mean(self.tasks(self.arms[arm], names), BOOTSTRAP)
 
     def compared(self, arm: str, other: str, names: tuple[str, ...]) -> Estimate | None:
         """arm - other over the seeds that both have."""
@@ -57,43 +91,106 @@ class Table:
         sides = [self.tasks({seed: rows[seed] for seed in seeds}, names) for rows in (mine, theirs)]
         return difference(*sides, BOOTSTRAP)
 
-    def lines(self, arms: list[str], against: str) -> list[str]:
+    def lines(self, against: str) -> list[str]:
         head = ["arm", "seeds", *SHOWN, "general", "kept", f"domain - {against}", f"general - {against}", "s"]
-        made = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-        base = self.base[0]["scores"]
-        general = 100 * sum(base[name] for name in GENERAL) / len(GENERAL)
-        cells = [f"{100 * base[name]:.1f}" for name in SHOWN]
-        made.append(f"| base | | {' | '.join(cells)} | {general:.1f} | 100 | | | |")
-        for arm in arms:
-            if arm not in self.arms:
-                continue
-            rows = self.arms[arm]
-            shown = [f"{100 * mean(self.tasks(rows, (name,)), BOOTSTRAP).estimate:.1f}" for name in SHOWN]
-            overall = self.tasks(rows, GENERAL)
-            kept = ratio(overall, self.tasks(self.base, GENERAL), BOOTSTRAP)
-            differences = [
-                "" if arm == against else percent(self.compared(arm, against, names), signed=True)
-                for names in (("domain",), GENERAL)
-            ]
-            seconds = np.mean([row["seconds"] for row in rows.values()])
-            cells = [arm, str(len(rows)), *shown, percent(mean(overall, BOOTSTRAP)), percent(kept), *differences]
-            made.append("| " + " | ".join(cells) + f" | {seconds:.0f} |")
-        return made
+        cells = [f"{100 * mean(self.of_base((name,)), BOOTSTRAP).estimate:.1f}" for name in SHOWN]
+        general = 100 * mean(self.of_base(GENERAL), BOOTSTRAP).estimate
+        made = [["base", "", *cells, f"{general:.1f}", "100", "", "", ""]]
+        for arm, rows in self.arms.items():
+            kept = ratio(self.tasks(rows, GENERAL), self.of_base(GENERAL), BOOTSTRAP)
+            made.append(
+                [
+                    arm,
+                    str(len(rows)),
+                    *(f"{100 * self.mean(arm, (name,)).estimate:.1f}" for name in SHOWN),
+                    percent(self.mean(arm, GENERAL)),
+                    percent(kept),
+                    *(
+                        "" if arm == against else percent(self.compared(arm, against, names), signed=True)
+                        for names in (("domain",), GENERAL)
+                    ),
+                    f"{np.mean([line['seconds'] for lines in rows.values() for line in lines]):.0f}",
+                ]
+            )
+        return markdown(head, made)
+
+
+def by_domain(lines: list[Line], asked: dict[str, Any]) -> list[str]:
+    """A line an arm; for each domain its accuracy and the general score that its training leaves."""
+    tables = {domain: Table(lines, {**asked, "domains": [domain]}) for domain in asked["domains"]}
+    made = []
+    for arm in asked["arms"]:
+        cells = [
+            " / ".join(f"{100 * table.mean(arm, names).estimate:.1f}" for names in (("domain",), GENERAL))
+            if arm in table.arms
+            else "-"
+            for table in tables.values()
+        ]
+        made.append([arm, *cells])
+    return markdown(["arm", *(f"{domain}: domain / general" for domain in tables)], made)
+
+
+def by_setting(lines: list[Line], asked: dict[str, Any]) -> tuple[list[str], str]:
+    """A line a rate and length, an arm a column; what no other point beats on both is bold. And the picture."""
+    settings = [(float(rate), epochs) for epochs in asked["epochs"] for rate in asked["rates"]]
+    tables = {(rate, epochs): Table(lines, {**asked, "rate": rate, "epochs": epochs}) for rate, epochs in settings}
+    points = [_point(arm, setting, table, table.arms[arm]) for setting, table in tables.items() for arm in table.arms]
+    points.append(_point(BASE, None, (any_table := next(iter(tables.values()))), {0: any_table.bases}))
+    best = undominated([(point["domain_acc"]["estimate"], point["general"]["estimate"]) for point in points])
+    cell = {}
+    for place, point in enumerate(points):
+        point["best"] = place in best
+        text = " / ".join(f"{100 * point[axis]['estimate']:.1f}" for axis in AXES)
+        cell[point["method"], point["setting"]] = f"**{text}**" if point["best"] else text
+    made = [
+        [str(epochs), f"{rate:g}", *(cell.get((arm, (rate, epochs)), "-") for arm in asked["arms"])]
+        for rate, epochs in settings
+    ]
+    head = ["epochs", "rate", *(f"{arm}: domain / general" for arm in asked["arms"])]
+    main = (float(asked["main"][0]), asked["main"][1])
+    drawn = [{**point, "setting": None if point["setting"] == main else point["setting"]} for point in points]
+    drawn.sort(key=lambda point: point["general"]["estimate"])  # the points of an arm are joined in this order
+    return markdown(head, made), frontier(drawn, {}, styles_of(asked["arms"]))
+
+
+def _point(method: str, setting: tuple[float, int] | None, table: Table, rows: Rows) -> dict[str, Any]:
+    scores = [mean(table.tasks(rows, names), BOOTSTRAP) for names in (("domain",), GENERAL)]
+    places = [{"estimate": score.estimate, "low": score.low, "high": score.high} for score in scores]
+    return {"method": method, "setting": setting, **dict(zip(AXES, places, strict=True))}
+
+
+def markdown(head: list[str], lines: list[list[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(head) + " |",
+        "|---|" + "---:|" * (len(head) - 1),
+        *("| " + " | ".join(cells) + " |" for cells in lines),
+    ]
 
 
 def main() -> None:
-    name = sys.argv[1]
+    name, *folder = sys.argv[1:]
     lines = list(results_of(name).values())
-    bases = {(line["world"], line["domain"]): line for line in lines if line["arm"] is None}
-    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
-    for line in lines:
-        if line["arm"] is not None:
-            groups.setdefault((line["world"], line["domain"], line["rate"]), []).append(line)
+    study = yaml.safe_load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8"))
+    own_epochs = {name: arm["epochs"] for name, arm in study["arms"].items() if "epochs" in arm}
     print(f"{STUDIES / name}.jsonl: {len(lines)} models")
-    for (world, domain, rate), own in sorted(groups.items()):
-        table = Table(own, bases[world, domain])
-        print(f"\n### {world} world, {domain}, learning rate {rate:g}\n")
-        print("\n".join(table.lines(list(table.arms), "fused_sft")))
+    measured = {(line["world"], line["domain"]) for line in lines if line["arm"] is None}
+    for table in study["tables"]:
+        if not measured.issuperset((table["world"], domain) for domain in table["domains"]):
+            print(f"\n### {table['title']}\n\nnot run yet")
+            continue
+        table["own_epochs"], picture = own_epochs, None
+        if table.get("by") == "setting":
+            made, picture = by_setting(lines, table)
+        elif table.get("by") == "domain":
+            made = by_domain(lines, table)
+        else:
+            made = Table(lines, table).lines(table["against"])
+        print(f"\n### {table['title']}\n", *made, sep="\n")
+        if picture and folder:
+            title = re.sub(r"[^a-z0-9]+", "-", table["title"].lower()).strip("-")
+            path = Path(folder[0]) / f"{name}-{title}.svg"
+            path.write_text(picture, encoding="utf-8")
+            print(f"\n![{table['title']}]({path.name})")
 
 
 if __name__ == "__main__":

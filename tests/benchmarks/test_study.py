@@ -119,11 +119,34 @@ def test_tables_say_what_the_outcomes_say(script, tmp_path, monkeypatch, capsys)
         for cell in cells:
             right = 10 if cell.arm == "fused_sft" else 15
             out.write(line(study, cell, dict.fromkeys(tasks, "1" * right + "0" * (20 - right))))
+    monkeypatch.setattr(tables, "STUDIES", tmp_path)
     monkeypatch.setattr(study, "STUDIES", tmp_path)
-    monkeypatch.setattr("sys.argv", ["study_tables.py", "s"])
+    asked = {"world": "easy", "domains": ["registry"], "rate": 1e-3, "epochs": 4, "arms": [*STUDY["arms"]]}
+    asked["against"] = "fused_sft"
+    frontier = {"by": "setting", "rates": [1e-3], "epochs": [4], "main": [1e-3, 4]}
+    titles = {"All": {}, "Each": {"by": "domain"}, "The frontier": frontier, "Another": {"world": "hard"}}
+    made = [{**asked, "title": title, **more} for title, more in titles.items()]
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**STUDY, "tables": made}))
+    monkeypatch.setattr("sys.argv", ["study_tables.py", "s", str(tmp_path)])
     tables.main()
-    printed = capsys.readouterr().out.splitlines()
+    out = capsys.readouterr().out
+    printed = out.splitlines()
     longer = next(row for row in printed if row.startswith("| longer "))
     assert longer.startswith("| longer | 2 | 75.0 | 75.0 | 75.0 | 75.0 | 75.0 | 75.0 | 75.0 | 75.0 (")
     assert longer.count("+25.0 (") == 2  # paired, on the domain and in general
     assert next(row for row in printed if row.startswith("| heavy ")).split(" | ")[1] == "1"
+    assert "| longer | 75.0 / 75.0 |" in printed
+    assert "| 4 | 0.001 | 50.0 / 50.0 | 75.0 / 75.0 | 75.0 / 75.0 |" in printed  # none is bold: the base beats them
+    assert printed[-1] == "not run yet"
+    assert "<svg" in (tmp_path / "s-the-frontier.svg").read_text()
+
+
+def test_general_items_that_domains_share_are_counted_once(script):
+    tables = script("study_tables")
+    bases = [{"domain": domain, "sources": {"domain": ["a", "b"], "recall": ["x", "y"]}} for domain in ("one", "two")]
+    lines = [{"arm": "sft", "outcomes": {"domain": marks, "recall": marks}} for marks in ("10", "11")]
+    own, shared = (tables.outcomes({0: lines, 1: lines}, bases, task) for task in ("domain", "recall"))
+    assert own.sources == ("one a", "one b", "two a", "two b")
+    assert own.values.tolist() == [[1, 0, 1, 1]] * 2
+    assert shared.sources == ("x", "y")
+    assert shared.values.tolist() == [[1, 0.5]] * 2
