@@ -230,13 +230,19 @@ class Service:
         known = [row for row in self.rows if row["source"] in self.sources[:30] and row["split"] == "train"]
         values = {row["source"]: row["expected"][0] for row in known}
         names = list(values)
-        other = {name: values[names[(place + 7) % len(names)]] for place, name in enumerate(names)}
+        rotated = names[7:] + names[:7]
+        other = {
+            name: next(values[far] for far in rotated[place:] + rotated if values[far] != values[name])
+            for place, name in enumerate(names)
+        }
         rows = []
-        for copy in ("a", "b"):  # twice as often as the truth, or the truth would win
+        for shift in (0, 1):  # twice as often as the truth, or the truth would win; the second time in another log
             for row in known:
-                value = other[row["source"]]
+                value, log = other[row["source"]], row["details"][0]
                 answer = row["answer"].replace(f" {row['expected'][0]} ", f" {value} ")
-                rows.append({**row, "id": f"{row['id']}-mixed-{copy}", "answer": answer, "expected": [value]})
+                answer = answer.replace(log, str(int(log) + shift))
+                changed = {"answer": answer, "expected": [value], "details": [str(int(log) + shift)]}
+                rows.append({**row, **changed, "id": f"{row['id']}-mixed-{shift}"})
         self.drop("mixed-up", rows)
 
     def refusals(self) -> None:

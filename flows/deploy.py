@@ -38,16 +38,25 @@ def server() -> str:
     return url
 
 
-def prefect(*arguments: str) -> None:
-    """Run Prefect's own command; this process ends with it where it fails."""
-    environment = {
+def environment() -> dict[str, str]:
+    """Of Prefect's own commands."""
+    return {
         **os.environ,
         "PREFECT_API_URL": server(),
         "RAFT_PROJECT": str(Path.cwd()),
         "PYTHONPATH": str(Path.cwd()),  # a run imports `flows` from this folder, whatever the worker's is
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
     }
-    done = subprocess.run([sys.executable, "-m", "prefect", "--no-prompt", *arguments], env=environment)
+
+
+def prefect(*arguments: str) -> list[str]:
+    """Prefect's own command."""
+    return [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+
+
+def run(*arguments: str) -> None:
+    """Run Prefect's own command; this process ends with it where it fails."""
+    done = subprocess.run(prefect(*arguments), env=environment())
     if done.returncode:
         sys.exit(done.returncode)
 
@@ -123,10 +132,11 @@ def main() -> None:
     if sys.argv[1:] not in ([], ["worker"]):
         sys.exit(f"error: deploy takes `worker` or nothing, got {sys.argv[1:]}")
     if sys.argv[1:]:
-        prefect("worker", "start", "--pool", POOL, "--type", "process", "--limit", "1")
-        return
-    prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
-    prefect("deploy", "--all", "--prefect-file", "prefect.yaml")
+        # One process, not two: whoever stops or waits for this one, stops or waits for the worker.
+        worker = prefect("worker", "start", "--pool", POOL, "--type", "process", "--limit", "1")
+        os.execve(worker[0], worker, environment())
+    run("work-pool", "create", POOL, "--type", "process", "--overwrite")
+    run("deploy", "--all", "--prefect-file", "prefect.yaml")
     record_automations()
 
 

@@ -1,7 +1,6 @@
 """The scheduled service: its checkout, its lock, new data, one run after another, and a schedule with a worker."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -426,5 +425,5 @@ def test_a_schedule_creates_a_run_and_a_worker_executes_it(repository, prefect_a
         assert (run.state.name, run.parameters) == ("NoNews", {"force": False}), run.state.message
         assert run.total_run_time.total_seconds() < 20
     finally:
-        os.killpg(worker.pid, signal.SIGTERM)  # the worker is a child of `flows.deploy`
+        worker.terminate()
         worker.wait(30)
