@@ -1,16 +1,19 @@
 """Random fault injections: kill -9 of any process of a pipeline at any time; the next run ends as if nothing had been.
 
-    python benchmarks/faults.py [INJECTIONS] [SEED]        100 injections, seed 0: hours on two cores
+    python benchmarks/faults.py [--injections 100] [--seed 0] [--share 1/2]      resumable; --share: two side by side
 
-A small pipeline (all row stages and a training, with checkpoints) runs undisturbed in a clone of HEAD. Then, for every
-injection, it begins from nothing, and after a random time a randomly chosen process of its tree is killed: the parent
-flow, its Prefect server, DVC, a stage. It is run once more, and checked: it ends green with the same bytes, what was
-finished is not done again, nothing half-written is left, DVC and git find everything in order. Prints a line for each
-injection and a summary; ends with an error where something did not hold.
+A small pipeline (all row stages and a training, with checkpoints) runs undisturbed in a clone of HEAD, under a Prefect
+server that outlives the runs. Then, for every injection, it begins from nothing, and after a random time a randomly
+chosen process of its tree is killed: the parent flow, DVC, a stage. It is run once more, and checked: it ends green with
+the same bytes, what was finished is not done again, at most the interrupted stage begins twice, nothing half-written is
+left, DVC and git find everything in order. Each injection adds a line to benchmarks/faults.jsonl; the summary is of all
+lines of the seed. Ends with an error where something did not hold.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import random
 import re
@@ -20,15 +23,21 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
 from dvc.repo import Repo
 
+from flows.server import free_port, wait_until_healthy
 from raft_tasks.artifacts import digest_path
 
 ROOT = Path(__file__).resolve().parents[1]
+RECORD = Path(__file__).with_name("faults.jsonl")
+STAGES = ("world", "backbone", "models", "ingest", "rewrite", "semantic_filter", "fuse", "distill")
 SMALL = {
     "run": {"domains": ["registry"], "methods": ["raft"], "seeds": [0]},
     "rewrite": {"chunk_rows": 8},
@@ -48,8 +57,9 @@ def small_project(folder: Path) -> None:
     for section, values in SMALL.items():
         params[section].update(values)
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    graph = (folder / "dvc.yaml").read_text()
-    (folder / "dvc.yaml").write_text(graph[: graph.index("  benchmark:")])
+    graph = yaml.safe_load((folder / "dvc.yaml").read_text())
+    graph = {"vars": graph["vars"], "stages": {name: graph["stages"][name] for name in STAGES}}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False))
     path = folder / "data/registry/pairs.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     train = [line for line in lines if '"split": "train"' in line]
@@ -60,8 +70,22 @@ def small_project(folder: Path) -> None:
     subprocess.run(["git", *identity, "commit", "-qam", "small"], cwd=folder, check=True)
 
 
-def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
+@contextmanager
+def prefect_server(home: Path) -> Iterator[dict[str, str]]:
+    """A server of our own; the environment for what runs under it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RAFT_"))}
+    port = free_port()
+    environment |= {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    server = subprocess.Popen([sys.executable, "-m", "flows.server", str(port)], cwd=ROOT, env=environment)
+    try:
+        wait_until_healthy(environment["PREFECT_API_URL"], server)
+        yield environment
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def start(folder: Path, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "flows.pipeline"],
@@ -144,64 +168,88 @@ def clean(folder: Path) -> None:
         shutil.rmtree(folder / cache, ignore_errors=True)
 
 
+def injection(
+    folder: Path, draw: random.Random, whole: float, expected: dict[str, str], environment: dict[str, str]
+) -> dict[str, Any]:
+    """Kill, run again, check."""
+    logs = [folder.with_name(name) for name in ("first.log", "second.log")]
+    clean(folder)
+    began = time.monotonic()
+    pipeline = start(folder, logs[0], environment)
+    time.sleep(draw.uniform(0.0, whole))
+    tree = sorted(working(folder), key=lambda process: process.pid)
+    killed, at = None, time.monotonic() - began
+    if tree:
+        victim = draw.choice(tree)
+        killed = name_of(victim)
+        victim.kill()
+    wrong = await_end(pipeline, folder)
+    pipeline = start(folder, logs[1], environment)
+    wrong += await_end(pipeline, folder)
+    if pipeline.returncode:
+        wrong.append(f"the second run ended with {pipeline.returncode}: {logs[1].read_text()[-2000:]}")
+    else:
+        wrong += what_is_left(folder)
+        wrong += [f"other bytes: {key}" for key, value in digests(folder).items() if value != expected[key]]
+    repeated = sorted({stage for stage in started(logs[0]) if stage in started(logs[1])})
+    again = sorted(set(repeated) & finished(logs[0]))
+    if again:
+        wrong.append(f"finished, and done again: {again}")
+    seconds = round(time.monotonic() - began, 1)
+    return {"killed": killed, "at": round(at, 1), "seconds": seconds, "begun twice": repeated, "wrong": wrong}
+
+
+def recorded(seed: int) -> dict[int, dict[str, Any]]:
+    """The injections of this seed so far, by number."""
+    lines = RECORD.read_text().splitlines() if RECORD.exists() else []
+    return {row["number"]: row for row in map(json.loads, lines) if row["seed"] == seed}
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    victims = Counter(row["killed"] or "nothing, it was over" for row in rows)
+    twice = Counter(len(row["begun twice"]) for row in rows)
+    killed = ", ".join(f"{name} {count}" for name, count in victims.most_common())
+    begun = ", ".join(f"{count} in {times}" for count, times in sorted(twice.items()))
+    faults = [row["number"] for row in rows if row["wrong"]]
+    return (
+        f"{len(rows)} injections; something wrong in: {faults or 'none'}\nkilled: {killed}\nstages begun twice: {begun}"
+    )
+
+
 def main() -> None:
-    injections = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    draw = random.Random(seed)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, first, second = (
-            Path(temporary) / "project",
-            Path(temporary) / "first.log",
-            Path(temporary) / "second.log",
-        )
+    parser = argparse.ArgumentParser(description="Kill random processes of a small pipeline, and see that it recovers.")
+    parser.add_argument("--injections", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", default="1/1", help="1/2 and 2/2 are two processes side by side")
+    asked = parser.parse_args()
+    part, parts = map(int, asked.share.split("/"))
+    with tempfile.TemporaryDirectory() as temporary, prefect_server(Path(temporary) / "prefect") as environment:
+        folder, log = Path(temporary) / "project", Path(temporary) / "first.log"
         small_project(folder)
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
         began = time.monotonic()
-        pipeline = start(folder, first)
+        pipeline = start(folder, log, environment)
         wrong = await_end(pipeline, folder)
         whole = time.monotonic() - began
         if pipeline.returncode or wrong or what_is_left(folder):
-            sys.exit(f"undisturbed: {wrong or what_is_left(folder)}\n{first.read_text()[-3000:]}")
+            sys.exit(f"undisturbed: {wrong or what_is_left(folder)}\n{log.read_text()[-3000:]}")
         expected = digests(folder)
-        print(f"undisturbed: {whole:.1f} s, stages: {' '.join(started(first))}", flush=True)
-
-        victims, repeats, faults = Counter[str](), Counter[int](), 0
-        for number in range(1, injections + 1):
-            clean(folder)
-            began = time.monotonic()
-            pipeline = start(folder, first)
-            time.sleep(draw.uniform(0.0, whole))
-            tree = sorted(working(folder), key=lambda process: process.pid)
-            victim = draw.choice(tree) if tree else None
-            at = time.monotonic() - began
-            name = "nothing, it was over"
-            if victim is not None:
-                name = name_of(victim)
-                victim.kill()
-            wrong = await_end(pipeline, folder)
-            pipeline = start(folder, second)
-            wrong += await_end(pipeline, folder)
-            if pipeline.returncode:
-                wrong.append(f"the second run ended with {pipeline.returncode}: {second.read_text()[-2000:]}")
-            else:
-                wrong += what_is_left(folder)
-                wrong += [f"other bytes: {key}" for key, value in digests(folder).items() if value != expected[key]]
-            repeated = {stage for stage in started(first) if stage in started(second)}
-            again = repeated & finished(first)
-            if again:
-                wrong.append(f"finished, and done again: {sorted(again)}")
-            victims[name] += 1
-            repeats[len(repeated)] += 1
-            faults += bool(wrong)
-            said = "; ".join(wrong) or f"again: {' '.join(sorted(repeated)) or 'nothing'}"
-            print(
-                f"{number:3d} killed {name} at {at:.1f} s, {time.monotonic() - began:.1f} s in all; {said}", flush=True
-            )
-    print(f"{injections} injections, seed {seed}: {faults} with a fault")
-    print("killed: " + ", ".join(f"{name} {count}" for name, count in victims.most_common()))
-    print(
-        "stages begun twice: " + ", ".join(f"{count} in {times} injections" for count, times in sorted(repeats.items()))
-    )
-    if faults:
+        print(f"undisturbed: {whole:.1f} s, stages: {' '.join(started(log))}", flush=True)
+        for number in range(part, asked.injections + 1, parts):
+            if number not in recorded(asked.seed):
+                found = injection(folder, random.Random(f"{asked.seed}/{number}"), whole, expected, environment)
+                about = {
+                    "seed": asked.seed,
+                    "number": number,
+                    "commit": commit.stdout.strip()[:12],
+                    "of": round(whole, 1),
+                }
+                with RECORD.open("a") as out:
+                    out.write(json.dumps({**about, **found}) + "\n")
+                print(f"{number:3d} {found}", flush=True)
+    rows = list(recorded(asked.seed).values())
+    print(summary(rows))
+    if any(row["wrong"] for row in rows):
         sys.exit(1)
 
 

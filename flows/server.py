@@ -19,7 +19,7 @@ from flows.environment import PIPELINE_PID, PREFECT_PORT, answering_server
 START_SECONDS = 90
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Never the default port: other runs would find our server there, and lose it when we end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -44,7 +44,7 @@ def ensure_server() -> str:
     running = answering_server()
     if running:
         return running
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     server = subprocess.Popen(
         [sys.executable, "-m", "flows.server", str(port)],
