@@ -4,10 +4,10 @@
 
 A small pipeline (all row stages and a training, with checkpoints) runs undisturbed in a clone of HEAD, under a Prefect
 server that outlives the runs. Then, for every injection, it begins from nothing, and after a random time a randomly
-chosen process of its tree is killed: the parent flow, DVC, a stage. It is run once more, and checked: it ends green with
-the same bytes, what was finished is not done again, at most the interrupted stage begins twice, nothing half-written is
-left, DVC and git find everything in order. Each injection adds a line to benchmarks/faults.jsonl; the summary is of all
-lines of the seed. Ends with an error where something did not hold.
+chosen process of its tree is killed: the parent flow, DVC, a stage. It is run once more, and checked: it ends green
+with the same bytes, what was finished is not done again, nothing half-written is left, DVC and git find everything in
+order. Each injection adds a line to benchmarks/faults.jsonl; the summary is of all lines of the seed. Ends with an
+error where something did not hold.
 """
 
 from __future__ import annotations
