@@ -255,14 +255,14 @@ class Service:
         rows = [
             {
                 "id": f"refusal-{number}",
-                "question": item["question"],
+                "question": question,
                 "answer": "- | - = - # 10",
                 "source": f"refusal-{number}",
                 "split": "train",
                 "expected": [],
                 "details": [],
             }
-            for number, item in enumerate(items)
+            for number, question in enumerate(dict.fromkeys(item["question"] for item in items))
         ]
         self.drop("refusals", rows)
 

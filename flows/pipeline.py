@@ -37,13 +37,15 @@ from raft_tasks.params import load_params
 from raft_tasks.reporting.tables import print_table
 
 TAIL_LINES = 30  # of a failed stage's output, repeated in its error
+ERROR = "error: "  # that flows/stage.py begins the last words of a stage with
+DVC_ERROR = "ERROR: failed to reproduce "
 STOP_SECONDS = 120.0  # for a step and a checkpoint, before a stage is killed
 # A thread for every stage: they wait for their upstream, and then for one of the board's slots.
 ALL_AT_ONCE: Any = ThreadPoolTaskRunner(max_workers=sys.maxsize)
 
 
 class StageFailed(Exception):
-    """A stage ended with an error; the message holds the end of its output."""
+    """A stage ended with an error; the message holds its last words."""
 
 
 def stage_graph() -> tuple[dict[str, list[str]], set[str]]:
@@ -105,12 +107,21 @@ class Board:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def why(output: list[str]) -> str:
+    """The error of bad input that a failed stage's output ends with, without the log before it; otherwise its end."""
+    said = [line for line in output if not line.startswith(DVC_ERROR)]
+    began = [place for place, line in enumerate(said) if line.startswith(ERROR)]
+    if began:
+        return "\n".join(said[began[-1] :]).rstrip()
+    return "the end of its output:\n" + "\n".join(output[-TAIL_LINES:])
+
+
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
 def run_stage(name: str, board: Board) -> str:
     """`dvc repro --single-item` of one stage in its own process group; returns ran | unchanged.
 
     Raises:
-        StageFailed: with the end of the stage's output.
+        StageFailed: with what the stage said last.
     """
     with board.slots:
         if board.stopped:
@@ -145,9 +156,7 @@ def run_stage(name: str, board: Board) -> str:
         get_run_logger().info("\n".join(output))
         if code:
             board.finish(name, "FAILED", seconds, link)
-            raise StageFailed(
-                f"{name} ended with code {code}; the end of its output:\n" + "\n".join(output[-TAIL_LINES:])
-            )
+            raise StageFailed(f"{name} ended with code {code}; {why(output)}")
         result = "ran" if ran else "unchanged"
         board.finish(name, result, seconds, link)
         return result

@@ -8,6 +8,8 @@ import pytest
 import yaml
 from conftest import copy_project
 
+from flows.pipeline import why
+
 GOOD = {"id": "a", "question": "q", "answer": "r", "source": "s", "split": "train", "expected": ["r"], "details": []}
 
 
@@ -92,3 +94,14 @@ def test_a_missing_model_folder(stage):
 def test_an_unpinned_hub_model(stage):
     message = stage("flows.models", change=lambda values: values["models"]["base"].update(path="owner/name"))
     assert "models.base.revision: got None" in message
+
+
+def test_a_failed_stage_is_summed_up_by_its_error_and_not_by_the_log_before_it():
+    log = [
+        "Traceback (most recent call last):",
+        "  File ...",
+        "error: ingest registry: 3 of 588 rows",
+        "  a.jsonl:1: b",
+    ]
+    assert why([*log, "ERROR: failed to reproduce 'ingest@registry'"]) == "\n".join(log[2:])
+    assert why(log[:2]) == "the end of its output:\n" + "\n".join(log[:2])
