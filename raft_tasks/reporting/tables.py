@@ -116,6 +116,10 @@ def measure_models(
             methods[method]["degradation"] = _degradation(
                 domain.base, asked[method], asked[BASE], single_parts(measures), bootstrap.confidence
             )
+        if reference and method not in (reference, BASE):
+            methods[method]["flips_against_reference"] = _tested(
+                asked[method], asked[reference], single_parts(measures)
+            )
     return {"measures": {one: [list(part) for part in parts] for one, parts in measures.items()}, "methods": methods}
 
 
@@ -200,28 +204,39 @@ def _degradation(
     parts: list[Part],
     confidence: float,
 ) -> dict[str, dict[str, Any]]:
-    """Per task: items lost and won with the exact test of both, and the smallest drop that these items would show.
+    """Per task: what `_tested` gives, the items themselves, and the smallest drop that they would show.
 
-    "lost_items" and "won_items" name them: {id: under how many seeds}. `p_holm` is corrected for the tasks of one
-    method. A task whose items are neither right nor wrong has no test.
+    "lost_items" and "won_items" name them: {id: under how many seeds}.
     """
     found: dict[str, dict[str, Any]] = {}
+    tests = _tested(after, before, parts)
     for part in parts:
-        right = before[part].values
-        tested = degradation(after[part], before[part])
+        right, tested = before[part].values, tests[part[0]]
         ids = [row.id for row in base.items if row.task == part[0]]
         change = after[part].values - right  # [S, N]
         found[part[0]] = {
             "asked": right.shape[1],
             "right_before": int((right == 1).sum()),
-            **(asdict(tested) if tested else {"lost": None, "won": None, "p": None, "p_per_seed": None}),
-            "p_holm": None,
-            "lost_items": _counted(ids, change < 0) if tested else None,
-            "won_items": _counted(ids, change > 0) if tested else None,
+            **tested,
+            "lost_items": None if tested["p"] is None else _counted(ids, change < 0),
+            "won_items": None if tested["p"] is None else _counted(ids, change > 0),
             "detectable_drop": detectable_drop([after[part]], [before[part]], confidence),
         }
-    tested_tasks = [row for row in found.values() if row["p"] is not None]
-    for row, adjusted in zip(tested_tasks, holm([row["p"] for row in tested_tasks]), strict=True):
+    return found
+
+
+def _tested(after: dict[Part, Outcomes], before: dict[Part, Outcomes], parts: list[Part]) -> dict[str, dict[str, Any]]:
+    """Per task: items lost and won, with the exact test of both; `p_holm` is corrected for these tasks.
+
+    A task whose items are neither right nor wrong has no test.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        tested = degradation(after[part], before[part])
+        known = asdict(tested) if tested else {"lost": None, "won": None, "p": None, "p_per_seed": None}
+        found[part[0]] = {**known, "p_holm": None}
+    having = [row for row in found.values() if row["p"] is not None]
+    for row, adjusted in zip(having, holm([row["p"] for row in having]), strict=True):
         row["p_holm"], row["p_per_seed"] = adjusted, list(row["p_per_seed"])
     return found
 

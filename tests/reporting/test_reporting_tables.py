@@ -91,11 +91,11 @@ def test_one_domain_is_all_domains(metrics):
 
 
 def test_flipped_items_are_counted_and_tested(tmp_path):
-    params = synthetic_params(seeds=[0, 1], methods=["sft"])
+    params = synthetic_params(seeds=[0, 1], methods=["sft", "raft"])
     write_artifacts(tmp_path, params)
     folder = tmp_path / "registry" / "benchmarks"
     right, wrong = {"acc": 1.0, "other": 0.5}, {"acc": 0.0, "other": 0.5}
-    for name, lost in (("base", 0), ("sft-0", 8), ("sft-1", 6)):
+    for name, lost in (("base", 0), ("sft-0", 8), ("sft-1", 6), ("raft-0", 1), ("raft-1", 1)):
         rows = read_rows(folder / name / "items.jsonl", ItemResult)
         write_rows(
             folder / name / "items.jsonl",
@@ -106,7 +106,8 @@ def test_flipped_items_are_counted_and_tested(tmp_path):
                 for row in rows
             ],
         )
-    tested = measure(collected(tmp_path, params))["domains"]["registry"]["methods"]["sft"]["degradation"]
+    methods = measure(collected(tmp_path, params))["domains"]["registry"]["methods"]
+    tested = methods["sft"]["degradation"]
     recall = tested["pocket_recall"]
     assert (recall["asked"], recall["right_before"], recall["lost"], recall["won"]) == (ITEMS, ITEMS, 7.0, 0.0)
     assert sorted(recall["lost_items"].values()) == [1, 1, 2, 2, 2, 2, 2, 2]
@@ -116,6 +117,13 @@ def test_flipped_items_are_counted_and_tested(tmp_path):
     assert 0 < recall["detectable_drop"] < 0.3
     assert list(tested) == ["domain", *TASKS]
     assert [one["p_holm"] for one in tested.values()] == pytest.approx(holm([one["p"] for one in tested.values()]))
+    assert "flips_against_reference" not in methods["sft"]
+    better = methods["raft"]["flips_against_reference"]
+    assert list(better) == ["domain", *TASKS]
+    recall = better["pocket_recall"]
+    assert (recall["lost"], recall["won"]) == (0.0, 6.0)
+    assert recall["p"] == pytest.approx(2 / 2**7)
+    assert recall["p_holm"] > recall["p"]
 
 
 def test_what_is_undone_of_the_references_loss(metrics):
