@@ -13,16 +13,18 @@ from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 
 from flows import paths
+from flows.judge import judge_more
 from flows.stage import Progress, main
 from raft_tasks.artifacts import iter_rows, read_rows, write_json, write_rows
 from raft_tasks.benchmark import benchmark_model
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.gate import Measured, Verdict, judge
+from raft_tasks.evaluation.verdicts import with_verdicts
 from raft_tasks.gate import fidelity_rate, measured, recover_candidate, release, size_and_latency
 from raft_tasks.params import Interpolate, Model, Params, load_params
 from raft_tasks.registry import champion, released
 from raft_tasks.report import data_versions
-from raft_tasks.schemas import Example, Fused
+from raft_tasks.schemas import Example, Fused, ItemResult, Judged
 
 POLL_SECONDS = 5  # between two looks for a person's answer
 
@@ -80,13 +82,16 @@ def judged(params: Params, domain: str) -> tuple[Verdict, Path]:
     A near miss goes through `gate.recover` first, and is benchmarked and judged again.
     """
     wanted = params.retrain.candidate
-    name = f"{wanted.method}-{wanted.seed}"
     trained = paths.trained(domain, wanted.method, wanted.seed)
-    verdict = _judge(params, domain, name, trained, paths.benchmark(domain, wanted.method, wanted.seed) / "items.jsonl")
+    benchmark = paths.benchmark(domain, wanted.method, wanted.seed)
+    votes = read_rows(paths.judged(domain) / "votes.jsonl", Judged) if domain in params.run.judged else None
+    verdict = _judge(params, domain, trained, benchmark / "items.jsonl", votes)
     if not verdict.near_miss or params.gate.recover is None:
         return verdict, trained
     trained, items, coefficient = _recover(params, params.gate.recover, domain, trained)
-    return replace(_judge(params, domain, name, trained, items), recovered=coefficient), trained
+    if votes is not None:
+        votes = judge_more(f"gate@{domain}", benchmark.name, read_rows(items, ItemResult), votes, params)
+    return replace(_judge(params, domain, trained, items, votes), recovered=coefficient), trained
 
 
 def write_verdict(verdict: Verdict) -> None:
@@ -105,17 +110,24 @@ def write_verdict(verdict: Verdict) -> None:
     )
 
 
-def _judge(params: Params, domain: str, name: str, trained: Path, items: Path) -> Verdict:
-    production = champion(Path(), domain)
-    files = {name: items, "base": paths.benchmark(domain, None, None) / "items.jsonl"}
-    if production is not None:
-        files[str(production)] = paths.benchmark(domain, "champion", None) / "items.jsonl"
+def _judge(params: Params, domain: str, trained: Path, items: Path, votes: list[Judged] | None) -> Verdict:
+    """The verdict on the model in `trained`, whose outcomes are `items`; `votes`: a panel's, of a judged domain."""
+    production, wanted = champion(Path(), domain), params.retrain.candidate
+    candidate, base, best = (
+        paths.benchmark(domain, *one) for one in ((wanted.method, wanted.seed), (None, None), ("champion", None))
+    )
+    name = candidate.name
+    folders = {name: candidate, "base": base} | ({} if production is None else {str(production): best})
+    files = {model: items if model == name else folder / "items.jsonl" for model, folder in folders.items()}
     missing = [str(path) for path in files.values() if not path.exists()]
     if missing:
         raise InputError(
             f"the gate needs the outcomes of the benchmarks, {missing} are not there; run the pipeline first"
         )
-    found = {model: measured(model, path) for model, path in files.items()}
+    rows = {model: read_rows(path, ItemResult) for model, path in files.items()}
+    if votes is not None:
+        rows = {model: with_verdicts(rows[model], folder.name, votes) for model, folder in folders.items()}
+    found = {model: measured(model, own) for model, own in rows.items()}
     models = {name: _model(params, trained), "base": params.base}
     test = read_rows(paths.split(domain, "test", params.resources.rows), Example)
     questions = [row.question for row in test][: params.gate.latency_items]

@@ -4,6 +4,7 @@ The answers were given once, by the stage `benchmark`; other judges ask about th
 """
 
 from contextlib import closing
+from typing import Any
 
 from prefect import flow
 
@@ -14,8 +15,8 @@ from raft_tasks.artifacts import read_json, read_rows, write_json, write_rows
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.verdicts import settled, summary
 from raft_tasks.judge import failure, judge_chunk, judge_labels
-from raft_tasks.params import load_params
-from raft_tasks.schemas import ItemResult, Labelled
+from raft_tasks.params import Endpoint, Model, Params, load_params
+from raft_tasks.schemas import ItemResult, Judged, Labelled
 
 
 @flow
@@ -37,9 +38,7 @@ def judge(domain: str) -> None:
             f"params.yaml: judge.tasks: got {missing}, which no model has answered; expected `domain` or tasks of "
             "benchmark.tasks whose answers are texts"
         )
-    roles = [one.model for one in settings.judges]
-    models = {role: params.models[role] for role in roles}
-    identities = {role: read_json(paths.model_identity(role)) for role in roles}
+    models, identities = panel(params)
     calls = new_calls("judge", settings.budget)
     judged = through(
         judge_chunk,
@@ -59,9 +58,25 @@ def judge(domain: str) -> None:
     labels = read_rows(paths.labels(settings.calibration), Labelled) if settings.calibration else []
     beside = judge_labels(labels, settings, models, identities, calls) if labels else []
     write_rows(paths.judged(domain) / "votes.jsonl", found)
-    write_json(paths.judged(domain) / "summary.json", summary(found, roles, labels, beside))
+    write_json(paths.judged(domain) / "summary.json", summary(found, [*models], labels, beside))
     undecided = sum(row.right is None for row in found)
     print(f"{label}: {len(found)} answers judged, {undecided} of them on items without a verdict", flush=True)
+
+
+def panel(params: Params) -> tuple[dict[str, Model | Endpoint], dict[str, dict[str, Any]]]:
+    """The judges, and the identity of each, by name."""
+    roles = [one.model for one in params.judge.judges]
+    identities = {role: read_json(paths.model_identity(role)) for role in roles}
+    return {role: params.models[role] for role in roles}, identities
+
+
+def judge_more(label: str, model: str, items: list[ItemResult], votes: list[Judged], params: Params) -> list[Judged]:
+    """`votes` with those on a model's answers that the stage does not know, in place of what it says of that model."""
+    settings = params.judge
+    answers = [(model, item) for item in items if item.task in settings.tasks]
+    judged = judge_chunk.fn(answers, settings, *panel(params), new_calls("judge", settings.budget))
+    more = few_failed(label, judged, len(answers), settings.max_failed, failure)
+    return settled([*(row for row in votes if row.model != model), *more])
 
 
 if __name__ == "__main__":

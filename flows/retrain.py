@@ -284,7 +284,7 @@ def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
     patiently(settings, push)
     journal.enter("publish")
     tags = [tag for domain in promoted for tag in promote(Path(), domain, verdicts[domain].reason)]
-    set_aside({domain: came for domain, came in arrived.items() if came and domain not in promoted}, params, start)
+    set_aside({domain: came for domain, came in arrived.items() if came and verdicts[domain].harmful}, params, start)
     patiently(settings, checkout.publish, settings.branch, tags)
 
     facts = {

@@ -12,7 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import params
-from raft_tasks.artifacts import atomic_folder, read_rows
+from raft_tasks.artifacts import atomic_folder
 from raft_tasks.evaluation.gate import Measured
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.leakage import leak_rate
@@ -24,10 +24,10 @@ from raft_tasks.schemas import Example, Fused, ItemResult
 ROUND = 8  # questions that one model answers before it is the next one's turn
 
 
-def measured(name: str, items: Path) -> Measured:
-    """A model's benchmark outcomes, as its items.jsonl has them."""
+def measured(name: str, items: list[ItemResult]) -> Measured:
+    """A model's benchmark outcomes by task."""
     rows: dict[str, list[ItemResult]] = {}
-    for row in read_rows(items, ItemResult):
+    for row in items:
         rows.setdefault(row.task, []).append(row)
     return Measured(name, rows, leaks=leak_rate([row.answer for row in rows[DOMAIN_TASK]]))
 

@@ -654,6 +654,7 @@ class Gate(Section):
     """What a candidate must keep to go into production: docs/gate.md."""
 
     confidence: Annotated[float, Field(gt=0, lt=1)]
+    domain_metric: Literal["acc", "complete", "judged"]  # what of the domain decides
     domain_margin: Share  # accuracy that the interval's lower end may be below the model in production
     general_margin: Share  # accuracy that a general task may lose against the base
     near_miss: Share  # accuracy beyond that margin which recovery may give back

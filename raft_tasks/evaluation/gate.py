@@ -1,12 +1,14 @@
 """The gate: may a candidate go into production? Every rule is a line of one table, with what was found and why.
 
     domain            no worse than the model in production by more than a margin: the interval of the paired difference
-                      lies above -margin. Without one in production: better than the base, the interval lies above 0
+                      lies above -margin. Without one in production: better than the base, the interval lies above 0.
+                      An interval that reaches 0 from below -margin shows neither harm nor its absence: unproven
     general           no task worse than the base beyond a margin: its interval does not lie below -margin as a whole.
                       The tasks share the error rate (Bonferroni; some task fails exactly if Holm's method finds one)
     general average   the same of the plain average of the tasks
     fidelity, leaks, size, latency    limits on what was measured
 
+Answers that a panel has judged count as it says: of general tasks always, of the domain where `domain_metric` says so.
 Intervals are those of `statistics.difference`: over the items, clustered by source. A rule without evidence fails.
 """
 
@@ -21,11 +23,12 @@ import numpy as np
 
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference
+from raft_tasks.evaluation.verdicts import METRIC
 from raft_tasks.params import Gate
 from raft_tasks.schemas import ItemResult
 
-Result = Literal["pass", "near miss", "fail"]
-MAIN = "acc"  # the metric that decides, where a task has it; else its first one
+Result = Literal["pass", "unproven", "near miss", "fail"]
+MAIN = "acc"  # the metric of a general task that decides, where no panel has judged it; without it, the first one
 NAMED = 5  # sources that the evidence names
 
 
@@ -68,8 +71,13 @@ class Verdict:
 
     @property
     def near_miss(self) -> bool:
-        """Whether nothing failed by more than recovery may mend."""
-        return not self.promoted and all(check.result != "fail" for check in self.checks)
+        """Whether all that is wrong is a general loss that recovery may mend."""
+        return {check.result for check in self.checks} <= {"pass", "near miss"} and not self.promoted
+
+    @property
+    def harmful(self) -> bool:
+        """Whether a rule is broken or a person said no; not where proof alone is missing that the domain is as good."""
+        return self.refused_by is not None or any(check.result in ("near miss", "fail") for check in self.checks)
 
     @property
     def reason(self) -> str:
@@ -85,7 +93,7 @@ class Verdict:
         broken = [
             f"{one.rule}: {one.candidate}, {one.limit} ({one.evidence})" for one in self.checks if one.result != "pass"
         ]
-        return f"{made} is refused: " + "; ".join(broken)
+        return f"{made} is {'refused' if self.harmful else 'not shown to be good enough'}: " + "; ".join(broken)
 
     def rows(self) -> list[dict[str, str]]:
         """The table, a row each."""
@@ -131,10 +139,12 @@ def _domain(rules: Gate, candidate: Measured, champion: Measured | None, base: M
     found = _compared(rules, [DOMAIN_TASK], candidate, other, rules.confidence)
     if isinstance(found, str):
         return Check("domain", "unknown", limit, found, "fail")
-    low = -1.0 if found.low is None else found.low
-    passed = low >= margin if champion else low > 0
-    evidence = _flips(candidate.items[DOMAIN_TASK], other.items[DOMAIN_TASK])
-    return Check("domain", _shown(found), limit, evidence, "pass" if passed else "fail")
+    low, high = -1.0 if found.low is None else found.low, 1.0 if found.high is None else found.high
+    result: Result = "unproven" if high >= 0 else "fail"
+    if low >= margin if champion else low > 0:
+        result = "pass"
+    evidence = _flips(candidate.items[DOMAIN_TASK], other.items[DOMAIN_TASK], rules.domain_metric)
+    return Check("domain", _shown(found), limit, evidence, result)
 
 
 def _general(rules: Gate, tasks: list[str], candidate: Measured, base: Measured, confidence: float) -> Check:
@@ -147,7 +157,10 @@ def _general(rules: Gate, tasks: list[str], candidate: Measured, base: Measured,
     result: Result = "pass"
     if high < -rules.general_margin:
         result = "near miss" if found.estimate >= -rules.general_margin - rules.near_miss else "fail"
-    evidence = _flips(candidate.items[tasks[0]], base.items[tasks[0]]) if len(tasks) == 1 else f"{len(tasks)} tasks"
+    evidence = f"{len(tasks)} tasks"
+    if len(tasks) == 1:
+        mine, theirs = candidate.items[tasks[0]], base.items[tasks[0]]
+        evidence = _flips(mine, theirs, _metric(rules, tasks[0], theirs))
     return Check(name, _shown(found), limit, evidence, result)
 
 
@@ -182,23 +195,33 @@ def _compared(rules: Gate, tasks: list[str], candidate: Measured, other: Measure
     others: list[Outcomes] = []
     for task in tasks:
         mine, theirs = candidate.items.get(task, ()), other.items.get(task, ())
+        metric = _metric(rules, task, theirs)
+        mine, theirs = ([row for row in rows if metric in row.metrics] for rows in (mine, theirs))
         if not mine or not theirs:
-            return f"no outcomes of {task} for {candidate.name if not mine else other.name}"
+            return f"no outcomes of {task} by {metric} for {candidate.name if not mine else other.name}"
         if [row.id for row in mine] != [row.id for row in theirs]:
             return f"{candidate.name} and {other.name} were not asked the same items of {task}"
         for side, rows in ((ours, mine), (others, theirs)):
-            values = np.array([[_outcome(row) for row in rows]])
+            values = np.array([[row.metrics[metric] for row in rows]])
             side.append(Outcomes(values, (None,), tuple(row.source for row in rows)))
     return difference(ours, others, Bootstrap(confidence, rules.bootstrap_samples, rules.seed))
 
 
-def _outcome(row: ItemResult) -> float:
-    return row.metrics[MAIN] if MAIN in row.metrics else next(iter(row.metrics.values()))
+def _metric(rules: Gate, task: str, rows: Sequence[ItemResult]) -> str:
+    """What decides: of the domain, what params say; of a general task, the panel's verdict where there is one."""
+    if task == DOMAIN_TASK:
+        return rules.domain_metric
+    given = {metric: None for row in rows for metric in row.metrics}
+    return next((metric for metric in (METRIC, MAIN) if metric in given), next(iter(given), MAIN))
 
 
-def _flips(mine: Sequence[ItemResult], theirs: Sequence[ItemResult]) -> str:
-    """How many items were lost and won, and of which sources the most were lost."""
-    pairs = [(row.source, _outcome(row), _outcome(other)) for row, other in zip(mine, theirs, strict=True)]
+def _flips(mine: Sequence[ItemResult], theirs: Sequence[ItemResult], metric: str) -> str:
+    """How many items were lost and won by this metric, and of which sources the most were lost."""
+    pairs = [
+        (row.source, row.metrics[metric], other.metrics[metric])
+        for row, other in zip(mine, theirs, strict=True)
+        if metric in row.metrics and metric in other.metrics
+    ]
     lost = Counter(source for source, own, other in pairs if own < other)
     won = sum(own > other for _, own, other in pairs)
     named = ", ".join(f"{source} ({count})" for source, count in lost.most_common(NAMED))

@@ -61,7 +61,7 @@ def test_a_good_candidate_passes_every_rule():
 def test_a_candidate_that_knows_less_than_the_champion_is_refused_and_the_lost_facts_are_named():
     verdict = judge(RULES, "registry", model("raft-0", domain=140), BASE, CHAMPION, fidelity=0.99)
     found = check(verdict, "domain")
-    assert (found.result, verdict.promoted, verdict.near_miss) == ("fail", False, False)
+    assert (found.result, verdict.promoted, verdict.near_miss, verdict.harmful) == ("fail", False, False, True)
     assert found.evidence.startswith("40 of 200 items lost, 0 won; lost most: fact-70 (2)")
     assert verdict.reason.startswith("raft-0 is refused: domain: -20.0 points (")
 
@@ -72,13 +72,16 @@ def test_a_little_less_than_the_champion_is_within_the_margin_but_too_few_items_
     few = replace(CHAMPION, items={**CHAMPION.items, "domain": outcomes("domain", 18, 20)})
     candidate = replace(model("raft-0"), items={**CHAMPION.items, "domain": outcomes("domain", 17, 20)})
     base = replace(BASE, items={**BASE.items, "domain": outcomes("domain", 0, 20)})
-    assert check(judge(RULES, "registry", candidate, base, few, fidelity=0.99), "domain").result == "fail"
+    verdict = judge(RULES, "registry", candidate, base, few, fidelity=0.99)
+    assert check(verdict, "domain").result == "unproven"
+    assert (verdict.promoted, verdict.near_miss, verdict.harmful) == (False, False, False)
+    assert verdict.reason.startswith("raft-0 is not shown to be good enough: domain: -5.0 points")
 
 
 def test_the_first_candidate_must_be_better_than_the_base():
     assert judge(RULES, "registry", model("raft-0", domain=50), BASE, None, fidelity=0.99).promoted
     same = judge(RULES, "registry", model("raft-0", domain=4), BASE, None, fidelity=0.99)
-    assert check(same, "domain").result == "fail"
+    assert check(same, "domain").result == "unproven"
     assert "no model is in production yet" not in check(same, "domain").limit
     assert "more than 0 points against base" in check(same, "domain").limit
 
@@ -124,7 +127,7 @@ def test_other_items_or_none_are_no_evidence():
     )
     without = replace(model("raft-0"), items={"domain": outcomes("domain", 190)})
     found = check(judge(RULES, "registry", without, BASE, CHAMPION, fidelity=0.99), "general: recall")
-    assert (found.result, found.evidence) == ("fail", "no outcomes of recall for raft-0")
+    assert (found.result, found.evidence) == ("fail", "no outcomes of recall by acc for raft-0")
 
 
 def test_the_verdict_is_one_table_and_one_line():
@@ -136,3 +139,34 @@ def test_the_verdict_is_one_table_and_one_line():
     approved = judge(RULES, "registry", model("raft-0"), BASE, CHAMPION, fidelity=0.99)
     assert not approved.refused("Ada").promoted
     assert approved.refused("Ada").reason.endswith("and is refused by Ada")
+
+
+def told(model, task, right, undecided=()):
+    """The model with a panel's verdict on a task: the first `right` items are, but for the undecided ones."""
+    rows = [
+        row
+        if number in undecided
+        else row.model_copy(update={"metrics": {"judged": float(number < right), **row.metrics}})
+        for number, row in enumerate(model.items[task])
+    ]
+    return replace(model, items={**model.items, task: rows})
+
+
+def test_of_the_domain_the_panel_decides_where_params_say_so():
+    worse = told(model("raft-0"), "domain", 100, undecided=[0, 150])  # by the rule's metric it is better
+    best = told(CHAMPION, "domain", 180, undecided=[0, 150])
+    assert check(judge(RULES, "registry", worse, BASE, best, 1.0), "domain").result == "pass"
+    judged = RULES.model_copy(update={"domain_metric": "judged"})
+    found = check(judge(judged, "registry", worse, BASE, best, 1.0), "domain")
+    assert found.result == "fail"
+    assert found.evidence.startswith("79 of 198 items lost, 0 won")
+    unknown = check(judge(judged, "registry", model("raft-0"), BASE, best, 1.0), "domain")
+    assert (unknown.candidate, unknown.result) == ("unknown", "fail")
+    assert unknown.evidence == "no outcomes of domain by judged for raft-0"
+
+
+def test_of_a_judged_general_task_the_panel_decides():
+    worse, base = told(model("raft-0"), "recall", 100), told(BASE, "recall", 190)
+    found = check(judge(RULES, "registry", worse, base, CHAMPION, 1.0), "general: recall")
+    assert found.result == "fail"
+    assert found.evidence.startswith("90 of 200 items lost, 0 won")

@@ -24,7 +24,7 @@ from raft_tasks.errors import InputError
 from raft_tasks.evaluation.gate import Check, Verdict
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.params import load_params
-from raft_tasks.schemas import Example, Fused, ItemResult
+from raft_tasks.schemas import Example, Fused, ItemResult, Judged
 
 GENERAL = "pocket_rewriting"
 DOMAIN = "registry"
@@ -118,6 +118,41 @@ def test_a_near_miss_is_interpolated_benchmarked_and_judged_again(judged, projec
     assert next(one.rule for one in verdict.checks if one.result == "fail") == "domain"
     assert "interpolated to" in verdict.reason
     assert (paths.near_miss(DOMAIN) / "items.jsonl").exists()
+
+
+def vote(model, item, right):
+    return Judged(model=model, task=item.task, id=item.id, votes={"a": right}, reasons={}, abstained={}, right=right)
+
+
+def test_a_panel_decides_over_the_domain_where_params_say_so(judged, project, monkeypatch):
+    document = yaml.safe_load((project / "params.yaml").read_text())
+    document["run"]["judged"] = [DOMAIN]
+    document["gate"]["domain_metric"] = "judged"
+    (project / "params.yaml").write_text(yaml.safe_dump(document))
+    answers = [item for item in items(0, 0) if item.task == DOMAIN_TASK]
+    told = {"base": False, "raft-0": True}  # by the rule's metric the candidate knows nothing
+    rows = [vote(model, item, right) for model, right in told.items() for item in answers]
+    write_rows(paths.judged(DOMAIN) / "votes.jsonl", rows)
+    verdict = judged(domain=0, general=120)
+    assert verdict.promoted, verdict.reason
+    assert verdict.checks[0].evidence == "0 of 120 items lost, 120 won"
+
+    asked = []
+
+    def again(rows, *arguments):
+        asked.extend(rows)
+        return [vote(model, item, False) for model, item in rows]
+
+    monkeypatch.setattr("flows.judge.judge_chunk.fn", again)
+    monkeypatch.setattr("flows.judge.panel", lambda params: ({}, {}))
+    items_of = iter([[*items(0, 120)]])
+    monkeypatch.setattr("flows.gate.benchmark_model", lambda *arguments: ({}, next(items_of)))
+    verdict = judged(domain=0, general=95)
+    assert {(model, item.task) for model, item in asked} == {
+        ("raft-0", DOMAIN_TASK)
+    }  # the interpolated model's answers
+    assert verdict.recovered is not None
+    assert (verdict.checks[0].result, verdict.checks[0].evidence) == ("unproven", "0 of 120 items lost, 0 won")
 
 
 @pytest.fixture

@@ -298,15 +298,18 @@ def test_an_import_is_updated(repository, settings, tmp_path):
 
 @pytest.fixture
 def service(repository, prefect_api, monkeypatch):
-    """Runs the flow with a gate that promotes unless the data says `poison`; returns the state's name and message."""
+    """Runs the flow; its gate reads `poison` as harm and `doubt` as no proof. Returns the state's name and message."""
 
     def judge(params, domain):
-        good = b"poison" not in Path("artifacts/model/weights").read_bytes()
-        if good:
+        weights = Path("artifacts/model/weights").read_bytes()
+        harmful, doubtful = b"poison" in weights, b"doubt" in weights
+        reason = "forgets" if harmful else "not shown" if doubtful else "better"
+        if reason == "better":
             shutil.copytree("artifacts/model", "releases/registry", dirs_exist_ok=True)
             with Repo() as repo:
                 repo.add("releases/registry")
-        return SimpleNamespace(promoted=good, reason="better" if good else "forgets", rows=lambda: [{"check": "x"}])
+        promoted = reason == "better"
+        return SimpleNamespace(promoted=promoted, harmful=harmful, reason=reason, rows=lambda: [{"check": "x"}])
 
     monkeypatch.setattr(retrain, "judge_candidate", judge)
 
@@ -318,6 +321,16 @@ def service(repository, prefect_api, monkeypatch):
         return state.name, state.message
 
     return run
+
+
+def test_data_without_proof_of_harm_stay_and_are_learned_with_the_next_ones(service, repository):
+    assert service()[0] == "Promoted"
+    drop(repository, "week2.jsonl", json.dumps({"id": "p", "answer": "doubt"}) + "\n")
+    assert service() == ("Kept", "registry: not shown")
+    assert git("tag", folder=repository).split() == ["raft-registry#prod#1", "raft-registry@v1.0.0"]
+    assert "doubt" in git("show", "retrain:data/registry/week2.jsonl", folder=repository)
+    assert git("show", "retrain:champions/refused.txt", folder=repository) == ""
+    assert service()[0] == "NoNews"  # the same data give the same verdict
 
 
 def test_promote_then_nothing_new_then_refuse_then_go_on(service, repository):
