@@ -38,11 +38,11 @@ def flips(domain: Answered, parts: list[tuple[str, str]]) -> list[Flip]:
     found = []
     for method, runs in domain.runs.items():
         for task, metric in parts:
-            base = {row.id: row for row in domain.base.items if row.task == task}
+            base = {row.id: row for row in domain.base.items if row.task == task and metric in row.metrics}
             flipped: dict[str, list[ItemResult]] = {}
             for run in runs:
-                for row in run.items:
-                    if row.task == task and _right(row, metric) != _right(base[row.id], metric):
+                for row in run.items:  # the panel left some without a verdict, then for every model
+                    if row.task == task and row.id in base and _right(row, metric) != _right(base[row.id], metric):
                         flipped.setdefault(row.id, []).append(row)
             found += [
                 Flip(

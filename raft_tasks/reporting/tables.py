@@ -21,6 +21,7 @@ from raft_tasks.params import Params
 from raft_tasks.reporting.frontier import frontier_points
 from raft_tasks.reporting.refinement import measure_refinement
 from raft_tasks.reporting.study import BASE, Answered, Benchmarked, DomainStudy, Study
+from raft_tasks.schemas import ItemResult
 
 DOMAIN_MEASURES = {"domain_acc": "acc", "domain_complete": "complete", "domain_judged": "judged"}
 ACRONYMS = {"sft", "sdft", "raft", "fapm", "dft", "eaft", "kl", "ce", "ema"}
@@ -212,7 +213,7 @@ def _degradation(
     tests = _tested(after, before, parts)
     for part in parts:
         right, tested = before[part].values, tests[part[0]]
-        ids = [row.id for row in base.items if row.task == part[0]]
+        ids = [row.id for row in _rows(base.items, part)]
         change = after[part].values - right  # [S, N]
         found[part[0]] = {
             "asked": right.shape[1],
@@ -303,15 +304,21 @@ def _parts(measures: dict[str, list[Part]]) -> set[Part]:
     return {part for parts in measures.values() for part in parts}
 
 
+def _rows(items: list[ItemResult], part: Part) -> list[ItemResult]:
+    """The items of a task; of the panel's metric those that have a verdict."""
+    task, metric = part
+    return [row for row in items if row.task == task and (metric != METRIC or METRIC in row.metrics)]
+
+
 def _outcomes(
     domain: str, method: str, seeds: tuple[int | None, ...], models: list[Benchmarked], base: Benchmarked, part: Part
 ) -> Outcomes:
     """One metric of one task [seeds, items], items in the base's order."""
     task, metric = part
-    asked = [row for row in base.items if row.task == task and (metric != METRIC or METRIC in row.metrics)]
+    asked = _rows(base.items, part)
     values = np.empty((len(models), len(asked)))
     for number, (seed, model) in enumerate(zip(seeds, models, strict=True)):
-        found = {row.id: row for row in model.items if row.task == task and (metric != METRIC or METRIC in row.metrics)}
+        found = {row.id: row for row in _rows(model.items, part)}
         if set(found) != {row.id for row in asked}:
             raise InputError(
                 f"{domain}: {method} (seed {seed}) and the base were not asked the same items of {task!r} "

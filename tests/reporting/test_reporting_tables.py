@@ -7,6 +7,7 @@ from synthetic_artifacts import ITEMS, LEVELS, TASKS, collected, synthetic_param
 from raft_tasks.artifacts import read_rows, write_rows
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.degradation import holm
+from raft_tasks.reporting.flips import flips
 from raft_tasks.reporting.tables import label, measure, percent, points, print_table
 from raft_tasks.schemas import ItemResult, Judged
 
@@ -233,8 +234,8 @@ def test_where_a_panel_judged_its_verdicts_are_measured(tmp_path):
     for model, right in (("base", False), ("sft-4", True), ("raft-4", True)):
         items = read_rows(tmp_path / "registry" / "benchmarks" / model / "items.jsonl", ItemResult)
         judged = [item for item in items if item.task in ("domain", TASKS[0])]
-        for number, item in enumerate(judged):
-            told = None if number == 0 else right  # of the first item nobody has a verdict
+        for item in judged:
+            told = None if item.id in (items[0].id, "7") else right  # of these nobody has a verdict
             votes.append(
                 Judged(model=model, task=item.task, id=item.id, votes={}, reasons={}, abstained={}, right=told)
             )
@@ -246,3 +247,7 @@ def test_where_a_panel_judged_its_verdicts_are_measured(tmp_path):
     assert [scores[name]["domain_judged"]["estimate"] for name in ("base", "sft", "raft")] == [0, 1, 1]
     assert [scores[name][TASKS[0]]["estimate"] for name in ("base", "sft", "raft")] == [0, 1, 1]
     assert "retention" in found["methods"]["sft"]
+    tested = found["methods"]["sft"]["degradation"][TASKS[0]]
+    assert (tested["asked"], tested["won"], "7" in tested["won_items"]) == (ITEMS - 1, ITEMS - 1, False)
+    listed = flips(collected(tmp_path, params).domains["registry"], [(TASKS[0], "judged")])
+    assert {one.id for one in listed} == set(tested["won_items"])
