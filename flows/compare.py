@@ -7,9 +7,10 @@
 One model is called base: the others are held against it. A name that comes again is another training seed of the same;
 every name but base comes equally often. A model called sft is plain fine-tuning: changes are counted against it too,
 and what the others recover of its loss. raft_tasks/compare.py says what may stand for a model. Domains are those whose
-held-out questions `dvc repro` or `dvc pull` has put under artifacts/; settings come from params.yaml.
+held-out questions `dvc repro` or `dvc pull` has put under artifacts/; settings come from params.yaml. In the domains of
+run.judged the panel of `judge` votes on the answers.
 
-Writes report.html, report.md, metrics.json, and every answer (items/) into the output folder.
+Writes report.html, report.md, metrics.json, every answer (items/) and every vote (votes/) into the output folder.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ from pathlib import Path
 from typing import Any
 
 from flows import paths
+from flows.judge import judge_more
 from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.compare import REVISION, located
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import DOMAIN_TASK, evaluate
+from raft_tasks.evaluation.verdicts import with_verdicts
 from raft_tasks.params import Model, Params, load_params
 from raft_tasks.report import data_versions, git_revision
 from raft_tasks.reporting.report import Origin
 from raft_tasks.reporting.side_by_side import Answers, measure_side_by_side, write_side_by_side
 from raft_tasks.reporting.study import BASE, Benchmarked, Run
-from raft_tasks.schemas import Example, ItemResult
+from raft_tasks.schemas import Example, ItemResult, Judged
 
 
 def compare(models: dict[str, list[str]], domains: list[str], tasks: list[str], output: Path, again: str) -> None:
@@ -49,7 +52,7 @@ def compare(models: dict[str, list[str]], domains: list[str], tasks: list[str], 
     asked: dict[str, dict[str, list[Benchmarked]]] = {domain: {} for domain in domains}
     for name, whats in models.items():
         for seed, what in enumerate(whats):
-            label = name if len(whats) == 1 else f"{name}-{seed}"
+            label = _label(name, seed, whats)
             general: list[ItemResult] = []
             for place, (domain, rows) in enumerate(questions.items()):
                 print(f"{label} ({what}): {domain}", flush=True)
@@ -69,6 +72,10 @@ def compare(models: dict[str, list[str]], domains: list[str], tasks: list[str], 
                 items = [row for row in items if row.task == DOMAIN_TASK] + general
                 write_rows(output / "items" / domain / f"{label}.jsonl", items)
                 asked[domain].setdefault(name, []).append(Benchmarked(scores, items))
+    asked = {
+        domain: _with_panel(domain, own, params, output) if domain in params.run.judged else own
+        for domain, own in asked.items()
+    }
     answers = {
         domain: Answers(
             questions[domain],
@@ -85,6 +92,29 @@ def compare(models: dict[str, list[str]], domains: list[str], tasks: list[str], 
     origin = Origin(git_revision(), data_versions(paths.LOCK))
     write_side_by_side(answers, metrics, params.report, origin, again, output)
     write_json(output / "metrics.json", metrics)
+
+
+def _label(name: str, seed: int, all_seeds: Sequence[Any]) -> str:
+    return name if len(all_seeds) == 1 else f"{name}-{seed}"
+
+
+def _with_panel(
+    domain: str, asked: dict[str, list[Benchmarked]], params: Params, output: Path
+) -> dict[str, list[Benchmarked]]:
+    """The answers with the verdicts of the panel of `judge`; what it has said of equal answers is not asked again."""
+    models = {_label(name, seed, each): one for name, each in asked.items() for seed, one in enumerate(each)}
+    votes: list[Judged] = []
+    for label, one in models.items():
+        print(f"{label}: {domain}, the panel of judges", flush=True)
+        votes = judge_more(f"{label}, {domain}", label, one.items, votes, params)
+    write_rows(output / "votes" / f"{domain}.jsonl", votes)
+    return {
+        name: [
+            Benchmarked(one.scores, with_verdicts(one.items, _label(name, seed, each), votes))
+            for seed, one in enumerate(each)
+        ]
+        for name, each in asked.items()
+    }
 
 
 def _questions(domain: str, params: Params) -> list[Example]:

@@ -64,8 +64,15 @@ def judge(domain: str) -> None:
 
 
 def panel(params: Params) -> tuple[dict[str, Model | Endpoint], dict[str, dict[str, Any]]]:
-    """The judges, and the identity of each, by name."""
+    """The judges, and the identity of each, by name.
+
+    Raises:
+        InputError: the stage `models` has not run for one of them.
+    """
     roles = [one.model for one in params.judge.judges]
+    missing = [str(path) for path in map(paths.model_identity, roles) if not path.exists()]
+    if missing:
+        raise InputError(f"the identity of a judge is not there: {', '.join(missing)}; `dvc repro models` makes it")
     identities = {role: read_json(paths.model_identity(role)) for role in roles}
     return {role: params.models[role] for role in roles}, identities
 

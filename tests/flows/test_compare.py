@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from dvc.repo import Repo
 
 from flows import paths
 from flows.compare import main, named
-from raft_tasks.artifacts import read_rows, write_rows
+from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.compare import located
 from raft_tasks.errors import InputError
-from raft_tasks.params import Model
-from raft_tasks.schemas import Example, ItemResult
+from raft_tasks.generation.structured import Unusable
+from raft_tasks.generation.voting import Vote
+from raft_tasks.params import Model, Params
+from raft_tasks.schemas import Example, ItemResult, Judged
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "models" / "pocket-base"
@@ -123,6 +126,51 @@ def test_general_items_are_asked_once_of_a_model_that_is_the_same_in_every_domai
     assert page.count("<table>") == page.count("<caption>") == page.count("</table>")
     assert page.count("<h1>") == 1
     assert not re.search(r"(src|href)=.http", page)
+
+
+def test_where_a_panel_is_named_it_votes_on_the_answers(inside, tmp_path, monkeypatch):
+    document = yaml.safe_load((inside / "params.yaml").read_text())
+    document["run"]["judged"] = ["registry"]
+    document["judge"]["max_failed"] = 0.2
+    monkeypatch.setattr("flows.compare.load_params", lambda: Params.model_validate(document))
+    asked = []
+
+    def evaluate(model, domain, rows, settings, tasks, work):
+        right = len(asked)  # each model knows more
+        asked.append(model.path)
+        return {}, [
+            ItemResult(
+                task=task, id=name, source=name, metrics={"acc": 0.0, "complete": 0.0}, prompt="", question="which?",
+                reference="rope", answer="rope" if number < right else "silence" if number == 9 else "wood",
+            )
+            for task, names in (("domain", [row.id for row in rows]), ("recall", [str(n) for n in range(20)]))
+            for number, name in enumerate(names)
+        ]  # fmt: skip
+
+    def vote(cases, backends, settings):
+        said = {"rope": Vote(reason="so it is", right=True), "wood": Vote(reason="it is not", right=False)}
+        return [{"base": said.get(candidate, Unusable("no answer", ""))} for _, _, _, candidate in cases]
+
+    monkeypatch.setattr("flows.compare.evaluate", evaluate)
+    monkeypatch.setattr("raft_tasks.judge.vote", vote)
+    command = [f"base={BASE}", f"sft={BASE}", f"other={BASE}", "--domain", "registry", "--tasks", "recall"]
+    with pytest.raises(InputError, match=r"artifacts/models/base.json; `dvc repro models`"):
+        main([*command, "--output", str(tmp_path)])
+    asked.clear()
+    write_json(inside / "artifacts" / "models" / "base.json", {"path": str(BASE), "sha256": "0" * 64})
+    main([*command, "--output", str(tmp_path)])
+    metrics = json.loads((tmp_path / "metrics.json").read_text())["domains"]["registry"]
+    assert metrics["methods"]["other"]["scores"]["domain_judged"]["estimate"] == pytest.approx(2 / 19)  # one undecided
+    assert metrics["methods"]["other"]["against_reference"]["domain_judged"]["n_items"] == 19
+    assert metrics["methods"]["other"]["scores"]["domain_acc"]["estimate"] == 0
+    assert metrics["measures"]["recall"] == [["recall", "acc"]]  # not of judge.tasks
+    votes = read_rows(tmp_path / "votes" / "registry.jsonl", Judged)
+    assert [sum(row.right is True for row in votes if row.model == name) for name in ("base", "sft", "other")] == [
+        0,
+        1,
+        2,
+    ]
+    assert "domain, judged" in (tmp_path / "report.html").read_text()
 
 
 def test_a_model_that_cannot_be_loaded_is_said(inside, monkeypatch):
