@@ -15,7 +15,7 @@ from raft_tasks.reporting.flips import chosen, flips
 from raft_tasks.reporting.frontier import frontier_points
 from raft_tasks.reporting.report import MEASURE_NAMES, Origin, compared, described, page_environment
 from raft_tasks.reporting.study import BASE, Benchmarked, Run
-from raft_tasks.reporting.tables import measure_models, single_parts
+from raft_tasks.reporting.tables import label, measure_models, single_parts
 from raft_tasks.schemas import Example
 
 REFERENCE = "sft"  # a model of this name is plain fine-tuning: what the others recover of its loss is counted
@@ -118,7 +118,7 @@ def sentences(found: dict[str, Any], names: list[str]) -> list[str]:
     """The numbers behind the headlines: every model against the base."""
     measured = [one for one in MEASURE_NAMES if one in found["measures"] and one != "domain_complete"]
     return [
-        f"{name} against {BASE}: "
+        f"{label(name)} against {BASE}: "
         + "; ".join(
             f"{MEASURE_NAMES[one]} score {described(found['methods'][name]['against_base'][one])}" for one in measured
         )

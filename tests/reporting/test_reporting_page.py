@@ -1,71 +1,16 @@
 """The page in headless Chromium: on a phone and on a desk, from file://, on paper, and to those who do not see it."""
 
-import html
-import json
 import re
-import shutil
-import subprocess
-from importlib.resources import files
 
 import pytest
+from browser import WIDTHS, chromium, examine, needs_chromium
 from pypdf import PdfReader
 from synthetic_artifacts import collected, synthetic_params, write_artifacts
 
 from raft_tasks.reporting.report import Origin, write_report
 from raft_tasks.reporting.tables import measure
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome on the PATH")
-
-WIDTHS = (390, 1100)
-FAULTY = (
-    '<!doctype html><html><body><img src="data:,"><input><p style="color:#aaa;background:#fff">pale</p></body></html>'
-)
-# Each page examines itself in a frame of its width and sends what it found to the page around it.
-EXAMINE = """
-<script>
-const found = {width: innerWidth, wide: document.documentElement.scrollWidth,
-  high: document.documentElement.scrollHeight, fetched: performance.getEntriesByType("resource").length};
-const shown = (part) => [...part.querySelectorAll("li")].filter((item) => item.checkVisibility()).length;
-for (const one of document.querySelectorAll("details")) one.open = true;
-const part = document.querySelector("[data-browse]");
-if (part) {
-  const [words, method] = [part.querySelector("[data-words]"), part.querySelector("[data-field=method]")];
-  const search = (text, name) => {
-    words.value = text; method.value = name; words.dispatchEvent(new Event("input", {bubbles: true}));
-    return [shown(part), part.querySelector("output").textContent];
-  };
-  found.search = {all: search("", ""), sft: search("", "sft"), words: search("NO reactor", "sft")};
-  found.search.none = search("zzz", "");
-  search("", "");
-}
-axe.run().then((report) => {
-  found.faults = report.violations.map((one) => [one.impact, one.id, one.nodes[0].html.slice(0, 300)]);
-  found.rules = report.passes.length;
-  parent.postMessage(found, "*");
-});
-</script></body>
-"""
-FRAME = """
-<script>
-const found = [];
-onmessage = (event) => {
-  found.push(event.data);
-  if (found.length === frames.length) {
-    const out = document.createElement("pre"); out.textContent = JSON.stringify(found); document.body.append(out);
-  }
-};
-</script>
-"""
-
-
-def chromium(folder, address, *options):
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}", *options, f"file://{address}",
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -83,18 +28,7 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def examined(written):
     """What the page, at each width, and a faulty one say of themselves, by width."""
-    axe = files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-    page = (written / "report.html").read_text(encoding="utf-8")
-    for name, text in (("page", page), ("faulty", FAULTY)):
-        own = f"<script>{axe}</script>{EXAMINE}"
-        (written / f"{name}.html").write_text(text.replace("</body></html>", "</body>").replace("</body>", own))
-    frames = [f'<iframe src="page.html" width="{width}" height="800" style="border:0"></iframe>' for width in WIDTHS]
-    frames.append('<iframe src="faulty.html" width="300" height="300" style="border:0"></iframe>')
-    (written / "frame.html").write_text(f"<body>{FRAME}{''.join(frames)}</body>")
-    dom = chromium(written, written / "frame.html", "--virtual-time-budget=60000", "--dump-dom")
-    said = re.search(r"<pre>(.*?)</pre>", dom, re.DOTALL)
-    assert said, dom[-500:]
-    return {one["width"]: one for one in json.loads(html.unescape(said[1]))}
+    return examine(written, "report.html")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
