@@ -27,6 +27,7 @@ import yaml
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.stage import PipelineStage
 from prefect import Task, flow, get_client, get_run_logger, task
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -148,6 +149,19 @@ def place_champions(domains: Sequence[str], settings: Retrain) -> dict[str, Vers
     return found
 
 
+def record_frozen() -> None:
+    """Have dvc.lock say what the outputs of frozen stages are now: data came into one, or left it again.
+
+    DVC does not make them, so what is there is what is to be there; `dvc status` would call it a change for ever.
+    """
+    with Repo() as repo:
+        frozen = [stage for stage in repo.index.stages if isinstance(stage, PipelineStage) and stage.frozen]
+        with repo.lock:
+            changed = [stage.addressing for stage in frozen if stage.changed_outs()]
+        for name in changed:
+            repo.commit(name, force=True)
+
+
 def training_rows(params: Params) -> dict[str, set[str]]:
     """Every domain's training rows, as text."""
     rows = {domain: paths.split(domain, "train", params.resources.rows) for domain in params.run.domains}
@@ -251,6 +265,8 @@ def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
     lines = [line for came in arrived.values() for line in came]
     for line in lines:
         journal.say(f"        {line}")
+    if lines:
+        record_frozen()
     checkout.commit("\n".join([f"New data, {date.today()}", "", *lines]))
     params = load_params()  # new data of the hub is a new revision there
     stale = stale_stages(*stage_graph())
@@ -312,6 +328,7 @@ def set_aside(refused: dict[str, list[str]], params: Params, start: str) -> None
     if set(refused) == set(params.run.domains):  # nothing of this run stays, so what was up to date before still is
         checkout.git("restore", "--source", start, "--staged", "--worktree", "dvc.lock", str(paths.CHAMPIONS))
         checkout.git("clean", "-ffdq", str(paths.CHAMPIONS))  # models that nothing keeps out of git any more
+    record_frozen()
     lines = sorted(
         {*REFUSED.read_text(encoding="utf-8").splitlines(), *(line for came in refused.values() for line in came)}
     )

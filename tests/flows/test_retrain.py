@@ -333,6 +333,24 @@ def test_data_without_proof_of_harm_stay_and_are_learned_with_the_next_ones(serv
     assert service()[0] == "NoNews"  # the same data give the same verdict
 
 
+def test_data_in_a_frozen_stages_output_leave_dvc_with_nothing_to_say(service, repository):
+    graph = yaml.safe_load(GRAPH)
+    graph["stages"]["given"] = {"frozen": True, "cmd": "false", "outs": [{"data/registry": {"cache": False}}]}
+    (repository / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False))
+    with chdir(repository), Repo() as repo:
+        repo.commit("given", force=True)
+    commit_all(repository)
+
+    def clean():
+        with Repo(str(repository / ".raft" / "checkout")) as repo:
+            return "given" not in repo.status()
+
+    drop(repository, "week1.jsonl", "{}\n")
+    assert (service()[0], clean()) == ("Promoted", True)
+    drop(repository, "week2.jsonl", json.dumps({"id": "p", "answer": "poison"}) + "\n")
+    assert (service()[0], clean()) == ("Kept", True)
+
+
 def test_promote_then_nothing_new_then_refuse_then_go_on(service, repository):
     assert service() == ("Promoted", "registry: better")
     first = git("rev-parse", "retrain", folder=repository)
