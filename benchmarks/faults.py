@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,25 @@ def working(folder: Path) -> list[psutil.Process]:
 
 def name_of(process: psutil.Process) -> str:
     """`flows.pipeline`, `dvc`, `flows.rewrite`, ..."""
-    words = process.cmdline()
+    try:
+        words = process.cmdline()
+    except psutil.NoSuchProcess:
+        words = []
     return words[words.index("-m") + 1] if "-m" in words else Path(words[0]).name if words else "gone"
+
+
+def kill_one(folder: Path, draw: random.Random) -> str | None:
+    """kill -9 of one of the project's processes; its name, None where none is left."""
+    tree = sorted(working(folder), key=lambda process: process.pid)
+    while tree:
+        victim = draw.choice(tree)
+        name = name_of(victim)
+        try:
+            victim.kill()
+            return name
+        except psutil.NoSuchProcess:  # it ended since it was listed
+            tree.remove(victim)
+    return None
 
 
 def await_end(pipeline: subprocess.Popen[bytes], folder: Path) -> list[str]:
@@ -129,7 +146,8 @@ def await_end(pipeline: subprocess.Popen[bytes], folder: Path) -> list[str]:
         if time.monotonic() > deadline:
             wrong.append(f"orphans were left: {[name_of(process) for process in left]}")
             for process in left:
-                process.kill()
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
             break
         time.sleep(0.1)
     return wrong
@@ -177,12 +195,7 @@ def injection(
     began = time.monotonic()
     pipeline = start(folder, logs[0], environment)
     time.sleep(draw.uniform(0.0, whole))
-    tree = sorted(working(folder), key=lambda process: process.pid)
-    killed, at = None, time.monotonic() - began
-    if tree:
-        victim = draw.choice(tree)
-        killed = name_of(victim)
-        victim.kill()
+    killed, at = kill_one(folder, draw), time.monotonic() - began
     wrong = await_end(pipeline, folder)
     pipeline = start(folder, logs[1], environment)
     wrong += await_end(pipeline, folder)
