@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test check ui deploy worker backbone clean smoke
+.PHONY: help demo test team check ui deploy worker backbone clean smoke
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -20,6 +20,9 @@ demo: $(STAMP)  ## the whole pipeline on the embedded pocket world, then its res
 
 test: $(STAMP)  ## the tests
 	@$(BIN)/python -m pytest -n auto --dist loadfile
+
+team: $(STAMP)  ## the tests on a PostgreSQL and an SSH server of their own, where Debian's packages for them are installed
+	@$(BIN)/python -m pytest -m team -rs tests/flows/test_team.py
 
 check: $(STAMP)  ## style, types, import contracts, tests
 	@$(BIN)/ruff check .

@@ -112,7 +112,7 @@ def pull() -> None:
         with Repo() as repo:
             repo.pull(force=True, allow_missing=True)
     except (DvcException, OSError) as error:
-        raise RemoteAway(f"`dvc pull` failed: {error}") from error
+        raise RemoteAway(f"`dvc pull` failed: {error}; {_which_remote()}") from error
 
 
 def push() -> None:
@@ -121,7 +121,13 @@ def push() -> None:
         with Repo() as repo:
             repo.push()
     except (DvcException, OSError) as error:
-        raise RemoteAway(f"`dvc push` failed, so nothing is tagged: {error}") from error
+        raise RemoteAway(f"`dvc push` failed, so nothing is tagged: {error}; {_which_remote()}") from error
+
+
+def _which_remote() -> str:
+    with Repo() as repo:
+        name = repo.config["core"].get("remote")
+    return f"does the DVC remote {name!r} answer, and is there space? `dvc push` and `dvc status --cloud` show it"
 
 
 def place_champion(domain: str, version: Version) -> None:
