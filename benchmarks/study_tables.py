@@ -149,14 +149,18 @@ def by_setting(lines: list[Line], asked: dict[str, Any]) -> tuple[list[str], str
     head = ["epochs", "rate", *(f"{arm}: domain / general" for arm in asked["arms"])]
     main = (float(asked["main"][0]), asked["main"][1])
     drawn = [{**point, "setting": None if point["setting"] == main else point["setting"]} for point in points]
-    drawn.sort(key=lambda point: point["general"]["estimate"])  # the points of an arm are joined in this order
     return markdown(head, made), frontier(drawn, {}, styles_of(asked["arms"]))
 
 
 def _point(method: str, setting: tuple[float, int] | None, table: Table, rows: Rows) -> dict[str, Any]:
     scores = [mean(table.tasks(rows, names), BOOTSTRAP) for names in (("domain",), GENERAL)]
     places = [{"estimate": score.estimate, "low": score.low, "high": score.high} for score in scores]
-    return {"method": method, "setting": setting, **dict(zip(AXES, places, strict=True))}
+    return {
+        "method": method,
+        "setting": setting,
+        "line": setting and setting[1],
+        **dict(zip(AXES, places, strict=True)),
+    }
 
 
 def markdown(head: list[str], lines: list[list[str]]) -> list[str]:

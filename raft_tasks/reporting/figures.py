@@ -70,7 +70,8 @@ def frontier(points: list[dict[str, Any]], seeds: dict[str, Any], style: dict[st
     """Domain accuracy against the general average: a mark per model, with its intervals, and the Pareto line.
 
     Args:
-        points: as `frontier_points` gives them; those of a sweep are hollow, without intervals, joined by method.
+        points: as `frontier_points` gives them; those of a sweep are hollow, without intervals, joined where method and
+            `line` agree.
         seeds: {method: its scores under every seed}, drawn as small marks; of some methods or none.
     """
     with _panel("Domain accuracy and general score", legend=True, size=WIDE) as (axes, svg):
@@ -79,10 +80,9 @@ def frontier(points: list[dict[str, Any]], seeds: dict[str, Any], style: dict[st
                 colour, marker = style[method]
                 x, y = ([100 * seed[name] for seed in each] for name in ("general", "domain_acc"))
                 axes.plot(x, y, marker, color=colour, markersize=3.5, alpha=0.55, linestyle="none", zorder=2)
-        for method in dict.fromkeys(point["method"] for point in points):
+        for method, line in dict.fromkeys((point["method"], point["line"]) for point in points if point["setting"]):
             colour, marker = style[method]
-            swept = [point for point in points if point["method"] == method and point["setting"]]
-            x, y = _places(swept)
+            x, y = _places([point for point in points if (point["method"], point["line"]) == (method, line)])
             axes.plot(x, y, marker, color=colour, markerfacecolor="white", markersize=5, linestyle=":", linewidth=1)
         for point in (point for point in points if not point["setting"]):
             colour, marker = style[point["method"]]

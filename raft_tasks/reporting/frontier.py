@@ -11,15 +11,15 @@ TRAINING_LENGTH = ("train.learning_rate", "train.epochs")  # sweeps of these are
 
 
 def frontier_points(methods: dict[str, Any], sweeps: list[Sweep], domain: str | None) -> list[dict[str, Any]]:
-    """Every model with a domain and a general score: {method, setting, domain_acc, general, best}.
+    """Every model with a domain and a general score: {method, setting, line, domain_acc, general, best}.
 
     Args:
         methods: of a domain, or of all of them together, as in metrics.json.
-        sweeps: of them, those of learning rate and epochs in `domain` give points too, with their setting.
+        sweeps: of them, those of learning rate and epochs in `domain` give points too, with their setting, a line each.
         domain: None for all together, which no sweep is about.
     """
     found: list[dict[str, Any]] = [
-        {"method": method, "setting": None, **{axis: row["scores"][axis] for axis in AXES}}
+        {"method": method, "setting": None, "line": None, **{axis: row["scores"][axis] for axis in AXES}}
         for method, row in methods.items()
     ]
     swept: dict[tuple[str, str, str], dict[str, Any]] = {}
@@ -30,7 +30,7 @@ def frontier_points(methods: dict[str, Any], sweeps: list[Sweep], domain: str | 
     for (method, parameter, value), scores in swept.items():
         if all(axis in scores for axis in AXES):
             setting = f"{parameter.split('.')[-1].replace('_', ' ')} {value}"
-            found.append({"method": method, "setting": setting, **scores})
+            found.append({"method": method, "setting": setting, "line": parameter, **scores})
     best = undominated([(point["domain_acc"]["estimate"], point["general"]["estimate"]) for point in found])
     return [{**point, "best": place in best} for place, point in enumerate(found)]
 
