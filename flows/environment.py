@@ -14,6 +14,13 @@ import psutil
 
 PIPELINE_PID = "RAFT_PIPELINE_PID"  # set by flows.pipeline for the processes that it starts
 PREFECT_PORT = 4200  # Prefect's own default
+# When this process began, on the clock that nobody sets.
+BEGAN = time.monotonic() - (time.time() - psutil.Process().create_time())
+
+
+def seconds_since_start() -> float:
+    """How old this process is, imports included."""
+    return time.monotonic() - BEGAN
 
 
 def prepare() -> None:

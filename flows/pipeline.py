@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx as nx
 from dvc.exceptions import DvcException
@@ -28,9 +28,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import paths
-from flows.environment import PIPELINE_PID
+from flows.environment import PIPELINE_PID, seconds_since_start
 from flows.server import ensure_server
-from flows.stage import RUN_LINE, run_page
+from flows.stage import END_LINE, RUN_LINE, run_page
 from raft_tasks.artifacts import read_json
 from raft_tasks.errors import InputError
 from raft_tasks.params import load_params
@@ -67,6 +67,13 @@ def stale_stages(upstream: dict[str, list[str]], changed: set[str]) -> list[str]
     return stale
 
 
+class Ran(NamedTuple):
+    """What a pipeline did."""
+
+    rows: list[dict[str, str]]  # of every stage, see Board.finish
+    work: float  # seconds in which at least one stage's own flow was at work; the rest is DVC's, Prefect's and imports
+
+
 @dataclass
 class Board:
     """What the run has done so far; prints a line for each event."""
@@ -77,6 +84,7 @@ class Board:
     started: float = field(default_factory=time.monotonic)
     rows: list[dict[str, str]] = field(default_factory=list)
     processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    at_work: list[tuple[float, float]] = field(default_factory=list)  # from when to when a stage's own flow ran
     stopped: bool = False
 
     def say(self, text: str) -> None:
@@ -87,6 +95,14 @@ class Board:
         rate = (time.monotonic() - self.started) / len(self.rows)
         left = rate * (self.total - len(self.rows))
         self.say(f"{len(self.rows):3d}/{self.total} {name}: {result} in {seconds:.1f} s; {left:.0f} s left in all")
+
+    def work(self) -> float:
+        """Seconds in which at least one stage's own flow was at work."""
+        total, reached = 0.0, 0.0
+        for begin, end in sorted(self.at_work):
+            total += max(0.0, end - max(begin, reached))
+            reached = max(reached, end)
+        return total
 
     def stop(self) -> None:
         """Start nothing more; interrupt every stage that still runs (a training saves a checkpoint), later kill it.
@@ -140,6 +156,7 @@ def run_stage(name: str, board: Board) -> str:
         board.processes[name] = process
         output: list[str] = []
         link, ran = "", False
+        work_began = work_ended = 0.0
         assert process.stdout is not None
         with process.stdout:
             for line in process.stdout:
@@ -147,12 +164,18 @@ def run_stage(name: str, board: Board) -> str:
                 output.append(line)
                 if line.startswith(RUN_LINE):
                     link = line.removeprefix(RUN_LINE)
+                    work_began = time.monotonic()
                     board.say(f"        {name}: started, {link}")
+                elif line == END_LINE:
+                    work_ended = time.monotonic()
                 elif line.startswith(f"{name}: "):  # a stage's own progress
                     board.say(f"        {line}")
                 ran = ran or line.startswith("> python")
         code = process.wait()
-        seconds = time.monotonic() - began
+        ended = time.monotonic()
+        seconds = ended - began
+        if work_began:
+            board.at_work.append((work_began, work_ended or ended))
         get_run_logger().info("\n".join(output))
         if code:
             board.finish(name, "FAILED", seconds, link)
@@ -163,8 +186,8 @@ def run_stage(name: str, board: Board) -> str:
 
 
 @flow(name="pipeline", task_runner=ALL_AT_ONCE)
-def pipeline() -> list[dict[str, str]]:
-    """Run the stages that are not up to date, in the graph's order; returns what became of each (see Board.finish).
+def pipeline() -> Ran:
+    """Run the stages that are not up to date, in the graph's order.
 
     Raises:
         StageFailed: naming every stage that failed; the others ran as far as they could.
@@ -204,7 +227,13 @@ def pipeline() -> list[dict[str, str]]:
     if failed:
         errors = [str(futures[name].state.result(raise_on_failure=False)) for name in failed]
         raise StageFailed("\n\n".join(errors))
-    return board.rows
+    return Ran(board.rows, board.work())
+
+
+def overhead(work: float, waited: float = 0.0) -> str:
+    """What of this process's life was neither work nor waiting, in words; all in seconds."""
+    whole = seconds_since_start() - waited
+    return f"{whole - work:.1f} s, {100 * (whole - work) / whole:.1f} % of {whole:.1f} s"
 
 
 def show_results() -> None:
@@ -225,8 +254,9 @@ def main() -> None:
             return
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: SIGTERM"))
         with temporary_settings({PREFECT_API_URL: ensure_server()}):
-            pipeline()
+            ran = pipeline()
         show_results()
+        print(f"Orchestration (Prefect, DVC, imports; no stage at work): {overhead(ran.work)}")
     except (InputError, StageFailed, DvcException, RuntimeError) as error:
         sys.exit(f"error: {error}")
 

@@ -14,21 +14,21 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import chdir
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
-import psutil
 import yaml
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
-from prefect import Task, flow, get_client, get_run_logger, task
+from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -36,18 +36,18 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed
 
 from flows import checkout, news, paths
+from flows.environment import seconds_since_start
 from flows.gate import judge_candidate
-from flows.pipeline import StageFailed, pipeline, stage_graph, stale_stages
+from flows.pipeline import StageFailed, overhead, pipeline, stage_graph, stale_stages
 from flows.server import ensure_server
-from raft_tasks.artifacts import batched, iter_rows
+from raft_tasks.artifacts import iter_rows
 from raft_tasks.errors import InputError
-from raft_tasks.generation.calls import COUNTS, CallStore
+from raft_tasks.generation.calls import CallStore
 from raft_tasks.params import Params, Retrain, load_params
 from raft_tasks.registry import Version, champion, promote
 from raft_tasks.schemas import Example
@@ -58,7 +58,6 @@ R = TypeVar("R")
 OUTCOMES = ("NoNews", "Promoted", "Kept")  # names of the state in which a run completes
 FORCE = "--force"
 STEPS = ("checkout", "artifacts", "news", "champions", "pipeline", "gate", "push", "publish")
-RUNS_AT_ONCE = 200  # that Prefect's API returns
 CHAMPIONS = paths.CHAMPIONS / "domains.yaml"
 REFUSED = paths.CHAMPIONS / "refused.txt"  # new data that a gate refused, a line each, as `news.fetch` names it
 CHAMPIONS_HEAD = (
@@ -71,11 +70,10 @@ class Journal:
     """What a run says and shows while it goes on: lines, and its progress on the run's page."""
 
     progress: UUID
-    began: float = field(default_factory=lambda: psutil.Process().create_time())  # imports are a cost of ours too
-    waited: float = 0.0  # for another run
+    waited: float = 0.0  # seconds, for another run
 
     def say(self, text: str) -> None:
-        print(f"[{time.time() - self.began:6.1f} s] {text}", flush=True)
+        print(f"[{seconds_since_start():6.1f} s] {text}", flush=True)
         get_run_logger().info(text)
 
     def enter(self, step: str) -> None:
@@ -177,36 +175,12 @@ def training_rows(params: Params) -> dict[str, set[str]]:
     }
 
 
-def working_seconds(pages: Sequence[str]) -> float:
-    """How long at least one of the stages' own flow runs, named by their pages, was at work."""
-    runs = [UUID(page.rsplit("/", 1)[1]) for page in pages if page]
-    spans: list[tuple[float, float]] = []
-    with get_client(sync_client=True) as client:
-        for some in batched(runs, RUNS_AT_ONCE):
-            found = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=some)))
-            spans += [
-                (run.start_time.timestamp(), run.end_time.timestamp())
-                for run in found
-                if run.start_time and run.end_time
-            ]
-    total, reached = 0.0, 0.0
-    for begin, end in sorted(spans):
-        total += max(0.0, end - max(begin, reached))
-        reached = max(reached, end)
-    return total
-
-
-def calls_since(began: float) -> dict[str, dict[str, float]]:
-    """What the row stages asked of models since then, by stage: the tallies of their runs, added up."""
+def calls() -> Counter[str]:
+    """How many answers of models that no store had, by stage, since the call store began."""
     store = CallStore(paths.CALLS)
-    added: dict[str, dict[str, float]] = {}
-    for stage, started, *counts in store.last_runs(RUNS_AT_ONCE):
-        if started >= began:
-            sums = added.setdefault(stage, dict.fromkeys(COUNTS, 0))
-            for name, value in zip(COUNTS, counts, strict=True):
-                sums[name] += value
+    counts = Counter(store.calls_by_stage())
     store.close()
-    return added
+    return counts
 
 
 def check(params: Params) -> None:
@@ -245,9 +219,9 @@ def retrain(force: bool = False) -> State[Any]:
     origin = checkout.origin(repository, settings)
     progress: Any = create_progress_artifact(0.0, "retrain-progress", "Steps of this run")
     journal = Journal(progress)
-    asked = time.time()
+    asked = time.monotonic()
     with checkout.only_one(origin, repository, journal.say):
-        journal.waited = time.time() - asked
+        journal.waited = time.monotonic() - asked
         journal.enter("checkout")
         folder = patiently(settings, checkout.clean_checkout, repository, origin, settings)
         with chdir(folder):
@@ -282,12 +256,12 @@ def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
     journal.enter("champions")
     champions = place_champions(params.run.domains, settings)
     journal.enter("pipeline")
-    began = time.time()
-    stages = pipeline()
+    asked_before = calls()
+    ran = pipeline()
     journal.enter("gate")
-    judging = time.time()
+    judging = time.monotonic()
     verdicts = {domain: judge_candidate(params, domain) for domain in params.run.domains}
-    work = working_seconds([row["flow run"] for row in stages]) + time.time() - judging
+    work = ran.work + time.monotonic() - judging
     reasons = [f"{domain}: {verdict.reason}" for domain, verdict in verdicts.items()]
     for domain, verdict in verdicts.items():
         create_table_artifact(verdict.rows(), f"retrain-{domain.replace('_', '-')}", f"{domain}: {verdict.reason}")
@@ -295,11 +269,11 @@ def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
     outcome = "Promoted" if promoted else "Kept"
 
     journal.enter("push")
-    rows, asked = training_rows(params), calls_since(began)
+    rows, asked = training_rows(params), calls() - asked_before
     costs = {
         "New-rows": ", ".join(f"{name}: {len(rows[name] - before[name])} of {len(rows[name])}" for name in rows),
-        "Questions": ", ".join(f"{stage}: {sums['calls']:.0f}" for stage, sums in asked.items()) or "none",
-        "Duration": f"{time.time() - journal.began - journal.waited:.0f} s",
+        "Questions": ", ".join(f"{stage}: {count}" for stage, count in asked.items()) or "none",
+        "Duration": f"{seconds_since_start() - journal.waited:.0f} s",
     }
     trailers = [f"{name}: {value}" for name, value in costs.items()]  # flows.history reads them
     checkout.commit("\n".join([f"Retrain, {date.today()}: {outcome.lower()}", "", *reasons, "", *trailers]))
@@ -315,9 +289,9 @@ def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
         "champion before": ", ".join(map(str, champions.values())) or "none",
         "tags": ", ".join(tags) or "none",
         "commit": checkout.git("rev-parse", "HEAD"),
-        "stages": f"{len(stages)}, {sum(row['result'] == 'ran' for row in stages)} of them ran",
+        "stages": f"{len(ran.rows)}, {sum(row['result'] == 'ran' for row in ran.rows)} of them ran",
         "work": f"{work:.1f} s",
-        "orchestration": _overhead(journal, work),
+        "orchestration": overhead(work, journal.waited),
     }
     return _finish(journal, outcome, reasons, facts)
 
@@ -350,11 +324,6 @@ def set_aside(refused: dict[str, list[str]], params: Params, start: str) -> None
     )
 
 
-def _overhead(journal: Journal, work: float) -> str:
-    whole = time.time() - journal.began - journal.waited
-    return f"{whole - work:.1f} s, {100 * (whole - work) / whole:.1f} % of {whole:.1f} s"
-
-
 def _finish(journal: Journal, outcome: str, reasons: list[str], facts: dict[str, str]) -> State[Any]:
     """The run's last words: on the terminal, on its page, as its state."""
     for text in (*reasons, *(f"{name}: {value}" for name, value in facts.items())):
@@ -366,7 +335,7 @@ def _finish(journal: Journal, outcome: str, reasons: list[str], facts: dict[str,
         outcome,
     )
     update_progress_artifact(journal.progress, 100.0, outcome)
-    journal.say(f"{outcome}, after {time.time() - journal.began:.1f} s")
+    journal.say(f"{outcome}, after {seconds_since_start():.1f} s")
     return Completed(name=outcome, message="; ".join(reasons))
 
 

@@ -20,7 +20,8 @@ from flows.runners import task_runner
 from raft_tasks.errors import INTERRUPTED, InputError, Interrupted
 from raft_tasks.params import load_params
 
-RUN_LINE = "flow run: "
+RUN_LINE = "flow run: "  # its page follows, and the work begins
+END_LINE = "flow run ended"
 DRY_RUN = "--dry-run"
 PROGRESS_SECONDS = 2.0  # between two lines of one stage
 TERMINAL_SECONDS = 0.1  # between two states of a terminal's line
@@ -48,16 +49,36 @@ def main(stage: Flow[..., Any], *kinds: Callable[[str], Any], dry_run: Callable[
     settings = {PREFECT_API_URL: server} if server else {}
     label = f"{stage.name}@{'-'.join(arguments)}" if arguments else stage.name  # as DVC names the stage
     try:
-        runner = task_runner(load_params().resources.chunks)
+        resources = load_params().resources
+        check_gpus(resources.gpus)
+        runner = task_runner(resources.chunks)
         announced = stage.with_options(flow_run_name=label, on_running=[_announce], task_runner=runner)
         with temporary_settings(settings):
             get_current_settings().flows.heartbeat_frequency = None
             announced(*(kind(argument) for kind, argument in zip(kinds, arguments, strict=False)))
+        print(END_LINE, flush=True)
     except InputError as error:
         sys.exit(f"error: {stage.name} {' '.join(arguments)}: {error}")
     except Interrupted as stop:
         print(f"{label}: {stop}", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def check_gpus(needed: int) -> None:
+    """
+    Raises:
+        InputError: if this machine does not have as many.
+    """
+    if not needed:
+        return
+    import torch
+
+    there = torch.cuda.device_count()
+    if there < needed:
+        raise InputError(
+            f"resources.gpus is {needed}, this machine has {there} that torch can use; was one lost? `nvidia-smi` "
+            "shows them. Run the same command once they are back: finished stages and checkpoints are kept"
+        )
 
 
 def _announce(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:

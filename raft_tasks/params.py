@@ -61,6 +61,7 @@ class Chunks(Section):
 class Resources(Section):
     processes: PositiveInt
     threads: PositiveInt
+    gpus: Annotated[int, Field(ge=0)]  # that must be there
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]]
     chunks: Chunks
     rows: Literal["jsonl", "parquet"]  # how artifacts of rows are kept

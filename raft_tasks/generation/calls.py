@@ -178,6 +178,11 @@ class CallStore:
                 f"SELECT stage, started, {', '.join(COUNTS)} FROM runs ORDER BY started DESC LIMIT ?", (count,)
             ).fetchall()
 
+    def calls_by_stage(self) -> dict[str, int]:
+        """How many calls all runs of each stage made, those forgotten since included."""
+        with self._lock, self._explained():
+            return dict(self._connection.execute("SELECT stage, sum(calls) FROM runs GROUP BY stage"))
+
     def prune(
         self,
         *,

@@ -11,6 +11,7 @@ import pytest
 from flows import pipeline, stage
 from flows.pipeline import Board
 from raft_tasks.errors import INTERRUPTED, Interrupted
+from raft_tasks.params import load_params
 
 PATIENT = """
 import signal, sys, time
@@ -88,6 +89,20 @@ def test_a_stopped_stage_has_an_exit_code_of_its_own(monkeypatch, capsys):
         stage.main(StoppedStage(), str, str, int)
     assert end.value.code == INTERRUPTED == 75
     assert capsys.readouterr().err == "distill@law-raft-0: stopped by SIGTERM after step 2 of 30\n"
+
+
+def test_a_lost_gpu_stops_a_stage_before_it_starts(monkeypatch):
+    params = load_params()
+    resources = params.resources.model_copy(update={"gpus": 2})
+    monkeypatch.setattr(stage, "load_params", lambda: params.model_copy(update={"resources": resources}))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr(sys, "argv", ["distill", "law", "raft", "0"])
+    with pytest.raises(SystemExit, match=r"error: distill law raft 0: resources\.gpus is 2, this machine has 1"):
+        stage.main(StoppedStage(), str, str, int)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(SystemExit) as end:
+        stage.main(StoppedStage(), str, str, int)  # it begins, and is stopped
+    assert end.value.code == INTERRUPTED
 
 
 def test_a_dry_run_is_called_in_the_stages_place(monkeypatch):
