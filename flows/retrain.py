@@ -45,7 +45,7 @@ from flows.environment import seconds_since_start
 from flows.gate import judge_candidate
 from flows.pipeline import StageFailed, overhead, pipeline, stage_graph, stale_stages
 from flows.server import ensure_server
-from raft_tasks.artifacts import iter_rows
+from raft_tasks.artifacts import iter_rows, read_yaml
 from raft_tasks.errors import InputError
 from raft_tasks.generation.calls import CallStore
 from raft_tasks.params import Params, Retrain, load_params
@@ -139,7 +139,7 @@ def place_champion(domain: str, version: Version) -> None:
 
 def place_champions(domains: Sequence[str], settings: Retrain) -> dict[str, Version]:
     """Have champions/ hold what is in production now; returns it by domain."""
-    known = yaml.safe_load(CHAMPIONS.read_text(encoding="utf-8"))
+    known = read_yaml(CHAMPIONS)
     found = {domain: version for domain in domains if (version := champion(Path(), domain)) is not None}
     names = {domain: str(version) for domain, version in found.items()}
     for domain in set(known["champions"]) - set(found):  # taken out of production

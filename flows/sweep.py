@@ -12,13 +12,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
 from dvc.api import read as read_dvc
 from dvc.exceptions import DvcException
 
 from flows import paths
 from flows.checkout import GitFailed, git
-from raft_tasks.artifacts import atomic_file
+from raft_tasks.artifacts import atomic_file, read_yaml
 from raft_tasks.errors import InputError
 from raft_tasks.params import load_params
 from raft_tasks.reporting.sweeps import COLUMNS
@@ -33,7 +32,7 @@ def sweep(name: str) -> None:
     Raises:
         InputError: an unknown sweep, or experiments that failed.
     """
-    definitions = yaml.safe_load(DEFINITIONS.read_text(encoding="utf-8"))
+    definitions = read_yaml(DEFINITIONS)
     if name not in definitions:
         raise InputError(f"got the sweep {name!r}, expected one of {DEFINITIONS}: {', '.join(definitions)}")
     parameter, values, methods = (definitions[name][key] for key in ("parameter", "values", "methods"))

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel
 
 from raft_tasks.errors import InputError
@@ -24,6 +25,7 @@ from raft_tasks.errors import InputError
 T = TypeVar("T")
 RowT = TypeVar("RowT", bound=BaseModel)
 
+YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 SHARD_ROWS = 50_000  # of a Parquet shard; what is held in memory while one is written
 
 
@@ -202,6 +204,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_yaml(path: Path) -> Any:
+    """
+    Raises:
+        yaml.YAMLError: if it is none.
+    """
+    return yaml.load(path.read_text(encoding="utf-8"), YAML_LOADER)
 
 
 def digest(value: Any) -> str:

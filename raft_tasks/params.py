@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from raft_tasks.artifacts import read_yaml
 from raft_tasks.errors import InputError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -761,7 +762,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         ParamsError: naming every key that is wrong, what was expected and what came.
     """
     try:
-        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw: Any = read_yaml(path)
     except FileNotFoundError as error:
         raise ParamsError(f"{path} is not there; run from the project's folder") from error
     except yaml.YAMLError as error:

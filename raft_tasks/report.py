@@ -6,10 +6,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from raft_tasks.artifacts import read_yaml
 from raft_tasks.params import Params
 from raft_tasks.reporting.report import Origin, write_report, write_summary
 from raft_tasks.reporting.study import collect
@@ -35,7 +35,7 @@ def data_versions(lock: Path) -> dict[str, str]:
     """{path under data/ or documents/: version} of what the stages that have run read; empty without a lock file."""
     if not lock.exists():
         return {}
-    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"].values()
+    stages = read_yaml(lock)["stages"].values()
     read = [one for stage in stages for one in stage.get("deps", []) if one["path"].startswith(("data/", "documents/"))]
     return {one["path"]: f"{one['hash']} {one[one['hash']]}" for one in sorted(read, key=lambda one: one["path"])}
 

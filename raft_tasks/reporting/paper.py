@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
+from raft_tasks.artifacts import read_yaml
 
 ABLATION = ("sft", "fused_sft", "raft")  # raw answers, fused answers, fused answers and the teacher
 
 
 def load_paper() -> dict[str, Any]:
     """The figures, in percent, by the names of our methods."""
-    return yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text(encoding="utf-8"))
+    return read_yaml(Path(__file__).parent / "paper.yaml")
 
 
 def beside(paper: dict[str, Any], measures: list[str]) -> dict[str, str | None]:
