@@ -4,7 +4,7 @@
 
 The project of `twelve_weeks.py` lies on a file system of its own, which can be made too small. Every run is
 `python -m flows.retrain`. In one of them shifted_clock.c gives all processes (the flow, its Prefect server, stages, DVC
-and git) a wall clock that jumps three days back in the middle of the pipeline, and a month forward a minute later. Ends with an
+and git) a wall clock that jumps three days back in the middle of the pipeline, and a month forward later. Ends with an
 error where something that must hold does not.
 """
 
