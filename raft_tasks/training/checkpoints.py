@@ -15,10 +15,20 @@ from raft_tasks.artifacts import read_json, write_json
 from raft_tasks.errors import InputError
 
 MARK = "complete.json"
+MEGABYTE = 10**6
 
 
 class CheckpointError(InputError):
-    """Checkpoints that do not belong to this training."""
+    """Checkpoints that do not belong to this training, or cannot be written."""
+
+
+def not_written(folder: Path, error: Exception) -> CheckpointError:
+    """What to say of a checkpoint that could not be written to `folder`: torch's words do not name a full disk."""
+    free = shutil.disk_usage(folder).free / MEGABYTE
+    return CheckpointError(
+        f"{folder}: a checkpoint could not be written ({error}); {free:.0f} MB are free there. Earlier ones are "
+        "intact: make room and run the same command again"
+    )
 
 
 def mark_complete(checkpoint: Path, fingerprint: str, state: dict[str, Any]) -> None:

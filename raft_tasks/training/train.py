@@ -67,6 +67,7 @@ def train_model(
 
     Raises:
         ModelError, ChatError, ConversationError, CheckpointError, InputError: before training, each saying what to do.
+        CheckpointError: in training too, if a checkpoint cannot be written.
         TrainingDiverged: naming step and rows; the batch is kept as JSON in `checkpoints`.
         OutOfMemory: naming the settings that would fit.
         StaleRollouts: if rollouts are not drawn from the student as it is.

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
@@ -42,7 +43,7 @@ from raft_tasks.training.anchoring import AnchorBatches
 from raft_tasks.training.balance import AnchorWeight, make_balance
 from raft_tasks.training.batches import MicroBatch, StepSampler, micro_batches, replayed_rows
 from raft_tasks.training.books import COLUMNS, StepBooks, add_to_table, start_table
-from raft_tasks.training.checkpoints import mark_complete
+from raft_tasks.training.checkpoints import mark_complete, not_written
 from raft_tasks.training.conversations import Encoded
 from raft_tasks.training.explosion import ExplosionGuard
 from raft_tasks.training.interruption import Interruption
@@ -531,6 +532,12 @@ class RaftTrainer(Trainer):
     def diverged(self, what: str, value: float) -> NoReturn:
         with self.args.main_process_first(local=False):  # all come here at once, and keep the same file
             self.books.diverged(what, value, self._get_learning_rate(), Path(str(self.args.output_dir)))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise not_written(Path(str(self.args.output_dir)), error) from error
 
     def to_resume(self) -> dict[str, Any]:
         """What a checkpoint must hold beside what the Trainer keeps; JSON-ready."""

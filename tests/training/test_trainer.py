@@ -422,6 +422,21 @@ def test_sigkill_while_saving_a_checkpoint(tiny_model, tmp_path):
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "parts")
 
 
+def test_a_checkpoint_that_cannot_be_written(tiny_model, tmp_path, monkeypatch):
+    run(tiny_model, tmp_path / "whole", "sft")
+
+    def full(self, folder):
+        if folder.endswith("checkpoint-4"):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 5620480 vs 5620372")
+
+    monkeypatch.setattr(RaftTrainer, "_save_rng_state", full)
+    with pytest.raises(CheckpointError, match=r"ck: a checkpoint could not .*unexpected pos.* \d+ MB are free there"):
+        run(tiny_model, tmp_path / "parts", "sft")
+    monkeypatch.undo()
+    run(tiny_model, tmp_path / "parts", "sft")
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_only_two_checkpoints_are_kept(tiny_model, tmp_path):
     run(tiny_model, tmp_path, "sft", train(checkpoint_steps=1))
     assert {path.name for path in (tmp_path / "ck").iterdir()} == {"checkpoint-5", "checkpoint-6"}
