@@ -1,6 +1,6 @@
 """Two more troubles of a scheduled retraining: the machine's clock jumps while it runs, and its disk is really full.
 
-    python benchmarks/troubles.py        root on Linux and a C compiler; about 12 minutes on two cores
+    python benchmarks/troubles.py        root on Linux and a C compiler; about 6 minutes on two cores
 
 The project of `twelve_weeks.py` lies on a file system of its own, which can be made too small. Every run is
 `python -m flows.retrain`. In one of them shifted_clock.c gives all processes (the flow, its Prefect server, stages, DVC
