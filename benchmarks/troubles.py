@@ -24,10 +24,8 @@ from pathlib import Path
 from twelve_weeks import Service
 
 DAY = 86400
-JUMPS = (
-    (20.0, -3 * DAY),
-    (60.0, 30 * DAY),
-)  # (seconds after the pipeline began, how far off the clock is from then on)
+# seconds after the pipeline began, and by how many the clock is off from then on
+JUMPS = ((20.0, -3 * DAY), (60.0, 30 * DAY))
 ROOM = "3g"
 PROMOTED = "Promoted, after "
 TIGHT = 6 * 2**20  # bytes that are left: less than a model

@@ -25,7 +25,7 @@ from raft_tasks.errors import InputError
 T = TypeVar("T")
 RowT = TypeVar("RowT", bound=BaseModel)
 
-YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it
 SHARD_ROWS = 50_000  # of a Parquet shard; what is held in memory while one is written
 
 
@@ -207,10 +207,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """
-    Raises:
-        yaml.YAMLError: if it is none.
-    """
+    """A YAML file of plain values; yaml.YAMLError if it is not well-formed."""
     return yaml.load(path.read_text(encoding="utf-8"), YAML_LOADER)
 
 

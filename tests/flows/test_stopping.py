@@ -53,6 +53,13 @@ def test_a_stage_that_does_not_listen_is_killed(monkeypatch, capsys):
     assert process.wait(10) == -signal.SIGKILL
 
 
+def test_time_that_stages_share_is_work_once():
+    board = Board(total=3, slots=threading.BoundedSemaphore(2), environment={})
+    assert board.work() == 0.0
+    board.at_work = [(20.0, 21.0), (1.0, 5.0), (2.0, 3.0), (4.0, 9.0)]
+    assert board.work() == 9.0
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress_is_lines_in_a_log_and_one_line_on_a_terminal(monkeypatch, capsys, terminal):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)

@@ -67,6 +67,7 @@ def test_what_was_answered_once_is_not_asked_again(tmp_path, drawing):
     assert drawing.asked[2:] == [("c", 0)]
     assert begun(tmp_path).store.tally("run") == Tally(calls=2, cached=1, prompt_tokens=20, tokens=10)
     assert begun(tmp_path).store.tally("again") == Tally(calls=1, cached=2, prompt_tokens=10, tokens=5)
+    assert begun(tmp_path).store.calls_by_stage() == {"rewrite": 3}  # of both runs
 
 
 @pytest.mark.parametrize(

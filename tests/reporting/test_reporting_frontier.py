@@ -47,10 +47,10 @@ def test_learning_rates_are_points_beside_the_methods():
         swept("raft", "train.epochs", "2", "general", 0.7, domain="statute"),
     ]
     points = frontier_points(METHODS, [Sweep("rate", Path("rate.csv"), scores)], "registry")
-    assert [(point["method"], point["setting"], point["best"]) for point in points] == [
-        ("base", None, True),
-        ("sft", None, False),
-        ("sft", "learning rate 1e-4", True),
+    assert [(point["method"], point["setting"], point["line"], point["best"]) for point in points] == [
+        ("base", None, None, True),
+        ("sft", None, None, False),
+        ("sft", "learning rate 1e-4", "train.learning_rate", True),
     ]
     assert len(frontier_points(METHODS, [Sweep("rate", Path("rate.csv"), scores)], None)) == 2
 
