@@ -1,12 +1,16 @@
-"""Stages `benchmark`, `benchmark_base` and `benchmark_champion`: what a model can do in its domain and in general."""
+"""Stages `benchmark`, `benchmark_base` and `benchmark_champion`: what a model can do in its domain and in general.
+
+Of a training it is what the method leaves of it: first is chosen, on validation items, how much of the change stays.
+"""
 
 from prefect import flow
 
 from flows import paths
-from flows.stage import main
+from flows.stage import Progress, main
 from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.benchmark import benchmark_model
 from raft_tasks.params import load_params
+from raft_tasks.recover import recover_model
 from raft_tasks.schemas import Example
 
 CHAMPION = "champion"  # in a method's place
@@ -19,6 +23,17 @@ def benchmark(domain: str, method: str | None = None, seed: int | None = None) -
     if method == CHAMPION:
         model = model.model_copy(update={"path": str(paths.champion(domain)), "revision": None})
     elif method is not None and seed is not None:
+        recover_model(
+            paths.run(domain, method, seed) / "model",
+            params.base,
+            params.methods[method].after,
+            domain,
+            read_rows(paths.split(domain, "validation", params.resources.rows), Example),
+            params.benchmark,
+            paths.BENCHMARK_TASKS,
+            paths.recovered(domain, method, seed),
+            Progress(f"benchmark@{domain}-{method}-{seed}", 0, "candidates of recovery"),
+        )
         model = model.model_copy(update={"path": str(paths.trained(domain, method, seed)), "revision": None})
     test_rows = read_rows(paths.split(domain, "test", params.resources.rows), Example)
     scores, items = benchmark_model(model, domain, test_rows, params.benchmark, paths.BENCHMARK_TASKS)

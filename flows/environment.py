@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import threading
@@ -25,6 +27,10 @@ def seconds_since_start() -> float:
 
 def prepare() -> None:
     """Set the environment of this process and its children, where the user has not; keep state inside the project."""
+    # Prefect and torch are a million objects that stay. By default they are searched for garbage again and again while
+    # they are imported, a fifth of the time, and twice more when the process ends: 0.3 to 1.5 s.
+    gc.set_threshold(50_000)
+    atexit.register(gc.freeze)
     project = Path.cwd()
     defaults = {
         "PREFECT_HOME": project / ".prefect",

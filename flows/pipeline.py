@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
-import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import LifoQueue
 from typing import Any, NamedTuple
 
 import networkx as nx
@@ -29,6 +27,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import paths
 from flows.environment import PIPELINE_PID, seconds_since_start
+from flows.reproduce import Reproducer
 from flows.server import ensure_server
 from flows.stage import END_LINE, RUN_LINE, run_page
 from raft_tasks.artifacts import read_json
@@ -79,13 +78,16 @@ class Board:
     """What the run has done so far; prints a line for each event."""
 
     total: int
-    slots: threading.BoundedSemaphore
-    environment: dict[str, str]
+    reproducers: list[Reproducer]  # as many as stages may run side by side
     started: float = field(default_factory=time.monotonic)
     rows: list[dict[str, str]] = field(default_factory=list)
-    processes: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    idle: LifoQueue[Reproducer] = field(default_factory=LifoQueue)
     at_work: list[tuple[float, float]] = field(default_factory=list)  # from when to when a stage's own flow ran
     stopped: bool = False
+
+    def __post_init__(self) -> None:
+        for dvc in self.reproducers:
+            self.idle.put(dvc)
 
     def say(self, text: str) -> None:
         print(f"[{time.monotonic() - self.started:6.1f} s] {text}", flush=True)
@@ -105,22 +107,16 @@ class Board:
         return total
 
     def stop(self) -> None:
-        """Start nothing more; interrupt every stage that still runs (a training saves a checkpoint), later kill it.
-
-        Signals go to the stage's process group, that is DVC, which waits for its command, and the command.
-        """
+        """Start nothing more; interrupt every stage that still runs (a training saves a checkpoint), later kill it."""
         self.stopped = True
-        running = [process for process in self.processes.values() if process.poll() is None]
-        if running:
-            self.say(f"stopping {len(running)} stage(s); a training saves a checkpoint first")
-        for process in running:
-            os.killpg(process.pid, signal.SIGINT)
+        busy = sum(dvc.busy for dvc in self.reproducers)
+        if busy:
+            self.say(f"stopping {busy} stage(s); a training saves a checkpoint first")
+        for dvc in self.reproducers:
+            dvc.interrupt()
         deadline = time.monotonic() + STOP_SECONDS
-        for process in running:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-            with suppress(ProcessLookupError):  # also what an ended leader left behind
-                os.killpg(process.pid, signal.SIGKILL)
+        for dvc in self.reproducers:
+            dvc.end(max(0.0, deadline - time.monotonic()))
 
 
 def why(output: list[str]) -> str:
@@ -134,55 +130,44 @@ def why(output: list[str]) -> str:
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
 def run_stage(name: str, board: Board) -> str:
-    """`dvc repro --single-item` of one stage in its own process group; returns ran | unchanged.
+    """`dvc repro --single-item` of one stage; returns ran | unchanged.
 
     Raises:
         StageFailed: with what the stage said last.
     """
-    with board.slots:
+    dvc = board.idle.get()
+    try:
         if board.stopped:
             raise StageFailed(f"{name} was not started: the pipeline was stopped")
         began = time.monotonic()
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-        process = subprocess.Popen(
-            command,
-            env=board.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        board.processes[name] = process
         output: list[str] = []
         link, ran = "", False
         work_began = work_ended = 0.0
-        assert process.stdout is not None
-        with process.stdout:
-            for line in process.stdout:
-                line = line.rstrip()
-                output.append(line)
-                if line.startswith(RUN_LINE):
-                    link = line.removeprefix(RUN_LINE)
-                    work_began = time.monotonic()
-                    board.say(f"        {name}: started, {link}")
-                elif line == END_LINE:
-                    work_ended = time.monotonic()
-                elif line.startswith(f"{name}: "):  # a stage's own progress
-                    board.say(f"        {line}")
-                ran = ran or line.startswith("> python")
-        code = process.wait()
-        ended = time.monotonic()
-        seconds = ended - began
-        if work_began:
-            board.at_work.append((work_began, work_ended or ended))
-        get_run_logger().info("\n".join(output))
-        if code:
-            board.finish(name, "FAILED", seconds, link)
-            raise StageFailed(f"{name} ended with code {code}; {why(output)}")
-        result = "ran" if ran else "unchanged"
-        board.finish(name, result, seconds, link)
-        return result
+        for line in dvc.reproduce(name):
+            output.append(line)
+            if line.startswith(RUN_LINE):
+                link = line.removeprefix(RUN_LINE)
+                work_began = time.monotonic()
+                board.say(f"        {name}: started, {link}")
+            elif line == END_LINE:
+                work_ended = time.monotonic()
+            elif line.startswith(f"{name}: "):  # a stage's own progress
+                board.say(f"        {line}")
+            ran = ran or line.startswith("> python")
+        code = dvc.code
+    finally:
+        board.idle.put(dvc)
+    ended = time.monotonic()
+    seconds = ended - began
+    if work_began:
+        board.at_work.append((work_began, work_ended or ended))
+    get_run_logger().info("\n".join(output))
+    if code:
+        board.finish(name, "FAILED", seconds, link)
+        raise StageFailed(f"{name} ended with code {code}; {why(output)}")
+    result = "ran" if ran else "unchanged"
+    board.finish(name, result, seconds, link)
+    return result
 
 
 @flow(name="pipeline", task_runner=ALL_AT_ONCE)
@@ -198,18 +183,15 @@ def pipeline() -> Ran:
     threads = str(params.resources.threads)
     api_url = PREFECT_API_URL.value()
     assert api_url is not None  # a flow's process always has one: `main` below, or a worker's
-    board = Board(
-        total=len(stale),
-        slots=threading.BoundedSemaphore(params.resources.processes),
-        environment={
-            **os.environ,
-            PIPELINE_PID: str(os.getpid()),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # whose python the stages run
-            "PREFECT_API_URL": api_url,
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-        },
-    )
+    environment = {
+        **os.environ,
+        PIPELINE_PID: str(os.getpid()),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # whose python the stages run
+        "PREFECT_API_URL": api_url,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+    }
+    board = Board(len(stale), [Reproducer(environment) for _ in range(params.resources.processes)])
     board.say(f"{len(stale)} stages to run, {params.resources.processes} at a time, {threads} thread(s) each")
     board.say(f"this run: {run_page(api_url, flow_run.id)}")
     futures: dict[str, PrefectFuture[str]] = {}

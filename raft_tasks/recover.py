@@ -1,4 +1,4 @@
-"""Task of the stage `recover`: what is taken back of a training, chosen on validation items where there is a choice."""
+"""What is taken back of a training, chosen on validation items: the first step of the stage `benchmark`."""
 
 from __future__ import annotations
 

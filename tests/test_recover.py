@@ -1,4 +1,4 @@
-"""The stage `recover`: what it writes, what it chooses by, and what it says of the rest."""
+"""What is taken back of a training: what is written, what it chooses by, and what it says of the rest."""
 
 import json
 from pathlib import Path

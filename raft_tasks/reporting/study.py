@@ -143,14 +143,10 @@ def collect(artifacts: Path, sweeps: Path, params: Params) -> Study:
                 folder, stage = root / "runs" / name, f"distill@{domain}-{name}"
                 summary = read_json(note(folder / "summary.json", stage, f"training time and weight distance, {name}"))
                 steps = _read_steps(note(folder / "steps.csv", stage, f"losses and lambda, {name}"))
-                taken_back = read_json(
-                    note(
-                        folder / "recovered" / "recovery.json",
-                        f"recover@{domain}-{name}",
-                        f"what was taken back, {name}",
-                    )
-                )
-                result = benchmarked(root / "benchmarks" / name, f"benchmark@{domain}-{name}", name, judged)
+                asked = f"benchmark@{domain}-{name}"
+                rest = note(folder / "recovered" / "recovery.json", asked, f"what was taken back, {name}")
+                taken_back = read_json(rest)
+                result = benchmarked(root / "benchmarks" / name, asked, name, judged)
                 moved = root / "analysis" / f"{name}.json"
                 analysis = read_json(note(moved, f"analyse@{domain}-{name}", f"distance to the base and drift, {name}"))
                 runs[method].append(Trained(result.scores, result.items, seed, summary, taken_back, analysis, steps))

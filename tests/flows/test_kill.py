@@ -118,7 +118,6 @@ def test_a_changed_threshold_concerns_what_depends_on_it(calm, clean_environment
         "semantic_filter@registry",
         "fuse@registry",
         TARGET,
-        TARGET.replace("distill", "recover"),
     ]
 
 

@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 
 from flows import pipeline, stage
 from flows.pipeline import Board
+from flows.reproduce import Reproducer
 from raft_tasks.errors import INTERRUPTED, Interrupted
 from raft_tasks.params import load_params
 
@@ -22,39 +22,37 @@ time.sleep(60)
 DEAF = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
 
 
-def stage_process(code, *arguments):
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True
+def busy_reproducer(code, *arguments):
+    """One whose stage is the program `code`."""
+    dvc = Reproducer({})
+    pipe = subprocess.PIPE
+    dvc.process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdin=pipe, stdout=pipe, text=True, start_new_session=True
     )
-    assert process.stdout.readline() == "ready\n"
-    return process
+    dvc.busy = True
+    assert dvc.process.stdout.readline() == "ready\n"
+    return dvc
 
 
-def stop(processes, capsys):
-    board = Board(total=1, slots=threading.BoundedSemaphore(1), environment={})
-    board.processes = processes
-    board.stop()
-    assert "a training saves a checkpoint first" in capsys.readouterr().out
-    for process in processes.values():
-        process.stdout.close()
+def stop(dvc, capsys):
+    Board(1, [dvc]).stop()
+    assert "stopping 1 stage(s); a training saves a checkpoint first" in capsys.readouterr().out
+    dvc.process.stdout.close()
+    return dvc.process.wait(10)
 
 
 def test_a_stopped_pipeline_lets_its_stages_save(tmp_path, capsys):
-    process = stage_process(PATIENT, str(tmp_path / "checkpoint"))
-    stop({"distill": process}, capsys)
-    assert process.returncode == 75
+    assert stop(busy_reproducer(PATIENT, str(tmp_path / "checkpoint")), capsys) == 75
     assert (tmp_path / "checkpoint").read_text() == "saved"
 
 
 def test_a_stage_that_does_not_listen_is_killed(monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "STOP_SECONDS", 0.2)
-    process = stage_process(DEAF)
-    stop({"distill": process}, capsys)
-    assert process.wait(10) == -signal.SIGKILL
+    assert stop(busy_reproducer(DEAF), capsys) == -signal.SIGKILL
 
 
 def test_time_that_stages_share_is_work_once():
-    board = Board(total=3, slots=threading.BoundedSemaphore(2), environment={})
+    board = Board(3, [])
     assert board.work() == 0.0
     board.at_work = [(20.0, 21.0), (1.0, 5.0), (2.0, 3.0), (4.0, 9.0)]
     assert board.work() == 9.0

@@ -274,7 +274,7 @@ def test_the_distance_to_the_base_is_shown(report):
 
 def test_every_number_has_its_command(report):
     page = report[2]
-    stages = " ".join(f"{stage}@registry-raft-0" for stage in ("distill", "recover", "benchmark", "analyse"))
+    stages = " ".join(f"{stage}@registry-raft-0" for stage in ("distill", "benchmark", "analyse"))
     command = f"dvc repro -sf {stages} distill@registry-raft-1"
     assert command in page
     assert "dvc repro -sf anchors" in page

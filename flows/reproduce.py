@@ -1,0 +1,101 @@
+"""DVC in a process that stays for a pipeline's run: starting it anew for every stage would cost a second each.
+
+`python -m flows.reproduce` reproduces the stages that are named on its standard input, one a line.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+
+ENDED = "reproduced: "  # and DVC's exit code: the last line of a stage's output
+
+
+class Reproducer:
+    """Such a process, started when first needed. The commands that it runs are in its process group."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.process: subprocess.Popen[str] | None = None
+        self.busy = False
+        self.code = 0  # DVC's for the last stage; if the process was killed, its own
+
+    def reproduce(self, stage: str) -> Iterator[str]:
+        """Reproduce `stage`; yields its output as it comes, then `code` is set."""
+        if self.process is not None and self.process.poll() is not None:
+            _ended(self.process)  # it was killed while idle
+            self.process = None
+        if self.process is None:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.reproduce"],
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        process = self.process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.busy = True
+        with suppress(BrokenPipeError):  # killed just now; its code will say so
+            print(stage, file=process.stdin, flush=True)
+        for line in process.stdout:
+            if line.startswith(ENDED):
+                self.code = int(line.removeprefix(ENDED))
+                break
+            yield line.rstrip()
+        else:
+            _ended(process)
+            self.code = process.returncode
+        self.busy = False
+
+    def interrupt(self) -> None:
+        """SIGINT to DVC, which waits for its command, and to the command. Nothing more can be reproduced."""
+        if self.process is None:
+            return
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+        if self.busy:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self, seconds: float) -> None:
+        """Wait for it after `interrupt`; kill it, and what it left behind, after so many seconds."""
+        if self.process is None:
+            return
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        if not self.busy:  # else who reads its output is about to see the end
+            _ended(self.process)
+
+
+def _ended(process: subprocess.Popen[str]) -> None:
+    """Wait for its end and close its pipes."""
+    with suppress(BrokenPipeError), process:
+        pass
+
+
+def main() -> None:
+    from dvc.cli import main as dvc
+
+    with os.fdopen(os.dup(sys.stdin.fileno())) as names, open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), sys.stdin.fileno())  # for the stages, which inherit it
+        for name in names:
+            code = dvc(["--wait-for-lock", "repro", "--single-item", name.strip()])
+            print(f"{ENDED}{code}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
