@@ -16,6 +16,7 @@ BENCHMARK_TASKS = Path("raft_tasks/evaluation/tasks")
 CHAMPIONS = Path("champions")
 HELD_OUT = ARTIFACTS / "held_out"  # questions that no anchor may come near
 ANCHORS = ARTIFACTS / "anchors"
+METHODS = ARTIFACTS / "methods"  # of each, what the rows and anchors that it needs depend on
 
 
 def model_identity(role: str) -> Path:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from shutil import get_terminal_size
 from typing import Any
 from uuid import UUID
@@ -45,15 +46,15 @@ def main(stage: Flow[..., Any], *kinds: Callable[[str], Any], dry_run: Callable[
         sys.exit(f"error: {stage.name} takes at most {len(kinds)} argument(s), got {arguments}")
     # Without a server Prefect starts a temporary one for every stage, which takes seconds: use one that runs.
     # The heartbeat thread's join would add a second to every stage, and DVC sees a stage that dies.
-    server = os.environ.get("PREFECT_API_URL") or answering_server()
-    settings = {PREFECT_API_URL: server} if server else {}
+    server = None if os.environ.get("PREFECT_API_URL") else answering_server()
+    settings = temporary_settings({PREFECT_API_URL: server}) if server else nullcontext()
     label = f"{stage.name}@{'-'.join(arguments)}" if arguments else stage.name  # as DVC names the stage
     try:
         resources = load_params().resources
         check_gpus(resources.gpus)
         runner = task_runner(resources.chunks)
         announced = stage.with_options(flow_run_name=label, on_running=[_announce], task_runner=runner)
-        with temporary_settings(settings):
+        with settings:
             get_current_settings().flows.heartbeat_frequency = None
             announced(*(kind(argument) for kind, argument in zip(kinds, arguments, strict=False)))
         print(END_LINE, flush=True)

@@ -72,7 +72,7 @@ def test_outputs_are_where_the_flows_write():
     run, bench, base = paths.run("d", "m", 7), paths.benchmark("d", "m", 7), paths.benchmark("d", None, None)
     champion = paths.benchmark("d", "champion", None)
     expected = {
-        "models": [paths.model_identity("base").parent],
+        "models": [paths.model_identity("base").parent, paths.METHODS],
         "question": [paths.questions("d"), paths.question_rejects("d")],
         "harvest": [paths.harvested("d")],
         "ingest": [paths.examples("d"), paths.held_out("d"), paths.ingest_summary("d")],

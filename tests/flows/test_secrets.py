@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import copy_project
+import yaml
+from conftest import ROOT, copy_project
 from endpoint_server import running
 
 # In two parts: this file is copied into the project that is searched.
@@ -38,7 +39,8 @@ def test_the_search_finds_what_is_there(tmp_path):
 
 @pytest.mark.slow
 def test_the_key_of_an_endpoint_is_nowhere(tmp_path, clean_environment):
-    """Whether the endpoint answers or refuses: artifacts, calls, DVC's caches, Prefect's database, what is printed."""
+    """Whether the endpoint refuses or answers, up to the report: artifacts, models, calls, reports, DVC's caches,
+    Prefect's database, what is printed."""
     folder = tmp_path / "project"
     folder.mkdir()
     with running(key=KEY) as base_url:
@@ -47,13 +49,14 @@ def test_the_key_of_an_endpoint_is_nowhere(tmp_path, clean_environment):
             "api_key_env": KEY_NAME, "concurrency": 8, "timeout_s": 5.0, "max_retries": 1,
             "price_per_million_input": 1.0, "price_per_million_output": 1.0,
         }  # fmt: skip
-        models = {"models": {"writer": writer}, "run": {"methods": ["sft"], "seeds": [0]}}
-        copy_project(folder, {**models, "rewrite": {"model": "writer"}})
-        graph = (folder / "dvc.yaml").read_text()
-        (folder / "dvc.yaml").write_text(graph[: graph.index("  semantic_filter:")])
+        tasks = yaml.safe_load((ROOT / "params.yaml").read_text())["benchmark"]["tasks"]
+        small = {"train": {"epochs": 1}, "benchmark": {"limit": dict.fromkeys(tasks, 4)}}
+        run = {"models": {"writer": writer}, "run": {"methods": ["sft"], "seeds": [0]}, "rewrite": {"model": "writer"}}
+        copy_project(folder, {**run, **small})
         path = folder / "data/registry/pairs.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows[:8]))
+        few = [row for split in ("train", "test") for row in [row for row in rows if row["split"] == split][:8]]
+        path.write_text("".join(json.dumps(row) + "\n" for row in few))
         for key, code in ((WRONG_KEY, 1), (KEY, 0)):
             done = subprocess.run(
                 [sys.executable, "-m", "flows.pipeline"],
@@ -68,5 +71,6 @@ def test_the_key_of_an_endpoint_is_nowhere(tmp_path, clean_environment):
             assert key not in said
     assert list((folder / ".prefect").glob("*.db"))  # the database is among what is searched
     assert (folder / ".cache/calls.sqlite").exists()
+    assert (folder / "reports/report.html").exists()
     assert files_with(folder, KEY) == []
     assert files_with(folder, WRONG_KEY) == []
