@@ -1,14 +1,16 @@
 """The DVC process that stays: several stages, a failing one, a killed one, its end."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from dvc.utils.serialize import modify_yaml
 
-from flows.reproduce import Reproducer
+from flows.reproduce import Reproducer, modified
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPH = """\
@@ -80,3 +82,40 @@ def test_an_interrupt_reaches_the_stage_and_ends_the_process(dvc):
     assert dvc.code in (252, 255)  # DVC was interrupted, or its command was
     dvc.end(10)
     assert dvc.process.returncode == 0
+
+
+def change(data):
+    data["stages"]["backbone"]["cmd"] = "it's: another"
+    outs = [{"path": "ä b", "hash": "md5", "md5": "012e5", "size": 3, "isexec": True}]
+    data["stages"]["new@0"] = {
+        "cmd": "a\nb",
+        "params": {"params.yaml": {"x": None, "y": 1.5e-7, "z": "1.0"}},
+        "outs": outs,
+    }
+
+
+def test_the_lock_is_what_dvc_would_write(tmp_path):
+    for name, modify in (("theirs", modify_yaml), ("ours", modified)):
+        lock = tmp_path / name / "dvc.lock"
+        lock.parent.mkdir()
+        shutil.copy(ROOT / "dvc.lock", lock)
+        with modify(str(lock)) as data:
+            change(data)
+    assert (tmp_path / "ours" / "dvc.lock").read_bytes() == (tmp_path / "theirs" / "dvc.lock").read_bytes()
+    assert [path.name for path in (tmp_path / "ours").iterdir()] == ["dvc.lock"]
+
+
+def test_a_lock_that_is_not_written_to_the_end_stays_as_it_was(tmp_path):
+    lock = tmp_path / "dvc.lock"
+    shutil.copy(ROOT / "dvc.lock", lock)
+    with pytest.raises(Exception, match="cannot represent an object"), modified(str(lock)) as data:
+        data["stages"]["new"] = {"cmd": object()}
+    assert lock.read_bytes() == (ROOT / "dvc.lock").read_bytes()
+
+
+def test_other_files_keep_their_comments(tmp_path):
+    path = tmp_path / "dvc.yaml"
+    path.write_text("stages:  # all\n  a: {cmd: b}\n")
+    with modified(str(path)) as data:
+        data["stages"]["a"]["cmd"] = "c"
+    assert path.read_text() == "stages:  # all\n  a: {cmd: c}\n"
