@@ -11,11 +11,13 @@ import time
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 
 import psutil
 
 PIPELINE_PID = "RAFT_PIPELINE_PID"  # set by flows.pipeline for the processes that it starts
 PREFECT_PORT = 4200  # Prefect's own default
+SERVER_SECONDS = 120.0  # for a server to come back
 # When this process began, on the clock that nobody sets.
 BEGAN = time.monotonic() - (time.time() - psutil.Process().create_time())
 
@@ -66,8 +68,28 @@ def _end_with(pid: int) -> None:
 def answering_server() -> str | None:
     """The API's URL of a Prefect server that answers on the default port of this machine, or None."""
     url = f"http://127.0.0.1:{PREFECT_PORT}/api"
+    return url if _answer(url) == 200 else None
+
+
+def await_server(url: str) -> None:
+    """Return once the API at `url` answers whatever, or after SERVER_SECONDS: its first caller will say what is wrong.
+
+    Prefect tries again where a server goes away, but not in a process that has not spoken to it yet.
+    """
+    deadline = time.monotonic() + SERVER_SECONDS
+    if _answer(url) is not None:
+        return
+    print(f"waiting for the Prefect server at {url}", flush=True)
+    while _answer(url) is None and time.monotonic() < deadline:
+        time.sleep(1)
+
+
+def _answer(url: str) -> int | None:
+    """The status with which the API at `url` says how it is; None where nothing, or something else, answers."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-            return url if answer.status == 200 else None
-    except (OSError, HTTPException):  # nothing there, or something else than Prefect
+            return int(answer.status)
+    except HTTPError as error:
+        return error.code
+    except (OSError, HTTPException):
         return None

@@ -16,7 +16,7 @@ from prefect.client.schemas import FlowRun
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 from prefect.states import State
 
-from flows.environment import answering_server
+from flows.environment import answering_server, await_server
 from flows.runners import task_runner
 from raft_tasks.errors import INTERRUPTED, InputError, Interrupted
 from raft_tasks.params import load_params
@@ -46,7 +46,10 @@ def main(stage: Flow[..., Any], *kinds: Callable[[str], Any], dry_run: Callable[
         sys.exit(f"error: {stage.name} takes at most {len(kinds)} argument(s), got {arguments}")
     # Without a server Prefect starts a temporary one for every stage, which takes seconds: use one that runs.
     # The heartbeat thread's join would add a second to every stage, and DVC sees a stage that dies.
-    server = None if os.environ.get("PREFECT_API_URL") else answering_server()
+    given = os.environ.get("PREFECT_API_URL")
+    if given:
+        await_server(given)
+    server = None if given else answering_server()
     settings = temporary_settings({PREFECT_API_URL: server}) if server else nullcontext()
     label = f"{stage.name}@{'-'.join(arguments)}" if arguments else stage.name  # as DVC names the stage
     try:
