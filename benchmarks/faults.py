@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,12 @@ def kill_one(folder: Path, draw: random.Random) -> str | None:
     return None
 
 
+def kill_all(folder: Path) -> None:
+    for process in working(folder):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def await_end(pipeline: subprocess.Popen[bytes], folder: Path) -> list[str]:
     """Wait for the pipeline and all that it started; returns what is wrong."""
     wrong = []
@@ -145,9 +151,7 @@ def await_end(pipeline: subprocess.Popen[bytes], folder: Path) -> list[str]:
     while left := working(folder):
         if time.monotonic() > deadline:
             wrong.append(f"orphans were left: {[name_of(process) for process in left]}")
-            for process in left:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+            kill_all(folder)
             break
         time.sleep(0.1)
     return wrong
@@ -236,9 +240,14 @@ def main() -> None:
     parser.add_argument("--share", default="1/1", help="1/2 and 2/2 are two processes side by side")
     asked = parser.parse_args()
     part, parts = map(int, asked.share.split("/"))
-    with tempfile.TemporaryDirectory() as temporary, prefect_server(Path(temporary) / "prefect") as environment:
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        prefect_server(Path(temporary) / "prefect") as environment,
+        ExitStack() as end,
+    ):
         folder, log = Path(temporary) / "project", Path(temporary) / "first.log"
         small_project(folder)
+        end.callback(kill_all, folder)  # what an interrupt leaves running
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
         began = time.monotonic()
         pipeline = start(folder, log, environment)
