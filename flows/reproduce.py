@@ -112,6 +112,7 @@ def modified(path: str, fs: Any = None) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     dvcfile.modify_yaml = modified
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # of a background job it is ignored, and so would stages
     with os.fdopen(os.dup(sys.stdin.fileno())) as names, open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), sys.stdin.fileno())  # for the stages, which inherit it
         for name in names:

@@ -75,7 +75,16 @@ def test_a_killed_dvc_fails_its_stage_and_the_next_one_has_another(dvc):
     assert outcome(dvc, "second")[1] == 0
 
 
-def test_an_interrupt_reaches_the_stage_and_ends_the_process(dvc):
+@pytest.mark.parametrize("ignored", [False, True])
+def test_an_interrupt_reaches_the_stage_and_ends_the_process(dvc, ignored):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL)  # a background job ignores it
+    try:
+        interrupt_patient(dvc)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def interrupt_patient(dvc):
     for line in dvc.reproduce("patient"):
         if line == "ready":
             dvc.interrupt()
