@@ -147,6 +147,13 @@ def test_a_users_own_turns_lie_where_dvc_watches():
     assert str(paths.user_turns("any.jsonl").parent) in STAGES["anchors"]["deps"]
 
 
+def test_what_is_prepared_for_a_method_goes_by_its_own_file():
+    for name in ("anchors", "fuse"):
+        assert str(paths.METHODS) in STAGES[name]["deps"]
+        assert not [key for key in STAGES[name]["params"] if key.startswith(("methods", "run"))]
+    assert {"methods", "run.methods"} <= set(STAGES["models"]["params"])
+
+
 def test_a_trainings_params_are_its_whole_row_but_what_is_taken_back_later():
     keys = {key.removeprefix("methods.${item.method}.") for key in STAGES["distill"]["params"]}
     assert keys - {"train"} == set(Method.model_fields) - {"after"}
