@@ -45,7 +45,9 @@ def test_one_process_reproduces_stage_after_stage(dvc):
     assert (code, dvc.busy) == (0, False)
     assert "working" in output
     process = dvc.process
-    output, code = outcome(dvc, "second")
+    with open("dvc.lock") as before:
+        output, code = outcome(dvc, "second")
+        assert not os.path.samestat(os.fstat(before.fileno()), os.stat("dvc.lock"))  # another file, not written into
     assert (code, "no input" in output) == (0, True)  # the names on its standard input are not the stages' to read
     assert Path("two.txt").read_text() == "one\n"
     output, code = outcome(dvc, "second")
