@@ -1,0 +1,64 @@
+"""Digests of large files that rarely change, such as models: read again only where size, time or inode differ."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from raft_tasks.artifacts import atomic_file, digest, digest_path
+
+RECENT_SECONDS = 2.0  # a file that was written just now may be written once more within the clock's resolution
+
+
+class FileDigests:
+    """`of(path)` equals `digest_path(path)`; what was read is kept in the JSON file `store` from one use to the next.
+
+    with FileDigests(Path(".cache/digests.json")) as digests:
+        digests.of(Path("models/base"))
+    """
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self.known: dict[str, list[int | str]] = {}  # path -> size, modification time in ns, inode, digest
+
+    def __enter__(self) -> FileDigests:
+        try:
+            self.known = json.loads(self.store.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not there yet, or damaged: everything is read
+            self.known = {}
+        self.stored = dict(self.known)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.known != self.stored:
+            with atomic_file(self.store) as partial:
+                partial.write_text(json.dumps(self.known), encoding="utf-8")
+
+    def of(self, path: Path) -> str:
+        """SHA-256 (hex) of a file's bytes, or of a folder's file names and bytes.
+
+        Raises:
+            FileNotFoundError: `path` is neither.
+        """
+        if path.is_file():
+            return self._of_file(path)
+        if not path.is_dir():
+            return digest_path(path)  # says so
+        files: Mapping[str, str] = {
+            str(file.relative_to(path)): self._of_file(file) for file in sorted(path.rglob("*")) if file.is_file()
+        }
+        return digest(files)
+
+    def _of_file(self, path: Path) -> str:
+        name, state = str(path.resolve()), os.stat(path)
+        key: list[int | str] = [state.st_size, state.st_mtime_ns, state.st_ino]
+        if self.known.get(name, [])[:3] != key:
+            sha256 = digest_path(path)
+            if time.time() - state.st_mtime < RECENT_SECONDS:
+                self.known.pop(name, None)
+                return sha256
+            self.known[name] = [*key, sha256]
+        return str(self.known[name][3])
