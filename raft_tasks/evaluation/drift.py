@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import log, log2
 from statistics import fmean
+
+from raft_tasks.ngrams import character_ngrams
 
 TOLD_APART = 0.9  # balanced accuracy from which two styles count as different enough to say whose an answer is
 
@@ -34,12 +36,6 @@ def length_distance(lengths: Sequence[int], others: Sequence[int]) -> float:
     )
 
 
-def trigrams(text: str) -> Iterator[str]:
-    """Character trigrams of a text with marked ends, so that an empty one has one; white space counts as one blank."""
-    marked = f"\x02\x02{' '.join(text.split())}\x03"
-    return (marked[at : at + 3] for at in range(len(marked) - 2))
-
-
 def style_distance(texts: Sequence[str], others: Sequence[str]) -> float:
     """Jensen-Shannon divergence of two samples' trigram frequencies, in bits: 0 the same, 1 nothing in common.
 
@@ -48,7 +44,7 @@ def style_distance(texts: Sequence[str], others: Sequence[str]) -> float:
     """
     if not texts or not others:
         raise ValueError(f"got {len(texts)} and {len(others)} texts, expected some of both")
-    p, q = (Counter(gram for text in sample for gram in trigrams(text)) for sample in (texts, others))
+    p, q = (Counter(gram for text in sample for gram in character_ngrams(text)) for sample in (texts, others))
 
     def half(one: Counter[str], other: Counter[str]) -> float:
         shares = ((n / one.total(), other[gram] / other.total()) for gram, n in one.items())
@@ -65,12 +61,14 @@ class Styles:
     """
 
     def __init__(self, own: Sequence[str], foreign: Sequence[str]) -> None:
-        counts = [Counter(gram for text in sample for gram in trigrams(text)) for sample in (own, foreign)]
+        counts = [Counter(gram for text in sample for gram in character_ngrams(text)) for sample in (own, foreign)]
         size = len(counts[0] | counts[1])
         self.known = [(count, log(count.total() + size)) for count in counts]
 
     def is_foreign(self, text: str) -> bool:
-        own, foreign = (sum(log(count[gram] + 1) - total for gram in trigrams(text)) for count, total in self.known)
+        own, foreign = (
+            sum(log(count[gram] + 1) - total for gram in character_ngrams(text)) for count, total in self.known
+        )
         return foreign > own
 
 

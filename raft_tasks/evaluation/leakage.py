@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from raft_tasks.ngrams import word_ngrams, words
+
 # What a mention looks like; data, so that it can be read and extended. Matched without regard to case.
 THING = r"(?:reference|background|provided|given|supplied|above)"
 TEXT = r"(?:reference|knowledge|information|answer|text|context|passage|material|document|source)s?"
@@ -42,12 +44,5 @@ def repeats_template(answer: str, template: str) -> bool:
 
     A subtler leak than a mention: the frame of the prompt in which the teacher saw the reference.
     """
-    own: set[tuple[str, ...]] = set()
-    for text in FIELD.split(template):
-        own |= _word_trigrams(text)
-    return not own.isdisjoint(_word_trigrams(answer))
-
-
-def _word_trigrams(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.casefold())
-    return {*zip(words, words[1:], words[2:], strict=False)}
+    own = {trigram for text in FIELD.split(template) for trigram in word_ngrams(words(text))}
+    return not own.isdisjoint(word_ngrams(words(answer)))

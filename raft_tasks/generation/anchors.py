@@ -11,7 +11,6 @@ One anchor of the pocket world:
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from raft_tasks.chat import ChatError, end_of_turn, prompt_ids, render
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion, row_seed
 from raft_tasks.generation.encoding import SentenceEncoder
+from raft_tasks.ngrams import SHINGLE, Shingles, jaccard, shingles, word_ngrams, words
 from raft_tasks.params import Anchors
 from raft_tasks.schemas import Anchor, AnchorCluster, AnchorStatistics, Invented, RejectedAnchor
 
@@ -35,16 +35,10 @@ if TYPE_CHECKING:
     Local = TransformersBackend | RememberedLocalBackend
 
 MARKER = "Marker7"  # no white space at its ends: some templates strip the content
-SHINGLE = 3  # words; questions are too short for the 8 to 13 that are usual for documents
 PERMUTATIONS = 128
 BANDS = (32, 4)  # bands x rows of the sketch: finds an overlap of .5 in 87 % of the cases, one of .7 in 99.98 %
-# A word, or one letter of a script that is written without spaces (Thai, Lao, Japanese, Chinese).
-UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
-WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 CLUSTERS = 8  # of the statistics: as many as can be read at a glance
 MALFORMED = ("unfinished", "empty", "degenerate", "unencodable")  # how the reasons begin that concern the form
-
-Shingles = frozenset[tuple[str, ...]]
 
 
 def user_prefix(tokenizer: PreTrainedTokenizerBase, system: str | None, hint: str | None = None) -> list[int]:
@@ -290,14 +284,14 @@ def clean_anchors(
     first: dict[str, str] = {}  # prompt, folded -> id
     rejected: list[RejectedAnchor] = []
     for row in invented:
-        shingles, near = shingled(row.prompt), None
+        prompt_shingles, near = shingles(row.prompt), None
         reason = _malformed(row)
         if reason is None:
-            told = (index.told(own, settings.held_out_overlap) for own in (shingles, shingled(row.answer)))
+            told = (index.told(part, settings.held_out_overlap) for part in (prompt_shingles, shingles(row.answer)))
             near = next(filter(None, told), None)
             reason = near and "near held-out text"
         if reason is None and settings.without:
-            near = facts.told(shingles | shingled(row.answer), settings.without.overlap)
+            near = facts.told(prompt_shingles | shingles(row.answer), settings.without.overlap)
             reason = near and "tells what is measured"
         if reason is None and not encodable(row):
             reason = "unencodable"
@@ -306,32 +300,19 @@ def clean_anchors(
             reason, near = "duplicate", first[folded]
         sketch = MinHash(num_perm=PERMUTATIONS)
         if reason is None:
-            sketch.update_batch([" ".join(shingle).encode() for shingle in shingles])
+            sketch.update_batch([" ".join(shingle).encode() for shingle in prompt_shingles])
             proposed = sorted(similar.query(sketch))
-            close = (id for id in proposed if _jaccard(shingles, kept_shingles[id]) >= settings.duplicate_overlap)
+            close = (id for id in proposed if jaccard(prompt_shingles, kept_shingles[id]) >= settings.duplicate_overlap)
             near = next(close, None)
             reason = near and "near duplicate"
         if reason is not None:
             rejected.append(RejectedAnchor.model_validate({**dict(row), "reason": reason, "near": near}))
             continue
         similar.insert(row.id, sketch)
-        first[folded], kept_shingles[row.id] = row.id, shingles
+        first[folded], kept_shingles[row.id] = row.id, prompt_shingles
         kept[row.id] = Anchor(id=row.id, prompt=row.prompt, answer=row.answer)
     anchors = list(kept.values())
     return anchors, rejected, _statistics(anchors, rejected, settings, encoder)
-
-
-def words(text: str) -> list[str]:
-    """Case-folded words; marks and white space do not count."""
-    return WORD.findall(text.casefold())
-
-
-def shingled(text: str) -> Shingles:
-    """Trigrams of words; a text of one or two words is one whole shingle, one without words has none."""
-    found = words(text)
-    if len(found) < SHINGLE:
-        return frozenset({tuple(found)} if found else ())
-    return frozenset(zip(*(found[start:] for start in range(SHINGLE)), strict=False))
 
 
 def degenerate(text: str) -> bool:
@@ -340,7 +321,7 @@ def degenerate(text: str) -> bool:
     Saying something twice stays below half, saying it three times does not.
     """
     count = len(words(text)) - SHINGLE + 1
-    return "\ufffd" in text or (count > 1 and len(shingled(text)) <= count / 2)
+    return "\ufffd" in text or (count > 1 and len(shingles(text)) <= count / 2)
 
 
 class _HeldOut:
@@ -352,19 +333,19 @@ class _HeldOut:
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts = list(dict.fromkeys(texts))
         self.places: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        shingles = [shingled(text) for text in self.texts]
-        for number, own in enumerate(shingles):
+        by_text = [shingles(text) for text in self.texts]
+        for number, own in enumerate(by_text):
             for shingle in own:
                 self.places[shingle].append(number)
-        self.totals = [fsum(map(self.weight, own)) for own in shingles]
+        self.totals = [fsum(map(self.weight, own)) for own in by_text]
 
     def weight(self, shingle: tuple[str, ...]) -> float:
         return log1p(len(self.texts) / len(self.places[shingle]))
 
-    def told(self, shingles: Shingles, bound: float) -> str | None:
+    def told(self, own: Shingles, bound: float) -> str | None:
         """The text of whose weight these shingles hold the largest share, if that is `bound` or more."""
         held: dict[int, list[float]] = defaultdict(list)
-        for shingle in shingles & self.places.keys():
+        for shingle in own & self.places.keys():
             for number in self.places[shingle]:
                 held[number].append(self.weight(shingle))
         # fsum: the whole is exactly 1, in whatever order a set yields its members.
@@ -385,10 +366,6 @@ def _malformed(row: Invented) -> str | None:
     if not row.answer:
         return "empty answer"
     return "degenerate answer" if degenerate(row.answer) else None
-
-
-def _jaccard(a: Shingles, b: Shingles) -> float:
-    return len(a & b) / len(a | b)
 
 
 def _statistics(
@@ -427,7 +404,7 @@ def _statistics(
 
 def _distinct(prompts: list[list[str]], length: int) -> float:
     """Different runs of `length` words / all of them."""
-    runs = [run for prompt in prompts for run in zip(*(prompt[start:] for start in range(length)), strict=False)]
+    runs = [run for prompt in prompts for run in word_ngrams(prompt, length)]
     return round(len(set(runs)) / max(1, len(runs)), 4)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raft_tasks.sources.fingerprints import Hashes, batch, grams, words_of
+from raft_tasks.ngrams import Hashes, concatenate, hash_ngrams, hash_words
 
 LENGTH = 8  # words of an n-gram
 
@@ -35,12 +35,16 @@ class BenchmarkIndex:
         self._whole: dict[tuple[int, ...], int] = {}  # an item's words -> the item
         hashes, owners = [], []
         for item in items:
-            words = words_of(item.text)
+            words = hash_words(item.text)
             number = len(self.names)
             self.names.append(item.name)
             if words:
                 self._whole.setdefault(tuple(words), number)
-            found = np.unique(grams(*batch([words], LENGTH), LENGTH)[0]) if len(words) >= LENGTH else np.zeros(0)
+            found = (
+                np.unique(hash_ngrams(*concatenate([words], LENGTH), LENGTH)[0])
+                if len(words) >= LENGTH
+                else np.zeros(0)
+            )
             self._sizes.append(len(found))
             hashes.append(found.astype(np.uint64))
             owners.append(np.full(len(found), number, dtype=np.int32))
@@ -51,7 +55,7 @@ class BenchmarkIndex:
 
     def matches(self, words: Hashes, starts: NDArray[np.int64]) -> dict[int, tuple[str, float]]:
         """{row of the batch: (item, share of its n-grams)} for rows that repeat an item; the most repeated one."""
-        hashes, row = grams(words, starts, LENGTH)
+        hashes, row = hash_ngrams(words, starts, LENGTH)
         low = np.searchsorted(self._hashes, hashes, side="left")
         high = np.searchsorted(self._hashes, hashes, side="right")
         shared: dict[int, Counter[int]] = {}

@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from raft_tasks import ngrams
 from raft_tasks.params import Domain, Ingest, SplitBySource
 from raft_tasks.schemas import Example, Flag, Reject, Split
-from raft_tasks.sources import fingerprints
 from raft_tasks.sources.contamination import LENGTH, BenchmarkIndex
 from raft_tasks.sources.examples import SPLITS, UnusableError, content_key, examples_of
 from raft_tasks.sources.files import RawRow, SourceError, find_files, read_file, reject, roles_of
@@ -87,7 +87,7 @@ class Ingested:
         self._content, self._ids = Keys(work / "content", 2), Keys(work / "ids", 2)
         self._sources = Keys(work / "sources", 2) if domain.split.by == "column" and not straddle else None
         self._questions = Keys(work / "questions", 2) if self._protected else None
-        self._bands = [Keys(work / f"band-{n}", 1) for n in range(fingerprints.BANDS)] if self._near else []
+        self._bands = [Keys(work / f"band-{n}", 1) for n in range(ngrams.BANDS)] if self._near else []
         self._shingles = Spool(work / "shingles")
         self._straddle = straddle
         self._states, self._splits = bytearray(), bytearray()  # of every row: its decision, its split's place in SPLITS
@@ -120,8 +120,8 @@ class Ingested:
                 continue
             short = RawRow(row.file, row.line, {}, row.content[:CONTENT_KEPT])
             for example, flags in checked:
-                asked = fingerprints.words_of(example.question) if self._needs_words else []
-                words = [*asked, *fingerprints.words_of(example.answer)] if self._needs_words else []
+                asked = ngrams.hash_words(example.question) if self._needs_words else []
+                words = [*asked, *ngrams.hash_words(example.answer)] if self._needs_words else []
                 waiting.append(_Waiting(len(records), example, short, flags, asked, words))
                 records.append(b"")
         waiting = self._without_benchmark_items(waiting, records)
@@ -162,7 +162,7 @@ class Ingested:
         """Those that repeat no benchmark's item; the others become rejects in `records`."""
         if self.index is None or not waiting:
             return waiting
-        matches = self.index.matches(*fingerprints.batch((entry.words for entry in waiting), LENGTH))
+        matches = self.index.matches(*ngrams.concatenate((entry.words for entry in waiting), LENGTH))
         clean = []
         for number, entry in enumerate(waiting):
             whole = self.index.item_of(entry.asked)
@@ -188,9 +188,9 @@ class Ingested:
             asked = (np.array(entry.asked, dtype=np.uint32).tobytes() for entry in waiting)
             self._questions.append(rows, _keys(map(_digest, asked)))
         if self._near:
-            words, starts = fingerprints.batch((entry.words for entry in waiting), fingerprints.SHINGLE)
-            hashes, owner = fingerprints.grams(words, starts, fingerprints.SHINGLE)
-            found = fingerprints.bands(hashes, owner, len(waiting))
+            words, starts = ngrams.concatenate((entry.words for entry in waiting), ngrams.SHINGLE)
+            hashes, owner = ngrams.hash_ngrams(words, starts, ngrams.SHINGLE)
+            found = ngrams.minhash_bands(hashes, owner, len(waiting))
             for number, keys in enumerate(self._bands):
                 keys.append(rows, found[:, number : number + 1])
             ends = np.searchsorted(owner, np.arange(len(waiting) + 1))
@@ -230,7 +230,7 @@ class Ingested:
                 same_split = self._splits_of[row] == self._splits_of[other]
                 if not same_split and self._straddle:
                     continue
-                share = fingerprints.jaccard(own, shingles)
+                share = ngrams.hashed_jaccard(own, shingles)
                 if share >= self._near:
                     training = self._splits_of[row] == 0
                     state = NEAR_HELD_OUT if training and not same_split else NEAR

@@ -2,7 +2,7 @@ from math import log2
 
 import pytest
 
-from raft_tasks.evaluation.drift import foreign_share, length_distance, style_distance, told_apart, trigrams, words
+from raft_tasks.evaluation.drift import foreign_share, length_distance, style_distance, told_apart, words
 
 OWN = [f"The {thing} of {place} is {value}." for thing in ("mast", "reactor") for place, value in
        (("Figin", "rope"), ("Arlo", "lamp"), ("Bexa", "salt"), ("Corin", "glass"))]  # fmt: skip
@@ -21,11 +21,6 @@ def test_length_distance_is_the_widest_gap():
     assert length_distance([1, 2, 3, 4], [3, 4, 5, 6]) == 0.5
     with pytest.raises(ValueError, match="0 and 1 answers"):
         length_distance([], [1])
-
-
-def test_trigrams_mark_the_ends():
-    assert list(trigrams("a \n b")) == ["\x02\x02a", "\x02a ", "a b", " b\x03"]
-    assert list(trigrams("")) == ["\x02\x02\x03"]
 
 
 def test_style_distance_is_the_jensen_shannon_divergence_in_bits():

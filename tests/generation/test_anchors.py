@@ -18,14 +18,13 @@ from raft_tasks.generation.anchors import (
     degenerate,
     invent,
     plain_tokens,
-    shingled,
     user_end,
     user_prefix,
-    words,
 )
 from raft_tasks.generation.backend import Completion, Failure, row_seed
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.generation.transformers_backend import TransformersBackend
+from raft_tasks.ngrams import jaccard, shingles
 from raft_tasks.params import Anchors, Measured, Model
 from raft_tasks.schemas import Anchor, Invented
 
@@ -465,13 +464,6 @@ def test_degenerate_texts(text: str, expected: bool) -> None:
     assert degenerate(text) is expected
 
 
-def test_words_and_shingles() -> None:
-    assert words("Straße, naïve 5.5 mg — ABC中文ก!") == ["strasse", "naïve", "5", "5", "mg", "abc", "中", "文", "ก"]
-    assert shingled("a B c a b C") == {("a", "b", "c"), ("b", "c", "a"), ("c", "a", "b")}
-    assert shingled("Say hello!") == {("say", "hello")}
-    assert shingled("?") == frozenset()
-
-
 def test_a_held_out_text_is_found_in_prompt_or_answer_and_under_decoration() -> None:
     held = ["For Garor, what is the emblem?", "Name the charm of Mozin."]
     told = [
@@ -508,7 +500,7 @@ def test_what_is_measured_is_left_out_however_it_is_told() -> None:
 def test_a_phrase_that_many_held_out_texts_share_does_not_make_a_prompt_near() -> None:
     held = [f"I want to know the emblem of {name}." for name in ("Garor", "Mozin", "Linal", "Botor", "Naror", "Fogor")]
     [other] = drawn("I want to know the emblem of Tarin.")
-    assert len(shingled(other.prompt) & shingled(held[0])) / len(shingled(held[0])) > 0.8  # plain counting would
+    assert len(shingles(other.prompt) & shingles(held[0])) / len(shingles(held[0])) > 0.8  # plain counting would
     assert clean_anchors([other], held, SETTINGS)[2].kept == 1
     assert clean_anchors(drawn(held[3]), held, SETTINGS)[2].rejected == {"near held-out text": 1}
 
@@ -527,9 +519,7 @@ def test_near_duplicates_are_those_of_comparing_all_pairs() -> None:
             prompts.append(" ".join(changed))
     expected: list[str] = []
     for prompt in prompts:
-        own = shingled(prompt)
-        overlaps = [len(own & shingled(other)) / len(own | shingled(other)) for other in expected]
-        if all(overlap < 0.8 for overlap in overlaps):
+        if all(jaccard(shingles(prompt), shingles(other)) < 0.8 for other in expected):
             expected.append(prompt)
     kept, rejected, _ = clean_anchors(drawn(*prompts), [], SETTINGS)
     assert [anchor.prompt for anchor in kept] == expected

@@ -1,0 +1,113 @@
+"""N-grams of words and of characters: shingles, overlap, Jaccard similarity, MinHash.
+
+Two forms of the same thing. Sets of tuples, for a few thousand texts: `shingles`, `jaccard`. Hashes in numpy, for
+millions of rows: `words` [W] are the hashed words of all rows one after the other, `starts` [R+1] where each row's
+words begin. Hashes are the same on every machine and in every process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shingles = frozenset[tuple[str, ...]]
+Hashes = NDArray[np.uint64]
+
+SHINGLE = 3  # words of a shingle; questions are too short for the 8 to 13 that are usual for documents
+BANDS, ROWS = 14, 5  # a pair of Jaccard similarity J meets in a band with probability 1 - (1 - J^5)^14: .8 -> .996
+# Scripts without spaces between words (Japanese, Chinese, Thai, Lao, Burmese, Khmer): a character is a word.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+WORD = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
+
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # of the polynomial; odd, so that it has an inverse modulo 2^64
+_random = np.random.Generator(np.random.PCG64(20260529))
+_FACTORS = _random.integers(0, 2**64, BANDS * ROWS, dtype=np.uint64) | np.uint64(1)
+_SHIFTS = _random.integers(0, 2**64, BANDS * ROWS, dtype=np.uint64)
+
+
+def words(text: str) -> list[str]:
+    """Case-folded words; punctuation and white space do not count."""
+    return WORD.findall(text.casefold())
+
+
+def word_ngrams(words: Sequence[str], length: int = SHINGLE) -> Iterator[tuple[str, ...]]:
+    return zip(*(words[start:] for start in range(length)), strict=False)
+
+
+def character_ngrams(text: str, length: int = 3) -> Iterator[str]:
+    """N-grams of a text with marked ends, so that an empty one has one; white space counts as one blank."""
+    marked = "\x02" * (length - 1) + " ".join(text.split()) + "\x03"
+    return (marked[start : start + length] for start in range(len(marked) - length + 1))
+
+
+def shingles(text: str) -> Shingles:
+    """Word trigrams; a text of one or two words is one whole shingle, one without words has none."""
+    sequence = words(text)
+    if len(sequence) < SHINGLE:
+        return frozenset({tuple(sequence)} if sequence else ())
+    return frozenset(word_ngrams(sequence))
+
+
+def jaccard(first: Shingles, second: Shingles) -> float:
+    """Shared over all distinct shingles."""
+    return len(first & second) / len(first | second)
+
+
+def hash_words(text: str) -> list[int]:
+    """Hashes of `words(text)`, in order."""
+    return list(map(crc32, "\n".join(words(text)).encode().split()))
+
+
+def concatenate(rows: Iterable[list[int]], least: int) -> tuple[Hashes, NDArray[np.int64]]:
+    """(words [W], starts [R+1]) of rows of hashed words; a row with fewer than `least` is padded with zeros."""
+    flat: list[int] = []
+    starts = [0]
+    for row in rows:
+        flat += row
+        if len(row) < least:
+            flat += [0] * (least - len(row))
+        starts.append(len(flat))
+    return _mix(np.array(flat, dtype=np.uint64)), np.array(starts, dtype=np.int64)
+
+
+def hash_ngrams(words: Hashes, starts: NDArray[np.int64], length: int) -> tuple[Hashes, NDArray[np.int64]]:
+    """Hashes of the rows' n-grams of `length` words [G], and the row of each [G]; rows have at least `length` words."""
+    total = len(words) - length + 1
+    if total < 1:
+        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
+    hashed = np.zeros(total, dtype=np.uint64)
+    for position in range(length):
+        hashed = hashed * _BASE + words[position : position + total]
+    lengths = np.diff(starts) - (length - 1)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    offset = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return _mix(hashed[starts[row] + offset]), row
+
+
+def minhash_bands(hashes: Hashes, row: NDArray[np.int64], rows: int) -> Hashes:
+    """MinHash bands [rows, BANDS] of the rows' n-grams; every row has at least one, and `row` ascends."""
+    begins = np.searchsorted(row, np.arange(rows))
+    signature = np.empty((BANDS * ROWS, rows), dtype=np.uint64)
+    for index, (factor, shift) in enumerate(zip(_FACTORS, _SHIFTS, strict=True)):
+        signature[index] = np.minimum.reduceat(hashes * factor + shift, begins)
+    combined = np.zeros((BANDS, rows), dtype=np.uint64)
+    for position in range(ROWS):
+        combined = _mix(combined * _BASE + signature[position::ROWS])
+    return combined.T
+
+
+def hashed_jaccard(first: Hashes, second: Hashes) -> float:
+    """Shared over all distinct n-grams of two rows; each array holds distinct ones."""
+    shared = len(np.intersect1d(first, second, assume_unique=True))
+    return shared / (len(first) + len(second) - shared)
+
+
+def _mix(hashes: Hashes) -> Hashes:
+    """Every bit of the result depends on every bit of the input (the finaliser of splitmix64)."""
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return hashes ^ (hashes >> np.uint64(31))
