@@ -1,0 +1,202 @@
+"""`raft init`: a project of one's own in an empty folder, which git and DVC keep.
+
+    raft init --preset pocket --data pairs.csv --domain mine
+
+writes params.yaml, dvc.yaml, prefect.yaml, README.md, the ignore files and the folders that the graph needs, copies
+the rows to data/mine/ and makes the first commit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from raft_tasks.artifacts import YAML_LOADER
+from raft_tasks.errors import InputError
+from raft_tasks.sources.columns import Recognised, read_head, recognise_columns
+
+PROJECT = Path(__file__).with_name("project")  # graph.yaml, prefect.yaml and the presets
+POCKET = Path(__file__).parents[1] / "pocket_world" / "model"
+POCKET_PATH = "models/pocket-base"  # in a project
+WATCHED = ("data/anchors", "data/benchmarks", "data/calibration", "data/replay", "sweeps")  # by DVC
+IGNORED = (
+    "/.venv/",
+    "/.prefect/",
+    "/.cache",
+    "/.raft/",
+    "/artifacts/",
+    "/reports/",
+    "/dvc_plots/",
+    "__pycache__/",
+    "*.partial",
+)
+DVC_IGNORED = ("__pycache__", "*.partial", "/.raft")
+DVC_CONFIG = """\
+[core]
+    analytics = false
+    check_update = false
+    remote = local
+['remote "local"']
+    url = ../.cache/dvc-remote
+"""
+README = """\
+# {domain}: a RAFT Refinery project
+
+`raft run` takes the pairs in `data/{domain}/` through refinement, training and benchmarks to `reports/report.html`;
+again it runs what a change made stale.
+
+- `params.yaml`: what differs from the defaults. `raft config show` prints all values.
+- `raft doctor` checks data, models, benchmarks and the machine before a run; `raft plan` estimates time and memory.
+- `raft gate {domain}` says whether the trained model may be released; `raft retrain` does all of it on new data.
+- DVC keeps artifacts (`dvc push` sends them to the remote of `.dvc/config`), git everything else.
+"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The user's rows: the file, and the columns that the user names (None: recognised by their usual names)."""
+
+    data: Path
+    question: str | None
+    answer: str | None
+
+
+def init(preset: str, domain: str, source: Source | None, model: str | None) -> Iterator[str]:
+    """Make the working folder a project; yields what was done, a line each.
+
+    Args:
+        preset: a name of `presets()`.
+        domain: the domain's name.
+        source: the rows, copied to data/<domain>/; None: the user puts a file there.
+        model: folder or hub id (owner/name or owner/name@COMMIT) in place of the preset's.
+
+    Raises:
+        InputError: a wrong argument, or a file that would be overwritten: nothing has been written yet. Or git or DVC
+            failed.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+", domain):
+        raise InputError(f"--domain: got {domain!r}, expected lower-case letters, digits and _ alone")
+    if source and not source.data.is_file():
+        raise InputError(f"--data: got {str(source.data)!r}, which is not a file")
+    recognised = recognise_columns(source.data, source.question, source.answer) if source else None
+    params = params_text(preset, domain, recognised, model)
+    texts = project_texts(domain) | {"params.yaml": params}
+    path = yaml.load(params, YAML_LOADER)["models"]["base"]["path"]
+    rows = Path("data", domain, re.sub(r"\.json$", ".jsonl", source.data.name)) if source else None
+    targets = [*texts, *([str(rows)] if rows else []), *([POCKET_PATH] if path == POCKET_PATH else [])]
+    existing = [name for name in targets if Path(name).exists()]
+    if existing:
+        raise InputError(f"{Path.cwd()} has {', '.join(existing)} already; nothing is overwritten: use an empty folder")
+    yield from start_repositories()
+    for name, text in texts.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text, encoding="utf-8")
+    if path == POCKET_PATH:
+        shutil.copytree(POCKET, path)
+    if source and rows and recognised:
+        copy_rows(source.data, rows)
+        yield f"{rows}: {recognised.text}"
+    else:
+        yield f"now put .jsonl, .csv or .parquet files with the columns question and answer into data/{domain}/"
+    yield commit(targets)
+    yield f"preset {preset}: `raft doctor` checks the project, `raft run` runs it"
+
+
+def presets() -> list[str]:
+    return sorted(path.stem for path in (PROJECT / "presets").glob("*.yaml"))
+
+
+def params_text(preset: str, domain: str, recognised: Recognised | None, model: str | None) -> str:
+    """params.yaml: the preset with the user's domain and model."""
+    if preset not in presets():
+        raise InputError(f"--preset: got {preset!r}, expected one of {', '.join(presets())}")
+    lines = (PROJECT / "presets" / f"{preset}.yaml").read_text(encoding="utf-8").replace("DOMAIN", domain).splitlines()
+    if model is not None:
+        name, _, revision = model.partition("@")
+        folder = Path(name).resolve()
+        if folder.exists():
+            name = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+        number = next(number for number, line in enumerate(lines) if line.startswith("  base: "))
+        base = yaml.load(lines[number], YAML_LOADER)["base"]
+        lines[number] = f"  base: {flow_style(base | {'path': name} | ({'revision': revision} if revision else {}))}"
+    settings: dict[str, object] = {}
+    if recognised and recognised.chat:
+        settings = {"chat": recognised.chat}
+    elif recognised and recognised.columns != {"question": "question", "answer": "answer"}:
+        settings = {"columns": recognised.columns}
+    return "\n".join([*lines, "domains:", f"  {domain}: {flow_style(settings)}", ""])
+
+
+def flow_style(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10_000).strip()
+
+
+def project_texts(domain: str) -> dict[str, str]:
+    """{file: content} of all but params.yaml, the rows and the model."""
+    return {
+        "dvc.yaml": graph_text((PROJECT / "graph.yaml").read_text(encoding="utf-8")),
+        "prefect.yaml": (PROJECT / "prefect.yaml").read_text(encoding="utf-8"),
+        "README.md": README.format(domain=domain),
+        ".gitignore": "\n".join([*IGNORED, ""]),
+        "champions/domains.yaml": "champions: []   # domains with a model in production, written by `raft retrain`\n",
+        **{f"{folder}/.gitkeep": "" for folder in (*WATCHED, f"data/{domain}")},
+    }
+
+
+def graph_text(text: str) -> str:
+    """The repository's dvc.yaml without what belongs to its embedded world: frozen stages, and released models."""
+    text = re.sub(r"(?m)^  \w+:.*\n    frozen: true\n(?:    .*\n|\n)*", "", text)
+    return re.sub(r"(?m)^artifacts:.*\n(?: .*\n)*", "", text).rstrip() + "\n"
+
+
+def copy_rows(source: Path, target: Path) -> None:
+    """Copy the file; a .json list becomes JSON lines."""
+    if source.suffix != ".json":
+        shutil.copyfile(source, target)
+        return
+    with target.open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in read_head(source))
+
+
+def start_repositories() -> Iterator[str]:
+    """`git init` and `dvc init` where there is none yet, with a DVC remote in .cache."""
+    if not Path(".git").exists():
+        inside = subprocess.run(["git", "rev-parse", "--show-toplevel"], capture_output=True, text=True)
+        if inside.returncode == 0:
+            raise InputError(
+                f"{Path.cwd()} lies within the git repository {inside.stdout.strip()}, expected its top folder, or a "
+                "folder outside of any: retraining works on clones of the whole repository"
+            )
+        call("git", "init", "--quiet")
+        yield "git repository made"
+    if not Path(".dvc").exists():
+        call(sys.executable, "-m", "dvc", "init", "--quiet")
+        Path(".dvc/config").write_text(DVC_CONFIG, encoding="utf-8")
+        Path(".dvcignore").write_text("\n".join([*DVC_IGNORED, ""]), encoding="utf-8")
+        yield "DVC repository made; its remote is the folder .cache/dvc-remote, change it in .dvc/config"
+
+
+def commit(files: list[str]) -> str:
+    """The first commit; says what to do where git does not know who the user is."""
+    call("git", "add", "--", *files, ".dvc", ".dvcignore")
+    done = subprocess.run(["git", "commit", "--quiet", "-m", "A RAFT Refinery project"], capture_output=True, text=True)
+    if done.returncode == 0:
+        return "first commit made"
+    return (
+        f"NOT committed: {(done.stderr or done.stdout).strip().splitlines()[-1]}. Tell git who you are (`git config "
+        "--global user.name NAME` and user.email ADDRESS), then `git commit -m 'A RAFT Refinery project'`"
+    )
+
+
+def call(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()}")

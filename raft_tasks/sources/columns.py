@@ -1,0 +1,125 @@
+"""Which columns of a question-answer file are the question and the answer, for `raft init`.
+
+Of a file with the columns `instruction`, `input` (empty in every row) and `output`:
+
+    Recognised(columns={"question": "instruction", "answer": "output"}, chat=None,
+               text="took `instruction` as the question, `output` as the answer; not used: `input`")
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from raft_tasks.sources.files import SourceError
+
+QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "input")  # `input` only where no other one is
+ANSWERS = ("answer", "response", "completion", "output", "target")
+CHATS = ("messages", "conversations", "conversation")
+HEAD_ROWS = 2000  # rows that are looked at
+NAME_THEM = "name them: --question COLUMN --answer COLUMN"
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a domain of params.yaml says about a file: `columns`, or `chat` for conversations; and both in words."""
+
+    columns: dict[str, str | list[str]]
+    chat: dict[str, str] | None
+    text: str
+
+
+def recognise_columns(path: Path, question: str | None = None, answer: str | None = None) -> Recognised:
+    """Take the question and the answer from the user, or from the columns' usual names.
+
+    Args:
+        question: the question's column, or several with commas between; None: by its name.
+        answer: the answer's column; None: by its name.
+
+    Raises:
+        SourceError: no column, or several, have such names; a column that is not there, or holds no text.
+    """
+    rows = list(islice(read_head(path), HEAD_ROWS))
+    if not rows:
+        raise SourceError(f"{path}: got no rows, expected question-answer pairs")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    listed = f"{path} has the columns {', '.join(map(repr, names))}"
+    chats = _named(names, CHATS)
+    if len(chats) == 1 and question is None and answer is None:
+        text = f"took `{chats[0]}` as conversations, of each the first question and answer"
+        return Recognised({}, {"column": chats[0], "conversation": "first"}, text)
+    questions = _question_columns(names, rows) if question is None else [question.split(",")]
+    answers = _named(names, ANSWERS) if answer is None else [answer]
+    if len(questions) != 1 or len(answers) != 1:
+        alike = [" and ".join(columns) for columns in questions]
+        raise SourceError(
+            f"{listed}: expected one that looks like the question and one that looks like the answer, got "
+            f"{alike or 'none'} and {answers or 'none'}; {NAME_THEM}"
+        )
+    used = [*questions[0], answers[0]]
+    for name in used:
+        if name not in names:
+            raise SourceError(f"{listed}, but not {name!r}; {NAME_THEM}")
+        wrong = [row[name] for row in rows if not isinstance(row.get(name), str | None)]
+        if wrong:
+            raise SourceError(f"{listed}: {name!r} holds a {type(wrong[0]).__name__}, expected text; {NAME_THEM}")
+    text = f"took {' and '.join(f'`{name}`' for name in questions[0])} as the question, `{answers[0]}` as the answer"
+    unused = [f"`{name}`" for name in names if name not in used]
+    columns = {"question": questions[0] if len(questions[0]) > 1 else questions[0][0], "answer": answers[0]}
+    return Recognised(columns, None, f"{text}; not used: {', '.join(unused)}" if unused else text)
+
+
+def _question_columns(names: list[str], rows: list[dict[str, Any]]) -> list[list[str]]:
+    """The candidates for the question, each a column or two: an instruction and its input, where it has one."""
+    candidates = _named(names, QUESTIONS)
+    inputs = [name for name in candidates if name.lower() == "input"]
+    others = [name for name in candidates if name not in inputs]
+    if not (inputs and others):
+        return [[name] for name in candidates]
+    if not any(str(row.get(inputs[0]) or "").strip() for row in rows):
+        return [[name] for name in others]
+    return [[*others, *inputs]] if len(others) == 1 else [[name] for name in candidates]
+
+
+def _named(names: list[str], usual: tuple[str, ...]) -> list[str]:
+    return [name for name in names if name.strip().lower() in usual]
+
+
+def read_head(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a .jsonl, .csv, .parquet or .json (a list of objects) file; unreadable rows are left to `ingest`.
+
+    Raises:
+        SourceError: another ending, or a file that cannot be read so.
+    """
+    kind = path.suffix.lower()
+    try:
+        if kind == ".parquet":
+            import pyarrow.parquet
+
+            with pyarrow.parquet.ParquetFile(path) as table:
+                for batch in table.iter_batches(batch_size=256):
+                    yield from batch.to_pylist()
+            return
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            if kind == ".csv":
+                yield from ({name: value for name, value in row.items() if name} for row in csv.DictReader(lines))
+            elif kind == ".json":
+                yield from (row for row in json.load(lines) if isinstance(row, dict))
+            elif kind == ".jsonl":
+                yield from (row for line in lines if isinstance(row := _parsed(line), dict))
+            else:
+                raise SourceError(f"{path}: got the ending {kind!r}, expected .jsonl, .json, .csv or .parquet")
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors or OSErrors
+        raise SourceError(f"{path} cannot be read as {kind[1:]}: {error}") from error
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,0 +1,134 @@
+"""`raft init`: what it writes, what it refuses, and that the graph is the repository's own."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from flows.init import Source, graph_text, init, params_text, presets
+from raft_tasks.artifacts import read_yaml
+from raft_tasks.errors import InputError
+
+ROWS = [{"prompt": f"What is {number}?", "completion": f"It is {number}."} for number in range(20)]
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """An empty working folder, its name as unusual as a user's, beside a file of pairs."""
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "new")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "new@example.org")
+    folder = tmp_path / "mein Ölfeld"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def git(*arguments):
+    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def test_a_project_is_made_and_committed(empty):
+    lines = list(init("pocket", "mine", Source(Path("../pairs.jsonl"), None, None), None))
+    assert any("took `prompt` as the question, `completion` as the answer" in line for line in lines)
+    params = read_yaml(Path("params.yaml"))
+    assert params["domains"] == {"mine": {"columns": {"question": "prompt", "answer": "completion"}}}
+    assert params["run"]["domains"] == ["mine"]
+    assert Path("data/mine/pairs.jsonl").read_text() == Path("../pairs.jsonl").read_text()
+    for name in os.listdir(ROOT / "models/pocket-base"):
+        assert (Path("models/pocket-base") / name).read_bytes() == (ROOT / "models/pocket-base" / name).read_bytes()
+    assert len(Path("README.md").read_text().splitlines()) <= 10
+    assert git("status", "--porcelain") == ""
+    assert (Path(".dvc/config").read_text()) == (ROOT / ".dvc/config").read_text()
+
+
+def test_the_graph_is_the_repository_s_without_its_own_world():
+    ours = read_yaml(ROOT / "dvc.yaml")
+    theirs = yaml.safe_load(graph_text((ROOT / "dvc.yaml").read_text()))
+    del ours["artifacts"]
+    frozen = [name for name, stage in ours["stages"].items() if stage.get("frozen")]
+    assert frozen == ["world", "backbone"]
+    for name in frozen:
+        del ours["stages"][name]
+    assert theirs == ours
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_presets_are_short_and_have_an_anchored_row(preset):
+    text = params_text(preset, "mine", None, None)
+    assert len(text.splitlines()) <= 30
+    assert any("anchored" in name for name in yaml.safe_load(text)["run"]["methods"])
+
+
+def test_all_presets_are_there():
+    assert presets() == ["llama-3.2-3b", "phi-4-mini", "pocket", "qwen3", "smollm2-135m", "smollm3-3b"]
+
+
+def test_nothing_is_overwritten(empty):
+    Path("params.yaml").write_text("mine\n")
+    Path("dvc.yaml").write_text("mine\n")
+    with pytest.raises(InputError, match=r"has dvc.yaml, params.yaml already"):
+        list(init("pocket", "mine", None, None))
+    assert sorted(os.listdir()) == ["dvc.yaml", "params.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("huge", "mine", None, None), "--preset: got 'huge', expected one of llama"),
+        (("pocket", "My Domain", None, None), "--domain: got 'My Domain'"),
+        (("pocket", "mine", Source(Path("none.csv"), None, None), None), "--data: got 'none.csv'"),
+        (("pocket", "mine", Source(Path("../pairs.jsonl"), "ask", None), None), "but not 'ask'"),
+    ],
+)
+def test_wrong_arguments_write_nothing(empty, arguments, message):
+    with pytest.raises(InputError, match=message):
+        list(init(*arguments))
+    assert os.listdir() == []
+
+
+def test_without_identity_the_project_is_made_and_the_commit_explained(empty, monkeypatch):
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.delenv(f"GIT_{name}_NAME")
+        monkeypatch.delenv(f"GIT_{name}_EMAIL")
+    monkeypatch.setenv("HOME", str(empty))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("EMAIL", "")
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "user.useConfigOnly")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "true")
+    lines = list(init("pocket", "mine", None, None))
+    assert any(line.startswith("NOT committed: ") and "git config --global user.name" in line for line in lines)
+    assert Path("params.yaml").exists()
+
+
+def test_a_folder_within_another_repository_is_refused(empty):
+    git("init", "--quiet")
+    inner = empty / "inner"
+    inner.mkdir()
+    os.chdir(inner)
+    with pytest.raises(InputError, match="lies within the git repository"):
+        list(init("pocket", "mine", None, None))
+    assert os.listdir() == []
+
+
+def test_a_model_of_one_s_own_takes_the_preset_s_place(empty):
+    folder = empty.parent / "model"
+    folder.mkdir()
+    base = yaml.safe_load(params_text("pocket", "mine", None, str(folder)))["models"]["base"]
+    assert base == {"path": str(folder), "dtype": "float32"}
+    base = yaml.safe_load(params_text("smollm3-3b", "mine", None, "owner/name@" + "0" * 40))["models"]["base"]
+    assert base == {"path": "owner/name", "revision": "0" * 40}
+    list(init("pocket", "mine", None, str(folder)))
+    assert not Path("models").exists()
+
+
+def test_a_json_list_becomes_json_lines(empty):
+    Path("../rows.json").write_text(json.dumps(ROWS))
+    list(init("pocket", "mine", Source(Path("../rows.json"), None, None), None))
+    assert [json.loads(line) for line in Path("data/mine/rows.jsonl").read_text().splitlines()] == ROWS

@@ -1,0 +1,97 @@
+"""Which columns `raft init` takes for the question and the answer."""
+
+import csv
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from raft_tasks.sources.columns import recognise_columns
+from raft_tasks.sources.files import SourceError
+
+
+def written(folder: Path, *rows: dict[str, object]) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "text"),
+    [
+        ({"question": "?", "answer": "!"}, ("question", "answer"), "took `question` as the question"),
+        ({"prompt": "?", "completion": "!"}, ("prompt", "completion"), "took `prompt` as the question, `completion`"),
+        ({"prompt": "?", "response": "!", "id": 1}, ("prompt", "response"), "not used: `id`"),
+        ({"Question": "?", "Answer": "!"}, ("Question", "Answer"), "took `Question`"),
+        ({"instruction": "?", "input": "", "output": "!"}, ("instruction", "output"), "not used: `input`"),
+        ({"instruction": "?", "input": "x", "output": "!"}, (["instruction", "input"], "output"), "`instruction` and"),
+        ({"input": "?", "output": "!"}, ("input", "output"), "took `input` as the question, `output` as the answer"),
+    ],
+)
+def test_columns_are_taken_by_their_usual_names(tmp_path, row, columns, text):
+    recognised = recognise_columns(written(tmp_path, row))
+    assert recognised.columns == dict(zip(("question", "answer"), columns, strict=True))
+    assert text in recognised.text
+    assert recognised.chat is None
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_conversations_are_taken_as_such(tmp_path, column):
+    recognised = recognise_columns(written(tmp_path, {column: [{"role": "user", "content": "?"}]}))
+    assert recognised.chat == {"column": column, "conversation": "first"}
+    assert recognised.text == f"took `{column}` as conversations, of each the first question and answer"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"a": "?", "b": "!"}, r"has the columns 'a', 'b': .* got none and none; name them: --question COLUMN"),
+        ({"question": "?", "answer": "!", "response": "!"}, r"got \['question'\] and \['answer', 'response'\]"),
+        ({"question": "?", "query": "?", "input": "x", "answer": "!"}, r"got \['question', 'query', 'input'\]"),
+        ({"prompt": [{"role": "user"}], "completion": "!"}, r"'prompt' holds a list, expected text"),
+    ],
+)
+def test_what_is_ambiguous_or_unknown_is_asked_for(tmp_path, row, message):
+    with pytest.raises(SourceError, match=message):
+        recognise_columns(written(tmp_path, row))
+
+
+def test_columns_that_are_named_decide(tmp_path):
+    path = written(tmp_path, {"a": "?", "b": "x", "answer": "!", "response": "!"})
+    assert recognise_columns(path, "a,b", "response").columns == {"question": ["a", "b"], "answer": "response"}
+    with pytest.raises(SourceError, match="but not 'c'; name them"):
+        recognise_columns(path, "c", "answer")
+
+
+def test_an_input_that_later_rows_have_belongs_to_the_question(tmp_path):
+    rows = [{"instruction": "?", "input": value, "output": "!"} for value in ("", "", "x")]
+    assert recognise_columns(written(tmp_path, *rows)).columns["question"] == ["instruction", "input"]
+
+
+def test_tables_and_lists_are_read(tmp_path):
+    rows = [{"prompt": "a, b?", "completion": "c"}]
+    with (tmp_path / "a.csv").open("w", encoding="utf-8-sig", newline="") as out:
+        table = csv.DictWriter(out, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    for name in ("a.csv", "a.parquet", "a.json"):
+        assert recognise_columns(tmp_path / name).columns == {"question": "prompt", "answer": "completion"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"x", "got the ending '.txt', expected"),
+        ("a.jsonl", b"", "got no rows"),
+        ("a.csv", b"prompt\n\xff\n", "cannot be read as csv"),
+        ("a.parquet", b"x", "cannot be read as parquet"),
+        ("a.json", b"{", "cannot be read as json"),
+    ],
+)
+def test_files_that_are_none_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        recognise_columns(tmp_path / name)
