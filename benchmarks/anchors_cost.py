@@ -5,7 +5,7 @@
 Both methods learn the registry's training rows in turn, in this process, as params.yaml says; the anchors' batch is
 half the domain's, unless --batch says another. The answers are in the style that the pocket model fuses to. The mean
 step counts, since anchors of like length share a step and steps differ. The set is made as the stage makes it, but
-without Prefect and call store.
+without Prefect and response cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import torch
 from measuring import machine, table
 
 from raft_tasks.anchors import held_out_texts
-from raft_tasks.generation.anchors import clean_anchors, invent
+from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
+from raft_tasks.generation.anchors import generate_anchors
 from raft_tasks.generation.encoding import shared_encoder
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Hold, Params, load_params
@@ -73,14 +74,14 @@ def make_set(params: Params, hold: Hold, count: int, folder: Path) -> tuple[list
     settings = params.anchors[hold.set].model_copy(update={"count": count})
     clock = [time.perf_counter()]
     backend = TransformersBackend(params.base)
-    drawn = invent(range(count), backend, settings)
+    drawn = generate_anchors(range(count), backend, settings)
     clock.append(time.perf_counter())
     base, tokenizer = load_model(params.base, torch.float32)
     limit = base.config.get_text_config().max_position_embeddings
     fits = partial(is_encodable, tokenizer=tokenizer, max_length=limit, system=params.base.system)
     encoder = shared_encoder(params.semantic_filter.encoder, params.semantic_filter.revision)
     held_out = held_out_texts(Path(), params.benchmark, PROJECT / "raft_tasks/evaluation/tasks")
-    kept, _, _ = clean_anchors(drawn, held_out, settings, encoder, fits)
+    kept, _, _ = clean_anchors(drawn, Cleaning(settings, held_out, is_encodable=fits, encoder=encoder))
     clock.append(time.perf_counter())
     folder.mkdir()
     write_anchors(folder, kept, base, tokenizer, params.base.system, settings.top_k, settings.batch_size)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from endpoint_server import running, stats
 
-from raft_tasks.generation.calls import Calls
+from raft_tasks.generation.cached_backend import CallSession, ModelPool
 from raft_tasks.generation.fusing import fuse
 from raft_tasks.generation.judges import Judge, Judgement, fidelity_judge
 from raft_tasks.generation.rewriting import rewrite
@@ -45,12 +45,11 @@ def main() -> None:
             base_url=base_url, model="m", seeds=True, options={}, length_field="max_tokens", api_key_env=None,
             concurrency=16, timeout_s=30, max_retries=3, price_per_million_input=0, price_per_million_output=0,
         )  # fmt: skip
-        calls = Calls(Path(folder) / "calls.sqlite", "", "fuse", Budget(tokens=None, money=None))
+        calls = CallSession(Path(folder) / "responses.sqlite", "", "fuse", Budget(tokens=None, money=None))
 
         def run(name: str, numbers: list[int], template: str, judge: Callable[[], Judge]) -> int:
-            own = replace(calls, run=name)
-            own.store.begin(name, "fuse")
-            writer = own.backend("rewrite", model, {"base_url": base_url, "model": "m"})
+            pool = ModelPool(replace(calls, run=name), {"m": model}, {"m": {"base_url": base_url, "model": "m"}})
+            writer = pool.backend("rewrite", "m")
             settings = params.fuse.model_copy(update={"template": template, "rounds": 1, "quorum": 1})
             rows = examples(numbers)
             before = stats(base_url)["served"]
@@ -73,7 +72,7 @@ def main() -> None:
         other.write_text("{{ question }}\nReference answer: {{ answer }}\nMerge with: {{ rewritten }}\n")
         run("another fusion prompt", grown, str(other), fidelity_judge)
         print(f"1 % more rows: {100 * new / first:.2f} % more calls")
-        calls.store.close()
+        calls.cache.close()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 Prompts are the rewriting prompts of the registry domain, with the settings of `rewrite` in params.yaml. The bare loop
 sorts by length, pads on the left and calls `model.generate`: greedily, then drawing with the same temperature and
 top_p. Greedy texts must be equal; drawn ones differ (each of our rows has a stream of its own), so tokens per second
-are compared. The backend runs behind an empty call store, which keeps every answer.
+are compared. The backend runs behind an empty response cache, which keeps every answer.
 """
 
 import json
@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 
-from raft_tasks.generation.calls import Calls
+from raft_tasks.generation.cached_backend import CallSession, ModelPool
 from raft_tasks.generation.templates import render
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Budget, Rewrite, load_params
+from raft_tasks.sampling import SamplingParams
 
 REPETITIONS = 3  # the fastest counts
 
@@ -72,23 +73,20 @@ def main() -> None:
     prompts = [render(params.rewrite.template, question=row["question"], answer=row["answer"]) for row in rows]
     identity = {"path": params.base.path}
     with tempfile.TemporaryDirectory() as folder:
-        calls = Calls(Path(folder) / "calls.sqlite", "run", "rewrite", Budget(tokens=None, money=None))
-        calls.store.begin("run", "rewrite")
-        remembering = calls.backend("rewrite", params.base, identity)
-        plain = remembering.backend
+        calls = CallSession(Path(folder) / "responses.sqlite", "run", "rewrite", Budget(tokens=None, money=None))
+        cached = ModelPool(calls, {"base": params.base}, {"base": identity}).backend("rewrite", "base")
+        plain = cached.backend
         assert isinstance(plain, TransformersBackend)
 
         def ours(repetition: int, temperature: float) -> tuple[list[str], int]:
-            # A prompt with a space more is another call: nothing comes from the store.
-            completions = remembering.generate(
+            # A prompt with a space more is another call: nothing comes from the cache.
+            settings = params.rewrite
+            completions = cached.generate(
                 [prompt + " " * (1 + repetition) for prompt in prompts] if temperature else prompts,
-                temperature=temperature,
-                top_p=params.rewrite.top_p,
-                max_new_tokens=params.rewrite.max_new_tokens,
-                batch_size=params.rewrite.batch_size,
-                seeds=list(range(repetition * count, (repetition + 1) * count)),
+                SamplingParams(temperature, settings.top_p, settings.max_new_tokens, settings.batch_size),
+                range(repetition * count, (repetition + 1) * count),
             )
-            return [one.text for one in completions], sum(one.tokens for one in completions)
+            return [row.text for row in completions], sum(row.tokens for row in completions)
 
         bare_loop(plain, prompts[: params.rewrite.batch_size], params.rewrite, draw=False)  # loads, warms up
         print(f"{len(prompts)} prompts, batches of {params.rewrite.batch_size}, {torch.get_num_threads()} thread(s)")
@@ -102,11 +100,11 @@ def main() -> None:
                 f"{name:7s} bare loop {bare[2]:6.2f} s, {bare[1] / bare[2]:6.0f} tokens/s; backend {own[2]:6.2f} s, "
                 f"{own[1] / own[2]:6.0f} tokens/s; {ratio:.2f} x the time per token"
             )
-        calls.store.close()
+        calls.cache.close()
 
 
 def _once(work: Callable[[int, float], tuple[list[str], int]]) -> tuple[list[str], int, float]:
-    """Greedy answers do not depend on the seed: a second time they would come from the store."""
+    """Greedy answers do not depend on the seed: a second time they would come from the cache."""
     began = time.perf_counter()
     texts, tokens = work(0, 0.0)
     return texts, tokens, time.perf_counter() - began

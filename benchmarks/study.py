@@ -41,7 +41,8 @@ from pocket_world.styles import own
 from pocket_world.world import WORDINGS, World, build_world
 from raft_tasks.artifacts import atomic_folder, digest, read_rows, write_rows
 from raft_tasks.evaluation.harness import evaluate
-from raft_tasks.generation.anchors import answer, clean_anchors, invent
+from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
+from raft_tasks.generation.anchors import answer_prompts, generate_anchors
 from raft_tasks.generation.encoding import shared_encoder
 from raft_tasks.generation.fusing import fuse
 from raft_tasks.generation.judges import build_panel
@@ -51,7 +52,7 @@ from raft_tasks.generation.templates import template_text
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Anchors, Params
 from raft_tasks.recover import recovered
-from raft_tasks.schemas import Anchor, Example, Filtered, Fused, Invented, TrainingPair
+from raft_tasks.schemas import Anchor, Example, Filtered, Fused, GeneratedAnchor, TrainingPair
 from raft_tasks.training.anchoring import KEPT, ROWS, encode_anchors, is_encodable, keep_top_k, write_kept
 from raft_tasks.training.train import train_model
 from raft_tasks.training.weights import load_model
@@ -214,14 +215,7 @@ def refined(params: Params, rows: Path, name: str) -> list[Fused]:
             near = encoder.similarities(pairs, params.semantic_filter.batch_size)
             settings = params.semantic_filter
             passed: list[Filtered] = semantic_filter(rewritten, near, settings.tau, settings.fidelity_veto)
-            panel = build_panel(
-                params.fuse.judges,
-                encoder=encoder,
-                base=backend,
-                backends={},
-                batch_size=params.fuse.batch_size,
-                seed=params.fuse.seed,
-            )
+            panel = build_panel(params.fuse, encoder, backend, {})
             write_rows(folder / "fused.jsonl", fuse(passed, backend, panel, params.fuse))
     return read_rows(place / "fused.jsonl", Fused)
 
@@ -239,9 +233,9 @@ def anchor_set(params: Params, settings: Anchors, kind: str, world: World, place
         if folder is not None:
             backend = TransformersBackend(params.base)
             if kind == "gibberish":
-                drawn = answer(gibberish(backend.tokenizer, settings.count), backend, settings)
+                drawn = answer_prompts(gibberish(backend.tokenizer, settings.count), backend, settings)
             else:
-                drawn = invent(range(settings.count), backend, settings)
+                drawn = generate_anchors(range(settings.count), backend, settings)
             kept = cleaned(drawn, params, settings, place, domain)
             kept = [row for row in kept if not tells(row, kind, world)]
             network, tokenizer = load_model(params.base, getattr(torch, params.base.dtype))
@@ -251,7 +245,9 @@ def anchor_set(params: Params, settings: Anchors, kind: str, world: World, place
     return target
 
 
-def cleaned(drawn: Sequence[Invented], params: Params, settings: Anchors, place: Path, domain: str) -> list[Anchor]:
+def cleaned(
+    drawn: Sequence[GeneratedAnchor], params: Params, settings: Anchors, place: Path, domain: str
+) -> list[Anchor]:
     held_out = [row["question"] for row in rows_of(place / f"{domain}.jsonl") if row["split"] != "train"]
     for path in place.glob("tasks/*/*.jsonl"):
         held_out += [row["question"] for row in rows_of(path)]
@@ -262,7 +258,7 @@ def cleaned(drawn: Sequence[Invented], params: Params, settings: Anchors, place:
         max_length=network.config.max_position_embeddings,
         system=params.base.system,
     )
-    kept, _, statistics = clean_anchors(drawn, held_out, settings, encodable=fits)
+    kept, _, statistics = clean_anchors(drawn, Cleaning(settings, held_out, is_encodable=fits))
     print(f"anchors: {statistics.kept} of {statistics.invented} kept, {statistics.rejected}", flush=True)
     return kept
 

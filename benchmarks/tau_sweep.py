@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raft_tasks.generation.encoding import SentenceEncoder
-from raft_tasks.generation.fidelity import lost
+from raft_tasks.generation.fidelity import lost_facts
 from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import load_params
@@ -162,7 +162,9 @@ def pocket_table(rows_per_domain: int) -> list[str]:
         for row, similarity in zip(rows, similarities, strict=True):
             right = all(part in row.rewritten for part in row.expected)
             whole = right and all(part in row.rewritten for part in row.details)
-            judged.append((similarity if row.finished else -1.0, right, whole, bool(lost(row.answer, row.rewritten))))
+            judged.append(
+                (similarity if row.finished else -1.0, right, whole, bool(lost_facts(row.answer, row.rewritten)))
+            )
     table = [
         f"{len(judged)} rewrites of {len(POCKET_DOMAINS)} domains.",
         "",
@@ -196,7 +198,7 @@ def real_table(path: Path, per_kind: int, seed: int) -> list[str]:
             draw = random.Random(f"{seed} {name}")
             order = draw.sample(answers, len(answers))
             pairs = [(text, changed) for text in order if (changed := change(text, draw))][:per_kind]
-            flags = [bool(lost(*pair)) for pair in pairs]
+            flags = [bool(lost_facts(*pair)) for pair in pairs]
             found = list(zip(encoder.similarities(pairs, 64), flags, strict=True))
             everything += found
             table.append(_line(f"{title}: {name}", found))

@@ -443,10 +443,10 @@ def domain_accuracy(service: Service) -> float:
 
 
 def calls(service: Service) -> int:
-    """Answers that models have given so far: rows of the call store."""
+    """Answers that models have given so far: rows of the response cache."""
     import sqlite3
 
-    path = service.folder / ".cache/calls.sqlite"
+    path = service.folder / ".cache/responses.sqlite"
     if not path.exists():
         return 0
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as store:

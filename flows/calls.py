@@ -1,4 +1,4 @@
-"""The call store from the command line: what models answered, how much room it takes, and how to forget some of it.
+"""The response cache from the command line: what models answered, how much room it takes, and how to forget some of it.
 
     python -m flows.calls                             what is in it: by role, model and day; the last runs
     python -m flows.calls prune --older-than 30       days
@@ -23,13 +23,13 @@ from rich.table import Table
 
 from flows import paths
 from raft_tasks.errors import InputError
-from raft_tasks.generation.calls import COUNTS, CallStore
+from raft_tasks.generation.response_cache import COUNTS, ResponseCache
 
 LAST_RUNS = 10
 MEGABYTE = 10**6
 
 
-def show(store: CallStore, console: Console) -> None:
+def show(store: ResponseCache, console: Console) -> None:
     console.print(f"{store.path}: {store.size() / MEGABYTE:.1f} MB")
     for by in ("role", "model", "day"):
         columns = [by, "calls", "failed", "tokens in", "tokens out", "cost", "bytes"]
@@ -64,9 +64,9 @@ def main(arguments: Sequence[str]) -> None:
     conditions = {name: value for name, value in vars(given).items() if name != "command"}
     if given.command and all(value in (None, False) for value in conditions.values()):
         prune.error("nothing said about what to forget")
-    if not paths.CALLS.exists():
-        raise InputError(f"{paths.CALLS} is not there: no stage has made a call yet in this folder")
-    store = CallStore(paths.CALLS)
+    if not paths.RESPONSES.exists():
+        raise InputError(f"{paths.RESPONSES} is not there: no stage has made a call yet in this folder")
+    store = ResponseCache(paths.RESPONSES)
     if given.command is None:
         show(store, Console(width=None if sys.stdout.isatty() else 140))
         return

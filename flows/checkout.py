@@ -1,7 +1,7 @@
 """The clean checkout in which a retrain works: its lock, its clone, and how commits and tags come back.
 
 The checkout is a clone of its own, never a workspace of people. It shares with the repository that it serves what is
-keyed by content: DVC's cache with its run cache, the call store, checkpoints. Nothing finished is done twice.
+keyed by content: DVC's cache with its run cache, the response cache, checkpoints. Nothing finished is done twice.
 """
 
 from __future__ import annotations

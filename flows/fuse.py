@@ -6,10 +6,10 @@ from itertools import chain
 from prefect import flow
 
 from flows import paths
-from flows.rows import few_failed, new_calls, through
+from flows.rows import few_failed, open_pool, through
 from flows.stage import main
-from raft_tasks.artifacts import atomic_folder, count_rows, iter_rows, read_json, read_rows, write_json, write_rows
-from raft_tasks.fuse import failure, fuse_chunk, judge_chunk, judging, replay_pairs, training_pairs
+from raft_tasks.artifacts import atomic_folder, count_rows, iter_rows, read_rows, write_json, write_rows
+from raft_tasks.fuse import failure, fuse_chunk, judge_labels, replay_pairs, summarize_judging, training_pairs
 from raft_tasks.params import load_params
 from raft_tasks.schemas import Filtered, Fused, Labelled
 
@@ -20,41 +20,36 @@ def fuse(domain: str) -> None:
     settings = params.fuse
     filtered = paths.filtered(domain, params.resources.rows)
     total, label = count_rows(filtered), f"fuse@{domain}"
-    roles = {settings.model, "base", *(judge.model for judge in settings.models)}
-    models = {role: params.models[role] for role in roles}
-    identities = {role: read_json(paths.model_identity(role)) for role in roles}
-    calls = new_calls("fuse", settings.budget)
+    pool = open_pool(
+        "fuse", settings.budget, params, {settings.model, "base", *(judge.model for judge in settings.models)}
+    )
     rows = through(
         fuse_chunk,
         iter_rows(filtered, Filtered),
         settings,
-        models,
-        identities,
         label=label,
         total=total,
         chunk_rows=settings.chunk_rows,
         chunks=params.resources.chunks,
-        calls=calls,
+        pool=pool,
     )
     with closing(rows) as fused:
         kept = few_failed(label, fused, total, settings.max_failed, failure)
         write_rows(paths.fused(domain, params.resources.rows), kept)
     labels = read_rows(paths.labels(settings.calibration), Labelled) if settings.calibration else []
-    judged = judge_chunk(labels, settings, models, identities, calls) if labels else []
-    found = judging(iter_rows(paths.fused(domain, params.resources.rows), Fused), settings, labels, judged)
-    write_json(paths.judging(domain), found)
-    for name, own in found["agreement"]["judges"].items():
-        if own["abstained"]:
-            print(
-                f"{label}: judge {name} abstained from {own['abstained']} of {found['agreement']['texts']}", flush=True
-            )
+    scores = judge_labels(labels, settings, pool) if labels else []
+    fused_file = paths.fused(domain, params.resources.rows)
+    summary = summarize_judging(iter_rows(fused_file, Fused), settings, labels, scores)
+    write_json(paths.judging(domain), summary)
+    for name, counts in summary["agreement"]["judges"].items():
+        if counts["abstained"]:
+            texts = summary["agreement"]["texts"]
+            print(f"{label}: judge {name} abstained from {counts['abstained']} of {texts}", flush=True)
     with atomic_folder(paths.training(domain)) as folder:
         for name in params.run.methods:
             method = params.methods[name]
-            pairs, again = (
-                training_pairs(iter_rows(paths.fused(domain, params.resources.rows), Fused), method) for _ in range(2)
-            )
-            replayed = replay_pairs(method.replay, again) if method.replay else ()
+            pairs, domain_pairs = (training_pairs(iter_rows(fused_file, Fused), method) for _ in range(2))
+            replayed = replay_pairs(method.replay, domain_pairs) if method.replay else ()
             write_rows(folder / f"{name}.{params.resources.rows}", chain(pairs, replayed))
 
 

@@ -4,18 +4,18 @@ The answers were given once, by the stage `benchmark`; other judges ask about th
 """
 
 from contextlib import closing
-from typing import Any
 
 from prefect import flow
 
 from flows import paths
-from flows.rows import few_failed, new_calls, through
+from flows.rows import few_failed, open_pool, through
 from flows.stage import main
-from raft_tasks.artifacts import read_json, read_rows, write_json, write_rows
+from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.verdicts import settled, summary
+from raft_tasks.generation.cached_backend import ModelPool
 from raft_tasks.judge import failure, judge_chunk, judge_labels
-from raft_tasks.params import Endpoint, Model, Params, load_params
+from raft_tasks.params import Params, load_params
 from raft_tasks.schemas import ItemResult, Judged, Labelled
 
 
@@ -38,52 +38,39 @@ def judge(domain: str) -> None:
             f"params.yaml: judge.tasks: got {missing}, which no model has answered; expected `domain` or tasks of "
             "benchmark.tasks whose answers are texts"
         )
-    models, identities = panel(params)
-    calls = new_calls("judge", settings.budget)
+    pool = _open_panel(params)
     judged = through(
         judge_chunk,
         answers,
         settings,
-        models,
-        identities,
         label=label,
         total=len(answers),
         chunk_rows=settings.chunk_rows,
         chunks=params.resources.chunks,
-        calls=calls,
+        pool=pool,
         unit="answers",
     )
     with closing(judged) as rows:
-        found = settled(few_failed(label, rows, len(answers), settings.max_failed, failure))
+        votes = settled(few_failed(label, rows, len(answers), settings.max_failed, failure))
     labels = read_rows(paths.labels(settings.calibration), Labelled) if settings.calibration else []
-    beside = judge_labels(labels, settings, models, identities, calls) if labels else []
-    write_rows(paths.judged(domain) / "votes.jsonl", found)
-    write_json(paths.judged(domain) / "summary.json", summary(found, [*models], labels, beside))
-    undecided = sum(row.right is None for row in found)
-    print(f"{label}: {len(found)} answers judged, {undecided} of them on items without a verdict", flush=True)
-
-
-def panel(params: Params) -> tuple[dict[str, Model | Endpoint], dict[str, dict[str, Any]]]:
-    """The judges, and the identity of each, by name.
-
-    Raises:
-        InputError: the stage `models` has not run for one of them.
-    """
-    roles = [one.model for one in params.judge.judges]
-    missing = [str(path) for path in map(paths.model_identity, roles) if not path.exists()]
-    if missing:
-        raise InputError(f"the identity of a judge is not there: {', '.join(missing)}; `dvc repro models` makes it")
-    identities = {role: read_json(paths.model_identity(role)) for role in roles}
-    return {role: params.models[role] for role in roles}, identities
+    on_labels = judge_labels(labels, settings, pool) if labels else []
+    write_rows(paths.judged(domain) / "votes.jsonl", votes)
+    write_json(paths.judged(domain) / "summary.json", summary(votes, [*pool.models], labels, on_labels))
+    undecided = sum(row.right is None for row in votes)
+    print(f"{label}: {len(votes)} answers judged, {undecided} of them on items without a verdict", flush=True)
 
 
 def judge_more(label: str, model: str, items: list[ItemResult], votes: list[Judged], params: Params) -> list[Judged]:
     """`votes` with those on a model's answers that the stage does not know, in place of what it says of that model."""
     settings = params.judge
     answers = [(model, item) for item in items if item.task in settings.tasks]
-    judged = judge_chunk.fn(answers, settings, *panel(params), new_calls("judge", settings.budget))
+    judged = judge_chunk.fn(answers, settings, _open_panel(params))
     more = few_failed(label, judged, len(answers), settings.max_failed, failure)
     return settled([*(row for row in votes if row.model != model), *more])
+
+
+def _open_panel(params: Params) -> ModelPool:
+    return open_pool("judge", params.judge.budget, params, [judge.model for judge in params.judge.judges])
 
 
 if __name__ == "__main__":

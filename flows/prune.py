@@ -18,7 +18,7 @@ from pathlib import Path
 from flows import paths
 from flows.checkout import TAGS, GitFailed, git, only_one, origin
 from raft_tasks.errors import InputError
-from raft_tasks.generation.calls import CallStore
+from raft_tasks.generation.response_cache import ResponseCache
 from raft_tasks.params import load_params
 
 NOW = "--now"
@@ -72,8 +72,8 @@ def prune(repository: Path, now: bool) -> None:
             print(f"checkpoint: {checkpoint}")
             if now:
                 shutil.rmtree(checkpoint)
-        if (repository / paths.CALLS).exists():
-            store = CallStore(repository / paths.CALLS)
+        if (repository / paths.RESPONSES).exists():
+            store = ResponseCache(repository / paths.RESPONSES)
             old = settings.call_days * DAY
             gone = store.prune(older_than=old) if now else store.older(old)
             store.close()

@@ -5,39 +5,38 @@ from contextlib import closing
 from prefect import flow
 
 from flows import paths
-from flows.rows import few_failed, new_calls, through
+from flows.rows import few_failed, open_pool, through
 from flows.stage import main
-from raft_tasks.artifacts import atomic_folder, read_json, write_json, write_rows
+from raft_tasks.artifacts import atomic_folder, write_json, write_rows
 from raft_tasks.params import load_params
-from raft_tasks.question import chunked, question_chunk, summary
+from raft_tasks.question import question_chunk, read_chunks, summary
 
 
 @flow
 def question(domain: str) -> None:
     params = load_params()
     settings = params.question
-    found, unreadable = chunked(paths.documents(domain), settings)
-    roles = {settings.model, *(checker.model for checker in settings.checkers)}
+    chunks, unreadable = read_chunks(paths.documents(domain), settings)
     label = f"question@{domain}"
     questioned = through(
         question_chunk,
-        found,
+        chunks,
         settings,
-        {role: params.models[role] for role in roles},
-        {role: read_json(paths.model_identity(role)) for role in roles},
         label=label,
-        total=len(found),
+        total=len(chunks),
         chunk_rows=settings.chunk_rows,
         chunks=params.resources.chunks,
-        calls=new_calls("question", settings.budget),
+        pool=open_pool(
+            "question", settings.budget, params, {settings.model, *(checker.model for checker in settings.checkers)}
+        ),
         unit="chunks",
     )
     with closing(questioned) as rows:
-        done = list(few_failed(label, rows, len(found), settings.max_failed, lambda one: one.failure))
-    counts = summary(found, done, unreadable)
-    write_rows(paths.questions(domain), (pair for one in done for pair in one.pairs))
+        results = list(few_failed(label, rows, len(chunks), settings.max_failed, lambda result: result.failure))
+    counts = summary(chunks, results, unreadable)
+    write_rows(paths.questions(domain), (pair for result in results for pair in result.pairs))
     with atomic_folder(paths.question_rejects(domain)) as folder:
-        write_rows(folder / "rejects.jsonl", [*unreadable, *(out for one in done for out in one.rejected)])
+        write_rows(folder / "rejects.jsonl", [*unreadable, *(out for result in results for out in result.rejected)])
         write_json(folder / "summary.json", counts)
     print(f"{label}: {counts}", flush=True)
 

@@ -5,7 +5,7 @@
 A run works in its own clean checkout of the branch that params name (flows/checkout.py). What it made comes back in one
 push at the very end, after `dvc push`: the branch and, where a candidate was promoted, its tags; all of it or nothing.
 Before that push nothing is changed for anyone, so a run that is killed leaves the champion as it was, and the next run
-finds what is finished in DVC's cache, the call store and the checkpoints.
+finds what is finished in DVC's cache, the response cache and the checkpoints.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from flows.pipeline import StageFailed, overhead, pipeline, stage_graph, stale_s
 from flows.server import ensure_server
 from raft_tasks.artifacts import iter_rows, read_yaml
 from raft_tasks.errors import InputError
-from raft_tasks.generation.calls import CallStore
+from raft_tasks.generation.response_cache import ResponseCache
 from raft_tasks.params import Params, Retrain, load_params
 from raft_tasks.registry import Version, champion, promote
 from raft_tasks.schemas import Example
@@ -176,8 +176,8 @@ def training_rows(params: Params) -> dict[str, set[str]]:
 
 
 def calls() -> Counter[str]:
-    """How many answers of models that no store had, by stage, since the call store began."""
-    store = CallStore(paths.CALLS)
+    """How many answers of models that no store had, by stage, since the response cache began."""
+    store = ResponseCache(paths.RESPONSES)
     counts = Counter(store.calls_by_stage())
     store.close()
     return counts

@@ -2,15 +2,22 @@
 
 from contextlib import closing
 
-from prefect import flow
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
 
 from flows import paths
-from flows.rows import few_failed, new_calls, through
+from flows.rows import few_failed, open_pool, through
 from flows.stage import main
-from raft_tasks.artifacts import count_rows, iter_rows, read_json, write_rows
-from raft_tasks.params import load_params
-from raft_tasks.rewrite import rewrite_chunk
-from raft_tasks.schemas import Example
+from raft_tasks.artifacts import count_rows, iter_rows, write_rows
+from raft_tasks.generation.cached_backend import ModelPool
+from raft_tasks.generation.rewriting import rewrite as rewrite_rows
+from raft_tasks.params import Rewrite, load_params
+from raft_tasks.schemas import Example, Rewritten
+
+
+@task(cache_policy=NO_CACHE)
+def rewrite_chunk(rows: list[Example], settings: Rewrite, pool: ModelPool) -> list[Rewritten]:
+    return rewrite_rows(rows, pool.backend("rewrite", settings.model), settings)
 
 
 @flow
@@ -23,13 +30,11 @@ def rewrite(domain: str) -> None:
         rewrite_chunk,
         iter_rows(examples, Example),
         settings,
-        params.models[settings.model],
-        read_json(paths.model_identity(settings.model)),
         label=label,
         total=total,
         chunk_rows=settings.chunk_rows,
         chunks=params.resources.chunks,
-        calls=new_calls("rewrite", settings.budget),
+        pool=open_pool("rewrite", settings.budget, params, {settings.model}),
     )
     with closing(rows) as rewritten:
         kept = few_failed(label, rewritten, total, settings.max_failed, lambda row: row.failure)

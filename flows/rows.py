@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -16,9 +16,11 @@ from prefect.futures import PrefectWrappedFuture
 
 from flows import paths
 from flows.stage import PROGRESS_SECONDS, Progress
+from raft_tasks.artifacts import read_json
 from raft_tasks.errors import InputError
-from raft_tasks.generation.calls import Calls, Tally
-from raft_tasks.params import Budget, Chunks
+from raft_tasks.generation.cached_backend import CallSession, ModelPool
+from raft_tasks.generation.response_cache import Tally
+from raft_tasks.params import Budget, Chunks, Params
 
 RowT = TypeVar("RowT")
 NewT = TypeVar("NewT")
@@ -31,9 +33,18 @@ class TooManyFailures(InputError):
     """More rows than `max_failed` allows have no answer."""
 
 
-def new_calls(stage: str, budget: Budget) -> Calls:
-    """What this run of `stage` makes its calls through."""
-    return Calls(paths.CALLS.absolute(), uuid.uuid4().hex, stage, budget)
+def open_pool(stage: str, budget: Budget, params: Params, names: Collection[str] = ()) -> ModelPool:
+    """The models `names`, and the session through which this run of `stage` makes its calls.
+
+    Raises:
+        InputError: the stage `models` has not run for one of them.
+    """
+    missing = [str(path) for path in map(paths.model_identity, names) if not path.exists()]
+    if missing:
+        raise InputError(f"got no {', '.join(missing)}, the identity of a model; `dvc repro models` makes it")
+    calls = CallSession(paths.RESPONSES.absolute(), uuid.uuid4().hex, stage, budget)
+    identities = {name: read_json(paths.model_identity(name)) for name in names}
+    return ModelPool(calls, {name: params.models[name] for name in names}, identities)
 
 
 def through(
@@ -44,22 +55,22 @@ def through(
     total: int,
     chunk_rows: int,
     chunks: Chunks,
-    calls: Calls,
+    pool: ModelPool,
     unit: str = "rows",
 ) -> Generator[NewT, None, None]:
-    """`work(chunk, *arguments, calls)` for every `chunk_rows` rows of `rows`; what it returns, in the rows' order.
+    """`work(chunk, *arguments, pool)` for every `chunk_rows` rows of `rows`; what it returns, in the rows' order.
 
     Two chunks per worker are under way at most. Where one fails, or the caller stops (and closes this), no more calls
     begin, those in flight end and are kept, and then the first error is raised.
     """
     waiting: deque[PrefectWrappedFuture[list[NewT], Any]] = deque()
     portions = _portions(iter(rows), chunk_rows)
-    sight = Sight(label, total, unit, calls)
+    sight = Sight(label, total, unit, pool.calls)
     done = 0
     try:
         while True:
             while len(waiting) < 2 * chunks.workers and (portion := next(portions, None)):
-                future: Any = work.submit(portion, *arguments, calls)
+                future: Any = work.submit(portion, *arguments, pool)
                 waiting.append(future)
             if not waiting:
                 break
@@ -71,7 +82,7 @@ def through(
             sight(done)
             yield from result
     except BaseException:
-        calls.store.stop(calls.run)
+        pool.calls.cache.stop(pool.calls.run)
         for future in waiting:
             with suppress(Exception):  # the first error is the one to tell
                 future.wait()
@@ -97,7 +108,7 @@ def few_failed(
                 shown = "".join(f"\n  {text}" for text in reasons[:REASONS_SHOWN])
                 raise TooManyFailures(
                     f"{label}: the model gave no answer for {len(reasons)} of {total} rows, more than max_failed "
-                    f"({max_failed:g}) allows; what was answered is kept, so mend the cause and run again. "
+                    f"({max_failed:g}) allows; completed responses stay cached, so mend the cause and run again. "
                     f"First reasons:{shown}"
                 )
         yield row
@@ -106,7 +117,7 @@ def few_failed(
 class Sight:
     """What a run of a row stage shows while it works: lines, and on the run's page a bar and at the end a table."""
 
-    def __init__(self, label: str, total: int, unit: str, calls: Calls) -> None:
+    def __init__(self, label: str, total: int, unit: str, calls: CallSession) -> None:
         self.calls, self.total = calls, total
         self.progress = Progress(label, total, unit)
         self.shown = (0, "")
@@ -116,20 +127,20 @@ class Sight:
     def __call__(self, done: int) -> None:
         if not self.progress.due(done):
             return
-        details = in_words(self.calls.store.tally(self.calls.run))
+        details = in_words(self.calls.cache.tally(self.calls.run))
         if (done, details) != self.shown:
             self.shown = (done, details)
             self.progress(done, shown=details)
             update_progress_artifact(self.artifact, 100 * done / max(self.total, 1), description=details)
 
     def end(self) -> None:
-        tally = self.calls.store.tally(self.calls.run)
+        tally = self.calls.cache.tally(self.calls.run)
         create_table_artifact(key=f"{self.key}-calls", table=[asdict(tally)], description=f"Calls of {self.key}")
 
 
 def in_words(tally: Tally) -> str:
-    """E.g. `120 calls, 8 from the store, 20514 tokens, 3 errors, 0.0215 spent`; parts that are nothing are left out."""
-    parts = [f"{tally.calls} calls", f"{tally.cached} from the store", f"{tally.prompt_tokens + tally.tokens} tokens"]
+    """E.g. `120 calls, 8 from the cache, 20514 tokens, 3 errors, 0.0215 spent`; parts that are nothing are left out."""
+    parts = [f"{tally.calls} calls", f"{tally.cached} from the cache", f"{tally.prompt_tokens + tally.tokens} tokens"]
     parts += [f"{tally.errors} errors", f"{tally.failed} failed", f"{tally.cost:.4f} spent"]
     return ", ".join(part for part in parts if float(part.split()[0]))
 

@@ -2,15 +2,25 @@
 
 from contextlib import closing
 
-from prefect import flow
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
 
 from flows import paths
-from flows.rows import WITHOUT_LIMIT, new_calls, through
+from flows.rows import WITHOUT_LIMIT, open_pool, through
 from flows.stage import main
 from raft_tasks.artifacts import count_rows, iter_rows, write_rows
-from raft_tasks.params import load_params
-from raft_tasks.schemas import Rewritten
-from raft_tasks.semantic_filter import filter_chunk
+from raft_tasks.generation.cached_backend import ModelPool
+from raft_tasks.generation.semantic_filter import semantic_filter as filter_rows
+from raft_tasks.params import SemanticFilter, load_params
+from raft_tasks.schemas import Filtered, Rewritten
+
+
+@task(cache_policy=NO_CACHE)
+def filter_chunk(rows: list[Rewritten], settings: SemanticFilter, pool: ModelPool) -> list[Filtered]:
+    """The rows with their similarity, s_i = cos(phi(y_i), phi(y~_i)), which is cached, and what it decides."""
+    encoder = pool.encoder("semantic_filter", settings.encoder, settings.revision)
+    similarities = encoder.similarities([(row.answer, row.rewritten) for row in rows], settings.batch_size)
+    return filter_rows(rows, similarities, settings.tau, settings.fidelity_veto)
 
 
 @flow
@@ -26,7 +36,7 @@ def semantic_filter(domain: str) -> None:
         total=count_rows(rewritten),
         chunk_rows=settings.chunk_rows,
         chunks=params.resources.chunks,
-        calls=new_calls("semantic_filter", WITHOUT_LIMIT),
+        pool=open_pool("semantic_filter", WITHOUT_LIMIT, params),
     )
     with closing(rows) as filtered:
         write_rows(paths.filtered(domain, params.resources.rows), filtered)

@@ -41,8 +41,8 @@ def sweep(name: str) -> None:
     for experiment in missing:
         changes = [f"{parameter}={experiments[experiment]}", f"run.methods=[{','.join(methods)}]"]
         command = ["exp", "run", "--queue", "--name", experiment]
-        # with the call store an experiment asks models just for what is new; DVC cannot copy it without its folder
-        command += ["--copy-paths", str(paths.CALLS.parent)] if paths.CALLS.exists() else []
+        # with the response cache an experiment asks models just for what is new; DVC cannot copy it without its folder
+        command += ["--copy-paths", str(paths.RESPONSES.parent)] if paths.RESPONSES.exists() else []
         dvc(*command, *(part for change in changes for part in ("--set-param", change)))
     if missing:
         dvc("exp", "run", "--run-all", "--jobs", str(load_params().resources.processes))

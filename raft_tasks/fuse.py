@@ -13,66 +13,36 @@ from raft_tasks import params
 from raft_tasks.artifacts import iter_rows
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.agreement import against_people, panel_agreement
-from raft_tasks.generation.backend import Backend
-from raft_tasks.generation.calls import Calls
+from raft_tasks.generation.cached_backend import CachedBackend, ModelPool
 from raft_tasks.generation.fusing import fuse
 from raft_tasks.generation.judges import SCALE, Judge, build_panel
 from raft_tasks.schemas import Filtered, Fused, Labelled, TrainingPair
 
 
 @task(cache_policy=NO_CACHE)
-def fuse_chunk(
-    rows: list[Filtered],
-    settings: params.Fuse,
-    models: dict[str, params.Model | params.Endpoint],
-    identities: dict[str, dict[str, Any]],
-    calls: Calls,
-) -> list[Fused]:
-    """The rows with their fused answers; `models` and `identities` are those of every role, by name."""
-    panel, judges = _panel(settings, models, identities, calls)
-    backend = calls.backend("fuse", models[settings.model], identities[settings.model])
-    return fuse(rows, backend, panel, settings, judges)
+def fuse_chunk(rows: list[Filtered], settings: params.Fuse, pool: ModelPool) -> list[Fused]:
+    """The rows with their fused answers."""
+    panel, judges = _panel(settings, pool)
+    return fuse(rows, pool.backend("fuse", settings.model), panel, settings, judges)
 
 
 @task(cache_policy=NO_CACHE)
-def judge_chunk(
-    rows: list[Labelled],
-    settings: params.Fuse,
-    models: dict[str, params.Model | params.Endpoint],
-    identities: dict[str, dict[str, Any]],
-    calls: Calls,
-) -> list[dict[str, float | None]]:
+def judge_labels(rows: list[Labelled], settings: params.Fuse, pool: ModelPool) -> list[dict[str, float | None]]:
     """Every judge's score of each text that people have scored; None where it abstained."""
-    panel, _ = _panel(settings, models, identities, calls)
+    panel, _ = _panel(settings, pool)
     texts = [row.question for row in rows], [row.reference for row in rows], [row.candidate for row in rows]
-    columns = {name: [one.score for one in judge(*texts)] for name, judge in panel.items()}
-    return [{name: column[place] for name, column in columns.items()} for place in range(len(rows))]
+    columns = {name: [judgement.score for judgement in judge(*texts)] for name, judge in panel.items()}
+    return [{name: column[i] for name, column in columns.items()} for i in range(len(rows))]
 
 
-def _panel(
-    settings: params.Fuse,
-    models: dict[str, params.Model | params.Endpoint],
-    identities: dict[str, dict[str, Any]],
-    calls: Calls,
-) -> tuple[dict[str, Judge], dict[str, Backend]]:
+def _panel(settings: params.Fuse, pool: ModelPool) -> tuple[dict[str, Judge], dict[str, CachedBackend]]:
     """The judges, and the backends of those that are models."""
-    base = models["base"]
-    assert isinstance(base, params.Model)
-    backends: dict[str, Backend] = {
-        judge.model: calls.backend("judge", models[judge.model], identities[judge.model]) for judge in settings.models
-    }
-    panel = build_panel(
-        settings.judges,
-        encoder=calls.encoder("judge", settings.encoder, settings.revision),
-        base=calls.local_backend("judge", base, identities["base"]),
-        backends=backends,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-    )
-    return panel, backends
+    backends = {judge.model: pool.backend("judge", judge.model) for judge in settings.models}
+    encoder = pool.encoder("judge", settings.encoder, settings.revision)
+    return build_panel(settings, encoder, pool.backend("judge", "base"), backends), backends
 
 
-def judging(
+def summarize_judging(
     rows: Iterable[Fused], settings: params.Fuse, labels: list[Labelled], judged: list[dict[str, float | None]]
 ) -> dict[str, Any]:
     """How the judges agree on all candidates, a text of a row once, and with people on the labelled texts."""
@@ -80,20 +50,20 @@ def judging(
     for row in rows:
         texts = {candidate.text: candidate for candidate in row.candidates if candidate.scores or candidate.abstained}
         for candidate in texts.values():
-            for name, own in scores.items():
-                own.append(candidate.scores.get(name))
-    beside: dict[str, list[float | None]] = {name: [row[name] for row in judged] for name in settings.panel}
+            for name, of_judge in scores.items():
+                of_judge.append(candidate.scores.get(name))
+    by_judge: dict[str, list[float | None]] = {name: [row[name] for row in judged] for name in settings.panel}
     people = [row.score / SCALE for row in labels]
     return {
         "agreement": panel_agreement(scores, settings.stop_at),
-        "calibration": against_people(beside, people, settings.stop_at) if labels else None,
+        "calibration": against_people(by_judge, people, settings.stop_at) if labels else None,
     }
 
 
 def failure(row: Fused) -> str | None:
     """Why a row that was to be fused has no fusion at all, if so; its rewrite is then the only candidate."""
-    drawn = [candidate.failure for candidate in row.candidates if candidate.round]
-    return drawn[0] if drawn and all(drawn) else None
+    reasons = [candidate.failure for candidate in row.candidates if candidate.round]
+    return reasons[0] if reasons and all(reasons) else None
 
 
 def training_pairs(rows: Iterable[Fused], method: params.Method) -> Iterator[TrainingPair]:
@@ -103,14 +73,14 @@ def training_pairs(rows: Iterable[Fused], method: params.Method) -> Iterator[Tra
         yield TrainingPair(id=row.id, question=row.question, answer=answer[method.answers](row))
 
 
-def replay_pairs(replay: params.Replay, own: Iterable[TrainingPair]) -> Iterator[TrainingPair]:
-    """What is replayed, marked as such: the user's general rows, file by file, or the domain's `own` once more.
+def replay_pairs(replay: params.Replay, domain_pairs: Iterable[TrainingPair]) -> Iterator[TrainingPair]:
+    """What is replayed, marked as such: the user's general rows, file by file, or the `domain_pairs` once more.
 
     Raises:
         InputError: naming files that are not there, or the line that is not a row.
     """
     if replay.files == "domain":
-        yield from (pair.model_copy(update={"replay": True}) for pair in own)
+        yield from (pair.model_copy(update={"replay": True}) for pair in domain_pairs)
         return
     for pattern in replay.files:
         files = sorted(Path().glob(pattern))

@@ -16,9 +16,10 @@ from raft_tasks.artifacts import atomic_folder
 from raft_tasks.evaluation.gate import Measured
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.leakage import leak_rate
-from raft_tasks.generation.fidelity import lost
+from raft_tasks.generation.fidelity import lost_facts
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.recover import recovered
+from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example, Fused, ItemResult
 
 ROUND = 8  # questions that one model answers before it is the next one's turn
@@ -34,7 +35,7 @@ def measured(name: str, items: list[ItemResult]) -> Measured:
 
 def fidelity_rate(rows: Iterable[Fused]) -> float | None:
     """Share of the answers that keep every number, unit, date, name and negation of their reference."""
-    kept = [not lost(row.answer, row.fused) for row in rows]
+    kept = [not lost_facts(row.answer, row.fused) for row in rows]
     return sum(kept) / len(kept) if kept else None
 
 
@@ -45,18 +46,12 @@ def size_and_latency(
     """Bytes of the weights and seconds an answer, by name: greedy answers, the models in turn, one round to warm up."""
     backends = {name: TransformersBackend(model) for name, model in models.items()}
     spent = dict.fromkeys(backends, 0.0)
+    greedy = SamplingParams(temperature=0.0, max_tokens=max_new_tokens, batch_size=ROUND)
     rounds = [questions[start : start + ROUND] for start in range(0, len(questions), ROUND)]
     for number, asked in enumerate([rounds[0], *rounds]):
         for name, backend in backends.items():
             began = time.perf_counter()
-            backend.generate(
-                asked,
-                temperature=0.0,
-                top_p=1.0,
-                max_new_tokens=max_new_tokens,
-                batch_size=ROUND,
-                seeds=[0] * len(asked),
-            )
+            backend.generate(asked, greedy, [0] * len(asked))
             spent[name] += (time.perf_counter() - began) if number else 0.0
     return {
         name: (

@@ -1,9 +1,8 @@
-"""Task of the stage `judge`: a panel of models votes on answers that the benchmarks have kept."""
+"""Tasks of the stage `judge`: a panel of models votes on answers that the benchmarks have kept."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -11,56 +10,43 @@ from prefect.cache_policies import NO_CACHE
 from raft_tasks import params
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.verdicts import majority
-from raft_tasks.generation.backend import Backend
-from raft_tasks.generation.calls import Calls
+from raft_tasks.generation.cached_backend import ModelPool
 from raft_tasks.generation.structured import Unusable
-from raft_tasks.generation.voting import vote
+from raft_tasks.generation.voting import Case, Vote, vote
 from raft_tasks.schemas import ItemResult, Judged, Labelled
 
 Answer = tuple[str, ItemResult]  # whose it is
 
 
 @task(cache_policy=NO_CACHE)
-def judge_chunk(
-    rows: Sequence[Answer],
-    settings: params.Judge,
-    models: dict[str, params.Model | params.Endpoint],
-    identities: dict[str, dict[str, Any]],
-    calls: Calls,
-) -> list[Judged]:
-    """The votes and the verdict on each answer; `models` and `identities` are those of every judge, by name."""
-    backends = _backends(settings, models, identities, calls)
+def judge_chunk(rows: Sequence[Answer], settings: params.Judge, pool: ModelPool) -> list[Judged]:
+    """The votes and the verdict on each answer."""
     cases = [(item.task, item.question, item.reference, item.answer) for _, item in rows]
     judged = []
-    for (model, item), said in zip(rows, vote(cases, backends, settings), strict=True):
-        votes = {name: one.right for name, one in said.items() if not isinstance(one, Unusable)}
+    for (model, item), by_judge in zip(rows, _vote(cases, settings, pool), strict=True):
+        votes = {name: answer for name, answer in by_judge.items() if isinstance(answer, Vote)}
+        verdicts = {name: answer.right for name, answer in votes.items()}
         judged.append(
             Judged(
                 model=model,
                 task=item.task,
                 id=item.id,
-                votes=votes,
-                reasons={name: one.reason for name, one in said.items() if not isinstance(one, Unusable)},
-                abstained={name: str(one) for name, one in said.items() if isinstance(one, Unusable)},
-                right=majority(votes, settings.quorum),
+                votes=verdicts,
+                reasons={name: answer.reason for name, answer in votes.items()},
+                abstained={name: str(answer) for name, answer in by_judge.items() if isinstance(answer, Unusable)},
+                right=majority(verdicts, settings.quorum),
             )
         )
     return judged
 
 
 @task(cache_policy=NO_CACHE)
-def judge_labels(
-    rows: list[Labelled],
-    settings: params.Judge,
-    models: dict[str, params.Model | params.Endpoint],
-    identities: dict[str, dict[str, Any]],
-    calls: Calls,
-) -> list[dict[str, bool]]:
+def judge_labels(rows: list[Labelled], settings: params.Judge, pool: ModelPool) -> list[dict[str, bool]]:
     """The votes on texts that people have scored, asked as about the domain's own items."""
     cases = [(DOMAIN_TASK, row.question, row.reference, row.candidate) for row in rows]
     return [
-        {name: one.right for name, one in said.items() if not isinstance(one, Unusable)}
-        for said in vote(cases, _backends(settings, models, identities, calls), settings)
+        {name: answer.right for name, answer in by_judge.items() if isinstance(answer, Vote)}
+        for by_judge in _vote(cases, settings, pool)
     ]
 
 
@@ -69,12 +55,5 @@ def failure(row: Judged) -> str | None:
     return None if row.right is not None else "; ".join(f"{name}: {why}" for name, why in row.abstained.items())
 
 
-def _backends(
-    settings: params.Judge,
-    models: dict[str, params.Model | params.Endpoint],
-    identities: dict[str, dict[str, Any]],
-    calls: Calls,
-) -> dict[str, Backend]:
-    return {
-        judge.model: calls.backend("judge", models[judge.model], identities[judge.model]) for judge in settings.judges
-    }
+def _vote(cases: list[Case], settings: params.Judge, pool: ModelPool) -> list[dict[str, Vote | Unusable]]:
+    return vote(cases, {judge.model: pool.backend("judge", judge.model) for judge in settings.judges}, settings)

@@ -12,15 +12,14 @@ from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import params
 from raft_tasks.errors import InputError
-from raft_tasks.generation.backend import Backend
-from raft_tasks.generation.calls import Calls
+from raft_tasks.generation.cached_backend import ModelPool
 from raft_tasks.generation.questions import make_questions
 from raft_tasks.schemas import Chunk, Questioned, Reject, RejectedPair
 from raft_tasks.sources.documents import chunks
 from raft_tasks.sources.files import check_inside
 
 
-def chunked(folder: Path, settings: params.Question) -> tuple[list[Chunk], list[RejectedPair]]:
+def read_chunks(folder: Path, settings: params.Question) -> tuple[list[Chunk], list[RejectedPair]]:
     """The chunks of all documents under `folder`, in the order of their names; and the documents that gave none.
 
     Raises:
@@ -31,43 +30,33 @@ def chunked(folder: Path, settings: params.Question) -> tuple[list[Chunk], list[
         raise InputError(f"{folder} holds no documents; put files there, or take the domain out of run.documents")
     for path in files:
         check_inside(path, folder)
-    found: list[Chunk] = []
+    pieces: list[Chunk] = []
     unreadable: list[RejectedPair] = []
-    for one in chunks(files, min_characters=settings.min_characters, max_characters=settings.max_characters):
-        if isinstance(one, Reject):
-            unreadable.append(_unreadable(one))
+    for piece in chunks(files, min_characters=settings.min_characters, max_characters=settings.max_characters):
+        if isinstance(piece, Reject):
+            unreadable.append(_unreadable(piece))
         else:
-            found.append(one)
-    return found, unreadable
+            pieces.append(piece)
+    return pieces, unreadable
 
 
 @task(cache_policy=NO_CACHE)
-def question_chunk(
-    rows: list[Chunk],
-    settings: params.Question,
-    models: dict[str, params.Model | params.Endpoint],
-    identities: dict[str, dict[str, Any]],
-    calls: Calls,
-) -> list[Questioned]:
-    """What came of each document chunk; `models` and `identities` are those of every role, by name."""
-    maker = calls.backend("question", models[settings.model], identities[settings.model])
-    checkers: dict[str, Backend] = {
-        checker.model: calls.backend("check", models[checker.model], identities[checker.model])
-        for checker in settings.checkers
-    }
-    return make_questions(rows, maker, checkers, settings)
+def question_chunk(rows: list[Chunk], settings: params.Question, pool: ModelPool) -> list[Questioned]:
+    """What came of each document chunk."""
+    checkers = {checker.model: pool.backend("check", checker.model) for checker in settings.checkers}
+    return make_questions(rows, pool.backend("question", settings.model), checkers, settings)
 
 
-def summary(found: list[Chunk], questioned: Iterable[Questioned], unreadable: list[RejectedPair]) -> dict[str, Any]:
+def summary(pieces: list[Chunk], questioned: Iterable[Questioned], unreadable: list[RejectedPair]) -> dict[str, Any]:
     """Counts of the stage, JSON-ready: documents, chunks, pairs proposed and kept, rejects by reason."""
     questioned = list(questioned)
-    rejected = Counter(out.reason for one in questioned for out in one.rejected)
-    kept = sum(len(one.pairs) for one in questioned)
+    rejected = Counter(out.reason for result in questioned for out in result.rejected)
+    kept = sum(len(result.pairs) for result in questioned)
     without_pair = rejected["no proposal"]
     return {
-        "documents": len({chunk.file for chunk in found} | {out.file for out in unreadable}),
-        "chunks": len(found),
-        "chunks_without_pair": sum(not one.pairs for one in questioned),
+        "documents": len({chunk.file for chunk in pieces} | {out.file for out in unreadable}),
+        "chunks": len(pieces),
+        "chunks_without_pair": sum(not result.pairs for result in questioned),
         "proposed": kept + rejected.total() - without_pair,
         "kept": kept,
         "rejected": dict(sorted((rejected + Counter(out.reason for out in unreadable)).items())),
@@ -76,13 +65,6 @@ def summary(found: list[Chunk], questioned: Iterable[Questioned], unreadable: li
 
 def _unreadable(reject: Reject) -> RejectedPair:
     return RejectedPair(
-        file=reject.file,
-        chunk=None,
-        page=None,
-        start=None,
-        end=None,
-        question="",
-        answer="",
-        reason="unreadable document",
-        details=reject.reason,
-    )
+        file=reject.file, chunk=None, page=None, start=None, end=None, question="", answer="",
+        reason="unreadable document", details=reject.reason,
+    )  # fmt: skip

@@ -130,21 +130,21 @@ class UserTurn(Row):
 
 
 class Anchor(Row):
-    """A general user turn that the base invented, and the base's own answer: what the student is held to."""
+    """A general user turn that the base generated, and the base's own answer."""
 
     id: str
     prompt: str
     answer: str
 
 
-class Invented(Anchor):
+class GeneratedAnchor(Anchor):
     """An anchor as drawn, before it is cleaned."""
 
     prompt_finished: bool  # the base ended the user's turn; False: cut, and not answered
     answer_finished: bool
 
 
-class RejectedAnchor(Invented):
+class RejectedAnchor(GeneratedAnchor):
     """... that is not used, and why."""
 
     reason: Literal[
@@ -163,11 +163,11 @@ class AnchorCluster(Row):
 
 
 class AnchorStatistics(Row):
-    """How well a base invents."""
+    """How well a base generates anchors."""
 
     invented: int
     kept: int
-    well_formed: float  # share of the invented that is finished, not empty and not degenerate
+    well_formed: float  # share of the generated that is finished, not empty and not degenerate
     rejected: dict[str, int]  # by reason
     distinct_1: float  # different words / words of the kept prompts; falls as the set grows
     distinct_2: float  # the same of pairs of neighbouring words

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raft_tasks.fuse import fuse_chunk, judge_chunk, judging
+from raft_tasks.fuse import fuse_chunk, judge_labels, summarize_judging
 from raft_tasks.params import Asking, load_params
 from raft_tasks.schemas import Candidate, Filtered, Fused, Labelled
 
@@ -20,17 +20,14 @@ def settings():
     return fuse.model_copy(update={"judges": ["fidelity", QWEN], "quorum": 1, "stop_at": 0.8})
 
 
-class Calls:
+class Pool:
     """Gives the scripted judge for every role."""
 
     def __init__(self, judge):
         self.judge = judge
 
-    def backend(self, role, model, identity):
+    def backend(self, role, name):
         return self.judge
-
-    def local_backend(self, role, model, identity):
-        return None
 
     def encoder(self, role, name, revision):
         return None
@@ -46,27 +43,25 @@ def test_the_panel_scores_what_people_have_scored():
         return json.dumps({"reason": "so", "score": 10 if "5 mg" in candidate else 1}) if candidate != "?" else "?"
 
     labels = [label("5 mg.", 10), label("Take 50 mg.", 0), label("Some.", 2), label("?", 0)]
-    params = load_params()
-    models, identities = {"base": params.base, "qwen": params.base}, {"base": {}, "qwen": {}}
-    judged = judge_chunk.fn(labels, settings(), models, identities, Calls(Scripted(strict)))
+    judged = judge_labels.fn(labels, settings(), Pool(Scripted(strict)))
     assert judged == [
         {"fidelity": 1.0, "qwen": 1.0}, {"fidelity": 0.0, "qwen": 0.1}, {"fidelity": 0.0, "qwen": 0.1},
         {"fidelity": 0.0, "qwen": None},
     ]  # fmt: skip
 
-    found = judging([], settings(), labels, judged)["calibration"]
-    assert list(found) == ["fidelity", "qwen", "mean of the panel"]
-    assert (found["qwen"]["n"], found["qwen"]["abstained"]) == (3, 1)
-    assert found["qwen"]["bias"] == pytest.approx((0 + 0.1 - 0.1) / 3)
-    assert found["qwen"]["kappa"] == 1
-    assert found["fidelity"]["bias"] == pytest.approx(-0.2 / 4)
+    summary = summarize_judging([], settings(), labels, judged)["calibration"]
+    assert list(summary) == ["fidelity", "qwen", "mean of the panel"]
+    assert (summary["qwen"]["n"], summary["qwen"]["abstained"]) == (3, 1)
+    assert summary["qwen"]["bias"] == pytest.approx((0 + 0.1 - 0.1) / 3)
+    assert summary["qwen"]["kappa"] == 1
+    assert summary["fidelity"]["bias"] == pytest.approx(-0.2 / 4)
 
 
 def test_agreement_counts_each_text_of_a_row_once():
     def candidate(text, **scores):
-        told = {name: score for name, score in scores.items() if score is not None}
+        scores_given = {name: score for name, score in scores.items() if score is not None}
         missing = {name: "no JSON" for name, score in scores.items() if score is None}
-        return Candidate(round=1, text=text, scores=told, abstained=missing, mean=0.5)
+        return Candidate(round=1, text=text, scores=scores_given, abstained=missing, mean=0.5)
 
     row = Fused(
         id="a", domain="d", question="q", answer="r", source="s", split="train", rewritten="w", similarity=0.9,
@@ -77,11 +72,11 @@ def test_agreement_counts_each_text_of_a_row_once():
             Candidate(round=1, text="cut", scores={}, mean=0.0, excluded="unfinished"),
         ],
     )  # fmt: skip
-    found = judging([row], settings(), [], [])
-    assert found["calibration"] is None
-    assert found["agreement"]["texts"] == 3
-    assert found["agreement"]["judges"]["qwen"]["abstained"] == 1
-    assert found["agreement"]["fleiss_kappa"] == 1
+    summary = summarize_judging([row], settings(), [], [])
+    assert summary["calibration"] is None
+    assert summary["agreement"]["texts"] == 3
+    assert summary["agreement"]["judges"]["qwen"]["abstained"] == 1
+    assert summary["agreement"]["fleiss_kappa"] == 1
 
 
 def test_rows_are_fused_and_judged_by_models_through_the_calls():
@@ -95,9 +90,7 @@ def test_rows_are_fused_and_judged_by_models_through_the_calls():
         id="a", domain="d", question="How much?", answer="5 mg.", source="s", split="train", rewritten="Take 5 mg.",
         similarity=0.9, passed=True, lost=[], chosen="Take 5 mg.", fallback=None,
     )  # fmt: skip
-    params = load_params()
-    models, identities = {"base": params.base, "qwen": params.base}, {"base": {}, "qwen": {}}
-    (fused,) = fuse_chunk.fn([row], settings(), models, identities, Calls(Scripted(say)))
+    (fused,) = fuse_chunk.fn([row], settings(), Pool(Scripted(say)))
     assert (fused.fused, fused.score) == ("Take 5 mg, now.", 0.95)
     assert fused.candidates[0].scores == {"fidelity": 1.0, "qwen": 0.4}
     assert fused.candidates[1].reasons == {"qwen": "read Take 5 mg, now."}

@@ -1,14 +1,14 @@
-"""What draws text: the one protocol of all backends, and the backend that a model of params.yaml stands for."""
+"""What draws text: the one interface of all backends."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Literal, Protocol
 
-from raft_tasks.params import Endpoint, Model
+from raft_tasks.sampling import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Failure:
     """Why a prompt has no usable completion.
 
     `empty`, `refused` and `filtered` are the model's or its provider's answer, and asking again would repeat it.
-    `rejected` (the request cannot be served: too long, say) and `unreachable` (every try failed) are not remembered.
+    `rejected` (the request cannot be served: too long, say) and `unreachable` (every try failed) are not cached.
     """
 
     kind: Literal["empty", "refused", "filtered", "rejected", "unreachable"]
@@ -29,68 +29,72 @@ class Failure:
 @dataclass(frozen=True)
 class Completion:
     text: str
-    finished: bool  # the model ended its turn; False: cut at max_new_tokens or within a think block, or failed
+    finished: bool  # the model ended its turn; False: cut at max_tokens or within a think block, or failed
     tokens: int  # drawn, the end-of-turn token included
     prompt_tokens: int = 0
     tries: int = 1  # of an endpoint: 1 + those that failed
     failure: Failure | None = None  # the text is then empty
 
 
+Kind = Literal["chat", "text", "tokens"]  # one user message each; raw text to continue; raw token ids to continue
+Portion = list[tuple[int, Completion]]  # completions with their prompts' positions
+
+
 class Backend(Protocol):
     """Draws completions; what a prompt gets does not depend on the prompts beside it."""
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that determines the outputs beside prompt, settings and seed, as a JSON-like value."""
-
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-        batch_size: int,
-        seeds: Sequence[int],
-    ) -> list[Completion]:
+    def generate(self, prompts: Sequence[str], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
         """Draw one completion per prompt, in the prompts' order. Each prompt is one user message.
 
         Args:
-            temperature: 0 takes the likeliest token; `top_p` and `seeds` then change nothing.
-            top_p: draw among the likeliest tokens that together hold this much probability.
-            batch_size: of a local model; an endpoint has its own concurrency.
-            seeds: one per prompt, see `row_seed`.
+            seeds: one per prompt, see `derive_seed`.
 
         A prompt that finally failed gets a completion with a `failure`: callers fall back or reject, the rest goes on.
 
         Raises:
-            InputError: nothing can be drawn: a model that is not there, a key that is refused.
+            InputError: nothing can be drawn: a model that is not there, a key that is refused, a prompt that does not
+                fit into a local model's context.
         """
 
 
-class StreamingBackend(Backend, Protocol):
+class CallBackend(ABC):
+    """A backend that continues raw text or tokens too, as far as its model allows."""
+
+    identity: dict[str, Any]  # all that determines the outputs beside input, params and seed, JSON-like
+
+    @abstractmethod
+    def call(self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+        """One completion per input, in order, as `Backend.generate`."""
+
+    def generate(self, prompts: Sequence[str], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+        return self.call("chat", prompts, params, seeds)
+
+
+class StreamingBackend(CallBackend):
     """... and hands every completion over as it comes, so that none is lost when the process dies."""
 
+    @abstractmethod
     def stream(
         self,
-        prompts: Sequence[str],
-        *,
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-        batch_size: int,
+        kind: Kind,
+        inputs: Sequence[Any],
+        params: SamplingParams,
         seeds: Sequence[int],
-        go_on: Callable[[], bool],
-    ) -> Iterator[list[tuple[int, Completion]]]:
-        """As `generate`: portions of pairs of a prompt's position and its completion, in any order.
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> Iterator[Portion]:
+        """The completions in portions, in any order.
 
         Portions are the batches of a local model, so that one that was killed between two goes on with equal batches.
         Once `go_on` says no, nothing more is begun; what is in flight still comes, and the rest is left out.
         """
 
+    def call(self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+        pairs = [pair for portion in self.stream(kind, inputs, params, seeds) for pair in portion]
+        return [completion for _, completion in sorted(pairs, key=itemgetter(0))]
 
-class LikelihoodBackend(Backend, Protocol):
-    """... and says how likely it finds a text."""
+
+class LikelihoodBackend(Protocol):
+    """Says how likely it finds a text."""
 
     def mean_log_likelihood(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int) -> list[float]:
         """Mean log-probability of the tokens of each answer, end-of-turn included, given its prompt; at most 0."""
@@ -101,27 +105,3 @@ class TextEncoder(Protocol):
 
     def similarities(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[float]:
         """cos(phi(a), phi(b)) in [-1, 1] of each pair."""
-
-
-def in_order(portions: Iterable[list[tuple[int, Completion]]]) -> list[Completion]:
-    """What `stream` yields, in the prompts' order."""
-    return [
-        completion for _, completion in sorted((pair for portion in portions for pair in portion), key=itemgetter(0))
-    ]
-
-
-def row_seed(seed: int, *parts: str | int) -> int:
-    """A 63-bit seed for one draw of one row, e.g. row_seed(settings.seed, row.id, round, candidate)."""
-    text = "\x1f".join(map(str, (seed, *parts)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
-
-
-def build_backend(model: Model | Endpoint, identity: Mapping[str, Any]) -> StreamingBackend:
-    """The backend of an entry of `models`; `identity` is what the stage `models` wrote down for it."""
-    if isinstance(model, Endpoint):
-        from raft_tasks.generation.endpoint_backend import EndpointBackend
-
-        return EndpointBackend(model, identity)
-    from raft_tasks.generation.transformers_backend import TransformersBackend
-
-    return TransformersBackend(model, identity)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 import threading
 from collections.abc import Sequence
 from functools import cache, cached_property
-from inspect import getsource
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raft_tasks.artifacts import digest
 from raft_tasks.errors import InputError
 
 if TYPE_CHECKING:
     import numpy
+
+CACHE_VERSION = 1  # of how texts are encoded and compared: raise it where the same pair gets another similarity
 
 
 def encoder_folder(name: str) -> Path | None:
@@ -40,12 +39,12 @@ class SentenceEncoder:
 
     def __init__(self, name: str, revision: str | None) -> None:
         self.name, self.revision = name, revision
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
 
     @property
     def identity(self) -> dict[str, Any]:
         """All that determines the vectors of a text, as a JSON-like value."""
-        return {"encoder": self.name, "revision": self.revision, "code": digest(getsource(sys.modules[__name__]))}
+        return {"encoder": self.name, "revision": self.revision, "version": CACHE_VERSION}
 
     @cached_property
     def model(self) -> Any:
@@ -70,7 +69,7 @@ class SentenceEncoder:
 
     def encode(self, texts: list[str], batch_size: int) -> numpy.ndarray:
         """Unit vectors, float32 [N, D]. A text beyond the encoder's length limit is judged by its beginning."""
-        with self._one_at_a_time:
+        with self._lock:
             return self.model.encode(
                 texts, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
             ).astype("float32")

@@ -21,12 +21,14 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from raft_tasks.chat import without_thoughts
 from raft_tasks.errors import InputError
-from raft_tasks.generation.backend import Completion, Failure, in_order
+from raft_tasks.generation.backend import Completion, Failure, Kind, Portion, StreamingBackend
 from raft_tasks.params import Endpoint
+from raft_tasks.sampling import SamplingParams
 
 if TYPE_CHECKING:
     import openai
 
+CACHE_VERSION = 1  # of how requests are written and answers read: raise it where the same call gives another completion
 CONNECT_SECONDS = 10.0
 BACKOFF_SECONDS = 0.5  # the first wait is up to this; the bound doubles with each further one
 BACKOFF_MOST_SECONDS = 60.0
@@ -47,7 +49,7 @@ class _Transient(Exception):
         self.retry_after = retry_after
 
 
-class Gate:
+class AdaptiveLimiter:
     """How many calls may be in flight: `most`, halved when the server is overloaded, regained one by one (AIMD)."""
 
     def __init__(self, most: int) -> None:
@@ -57,7 +59,7 @@ class Gate:
         self._lowered = 0.0  # when
         self._changed = threading.Condition()
 
-    def __enter__(self) -> Gate:
+    def __enter__(self) -> AdaptiveLimiter:
         with self._changed:
             self._changed.wait_for(lambda: self._in_flight < int(self.limit))
             self._in_flight += 1
@@ -80,7 +82,7 @@ class Gate:
             self.limit = min(float(self.most), self.limit + 1 / self.limit)
 
 
-class EndpointBackend:
+class EndpointBackend(StreamingBackend):
     """A `params.Endpoint`; threads may share one, and share its `concurrency`.
 
     The key is read from its environment variable for each call and is kept nowhere.
@@ -88,93 +90,38 @@ class EndpointBackend:
 
     def __init__(self, model: Endpoint, identity: Mapping[str, Any]) -> None:
         self.settings = model
-        self.identity = dict(identity)
-        self.gate = Gate(model.concurrency)
+        self.identity = {**identity, "version": CACHE_VERSION}
+        self.limiter = AdaptiveLimiter(model.concurrency)
         self._pool = ThreadPoolExecutor(model.concurrency, thread_name_prefix="endpoint")
 
-    def generate(
+    def stream(
         self,
-        prompts: Sequence[str],
-        *,
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-        batch_size: int,
+        kind: Kind,
+        inputs: Sequence[Any],
+        params: SamplingParams,
         seeds: Sequence[int],
-    ) -> list[Completion]:
-        """As `Backend.generate` says.
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> Iterator[Portion]:
+        """As `StreamingBackend.stream`, in the order in which the answers come.
+
+        `chat` asks POST /chat/completions; `text` goes on with each input as it stands (POST /completions).
 
         Raises:
             EndpointError: the address, the key or the model's name is wrong, or the quota is used up.
         """
-        drawn = self.stream(
-            prompts,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            seeds=seeds,
-            go_on=lambda: True,
-        )
-        return in_order(drawn)
-
-    def stream(
-        self,
-        prompts: Sequence[str],
-        *,
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-        batch_size: int,
-        seeds: Sequence[int],
-        go_on: Callable[[], bool],
-    ) -> Iterator[list[tuple[int, Completion]]]:
-        """As `StreamingBackend.stream` says, in the order in which the answers come."""
-        yield from self._stream(
-            [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts],
-            {"temperature": temperature, "top_p": top_p, self.settings.length_field: max_new_tokens},
-            seeds,
-            go_on,
-        )
-
-    def stream_raw(
-        self,
-        prompts: Sequence[str],
-        *,
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-        batch_size: int,
-        seeds: Sequence[int],
-        go_on: Callable[[], bool],
-    ) -> Iterator[list[tuple[int, Completion]]]:
-        """As `stream`, but the server goes on with each prompt as it stands: no chat template (POST /completions)."""
-        yield from self._stream(
-            [{"prompt": prompt} for prompt in prompts],
-            {"temperature": temperature, "top_p": top_p, "max_tokens": max_new_tokens},
-            seeds,
-            go_on,
-        )
-
-    def _stream(
-        self, asked: list[dict[str, Any]], sampling: dict[str, Any], seeds: Sequence[int], go_on: Callable[[], bool]
-    ) -> Iterator[list[tuple[int, Completion]]]:
         stopped = threading.Event()
 
-        def call(prompt: dict[str, Any], seed: int) -> Completion | None:
+        def call(item: str, seed: int) -> Completion | None:
             if stopped.is_set() or not go_on():
                 return None
-            body = {"model": self.settings.model, **prompt, **sampling}
-            if self.settings.seeds:
-                body["seed"] = seed & 0x7FFFFFFF  # some servers take 32 bits
             try:
-                return self._complete(body)
+                return self._complete(self._body(kind, item, params, seed))
             except BaseException:
                 stopped.set()
                 raise
 
         futures: dict[Future[Completion | None], int] = {
-            self._pool.submit(call, prompt, seed): i for i, (prompt, seed) in enumerate(zip(asked, seeds, strict=True))
+            self._pool.submit(call, item, seed): i for i, (item, seed) in enumerate(zip(inputs, seeds, strict=True))
         }
         error: BaseException | None = None
         try:
@@ -190,6 +137,20 @@ class EndpointBackend:
                 future.cancel()
         if error:  # what was in flight beside it has been handed over
             raise error
+
+    def _body(self, kind: Kind, item: str, params: SamplingParams, seed: int) -> dict[str, Any]:
+        """The request for one input."""
+        fields: dict[str, Any] = {"model": self.settings.model}
+        if kind == "chat":
+            fields |= {"messages": [{"role": "user", "content": item}], self.settings.length_field: params.max_tokens}
+        elif kind == "text":
+            fields |= {"prompt": item, "max_tokens": params.max_tokens}
+        else:
+            raise ValueError(f"an endpoint takes no {kind}")
+        fields |= {"temperature": params.temperature, "top_p": params.top_p}
+        if self.settings.seeds:
+            fields["seed"] = seed & 0x7FFFFFFF  # some servers take 32 bits
+        return fields
 
     def _complete(self, body: dict[str, Any]) -> Completion:
         """One prompt's completion, after as many tries as it takes and `max_retries` allows."""
@@ -220,7 +181,7 @@ class EndpointBackend:
         chat, client = "messages" in body, self._client
         completions: Any = (client.chat.completions if chat else client.completions).with_raw_response
         keyless = None if self.settings.api_key_env else {"Authorization": openai.Omit()}
-        with self.gate:
+        with self.limiter:
             began = time.monotonic()
             try:
                 response = completions.create(**body, extra_body=self.settings.options, extra_headers=keyless)
@@ -230,9 +191,9 @@ class EndpointBackend:
                 raise _Transient(f"no connection: {self._without_key(error.__cause__ or error)}") from error
             except openai.APIStatusError as error:
                 if error.status_code in OVERLOADED:
-                    self.gate.overloaded(began)
+                    self.limiter.overloaded(began)
                 raise self._problem(error, chat) from None  # its request holds the key
-        self.gate.served()
+        self.limiter.served()
         try:
             answer = json.loads(response.content)
         except ValueError as error:

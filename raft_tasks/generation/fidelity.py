@@ -126,7 +126,7 @@ class Fact:
     value: frozenset[Date] | tuple[str, str] | str  # a date's readings; a number and its unit; a name
 
 
-def lost(reference: str, text: str) -> list[str]:
+def lost_facts(reference: str, text: str) -> list[str]:
     """What the reference says and `text` does not, as the reference writes it, in its order, each once.
 
     A negation that only one of them has counts too: as written in the reference, or as "added: never" at the end. So

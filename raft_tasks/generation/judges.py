@@ -14,13 +14,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from raft_tasks.generation.backend import Backend, LikelihoodBackend, TextEncoder, row_seed
+from raft_tasks.generation.backend import Backend, LikelihoodBackend, TextEncoder
 from raft_tasks.generation.data_blocks import guarded
 from raft_tasks.generation.fidelity import fidelity_score
 from raft_tasks.generation.structured import Unusable, ask
 from raft_tasks.generation.templates import render
-from raft_tasks.params import Asking
+from raft_tasks.params import Asking, Fuse
 from raft_tasks.schemas import Better
+from raft_tasks.seeds import derive_seed
 
 SCALE = 10.0  # of a model's scores
 
@@ -90,10 +91,10 @@ def model_judge(backend: Backend, settings: Asking, *, batch_size: int, seed: in
 
     def judge(questions: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[Judgement]:
         cases = list(zip(questions, references, candidates, strict=True))
-        seeds = [row_seed(seed, "judge", settings.model, *case) for case in cases]
+        seeds = [derive_seed(seed, "judge", settings.model, *case) for case in cases]
         prompts = [
-            guarded(settings.template, own, question=question, reference=reference, candidate=candidate)
-            for own, (question, reference, candidate) in zip(seeds, cases, strict=True)
+            guarded(settings.template, seed, question=question, reference=reference, candidate=candidate)
+            for seed, (question, reference, candidate) in zip(seeds, cases, strict=True)
         ]
         answers = ask(backend, prompts, Verdict, settings, batch_size=batch_size, seeds=seeds)
         return [
@@ -129,32 +130,25 @@ def compare(
         for pair in pairs
         for order in ((pair.first, pair.second), (pair.second, pair.first))
     ]
-    seeds = [row_seed(seed, "compare", settings.model, *case) for case in shown]
+    seeds = [derive_seed(seed, "compare", settings.model, *case) for case in shown]
     prompts = [
-        guarded(settings.template, own, question=question, reference=reference, first=first, second=second)
-        for own, (question, reference, first, second) in zip(seeds, shown, strict=True)
+        guarded(settings.template, seed, question=question, reference=reference, first=first, second=second)
+        for seed, (question, reference, first, second) in zip(seeds, shown, strict=True)
     ]
     answers = ask(backend, prompts, Preference, settings, batch_size=batch_size, seeds=seeds)
-    return [(straight, _turned(swapped)) for straight, swapped in zip(answers[::2], answers[1::2], strict=True)]
+    return [(straight, _swap_back(swapped)) for straight, swapped in zip(answers[::2], answers[1::2], strict=True)]
 
 
-def _turned(answer: Preference | Unusable) -> Preference | Unusable:
-    turned: dict[str, Better] = {"first": "second", "second": "first"}
+def _swap_back(answer: Preference | Unusable) -> Preference | Unusable:
     if isinstance(answer, Unusable) or answer.better == "equal":
         return answer
-    return answer.model_copy(update={"better": turned[answer.better]})
+    return answer.model_copy(update={"better": "second" if answer.better == "first" else "first"})
 
 
 def build_panel(
-    judges: Sequence[str | Asking],
-    *,
-    encoder: TextEncoder,
-    base: LikelihoodBackend,
-    backends: Mapping[str, Backend],
-    batch_size: int,
-    seed: int,
+    settings: Fuse, encoder: TextEncoder, base: LikelihoodBackend, backends: Mapping[str, Backend]
 ) -> dict[str, Judge]:
-    """The judges of `params.Fuse.judges`, by name and in its order.
+    """The judges of `settings.judges`, by name and in its order.
 
     Args:
         base: whose likelihood counts.
@@ -162,13 +156,15 @@ def build_panel(
     """
     rules: dict[str, Callable[[], Judge]] = {
         "fidelity": fidelity_judge,
-        "similarity": lambda: similarity_judge(encoder, batch_size),
-        "likelihood": lambda: likelihood_judge(base, batch_size),
+        "similarity": lambda: similarity_judge(encoder, settings.batch_size),
+        "likelihood": lambda: likelihood_judge(base, settings.batch_size),
     }
     panel: dict[str, Judge] = {}
-    for judge in judges:
+    for judge in settings.judges:
         if isinstance(judge, str):
             panel[judge] = rules[judge]()
         else:
-            panel[judge.model] = model_judge(backends[judge.model], judge, batch_size=batch_size, seed=seed)
+            panel[judge.model] = model_judge(
+                backends[judge.model], judge, batch_size=settings.batch_size, seed=settings.seed
+            )
     return panel

@@ -13,14 +13,16 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel, Field
 
-from raft_tasks.generation.backend import Backend, row_seed
+from raft_tasks.generation.backend import Backend
 from raft_tasks.generation.data_blocks import guarded
 from raft_tasks.generation.structured import Unusable, ask
 from raft_tasks.params import Question
 from raft_tasks.schemas import Chunk, DocumentPair, PairFault, Questioned, RejectedPair
+from raft_tasks.seeds import derive_seed
 
 _TEXT = "text|passage|excerpt|paragraph|snippet|chunk|context|extract"
 _PART = f"{_TEXT}|document|article|section|chapter|report|page|table|figure|content|information|material|source|author"
@@ -65,7 +67,7 @@ class Check(BaseModel):
 
 
 @dataclass(frozen=True)
-class _Open:
+class _Pair:
     """A proposed pair on its way through the checks."""
 
     chunk: Chunk
@@ -76,11 +78,23 @@ class _Open:
     def id(self) -> str:
         return f"{self.chunk.id}-{hashlib.sha256(self.question.encode('utf-8', 'replace')).hexdigest()[:8]}"
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What a kept and a rejected pair have in common."""
+        origin = self.chunk.model_dump(include={"page", "start", "end"})
+        return {"question": self.question, "answer": self.answer, "chunk": self.chunk.id, **origin}
+
+    def keep(self, agreement: float) -> DocumentPair:
+        return DocumentPair(id=self.id, source=self.chunk.file, agreement=round(agreement, 4), **self.fields)
+
+    def reject(self, reason: PairFault, details: str) -> RejectedPair:
+        return RejectedPair(file=self.chunk.file, reason=reason, details=details, **self.fields)
+
 
 def points_to_text(question: str) -> str | None:
     """The words by which a question points to the passage that it was made from, if it does."""
-    found = POINTS_TO_TEXT.search(question)
-    return found.group() if found else None
+    match = POINTS_TO_TEXT.search(question)
+    return match.group() if match else None
 
 
 def make_questions(
@@ -91,37 +105,31 @@ def make_questions(
     A pair needs the share `settings.agreement` of the votes; a vote is for it if it says yes to all three questions.
     A checker without a usable answer votes against it. What comes of a chunk does not depend on the chunks beside it.
     """
-    proposals, failures = _proposed(chunks, maker, settings)
+    proposals, failures = _propose(chunks, maker, settings)
     rejected: dict[str, list[RejectedPair]] = {chunk.id: [] for chunk in chunks}
-    pairs: dict[str, list[DocumentPair]] = {chunk.id: [] for chunk in chunks}
+    kept: dict[str, list[DocumentPair]] = {chunk.id: [] for chunk in chunks}
+    to_check: list[_Pair] = []
     for chunk in chunks:
         if chunk.id in failures:
-            rejected[chunk.id].append(_rejected(_Open(chunk, "", ""), "no proposal", failures[chunk.id]))
-    to_check: list[_Open] = []
-    for chunk in chunks:
+            rejected[chunk.id].append(_Pair(chunk, "", "").reject("no proposal", failures[chunk.id]))
         asked: set[str] = set()
-        for one in proposals[chunk.id]:
-            key = " ".join(WORD.findall(one.question.casefold()))
-            if not key or not WORD.search(one.answer):
-                rejected[chunk.id].append(_rejected(one, "empty", "question or answer has no word"))
-            elif pointing := points_to_text(one.question):
-                rejected[chunk.id].append(_rejected(one, "refers to the text", pointing))
-            elif key in asked:
-                rejected[chunk.id].append(_rejected(one, "duplicate", "the same question of the same chunk"))
+        for pair in proposals[chunk.id]:
+            key = " ".join(WORD.findall(pair.question.casefold()))
+            if fault := _find_fault(pair, key, asked):
+                rejected[chunk.id].append(pair.reject(*fault))
             else:
                 asked.add(key)
-                to_check.append(one)
-    for one, votes in zip(to_check, _checked(to_check, checkers, settings), strict=True):
-        agreed = sum(not against for against, _ in votes) / len(votes)
-        if agreed >= settings.agreement:
-            pairs[one.chunk.id].append(_pair(one, agreed))
+                to_check.append(pair)
+    for pair, votes in zip(to_check, _check(to_check, checkers, settings), strict=True):
+        agreement = sum(not against for against, _ in votes) / len(votes)
+        if agreement >= settings.agreement:
+            kept[pair.chunk.id].append(pair.keep(agreement))
         else:
-            fault, reason = next((fault, reason) for fault, reason in votes if fault)
-            rejected[one.chunk.id].append(_rejected(one, fault, reason))
+            rejected[pair.chunk.id].append(pair.reject(*next((fault, reason) for fault, reason in votes if fault)))
     return [
         Questioned(
             chunk=chunk.id,
-            pairs=pairs[chunk.id],
+            pairs=kept[chunk.id],
             rejected=rejected[chunk.id],
             failure=next((out.details for out in rejected[chunk.id] if out.reason in NO_ANSWER), None),
         )
@@ -129,43 +137,54 @@ def make_questions(
     ]
 
 
-def _proposed(
+def _find_fault(pair: _Pair, key: str, asked: set[str]) -> tuple[PairFault, str] | None:
+    """What a rule has against the pair; `key` is its question's words, `asked` those of the chunk so far."""
+    if not key or not WORD.search(pair.answer):
+        return "empty", "question or answer has no word"
+    if pointing := points_to_text(pair.question):
+        return "refers to the text", pointing
+    return ("duplicate", "the same question of the same chunk") if key in asked else None
+
+
+def _propose(
     chunks: Sequence[Chunk], maker: Backend, settings: Question
-) -> tuple[dict[str, list[_Open]], dict[str, str]]:
+) -> tuple[dict[str, list[_Pair]], dict[str, str]]:
     """By chunk: the pairs of all rounds; and, where every round gave no usable answer, why."""
     slots = [(chunk, number) for chunk in chunks for number in range(settings.rounds)]
-    seeds = [row_seed(settings.seed, "question", chunk.id, number) for chunk, number in slots]
+    seeds = [derive_seed(settings.seed, "question", chunk.id, number) for chunk, number in slots]
     prompts = [
-        guarded(settings.template, seed, {"pairs": str(settings.pairs)}, **_place(chunk))
+        guarded(settings.template, seed, {"pairs": str(settings.pairs)}, **_passage(chunk))
         for seed, (chunk, _) in zip(seeds, slots, strict=True)
     ]
     answers = ask(maker, prompts, Proposal, settings, batch_size=settings.batch_size, seeds=seeds)
-    found: dict[str, list[_Open]] = {chunk.id: [] for chunk in chunks}
+    pairs: dict[str, list[_Pair]] = {chunk.id: [] for chunk in chunks}
     errors: dict[str, list[str]] = {chunk.id: [] for chunk in chunks}
     for (chunk, _), answer in zip(slots, answers, strict=True):
         if isinstance(answer, Unusable):
             errors[chunk.id].append(str(answer))
         else:
-            found[chunk.id] += [_Open(chunk, one.question.strip(), one.answer.strip()) for one in answer.pairs]
-    return found, {name: own[0] for name, own in errors.items() if len(own) == settings.rounds}
+            pairs[chunk.id] += [_Pair(chunk, pair.question.strip(), pair.answer.strip()) for pair in answer.pairs]
+    return pairs, {name: of_chunk[0] for name, of_chunk in errors.items() if len(of_chunk) == settings.rounds}
 
 
-def _checked(
-    pairs: Sequence[_Open], checkers: Mapping[str, Backend], settings: Question
+def _check(
+    pairs: Sequence[_Pair], checkers: Mapping[str, Backend], settings: Question
 ) -> list[list[tuple[PairFault | None, str]]]:
     """Per pair every vote: what is wrong, or None, and the checker's reason."""
     votes: list[list[tuple[PairFault | None, str]]] = [[] for _ in pairs]
     for checker in settings.checkers:
         for number in range(checker.rounds):
-            seeds = [row_seed(settings.seed, "check", checker.model, number, one.id, one.answer) for one in pairs]
+            seeds = [derive_seed(settings.seed, "check", checker.model, number, pair.id, pair.answer) for pair in pairs]
             prompts = [
-                guarded(checker.template, seed, None, **_place(one.chunk), question=one.question, answer=one.answer)
-                for seed, one in zip(seeds, pairs, strict=True)
+                guarded(
+                    checker.template, seed, None, **_passage(pair.chunk), question=pair.question, answer=pair.answer
+                )
+                for seed, pair in zip(seeds, pairs, strict=True)
             ]
             answers = ask(checkers[checker.model], prompts, Check, checker, batch_size=settings.batch_size, seeds=seeds)
-            for own, answer in zip(votes, answers, strict=True):
-                said = str(answer) if isinstance(answer, Unusable) else answer.reason
-                own.append((_fault(answer), f"{checker.model}: {said}"))
+            for of_pair, answer in zip(votes, answers, strict=True):
+                reason = str(answer) if isinstance(answer, Unusable) else answer.reason
+                of_pair.append((_fault(answer), f"{checker.model}: {reason}"))
     return votes
 
 
@@ -179,35 +198,5 @@ def _fault(answer: Check | Unusable) -> PairFault | None:
     return None if answer.self_contained else "not self-contained"
 
 
-def _place(chunk: Chunk) -> dict[str, str]:
+def _passage(chunk: Chunk) -> dict[str, str]:
     return {"headings": " > ".join(chunk.heading), "passage": chunk.text}
-
-
-def _pair(one: _Open, agreement: float) -> DocumentPair:
-    chunk = one.chunk
-    return DocumentPair(
-        id=one.id,
-        question=one.question,
-        answer=one.answer,
-        source=chunk.file,
-        chunk=chunk.id,
-        page=chunk.page,
-        start=chunk.start,
-        end=chunk.end,
-        agreement=round(agreement, 4),
-    )
-
-
-def _rejected(one: _Open, reason: PairFault, details: str) -> RejectedPair:
-    chunk = one.chunk
-    return RejectedPair(
-        file=chunk.file,
-        chunk=chunk.id,
-        page=chunk.page,
-        start=chunk.start,
-        end=chunk.end,
-        question=one.question,
-        answer=one.answer,
-        reason=reason,
-        details=details,
-    )

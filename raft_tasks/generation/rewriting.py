@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from raft_tasks.generation.backend import Backend, row_seed
+from raft_tasks.generation.backend import Backend
 from raft_tasks.generation.templates import render
 from raft_tasks.params import Rewrite
+from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example, Rewritten
+from raft_tasks.seeds import derive_seed
 
 
 def rewrite(rows: list[Example], backend: Backend, settings: Rewrite) -> list[Rewritten]:
@@ -16,11 +18,8 @@ def rewrite(rows: list[Example], backend: Backend, settings: Rewrite) -> list[Re
     """
     completions = backend.generate(
         [render(settings.template, question=row.question, answer=row.answer) for row in rows],
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        max_new_tokens=settings.max_new_tokens,
-        batch_size=settings.batch_size,
-        seeds=[row_seed(settings.seed, "rewrite", row.id) for row in rows],
+        SamplingParams(settings.temperature, settings.top_p, settings.max_new_tokens, settings.batch_size),
+        [derive_seed(settings.seed, "rewrite", row.id) for row in rows],
     )
     return [
         Rewritten(

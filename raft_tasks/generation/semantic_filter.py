@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raft_tasks.generation.fidelity import lost
+from raft_tasks.generation.fidelity import lost_facts
 from raft_tasks.schemas import Fallback, Filtered, Rewritten
 
 
@@ -21,7 +21,7 @@ def semantic_filter(
     """
     filtered = []
     for row, similarity in zip(rows, similarities, strict=True):
-        missing = lost(row.answer, row.rewritten)
+        missing = lost_facts(row.answer, row.rewritten)
         fallback: Fallback | None = None
         if not row.rewritten:
             fallback = "failed" if row.failure else "empty"

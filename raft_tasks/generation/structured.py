@@ -15,9 +15,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from raft_tasks.generation.backend import Backend, row_seed
+from raft_tasks.generation.backend import Backend
 from raft_tasks.generation.data_blocks import guarded
 from raft_tasks.params import Asked
+from raft_tasks.sampling import SamplingParams
+from raft_tasks.seeds import derive_seed
 
 ValueT = TypeVar("ValueT", bound=BaseModel)
 
@@ -59,25 +61,22 @@ def ask(
             break
         completions = backend.generate(
             list(open_prompts.values()),
-            temperature=settings.temperature,
-            top_p=1.0,
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=batch_size,
-            seeds=[row_seed(seeds[place], "attempt", attempt) for place in open_prompts],
+            SamplingParams(settings.temperature, max_tokens=settings.max_new_tokens, batch_size=batch_size),
+            [derive_seed(seeds[index], "attempt", attempt) for index in open_prompts],
         )
-        again = {}
-        for place, completion in zip(open_prompts, completions, strict=True):
+        retries = {}
+        for index, completion in zip(open_prompts, completions, strict=True):
             if completion.failure:
-                answers[place] = Unusable(f"no answer: {completion.failure}", "")
+                answers[index] = Unusable(f"no answer: {completion.failure}", "")
                 continue  # the backend has tried what there was to try
             try:
-                answers[place] = parse(completion.text, schema)
+                answers[index] = parse(completion.text, schema)
             except NotTheSchema as error:
                 cut = "" if completion.finished else f"; it was cut at max_new_tokens = {settings.max_new_tokens}"
-                answers[place] = Unusable(f"{error}{cut}", completion.text)
-                wrong = guarded(REPAIR, seeds[place], reply=completion.text[:SHOWN], error=str(error))
-                again[place] = f"{prompts[place]}\n\n{wrong}"
-        open_prompts = again
+                answers[index] = Unusable(f"{error}{cut}", completion.text)
+                wrong = guarded(REPAIR, seeds[index], reply=completion.text[:SHOWN], error=str(error))
+                retries[index] = f"{prompts[index]}\n\n{wrong}"
+        open_prompts = retries
     return answers
 
 
@@ -90,9 +89,9 @@ def parse(reply: str, schema: type[ValueT]) -> ValueT:
     text = reply.rpartition("</think>")[2]  # what a reasoning model thinks is not its answer
     fitting: list[ValueT] = []
     error = "the reply holds no complete JSON object"
-    for found in _objects(text):
+    for candidate in _objects(text):
         try:
-            value = schema.model_validate(found)
+            value = schema.model_validate(candidate)
         except ValidationError as problem:
             error = "; ".join(
                 f"{'.'.join(map(str, part['loc'])) or 'the object'}: {part['msg']}" for part in problem.errors()
@@ -109,25 +108,25 @@ def parse(reply: str, schema: type[ValueT]) -> ValueT:
 
 def _objects(text: str) -> list[dict[str, Any]]:
     """The JSON objects in a text that are not part of another one, in order; one with a key twice is none."""
-    decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refused)
+    decoder = json.JSONDecoder(object_pairs_hook=_refuse_repeated_keys, parse_constant=_refuse_constant)
     objects, start, starts = [], text.find("{"), 0
     while start >= 0 and starts < STARTS:
         starts += 1
         try:
-            found, end = decoder.raw_decode(text, start)
-            objects.append(found)
+            value, end = decoder.raw_decode(text, start)
+            objects.append(value)
         except (ValueError, RecursionError):
             end = start + 1
         start = text.find("{", end)
     return objects
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
         raise ValueError("a key stands twice")
-    return found
+    return value
 
 
-def _refused(constant: str) -> Any:
+def _refuse_constant(constant: str) -> Any:
     raise ValueError(f"{constant} is not JSON")

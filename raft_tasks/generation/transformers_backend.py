@@ -8,31 +8,28 @@ old texts.
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from inspect import getsource
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raft_tasks import chat
-from raft_tasks.artifacts import digest
 from raft_tasks.errors import InputError
-from raft_tasks.generation.backend import Completion, in_order
+from raft_tasks.generation.backend import Completion, Kind, Portion, StreamingBackend
 from raft_tasks.params import Model
+from raft_tasks.sampling import SamplingParams, SeededDraw, left_pad, longest_first, uniform_draws
 
-if TYPE_CHECKING:
-    import torch
+CACHE_VERSION = 1  # of how prompts are rendered and tokens drawn: raise it where the same call gives another completion
 
 
-class TransformersBackend:
+class TransformersBackend(StreamingBackend):
     """A model folder or pinned hub id; weights are loaded at the first use, onto the GPU where there is one.
 
     Threads may share one: it draws for one of them at a time.
 
     Args:
-        identity: which bytes the model is (the stage `models` writes it down); the call store needs it.
+        identity: which bytes the model is (the stage `models` writes it); the response cache needs it.
 
     Raises (at the first use):
         InputError: the model is neither a folder nor on the hub, or cannot be chatted with.
@@ -40,15 +37,8 @@ class TransformersBackend:
 
     def __init__(self, model: Model, identity: Mapping[str, Any] | None = None) -> None:
         self.settings = model
-        self._bytes = identity
-        self._one_at_a_time = threading.RLock()
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """The model's bytes, and the source of this module: a changed way of drawing draws other texts."""
-        if self._bytes is None:
-            raise ValueError("this backend was made without the model's identity")
-        return {**self._bytes, "code": digest([getsource(sys.modules[__name__]), getsource(chat)])}
+        self.identity = {**(identity or {}), "version": CACHE_VERSION}
+        self._lock = threading.RLock()
 
     @cached_property
     def device(self) -> str:
@@ -85,129 +75,59 @@ class TransformersBackend:
         pad = self.tokenizer.pad_token_id
         return self.end_of_turn if pad is None else int(pad)
 
-    def generate(
+    def stream(
         self,
-        prompts: Sequence[str],
-        *,
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-        batch_size: int,
+        kind: Kind,
+        inputs: Sequence[Any],
+        params: SamplingParams,
         seeds: Sequence[int],
-    ) -> list[Completion]:
-        """As `Backend.generate` says.
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> Iterator[Portion]:
+        """As `StreamingBackend.stream`, batch by batch; `chat` or `tokens`.
 
         Raises:
             InputError: a prompt and its completion do not fit into the model's context; nothing is cut silently.
         """
-        return self.continue_tokens(
-            self._encode(prompts),
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            seeds=seeds,
-        )
+        if len(inputs) != len(seeds):
+            raise ValueError(f"got {len(seeds)} seeds for {len(inputs)} prompts")
+        prefixes = {"chat": self._encode, "tokens": lambda rows: list(map(list, rows))}[kind](inputs)
+        self._check_lengths([len(ids) + params.max_tokens for ids in prefixes])
+        for batch in longest_first([len(ids) for ids in prefixes], params.batch_size):
+            if not go_on():
+                return
+            yield list(
+                zip(batch, self._draw([prefixes[i] for i in batch], params, [seeds[i] for i in batch]), strict=True)
+            )
 
-    def stream(
-        self,
-        prompts: Sequence[str],
-        *,
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-        batch_size: int,
-        seeds: Sequence[int],
-        go_on: Callable[[], bool],
-    ) -> Iterator[list[tuple[int, Completion]]]:
-        """As `StreamingBackend.stream` says, batch by batch."""
-        return self._draw(
-            self._encode(prompts),
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            seeds=seeds,
-            go_on=go_on,
-        )
-
-    def continue_tokens(
-        self,
-        prefixes: Sequence[Sequence[int]],
-        *,
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-        batch_size: int,
-        seeds: Sequence[int],
-        ends: Collection[int] = (),
-        stops: Collection[int] = (),
-    ) -> list[Completion]:
-        """As `generate`, after raw token ids instead of user messages: the start of a user's turn, say.
-
-        Args:
-            ends: tokens that finish a completion beside the model's own ends.
-            stops: tokens at which drawing stops too, but which leave the completion unfinished.
-        """
-        drawn = self._draw(
-            prefixes,
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            seeds=seeds,
-            ends=ends,
-            stops=stops,
-        )
-        return in_order(drawn)
-
-    def _draw(
-        self,
-        prefixes: Sequence[Sequence[int]],
-        *,
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-        batch_size: int,
-        seeds: Sequence[int],
-        ends: Collection[int] = (),
-        stops: Collection[int] = (),
-        go_on: Callable[[], bool] = lambda: True,
-    ) -> Iterator[list[tuple[int, Completion]]]:
+    def _draw(self, prefixes: list[list[int]], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+        """The completions of one batch."""
         import torch
         from transformers import LogitsProcessorList
 
-        if len(prefixes) != len(seeds):
-            raise ValueError(f"got {len(seeds)} seeds for {len(prefixes)} prompts")
-        encoded = [list(prefix) for prefix in prefixes]
-        self._check_lengths([len(ids) + max_new_tokens for ids in encoded])
-        with self._one_at_a_time:  # loads it once
-            finishing = {*self.model.generation_config.eos_token_id, *ends}
-        stopping = {*finishing, *stops}
-        for batch in _batches([len(ids) for ids in encoded], batch_size):
-            if not go_on():
-                return
-            ids, mask = self._left_padded([encoded[i] for i in batch])
-            processors = LogitsProcessorList()
-            if temperature > 0:
-                draws = _uniforms([seeds[i] for i in batch], max_new_tokens).to(self.device)
-                processors.append(_Draw(draws, prompt_length=ids.shape[1], temperature=temperature, top_p=top_p))
-            with self._one_at_a_time, torch.inference_mode():
-                output = self.model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    max_new_tokens=max_new_tokens,
-                    logits_processor=processors,
-                    eos_token_id=sorted(stopping),
-                )
-            portion = []
-            for i, drawn in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
-                length = next((n for n, token in enumerate(drawn, start=1) if token in stopping), 0)
-                kept = drawn[:length] if length else drawn
-                text, thinking = chat.without_thoughts(self.tokenizer.decode(kept, skip_special_tokens=True))
-                finished = length > 0 and kept[-1] in finishing and not thinking
-                portion.append((i, Completion(text, finished, tokens=len(kept), prompt_tokens=len(encoded[i]))))
-            yield portion
+        with self._lock:  # loads it once
+            finishing = {*self.model.generation_config.eos_token_id, *params.stop_token_ids}
+        stopping = {*finishing, *params.abort_token_ids}
+        ids, mask = left_pad(prefixes, self.pad, self.device)
+        processors = LogitsProcessorList()
+        if params.temperature > 0:
+            draws = uniform_draws(seeds, params.max_tokens).to(self.device)
+            processors.append(SeededDraw(draws, params.temperature, params.top_p, torch.float64))
+        with self._lock, torch.inference_mode():
+            output = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=params.max_tokens,
+                logits_processor=processors,
+                eos_token_id=sorted(stopping),
+            )
+        completions = []
+        for prefix, row in zip(prefixes, output[:, ids.shape[1] :].tolist(), strict=True):
+            length = next((n for n, token in enumerate(row, start=1) if token in stopping), 0)
+            tokens = row[:length] if length else row
+            text, thinking = chat.without_thoughts(self.tokenizer.decode(tokens, skip_special_tokens=True))
+            finished = length > 0 and tokens[-1] in finishing and not thinking
+            completions.append(Completion(text, finished, tokens=len(tokens), prompt_tokens=len(prefix)))
+        return completions
 
     def mean_log_likelihood(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int) -> list[float]:
         """Mean log-probability of the tokens of each answer, end-of-turn included, given its prompt; at most 0."""
@@ -217,11 +137,11 @@ class TransformersBackend:
         encoded = [prompt + answer for prompt, answer in zip(self._encode(prompts), answer_ids, strict=True)]
         self._check_lengths([len(ids) for ids in encoded])
         means: dict[int, float] = {}
-        for batch in _batches([len(ids) for ids in encoded], batch_size):
-            ids, mask = self._left_padded([encoded[i] for i in batch])
+        for batch in longest_first([len(ids) for ids in encoded], batch_size):
+            ids, mask = left_pad([encoded[i] for i in batch], self.pad, self.device)
             # With padding on the left, all answers end at the last position: just their logits are computed.
             kept = max(len(answer_ids[i]) for i in batch)
-            with self._one_at_a_time, torch.inference_mode():
+            with self._lock, torch.inference_mode():
                 logits = self.model(
                     input_ids=ids,
                     attention_mask=mask,
@@ -243,11 +163,11 @@ class TransformersBackend:
             raise InputError(f"model {path!r} {kind} a hub model at revision {revision}: {error}") from error
 
     def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        with self._one_at_a_time:
+        with self._lock:
             return [chat.prompt_ids(self.tokenizer, self.settings.system, prompt) for prompt in prompts]
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        with self._one_at_a_time:  # a tokenizer is no more for two threads than a model is
+        with self._lock:  # a tokenizer is no more for two threads than a model is
             return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
     def _check_lengths(self, lengths: list[int]) -> None:
@@ -258,55 +178,3 @@ class TransformersBackend:
                 f"prompt {row} needs {lengths[row]} tokens with its completion, model {self.settings.path!r} takes "
                 f"{limit}; lower ingest.max_characters or max_new_tokens"
             )
-
-    def _left_padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and attention mask [B, T]."""
-        import torch
-
-        width = max(map(len, rows))
-        ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        return ids, mask
-
-
-def _batches(lengths: list[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches of like length, the longest first: memory runs out at once or never."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def _uniforms(seeds: list[int], steps: int) -> torch.Tensor:
-    """Uniform draws in [0, 1) [B, steps]; row i depends on seeds[i] alone. On the CPU: the same for every device."""
-    import torch
-
-    return torch.stack(
-        [torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
-    )
-
-
-class _Draw:
-    """A logits processor that decides the next token by inverse CDF, and leaves the greedy search just that one.
-
-    The cumulative sum runs in the order of the vocabulary, not of the probabilities, where a rounding error that swaps
-    two near-equal tokens would change the draw.
-    """
-
-    def __init__(self, draws: torch.Tensor, *, prompt_length: int, temperature: float, top_p: float) -> None:
-        self.draws, self.prompt_length = draws, prompt_length
-        self.temperature, self.top_p = temperature, top_p
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores [B, V] -> 0 at the drawn token, -inf elsewhere [B, V]."""
-        import torch
-
-        probs = torch.softmax(scores.double() / self.temperature, dim=-1)
-        if self.top_p < 1:
-            ordered, order = probs.sort(dim=-1, descending=True, stable=True)
-            before = ordered.cumsum(-1) - ordered  # a token stays while those before it hold less than top_p
-            probs = probs.masked_fill(
-                torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, before >= self.top_p), 0
-            )
-        cumulative = probs.cumsum(-1)
-        draws = self.draws[:, input_ids.shape[1] - self.prompt_length, None] * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, draws, right=True)
-        return torch.full_like(scores, float("-inf")).scatter(-1, tokens, 0.0)

@@ -12,10 +12,13 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, Field
 
-from raft_tasks.generation.backend import Backend, row_seed
+from raft_tasks.generation.backend import Backend
 from raft_tasks.generation.data_blocks import guarded
 from raft_tasks.generation.structured import Unusable, ask
 from raft_tasks.params import Judge
+from raft_tasks.seeds import derive_seed
+
+Case = tuple[str, str, str, str]  # task, question, reference, candidate
 
 
 class Vote(BaseModel):
@@ -25,24 +28,22 @@ class Vote(BaseModel):
     right: bool
 
 
-def vote(
-    cases: Sequence[tuple[str, str, str, str]], backends: Mapping[str, Backend], settings: Judge
-) -> list[dict[str, Vote | Unusable]]:
+def vote(cases: Sequence[Case], backends: Mapping[str, Backend], settings: Judge) -> list[dict[str, Vote | Unusable]]:
     """What every judge says of every case, by the judge's name.
 
     Args:
-        cases: (task, question, reference, candidate); the task says by which template is asked. Equal answers of two
+        cases: the task says by which template is asked. Equal answers of two
             models are one case to the judges, whose name they never see.
         backends: by the judge's name.
     """
-    said: list[dict[str, Vote | Unusable]] = [{} for _ in cases]
+    votes: list[dict[str, Vote | Unusable]] = [{} for _ in cases]
     for judge in settings.judges:
-        seeds = [row_seed(settings.seed, "vote", judge.model, *case) for case in cases]
+        seeds = [derive_seed(settings.seed, "vote", judge.model, *case) for case in cases]
         prompts = [
             guarded(settings.tasks[task], seed, question=question, reference=reference, candidate=candidate)
             for seed, (task, question, reference, candidate) in zip(seeds, cases, strict=True)
         ]
         answers = ask(backends[judge.model], prompts, Vote, judge, batch_size=settings.batch_size, seeds=seeds)
-        for own, answer in zip(said, answers, strict=True):
-            own[judge.model] = answer
-    return said
+        for by_judge, answer in zip(votes, answers, strict=True):
+            by_judge[judge.model] = answer
+    return votes

@@ -29,7 +29,7 @@ def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, prefect_api):
             env={**os.environ, "PREFECT_API_URL": prefect_api}, timeout=200, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-    assert "24/24 invented turns of invented" in done.stdout
+    assert "24/24 generated turns of invented" in done.stdout
     folder = project / "artifacts" / "anchors"
     kept = read_rows(folder / "sets" / "invented" / "anchors.jsonl", Anchor)
     rejected = read_rows(folder / "sets" / "invented" / "rejects.jsonl", RejectedAnchor)

@@ -5,17 +5,17 @@ import pytest
 from flows import paths
 from flows.calls import main
 from raft_tasks.errors import InputError
-from raft_tasks.generation.calls import Call, CallStore, Tally
+from raft_tasks.generation.response_cache import CachedCall, ResponseCache, Tally
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    store = CallStore(paths.CALLS)
+    store = ResponseCache(paths.RESPONSES)
     store.begin("a run", "fuse")
     for n in range(6):
         role = "fuse" if n < 4 else "judge"
-        call = Call(str(n), role, f"model of {role}", n == 5, 100, 20, 0.25, "x" * 300_000)
+        call = CachedCall(str(n), role, f"model of {role}", n == 5, 100, 20, 0.25, "x" * 300_000)
         store.put([call], "a run", Tally(calls=1, prompt_tokens=100, tokens=20, cost=0.25))
     yield store
     store.close()
@@ -37,7 +37,7 @@ def test_the_store_is_shown_by_role_model_day_and_run(store, capsys):
 def test_pruning_says_what_is_gone_and_gives_the_room_back(store, capsys, arguments, gone):
     before = store.size()
     main(["prune", *arguments])
-    assert capsys.readouterr().out.startswith(f"{gone} calls forgotten; .cache/calls.sqlite: ")
+    assert capsys.readouterr().out.startswith(f"{gone} calls forgotten; .cache/responses.sqlite: ")
     assert sum(row[1] for row in store.summary("role")) == 6 - gone
     assert store.size() <= before - 300_000 * gone
 

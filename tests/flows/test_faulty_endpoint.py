@@ -24,7 +24,8 @@ from flows.semantic_filter import semantic_filter
 from raft_tasks.artifacts import read_json, read_rows, write_json, write_rows
 from raft_tasks.generation import calls as store_module
 from raft_tasks.generation import endpoint_backend
-from raft_tasks.generation.calls import BudgetUsedUp, CallStore, Tally
+from raft_tasks.generation.cached_backend import BudgetExceeded
+from raft_tasks.generation.response_cache import ResponseCache, Tally
 from raft_tasks.models import identify
 from raft_tasks.params import Chunks, load_params
 from raft_tasks.schemas import Example, Fused, Rewritten
@@ -114,7 +115,7 @@ def here(prefect_api, monkeypatch):
 
 
 def last_tallies(folder, count):
-    store = CallStore(folder / paths.CALLS)
+    store = ResponseCache(folder / paths.RESPONSES)
     runs = store.last_runs(count)[::-1]
     store.close()
     return [Tally(*counts) for _, _, *counts in runs]
@@ -189,7 +190,7 @@ def test_one_percent_more_rows_and_a_changed_step_cost_what_is_new(here, tmp_pat
 def test_a_budget_and_an_endpoint_that_is_down_stop_the_stage_and_keep_what_is_done(here, tmp_path):
     with running(key=KEY) as base_url:
         folder = project(tmp_path / "project", base_url, range(120), rewrite__budget={"tokens": 600, "money": None})
-        with pytest.raises(BudgetUsedUp, match=r"rewrite\.budget \(tokens: 600, money: None\) is used up"):
+        with pytest.raises(BudgetExceeded, match=r"rewrite\.budget \(tokens: 600, money: None\) is used up"):
             here(folder, rewrite)
         (stopped,) = last_tallies(folder, 1)
         assert 40 <= stopped.calls < 120  # what was in flight, or answered faster than it could be counted, is kept

@@ -53,7 +53,7 @@ def finish(process):
 
 def stored_calls(folder):
     """When each call in the store was made."""
-    path = folder / ".cache" / "calls.sqlite"
+    path = folder / ".cache" / "responses.sqlite"
     if not path.exists():
         return {}
     with closing(sqlite3.connect(path, timeout=60)) as connection:

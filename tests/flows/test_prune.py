@@ -11,7 +11,7 @@ import yaml
 
 from flows import paths
 from flows.prune import prune
-from raft_tasks.generation.calls import Call, CallStore, Tally
+from raft_tasks.generation.response_cache import CachedCall, ResponseCache, Tally
 
 ROOT = Path(__file__).resolve().parents[2]
 DAY = 86400
@@ -43,9 +43,9 @@ def repository(tmp_path):
         for path in (state, state.parent):
             path.touch()
             os.utime(path, times=(time.time() - age * DAY,) * 2)
-    store = CallStore(tmp_path / paths.CALLS)
+    store = ResponseCache(tmp_path / paths.RESPONSES)
     store.begin("run", "rewrite")
-    store.put([Call("a", "rewrite", "m", False, 1, 1, 0.0, "x")], "run", Tally())
+    store.put([CachedCall("a", "rewrite", "m", False, 1, 1, 0.0, "x")], "run", Tally())
     store.close()
     return tmp_path
 

@@ -89,8 +89,8 @@ def test_a_dirty_workspace_stays_out_of_the_checkout_and_untouched(repository, s
 
 def test_the_caches_are_the_repositorys(repository, settings):
     folder = prepared(repository, settings)
-    (folder / ".cache" / "calls.sqlite").write_text("calls")
-    assert (repository / ".cache" / "calls.sqlite").read_text() == "calls"
+    (folder / ".cache" / "responses.sqlite").write_text("calls")
+    assert (repository / ".cache" / "responses.sqlite").read_text() == "calls"
     with Repo(str(folder)) as repo:
         assert repo.cache.local_cache_dir == str(repository / ".dvc" / "cache")
 

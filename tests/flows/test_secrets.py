@@ -70,7 +70,7 @@ def test_the_key_of_an_endpoint_is_nowhere(tmp_path, clean_environment):
             assert ("refused the key in $RAFT_PLANTED_KEY" in said) == bool(code)
             assert key not in said
     assert list((folder / ".prefect").glob("*.db"))  # the database is among what is searched
-    assert (folder / ".cache/calls.sqlite").exists()
+    assert (folder / ".cache/responses.sqlite").exists()
     assert (folder / "reports/report.html").exists()
     assert files_with(folder, KEY) == []
     assert files_with(folder, WRONG_KEY) == []

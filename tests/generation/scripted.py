@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from raft_tasks.generation.backend import Completion, Failure
+from raft_tasks.sampling import SamplingParams
 
 
 class Scripted:
@@ -16,7 +16,7 @@ class Scripted:
         self.prompts: list[str] = []
         self.seeds: list[int] = []
 
-    def generate(self, prompts: Sequence[str], *, seeds: Sequence[int], **settings: Any) -> list[Completion]:
+    def generate(self, prompts: Sequence[str], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
         self.prompts += prompts
         self.seeds += seeds
         return [self._completion(self.say(prompt)) for prompt in prompts]

@@ -8,12 +8,13 @@ import pytest
 from endpoint_server import running, stats
 
 from raft_tasks.generation import endpoint_backend
-from raft_tasks.generation.backend import Completion, Failure, in_order
-from raft_tasks.generation.endpoint_backend import EndpointBackend, EndpointError, Gate
+from raft_tasks.generation.backend import Completion, Failure
+from raft_tasks.generation.endpoint_backend import AdaptiveLimiter, EndpointBackend, EndpointError
 from raft_tasks.params import Endpoint
+from raft_tasks.sampling import SamplingParams
 
 KEY = "sk-planted-0123456789"
-SETTINGS = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 20, "batch_size": 4}
+PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=20, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +37,14 @@ def endpoint(base_url, **changes):
     return EndpointBackend(Endpoint(**settings | changes), {"base_url": base_url, "model": "m"})
 
 
-def ask(backend, *prompts, **changes):
+def ask(backend, *prompts, kind="chat"):
     texts = [prompt if isinstance(prompt, str) else json.dumps(prompt) for prompt in prompts]
-    return backend.generate(texts, seeds=list(range(len(texts))), **SETTINGS | changes)
+    return backend.call(kind, texts, PARAMS, range(len(texts)))
 
 
 def test_a_request_says_what_was_asked_and_an_answer_is_counted(server):
     backend = endpoint(server, options={"reasoning_effort": "low"}, length_field="max_completion_tokens")
-    (answer,) = backend.generate(["{}"], seeds=[2**62 + 7], **SETTINGS)
+    (answer,) = backend.generate(["{}"], PARAMS, [2**62 + 7])
     assert json.loads(answer.text) == {
         "model": "m", "messages": [{"role": "user", "content": "{}"}], "temperature": 0.7, "top_p": 0.9, "seed": 7,
         "max_completion_tokens": 20, "reasoning_effort": "low", "authorization": None,
@@ -53,22 +54,18 @@ def test_a_request_says_what_was_asked_and_an_answer_is_counted(server):
     assert "seed" not in json.loads(answer.text)
 
 
-def go_on_with(backend, *prompts):
-    texts = [prompt if isinstance(prompt, str) else json.dumps(prompt) for prompt in prompts]
-    return in_order(backend.stream_raw(texts, seeds=list(range(len(texts))), go_on=lambda: True, **SETTINGS))
-
-
 def test_raw_text_is_gone_on_with_and_may_end_where_it_stands(server):
     backend = endpoint(server, options={"skip_special_tokens": False}, length_field="max_completion_tokens")
-    (answer,) = go_on_with(backend, "{}")
+    (answer,) = ask(backend, "{}", kind="text")
     assert json.loads(answer.text) == {
         "model": "m", "prompt": "{}", "temperature": 0.7, "top_p": 0.9, "seed": 0, "max_tokens": 20,
         "skip_special_tokens": False, "authorization": None,
     }  # fmt: skip
-    ended, cut = go_on_with(
+    ended, cut = ask(
         backend,
         {"choice": {"text": "", "finish_reason": "stop"}},
         {"choice": {"text": "What is", "finish_reason": "length"}},
+        kind="text",
     )
     assert (ended.text, ended.finished, ended.failure) == ("", True, None)
     assert (cut.text, cut.finished) == ("What is", False)
@@ -76,7 +73,7 @@ def test_raw_text_is_gone_on_with_and_may_end_where_it_stands(server):
 
 def test_a_server_that_only_chats_is_told(server):
     with pytest.raises(EndpointError, match=r"HTTP 404.*that the server has /completions: by chat alone no user's"):
-        go_on_with(endpoint(server), {"status": 404})
+        ask(endpoint(server), {"status": 404}, kind="text")
     with pytest.raises(EndpointError, match=r"and model$"):
         ask(endpoint(server), {"status": 404})
 
@@ -185,7 +182,7 @@ def test_calls_in_flight_end_and_are_handed_over_when_it_stops(server):
     done = []
     slow = json.dumps({"seconds": 0.3})
     stream = endpoint(server, concurrency=2).stream(
-        [json.dumps({"status": 401, "says": "no"}), slow, slow], seeds=[0, 1, 2], go_on=lambda: True, **SETTINGS
+        "chat", [json.dumps({"status": 401, "says": "no"}), slow, slow], PARAMS, [0, 1, 2]
     )
     with pytest.raises(EndpointError):
         done.extend(stream)
@@ -195,7 +192,7 @@ def test_calls_in_flight_end_and_are_handed_over_when_it_stops(server):
 def test_nothing_begins_once_it_shall_not_go_on(server):
     left = iter([True, True])
     stream = endpoint(server, concurrency=1).stream(
-        ["a", "b", "c"], seeds=[0, 1, 2], go_on=lambda: next(left, False), **SETTINGS
+        "chat", ["a", "b", "c"], PARAMS, [0, 1, 2], lambda: next(left, False)
     )
     assert sorted(number for portion in stream for number, _ in portion) == [0, 1]
 
@@ -212,20 +209,20 @@ def test_no_more_calls_in_flight_than_allowed():
         assert stats(base_url)["served"] == 18
 
 
-def test_the_gate_halves_once_for_a_burst_and_opens_again():
-    gate = Gate(8)
+def test_the_limiter_halves_once_for_a_burst_and_recovers():
+    limiter = AdaptiveLimiter(8)
     began = time.monotonic()
     for _ in range(3):
-        gate.overloaded(began)
-    assert gate.limit == 4
-    gate.overloaded(time.monotonic())
-    assert gate.limit == 2
+        limiter.overloaded(began)
+    assert limiter.limit == 4
+    limiter.overloaded(time.monotonic())
+    assert limiter.limit == 2
     for _ in range(8):
-        gate.overloaded(time.monotonic())
-    assert gate.limit == 1
+        limiter.overloaded(time.monotonic())
+    assert limiter.limit == 1
     for _ in range(200):
-        gate.served()
-    assert gate.limit == 8
+        limiter.served()
+    assert limiter.limit == 8
 
 
 def test_the_wait_is_jittered_within_a_growing_bound(monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raft_tasks.generation.fidelity import fidelity_score, lost
+from raft_tasks.generation.fidelity import fidelity_score, lost_facts
 
 DOLLY = Path(__file__).parents[3] / "shared" / "data" / "dolly" / "dolly_2000.json"
 
@@ -83,7 +83,7 @@ DOLLY = Path(__file__).parents[3] / "shared" / "data" / "dolly" / "dolly_2000.js
     ],
 )
 def test_lost(reference: str, text: str, missing: list[str]) -> None:
-    assert lost(reference, text) == missing
+    assert lost_facts(reference, text) == missing
 
 
 def test_the_score_is_the_share_that_survives() -> None:
@@ -96,27 +96,27 @@ def test_the_score_is_the_share_that_survives() -> None:
 
 
 def test_what_the_rules_do_not_see() -> None:
-    assert lost("The reactor is rope.", "The reactor is lamp.") == []
-    assert lost("It weighs 5 g.", "It weighs 5000 mg.") == ["5 g"]
+    assert lost_facts("The reactor is rope.", "The reactor is lamp.") == []
+    assert lost_facts("It weighs 5 g.", "It weighs 5000 mg.") == ["5 g"]
 
 
 @given(st.text(max_size=60))
 def test_a_text_keeps_itself(text: str) -> None:
-    assert lost(text, text) == []
+    assert lost_facts(text, text) == []
     assert fidelity_score(text, text) == 1
 
 
 @given(st.text(alphabet="No5. ,-/$%mgMay\n'12A", max_size=40), st.text(max_size=40))
 def test_any_two_texts_can_be_compared(reference: str, text: str) -> None:
     assert 0 <= fidelity_score(reference, text) <= 1
-    assert (fidelity_score(reference, text) == 1) == (lost(reference, text) == [])
+    assert (fidelity_score(reference, text) == 1) == (lost_facts(reference, text) == [])
 
 
 @pytest.mark.skipif(not DOLLY.exists(), reason="real data lie beside the checkout")
 def test_real_answers() -> None:
     answers = [row["output"] for row in json.loads(DOLLY.read_text())]
-    assert all(lost(answer, answer) == [] for answer in answers[:300])
-    assert lost(answers[38], answers[38].replace("43%", "34%")) in ([], ["43%"])
+    assert all(lost_facts(answer, answer) == [] for answer in answers[:300])
+    assert lost_facts(answers[38], answers[38].replace("43%", "34%")) in ([], ["43%"])
     changed = {
         "The English Premier League consists of 20 teams.": (
             "The Premier League of England has 20 teams.",
@@ -132,4 +132,4 @@ def test_real_answers() -> None:
     }
     for reference, (text, missing) in changed.items():
         assert reference in answers
-        assert lost(reference, text) == missing
+        assert lost_facts(reference, text) == missing

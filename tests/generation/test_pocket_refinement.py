@@ -37,7 +37,7 @@ def test_what_the_embedded_domain_becomes(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert passed > 0.9 * len(rows)
     assert 0 < lossy < len(rows)  # fusion has something to bring back
 
-    panel = build_panel(params.fuse.judges, encoder=encoder, base=backend, backends={}, batch_size=64, seed=0)
+    panel = build_panel(params.fuse, encoder, backend, {})
     fused = fuse(filtered, backend, panel, params.fuse)
     complete = sum(all(part in row.fused for part in [*row.expected, *row.details]) for row in fused)
     assert complete > 0.95 * len(rows)

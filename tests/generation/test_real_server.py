@@ -11,12 +11,14 @@ from urllib.request import urlopen
 
 import pytest
 
-from raft_tasks.generation.anchors import ServedBase, invent, user_prefix
-from raft_tasks.generation.calls import Calls, RememberedEndpoint
+from raft_tasks.generation.anchors import generate_anchors, user_prefix
+from raft_tasks.generation.cached_backend import CachedBackend, CallSession
 from raft_tasks.generation.endpoint_backend import EndpointBackend
 from raft_tasks.generation.rewriting import rewrite
+from raft_tasks.generation.served_base import ServedBase
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Budget, Endpoint, load_params
+from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example
 
 ROOT = Path(__file__).parents[2]
@@ -83,24 +85,25 @@ def test_the_same_model_writes_the_same_on_both_sides_of_the_protocol(backend):
 
 
 def test_a_cut_answer_and_its_count(backend):
-    settings = {"temperature": 0.0, "top_p": 1.0, "batch_size": 1, "seeds": [0]}
-    (cut,) = backend.generate(["Tell me the charm of Sodin."], max_new_tokens=3, **settings)
+    (cut,) = backend.generate(["Tell me the charm of Sodin."], SamplingParams(temperature=0.0, max_tokens=3), [0])
     assert (cut.finished, cut.tokens) == (False, 3)
     assert cut.prompt_tokens > 5
 
 
-def test_the_base_behind_a_server_invents_as_it_does_here(backend, tmp_path):
+def test_the_base_behind_a_server_generates_what_it_does_here(backend, tmp_path):
     params = load_params(ROOT / "params.yaml")
     base = params.base.model_copy(update={"path": MODEL})
     local = TransformersBackend(base)
-    calls = Calls(tmp_path / "calls.sqlite", "run", "anchors", Budget(tokens=None, money=None))
-    served = ServedBase(RememberedEndpoint(backend, calls, "anchors", (0.0, 0.0)), local)
+    calls = CallSession(tmp_path / "responses.sqlite", "run", "anchors", Budget(tokens=None, money=None))
+    served = ServedBase(CachedBackend(backend, calls, "anchors"), local)
     tokens = local.tokenizer("What is the craft of", add_special_tokens=False)["input_ids"]
     prefixes = [user_prefix(local.tokenizer, None) + tokens[:count] for count in range(len(tokens) + 1)]
-    greedy = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 60, "batch_size": 8, "seeds": range(len(prefixes))}
-    here = local.continue_tokens(prefixes, **greedy, stops=local.tokenizer.all_special_ids)
-    there = served.continue_tokens(prefixes, **greedy, stops=local.tokenizer.all_special_ids)
+    special = frozenset(local.tokenizer.all_special_ids)
+    greedy = SamplingParams(temperature=0.0, max_tokens=60, batch_size=8, abort_token_ids=special)
+    here, there = (base.call("tokens", prefixes, greedy, range(len(prefixes))) for base in (local, served))
     assert [(row.text.strip(), row.finished) for row in there] == [(row.text.strip(), row.finished) for row in here]
-    drawn = invent(range(4), served, params.anchors["invented"])  # this server draws as its first request told it
-    assert invent(range(4), served, params.anchors["invented"]) == drawn
-    assert calls.store.tally("run").cached >= 4
+    drawn = generate_anchors(
+        range(4), served, params.anchors["invented"]
+    )  # this server draws as its first request told it
+    assert generate_anchors(range(4), served, params.anchors["invented"]) == drawn
+    assert calls.cache.tally("run").cached >= 4

@@ -1,11 +1,10 @@
-from typing import Any
-
 import pytest
 
 from raft_tasks.generation.backend import Completion
 from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Budget, Rewrite
+from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example
 
 SETTINGS = Rewrite(
@@ -28,8 +27,8 @@ class Recorded:
     def __init__(self, completions: list[Completion]) -> None:
         self.completions = completions
 
-    def generate(self, prompts: list[str], **settings: Any) -> list[Completion]:
-        self.prompts, self.settings = prompts, settings
+    def generate(self, prompts: list[str], params: SamplingParams, seeds: list[int]) -> list[Completion]:
+        self.prompts, self.params, self.seeds = prompts, params, seeds
         return self.completions
 
 
@@ -44,10 +43,8 @@ def test_rows_gain_their_rewrite(examples: list[Example]) -> None:
     assert examples[0].question in backend.prompts[0]
     assert examples[0].answer in backend.prompts[0]
     assert backend.prompts[0].endswith("Rewrite the reference answer in your own words. Keep every fact.")
-    assert {k: v for k, v in backend.settings.items() if k != "seeds"} == {
-        "temperature": 0.9, "top_p": 0.95, "max_new_tokens": 12, "batch_size": 4,
-    }  # fmt: skip
-    assert len(set(backend.settings["seeds"])) == 2
+    assert backend.params == SamplingParams(temperature=0.9, top_p=0.95, max_tokens=12, batch_size=4)
+    assert len(set(backend.seeds)) == 2
 
 
 @pytest.mark.parametrize("size", [1, 7])

@@ -1,21 +1,24 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raft_tasks.errors import InputError
-from raft_tasks.generation.backend import Completion, row_seed
+from raft_tasks.generation.backend import Completion
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Model
+from raft_tasks.sampling import SamplingParams
+from raft_tasks.seeds import derive_seed
 
 PROMPTS = ["What is Figin ?", "Tarin", "What is the reactor of Babor ? " * 3, "rope lamp corn", "log"] * 3
-SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.9, "max_new_tokens": 12}
+SAMPLING = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=12)
 
 
 def draw(backend: TransformersBackend, prompts: list[str], batch_size: int = 4, **changes: Any) -> list[Completion]:
-    seeds = changes.pop("seeds", [row_seed(0, number) for number in range(len(prompts))])
-    return backend.generate(prompts, seeds=seeds, batch_size=batch_size, **SAMPLING | changes)
+    seeds = changes.pop("seeds", [derive_seed(0, number) for number in range(len(prompts))])
+    return backend.generate(prompts, replace(SAMPLING, batch_size=batch_size, **changes), seeds)
 
 
 def chat_ids(backend: TransformersBackend, prompt: str) -> list[int]:
@@ -40,7 +43,7 @@ def test_draws_follow_the_tempered_nucleus(tiny: TransformersBackend, temperatur
     expected = torch.zeros_like(probs)
     expected[kept] = probs[kept] / probs[kept].sum()
     count = 6000
-    completions = draw(tiny, [PROMPTS[0]] * count, 500, temperature=temperature, top_p=top_p, max_new_tokens=1)
+    completions = draw(tiny, [PROMPTS[0]] * count, 500, temperature=temperature, top_p=top_p, max_tokens=1)
     texts = [tiny.tokenizer.decode([token], skip_special_tokens=True) for token in range(len(probs))]
     # Special tokens all read "", so they are counted together.
     drawn = {text: sum(c.text == text for c in completions) / count for text in set(texts)}
@@ -53,9 +56,9 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(tiny: TransformersBackend) 
     together = draw(tiny, PROMPTS, 15)
     assert together == draw(tiny, PROMPTS, 1)
     assert together == draw(tiny, PROMPTS, 4)
-    assert together[3:5] == draw(tiny, PROMPTS[3:5], 2, seeds=[row_seed(0, 3), row_seed(0, 4)])
+    assert together[3:5] == draw(tiny, PROMPTS[3:5], 2, seeds=[derive_seed(0, 3), derive_seed(0, 4)])
     assert len({completion.text for completion in together}) > 10
-    assert together != draw(tiny, PROMPTS, 15, seeds=[row_seed(1, number) for number in range(15)])
+    assert together != draw(tiny, PROMPTS, 15, seeds=[derive_seed(1, number) for number in range(15)])
 
 
 def test_temperature_zero_is_greedy_and_needs_no_seed(tiny: TransformersBackend) -> None:
@@ -136,7 +139,18 @@ def test_a_model_without_chat_template_is_refused(tiny_folder: Path, tmp_path: P
         draw(TransformersBackend(Model(path=str(tmp_path), revision=None, dtype="float32", system=None)), ["log"])
 
 
-def test_row_seeds_are_pinned_and_tell_their_parts_apart() -> None:
-    assert row_seed(0, "rewrite", "registry-0007") == 7753882792501199740
-    assert len({row_seed(0, "a", 1), row_seed(0, "a1"), row_seed(1, "a", 1), row_seed(0, "a", 2), row_seed(0)}) == 5
-    assert 0 <= row_seed(0) < 2**63
+def test_seeds_are_pinned_and_tell_their_parts_apart() -> None:
+    assert derive_seed(0, "rewrite", "registry-0007") == 7753882792501199740
+    assert (
+        len(
+            {
+                derive_seed(0, "a", 1),
+                derive_seed(0, "a1"),
+                derive_seed(1, "a", 1),
+                derive_seed(0, "a", 2),
+                derive_seed(0),
+            }
+        )
+        == 5
+    )
+    assert 0 <= derive_seed(0) < 2**63

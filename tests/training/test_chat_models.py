@@ -9,6 +9,7 @@ from raft_tasks.chat import end_of_turn, prompt_ids
 from raft_tasks.evaluation.harness import evaluate
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.params import Benchmark, Model
+from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example, TrainingPair
 from raft_tasks.training.train import train_model
 from raft_tasks.training.weights import load_model
@@ -54,9 +55,8 @@ def test_it_learns_answers_and_to_stop(base, method, tmp_path):
         assert int(drawn[0, -1]) == end_of_turn(tokenizer)
 
     # as the stages that write text do
-    completions = TransformersBackend(trained).generate(
-        [pair.question for pair in PAIRS], temperature=0, top_p=1, max_new_tokens=30, batch_size=2, seeds=[0, 0]
-    )
+    greedy = SamplingParams(temperature=0, max_tokens=30, batch_size=2)
+    completions = TransformersBackend(trained).generate([pair.question for pair in PAIRS], greedy, [0, 0])
     assert [completion.text for completion in completions] == [pair.answer for pair in PAIRS]
     assert all(completion.finished for completion in completions)
 
@@ -87,6 +87,6 @@ def test_a_think_block_is_no_part_of_an_answer(base, monkeypatch):
     backend = TransformersBackend(base[1])
     said = iter(["<think>\nHm.\n</think>\n\n5 mg", "<think>\nLet me see"])
     monkeypatch.setattr(backend.tokenizer, "decode", lambda *_, **__: next(said))
-    drawn = backend.generate(["a", "b"], temperature=0, top_p=1, max_new_tokens=2, batch_size=1, seeds=[0, 0])
+    drawn = backend.generate(["a", "b"], SamplingParams(temperature=0, max_tokens=2), [0, 0])
     assert [completion.text for completion in drawn] == ["5 mg", ""]
     assert not drawn[1].finished
