@@ -19,10 +19,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import date
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from raft_tasks.errors import InputError
+from raft_tasks.thoughts import opens_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +32,13 @@ Messages = Sequence[dict[str, str]]
 
 TODAY = date(2024, 7, 26)  # what Llama's template says where there is no clock; prompts must not depend on the day
 NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
-THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+
+# Marks of turns, thoughts and tools: <|im_end|>, <start_of_turn>, [/INST] ...
+CONTROL = re.compile(
+    r"<\|[^<>|\s]{1,40}\|?>|<[^<>|\s]{1,40}\|>|<｜[^<>｜]{1,40}｜>|<(?:start|end)_of_(?:turn|image)>"
+    r"|</?(?:think|thinking|seed:think|tool_call|tool_response|tools)>|<(?:bos|eos|pad|unk|mask)>|</?s>|<</?SYS>>"
+    r"|\[/?(?:INST|SYS|THINK|TOOL\w*|AVAILABLE_TOOLS|SYSTEM_PROMPT)\]|<(?:file_sep|repo_name|fim_\w+|jupyter_\w+)>"
+)
 
 
 class ChatError(InputError):
@@ -61,10 +68,12 @@ def render(
         raise ChatError(
             f"the tokenizer {tokenizer.name_or_path!r} has no chat template; expected an instruction-tuned model"
         )
-    turns = list(messages)
+    turns = [{**turn, "content": defuse(tokenizer, turn["content"])} for turn in messages]
+    if messages and messages[-1]["role"] == "assistant":
+        turns[-1] = dict(messages[-1])  # what is learned is refused rather than changed
     if system is not None:
-        told = [turns.pop(0)["content"]] if turns and turns[0]["role"] == "system" else []
-        turns.insert(0, {"role": "system", "content": "\n\n".join([system, *told])})
+        extra = [turns.pop(0)["content"]] if turns and turns[0]["role"] == "system" else []
+        turns.insert(0, {"role": "system", "content": "\n\n".join([system, *extra])})
     try:
         text = tokenizer.apply_chat_template(
             turns,
@@ -80,6 +89,31 @@ def render(
             + ("" if system is None else "; set the model's `system` to null if it takes no system prompt")
         ) from error
     return str(text)
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The tokenizer's special tokens, and the added ones that look like marks of turns, thoughts or tools, by text."""
+    added = tokenizer.added_tokens_decoder.items()
+    control = {token.content: id for id, token in added if token.special or CONTROL.fullmatch(token.content)}
+    control |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    return {text: id for text, id in control.items() if text.strip()}
+
+
+def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` with a space within all that the tokenizer would read as a control token: data never become one."""
+    return break_up(_control_pattern(tokenizer, len(tokenizer)), text)
+
+
+def break_up(pattern: re.Pattern[str], text: str) -> str:
+    """A space after the first character of every match."""
+    return pattern.sub(lambda match: f"{match.group()[0]} {match.group()[1:]}", text)
+
+
+@lru_cache(maxsize=16)
+def _control_pattern(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[str]:
+    """`size` tokens: one that gets more is another one."""
+    tokens = sorted(control_tokens(tokenizer), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
 
 @cache
@@ -150,9 +184,9 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
             "and scored with thinking off. Correct the model's `system` in params.yaml, or set it to null"
         )
     prompt = render(tokenizer, system, [{"role": "user", "content": "question"}], add_generation_prompt=True)
-    if prompt.rfind("<think>") > prompt.rfind("</think>"):
+    if opens_thought(prompt):
         raise ChatError(
-            "the chat template opens a <think> block even with enable_thinking=False; answers would be learned as "
+            "the chat template opens a think block even with enable_thinking=False; answers would be learned as "
             f"thoughts. Use a model or template without forced thinking. The prompt ends with {prompt[-60:]!r}"
         )
     if system is not None and system.strip() not in prompt:
@@ -161,16 +195,3 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
             "model's `system` in params.yaml to null, or use a template with a system turn"
         )
     end_of_turn(tokenizer)
-
-
-def without_thoughts(text: str) -> tuple[str, bool]:
-    """What a model said beside its think blocks, and whether the last of these was left open (then nothing follows).
-
-    A model may think in spite of the closed block that its template put before the answer.
-    """
-    said = THOUGHT.sub("", text)
-    if "</think>" in said and "<think>" not in said:  # a thought whose beginning the model left out
-        said = said.rpartition("</think>")[2]
-    if "<think>" in said:
-        return said[: said.index("<think>")].strip(), True
-    return (text if said == text else said.strip()), False

@@ -10,7 +10,6 @@ from raft_tasks.chat import (
     prompt_ids,
     render,
     stop_ids,
-    without_thoughts,
 )
 
 ASKED = [{"role": "user", "content": "What is 5 mg?"}]
@@ -91,7 +90,7 @@ def test_templates_that_do_not_hear_the_system_prompt_are_refused():
 def test_forced_thinking_is_refused():
     tokenizer = chat_tokenizer("qwen3")
     tokenizer.chat_template = tokenizer.chat_template.replace("<think>\n\n</think>\n\n", "<think>\n")
-    with pytest.raises(ChatError, match=r"opens a <think> block even with enable_thinking=False"):
+    with pytest.raises(ChatError, match=r"opens a think block even with enable_thinking=False"):
         check_chat(tokenizer, None)
 
 
@@ -115,18 +114,3 @@ def test_every_end_of_an_answer():
     end, text_end = tokenizer.convert_tokens_to_ids(["<|end|>", "<|endoftext|>"])
     assert stop_ids(tokenizer, None) == sorted([end, text_end])
     assert stop_ids(tokenizer, 7) == stop_ids(tokenizer, [7, end]) == sorted([7, end, text_end])
-
-
-@pytest.mark.parametrize(
-    ("text", "said", "open"),
-    [
-        ("  The dose is 5 mg. ", "  The dose is 5 mg. ", False),
-        ("<think>\nHm.\n</think>\n\nIt is 5 mg.", "It is 5 mg.", False),
-        ("<think>a</think>It <think>b</think>is.", "It is.", False),
-        ("<think>\nHm, let me see", "", True),
-        ("It is. <think>\nOr is it", "It is.", True),
-        ("Hm.\n</think>\n\nIt is 5 mg.", "It is 5 mg.", False),
-    ],
-)
-def test_thoughts_are_no_part_of_an_answer(text, said, open):
-    assert without_thoughts(text) == (said, open)

@@ -23,6 +23,7 @@ from raft_tasks.errors import InputError
 from raft_tasks.evaluation.overlay import task_manager
 from raft_tasks.params import Benchmark, BenchmarkData, Model
 from raft_tasks.schemas import Example, ItemResult
+from raft_tasks.thoughts import strip_thoughts
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -253,7 +254,7 @@ def _load_model(settings: Model, batch_size: int) -> HFLM:
             )
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-            return [chat.without_thoughts(text)[0] for text in super().generate_until(requests, disable_tqdm=True)]
+            return [strip_thoughts(text)[0] for text in super().generate_until(requests, disable_tqdm=True)]
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
             return super().loglikelihood(requests, disable_tqdm=True)

@@ -123,11 +123,11 @@ class _TextIndex:
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts = list(dict.fromkeys(texts))
         self.positions: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        shingles = [shingles(text) for text in self.texts]
-        for number, own in enumerate(shingles):
-            for shingle in own:
+        by_text = [shingles(text) for text in self.texts]
+        for number, of_text in enumerate(by_text):
+            for shingle in of_text:
                 self.positions[shingle].append(number)
-        self.totals = [fsum(map(self.weight, own)) for own in shingles]
+        self.totals = [fsum(map(self.weight, of_text)) for of_text in by_text]
 
     def weight(self, shingle: tuple[str, ...]) -> float:
         return log1p(len(self.texts) / len(self.positions[shingle]))

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from raft_tasks.chat import without_thoughts
+from raft_tasks.chat import CONTROL, break_up
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion, Failure, Kind, Portion, StreamingBackend
 from raft_tasks.params import Endpoint
 from raft_tasks.sampling import SamplingParams
+from raft_tasks.thoughts import strip_thoughts
 
 if TYPE_CHECKING:
     import openai
@@ -35,6 +36,8 @@ BACKOFF_MOST_SECONDS = 60.0
 RETRY_AFTER_MOST_SECONDS = 300.0  # a server that asks for more is not waited for
 OVERLOADED = (429, 503)
 TRANSIENT = (408, 409, 425, 429)  # and all from 500
+# By these a model ended its turn itself (OpenAI, TGI, Anthropic, Cohere); with another reason, or none, it was cut.
+FINISHED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "COMPLETE", "STOP")
 
 
 class EndpointError(InputError):
@@ -142,7 +145,8 @@ class EndpointBackend(StreamingBackend):
         """The request for one input."""
         fields: dict[str, Any] = {"model": self.settings.model}
         if kind == "chat":
-            fields |= {"messages": [{"role": "user", "content": item}], self.settings.length_field: params.max_tokens}
+            message = {"role": "user", "content": break_up(CONTROL, item)}  # data never become the server's tokens
+            fields |= {"messages": [message], self.settings.length_field: params.max_tokens}
         elif kind == "text":
             fields |= {"prompt": item, "max_tokens": params.max_tokens}
         else:
@@ -293,14 +297,15 @@ def _completion(answer: dict[str, Any], tries: int) -> Completion:
             raise TypeError(f"content is a {type(text).__name__}")
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise _Transient(f"an answer without choices[0].message.content: {json.dumps(answer)[:80]}") from error
-    text, thinking = without_thoughts(text)  # of a server that does not take them out itself
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can escape half a character
+    text, thinking = strip_thoughts(text)  # of a server that does not take them out itself
     failure = None
     if ended == "content_filter":
         failure = Failure("filtered", "the provider's content filter stopped the answer")
     elif refusal:
         failure = Failure("refused", str(refusal)[:300])
     elif not text.strip() and not raw:  # a text may well end where it stands
-        failure = Failure("empty", "cut before its answer began" if ended == "length" else "an empty answer")
+        failure = Failure("empty", "an empty answer" if ended in FINISHED else "cut before its answer began")
     if failure:
         return Completion("", False, tokens, prompt_tokens, tries, failure)
-    return Completion(text, ended != "length" and not thinking, tokens, prompt_tokens, tries)
+    return Completion(text, ended in FINISHED and not thinking, tokens, prompt_tokens, tries)

@@ -20,6 +20,7 @@ from raft_tasks.generation.data_blocks import guarded
 from raft_tasks.params import Asked
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.seeds import derive_seed
+from raft_tasks.thoughts import strip_thoughts
 
 ValueT = TypeVar("ValueT", bound=BaseModel)
 
@@ -86,7 +87,7 @@ def parse(reply: str, schema: type[ValueT]) -> ValueT:
     Raises:
         NotTheSchema: there is none, or several that differ.
     """
-    text = reply.rpartition("</think>")[2]  # what a reasoning model thinks is not its answer
+    text, _ = strip_thoughts(reply)
     fitting: list[ValueT] = []
     error = "the reply holds no complete JSON object"
     for candidate in _objects(text):

@@ -19,6 +19,7 @@ from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion, Kind, Portion, StreamingBackend
 from raft_tasks.params import Model
 from raft_tasks.sampling import SamplingParams, SeededDraw, left_pad, longest_first, uniform_draws
+from raft_tasks.thoughts import strip_thoughts
 
 CACHE_VERSION = 1  # of how prompts are rendered and tokens drawn: raise it where the same call gives another completion
 
@@ -69,6 +70,10 @@ class TransformersBackend(StreamingBackend):
     def end_of_turn(self) -> int:
         """The token that the chat template puts after an answer."""
         return chat.end_of_turn(self.tokenizer)
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.all_special_ids)
 
     @cached_property
     def pad(self) -> int:
@@ -124,10 +129,23 @@ class TransformersBackend(StreamingBackend):
         for prefix, row in zip(prefixes, output[:, ids.shape[1] :].tolist(), strict=True):
             length = next((n for n, token in enumerate(row, start=1) if token in stopping), 0)
             tokens = row[:length] if length else row
-            text, thinking = chat.without_thoughts(self.tokenizer.decode(tokens, skip_special_tokens=True))
+            text, thinking = self._read(tokens)
             finished = length > 0 and tokens[-1] in finishing and not thinking
             completions.append(Completion(text, finished, tokens=len(tokens), prompt_tokens=len(prefix)))
         return completions
+
+    def _read(self, tokens: list[int]) -> tuple[str, bool]:
+        """The answer in the tokens, and whether a thought was left open."""
+        text, thinking = strip_thoughts(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        if thinking or not self._special_ids.intersection(tokens[:-1]):
+            return text, thinking
+        shown = self.tokenizer.decode(tokens)  # some models' tags of thoughts are special tokens
+        answer, thinking = strip_thoughts(shown)
+        if answer == shown:
+            return text, False
+        for token in self.tokenizer.all_special_tokens:
+            answer = answer.replace(token, "")
+        return answer.strip(), thinking
 
     def mean_log_likelihood(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int) -> list[float]:
         """Mean log-probability of the tokens of each answer, end-of-turn included, given its prompt; at most 0."""

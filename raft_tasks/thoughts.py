@@ -1,0 +1,80 @@
+"""What a reasoning model writes for itself before its answer, under the tags of the known model families.
+
+    "<think>\\nThe dose is in the table.\\n</think>\\n\\nIt is 5 mg."  ->  "It is 5 mg."
+
+A tag counts where a model puts it: at the start of its turn, or with its line's end right behind it. Inside a sentence
+or code it is what the answer speaks about, and stays.
+"""
+
+from __future__ import annotations
+
+import re
+
+TAGS = [
+    ("<think>", "</think>"),  # Qwen, DeepSeek, SmolLM3, GLM
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("◁think▷", "◁/think▷"),  # Kimi
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
+    ("<|channel>thought", "<channel|>"),  # Gemma
+    ("<unused94>thought", "<unused95>"),  # MedGemma
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss (harmony)
+    ("<|channel|>commentary<|message|>", "<|channel|>final<|message|>"),
+]
+# What may stand before and after the parts of a turn of these formats.
+TURN_START = re.compile(r"(?:\s|<\|start\|>assistant)*")
+ANSWER_START = re.compile(
+    r"\s*(?:(?:<\|end\|>|<\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|START_RESPONSE\|>"
+    r"|<\|begin_of_solution\|>)\s*)+"
+)
+ANSWER_END = re.compile(r"\s*<\|(?:return|end|END_RESPONSE|end_of_solution)\|>\s*\Z")
+HARMONY_WITHOUT_MARKS = re.compile(r"analysis\S.*?assistantfinal", re.DOTALL)  # decoded without special tokens
+CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
+
+
+def strip_thoughts(text: str) -> tuple[str, bool]:
+    """A turn's answer, and whether its last thought was left open (then nothing follows)."""
+    answer, is_open, changed = text, False, True
+    while changed and not is_open:
+        changed, answer, is_open = _strip_one(answer)
+    if ANSWER_START.match(answer):
+        answer = ANSWER_START.sub("", answer, count=1)
+    return (text if answer == text else ANSWER_END.sub("", answer).strip()), is_open
+
+
+def opens_thought(prompt: str) -> bool:
+    """Whether a rendered prompt leaves a thought open, so that what is written next belongs to it."""
+    return any(prompt.rfind(start) > prompt.rfind(end) for start, end in TAGS)
+
+
+def _strip_one(text: str) -> tuple[bool, str, bool]:
+    """Whether there was a thought, the text without it, and whether it was left open."""
+    begin = TURN_START.match(text)
+    offset = begin.end() if begin else 0
+    if match := HARMONY_WITHOUT_MARKS.match(text, offset):
+        return True, text[match.end() :], False
+    for start, end in TAGS:
+        if text.startswith(start, offset):
+            after = text.find(end, offset + len(start))
+            return True, "" if after < 0 else text[after + len(end) :], after < 0
+    code = [match.span() for match in CODE.finditer(text)]
+    for start, end in TAGS:
+        # The beginning was in the prompt, or the model left it out.
+        tag = re.escape(end)
+        for match in re.finditer(rf"(?<=[^ \t\"'`]){tag}(?=\s*\n|\Z)|(?<=[.!?]){tag}(?=\w)", text):
+            if not _inside(match.start(), code) and start not in text[: match.start()]:
+                return True, text[match.end() :], False
+        for match in re.finditer(rf"{re.escape(start)}(?=[ \t]*(?:\n|\Z))", text):
+            if not _inside(match.start(), code):
+                after = text.find(end, match.end())
+                rest = "" if after < 0 else text[after + len(end) :]
+                return True, text[: match.start()].rstrip() + ("\n" + rest.lstrip() if rest.strip() else ""), after < 0
+    return False, text, False
+
+
+def _inside(position: int, spans: list[tuple[int, int]]) -> bool:
+    return any(start <= position < end for start, end in spans)

@@ -1,0 +1,61 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raft_tasks.thoughts import TAGS, opens_thought, strip_thoughts
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "is_open"),
+    [
+        ("  The dose is 5 mg. ", "  The dose is 5 mg. ", False),
+        ("<think>\nHm.\n</think>\n\nIt is 5 mg.", "It is 5 mg.", False),
+        ("<think>a</think><think>b</think>It is.", "It is.", False),
+        ("<think>\nHm, let me see", "", True),
+        ("It is. <think>\nOr is it", "It is.", True),
+        ("Sure.\n<think>\nHm.\n</think>\n\nIt is.", "Sure.\nIt is.", False),
+        ("Hm.\n</think>\n\nIt is 5 mg.", "It is 5 mg.", False),
+        ("So it is 5 mg.</think>It is 5 mg.", "It is 5 mg.", False),
+        ("Hm.\n</think>", "", False),
+        ("analysisThey ask for the dose.assistantfinalIt is 5 mg.", "It is 5 mg.", False),
+        ("<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>It is.<|return|>",
+         "It is.", False),
+        ("<|channel|>analysis<|message|>Hm.", "", True),
+        ("<|channel|>final<|message|>It is.", "It is.", False),
+        ("<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>It is.<|END_RESPONSE|>", "It is.", False),
+    ],
+)  # fmt: skip
+def test_thoughts_are_no_part_of_an_answer(text, answer, is_open):
+    assert strip_thoughts(text) == (answer, is_open)
+
+
+@pytest.mark.parametrize(("start", "end"), TAGS)
+def test_every_pair_of_tags(start, end):
+    assert strip_thoughts(f"{start}\nHm.\n{end}\n\nIt is 5 mg.") == ("It is 5 mg.", False)
+    assert strip_thoughts(f"{start}\nHm.") == ("", True)
+    assert opens_thought(f"assistant\n{start}")
+    assert not opens_thought(f"assistant\n{start}\n\n{end}\n\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Close a thought with `</think>`.",
+        "A thought ends with </think> and then the answer starts.",
+        "The tags are <think> and </think>.",
+        "It <think>b</think>is.",
+        "Write:\n```\n<think>\nHm.\n</think>\n```\nDone.",
+        "Use </think>\nto end it.",
+        "[/THINK] closes a thought",
+        "analysis of the data shows it",
+    ],
+)
+def test_an_answer_that_mentions_a_tag_stays_whole(text):
+    assert strip_thoughts(text) == (text, False)
+    assert strip_thoughts(f"<think>\nHm.\n</think>\n\n{text}") == (text, False)
+
+
+@given(st.text(max_size=100))
+def test_a_text_without_tags_stays_as_it_is(text):
+    if not any(tag.strip() in text for pair in TAGS for tag in pair) and "<|" not in text:
+        assert strip_thoughts(text) == (text, False)
