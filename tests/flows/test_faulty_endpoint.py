@@ -22,8 +22,7 @@ from flows.rows import TooManyFailures
 from flows.runners import task_runner
 from flows.semantic_filter import semantic_filter
 from raft_tasks.artifacts import read_json, read_rows, write_json, write_rows
-from raft_tasks.generation import calls as store_module
-from raft_tasks.generation import endpoint_backend
+from raft_tasks.generation import cached_backend, endpoint_backend
 from raft_tasks.generation.cached_backend import BudgetExceeded
 from raft_tasks.generation.response_cache import ResponseCache, Tally
 from raft_tasks.models import identify
@@ -99,7 +98,7 @@ class Alike:
 @pytest.fixture
 def here(prefect_api, monkeypatch):
     """Runs stages in this process, in a given folder; returns the tally of each."""
-    monkeypatch.setattr(store_module, "shared_encoder", lambda name, revision: Alike())
+    monkeypatch.setattr(cached_backend, "shared_encoder", lambda name, revision: Alike())
     monkeypatch.setattr(endpoint_backend, "_backoff", wait_random_exponential(multiplier=0.01, max=0.1))
     monkeypatch.setenv(KEY_NAME, KEY)
 
@@ -253,4 +252,4 @@ def test_kills_change_no_byte_and_repeat_just_what_was_in_flight(here, tmp_path,
         here(calm, rewrite)
     assert (folder / REWRITTEN).read_bytes() == (calm / REWRITTEN).read_bytes()
     assert read_json(folder / paths.model_identity("writer"))["model"] == "m"
-    assert json.dumps(last_tallies(folder, 1)[0].calls) != str(rows)  # the last run found most of them in the store
+    assert json.dumps(last_tallies(folder, 1)[0].calls) != str(rows)  # the last run found most of them in the cache

@@ -16,7 +16,7 @@ from conftest import copy_project
 
 from raft_tasks.errors import InputError
 from raft_tasks.params import load_params
-from raft_tasks.question import chunked
+from raft_tasks.question import read_chunks
 
 DOCUMENTS = {
     "permits.md": "# Permits\n\n## Fees\n\nA class B permit costs 12 euros.\n\n## Board\n\nThe board meets in May.\n",
@@ -164,7 +164,7 @@ def test_documents_become_examples_and_rejects(project, environment):
 def test_no_documents_is_a_clear_error(tmp_path):
     (tmp_path / ".gitignore").write_text("")
     with pytest.raises(InputError, match="holds no documents"):
-        chunked(tmp_path, load_params().question)
+        read_chunks(tmp_path, load_params().question)
 
 
 def test_a_document_that_leads_elsewhere_is_not_read(tmp_path):
@@ -172,4 +172,4 @@ def test_a_document_that_leads_elsewhere_is_not_read(tmp_path):
     (tmp_path / "secret.txt").write_text("secret")
     (tmp_path / "documents" / "link.txt").symlink_to(tmp_path / "secret.txt")
     with pytest.raises(InputError, match="outside of"):
-        chunked(tmp_path / "documents", load_params().question)
+        read_chunks(tmp_path / "documents", load_params().question)
