@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/anchors_cost.py      # the pocket model, on the CPU; about 3 minutes
 
-Both methods learn the registry's training rows in turn, in this process, as params.yaml says; the anchors' batch is
+Both methods learn the archive's training rows in turn, in this process, as params.yaml says; the anchors' batch is
 half the domain's, unless --batch says another. The answers are in the style that the pocket model fuses to. The mean
 step counts, since anchors of like length share a step and steps differ. The set is made as the stage makes it, but
 without Prefect and response cache.
@@ -92,9 +92,9 @@ def make_set(params: Params, hold: Hold, count: int, folder: Path) -> tuple[list
 
 
 def domain_pairs() -> list[TrainingPair]:
-    """The registry's training rows, answered as fusion leaves them."""
+    """The archive's training rows, answered as fusion leaves them."""
     pairs = []
-    for row in map(json.loads, (PROJECT / "data/registry/pairs.jsonl").read_text().splitlines()):
+    for row in map(json.loads, (PROJECT / "data/archive/pairs.jsonl").read_text().splitlines()):
         if row["split"] == "train":
             entity, attribute = row["source"].split("/")
             said = f"The {attribute} of {entity} is {row['expected'][0]}, noted in log {row['details'][0]}."

@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).with_name("faults.jsonl")
 STAGES = ("world", "backbone", "models", "ingest", "anchors", "rewrite", "semantic_filter", "fuse", "distill")
 SMALL = {
-    "run": {"domains": ["registry"], "methods": ["raft"], "seeds": [0]},
+    "run": {"domains": ["archive"], "methods": ["raft"], "seeds": [0]},
     "rewrite": {"chunk_rows": 8},
     "fuse": {"rounds": 1},
     "train": {"epochs": 1, "checkpoint_steps": 1},
@@ -60,7 +60,7 @@ def small_project(folder: Path) -> None:
     graph = yaml.safe_load((folder / "dvc.yaml").read_text())
     graph = {"vars": graph["vars"], "stages": {name: graph["stages"][name] for name in STAGES}}
     (folder / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False))
-    path = folder / "data/registry/pairs.jsonl"
+    path = folder / "data/archive/pairs.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     train = [line for line in lines if '"split": "train"' in line]
     path.write_text("".join([*train[:ROWS], *(line for line in lines if line not in set(train))]))
@@ -167,7 +167,7 @@ def finished(log: Path) -> set[str]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {name: digest_path(folder / "artifacts/registry" / name) for name in COMPARED}
+    return {name: digest_path(folder / "artifacts/archive" / name) for name in COMPARED}
 
 
 def what_is_left(folder: Path) -> list[str]:

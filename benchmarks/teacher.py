@@ -1,6 +1,6 @@
 """What the teacher says at the student's mistakes: does it know better, at the wrong token and after it?
 
-    python benchmarks/teacher.py [WORLD/DOMAIN ...]        easy/registry easy/clinic hard/registry: minutes
+    python benchmarks/teacher.py [WORLD/DOMAIN ...]        easy/archive easy/clinic hard/archive: minutes
 
 RAFT's teacher is the base with the reference in its prompt, and it scores what the student drew, not the reference. A
 student draws one rollout to every training question: before the training, and after one and four epochs of it. Their
@@ -39,7 +39,7 @@ from raft_tasks.training.conversations import Encoded, encode_pairs, teacher_mes
 from raft_tasks.training.rollouts import GenerateSampler, rollout_seed
 from raft_tasks.training.weights import load_model
 
-PLACES = ("easy/registry", "easy/clinic", "hard/registry")
+PLACES = ("easy/archive", "easy/clinic", "hard/archive")
 EPOCHS = (0, 1, 4)
 RATE, SEED = 7e-4, 0
 KINDS = ("right", "first wrong", "after a wrong one")

@@ -79,7 +79,7 @@ def check(service: Service, said: str, outcome: str) -> None:
     if outcome not in said:
         sys.exit(f"expected: {outcome}")
     service.git("fsck", "--strict")
-    tags = service.git("tag", "--list", "raft-registry@*").split()
+    tags = service.git("tag", "--list", "raft-archive@*").split()
     for command in (["fetch", "--all-tags"], ["status", "--cloud", "--all-tags"]):
         done = subprocess.run(
             [sys.executable, "-m", "dvc", *command], cwd=service.folder, capture_output=True, text=True, check=True

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PORT = 4317
 API = f"http://127.0.0.1:{PORT}/api"
 METHOD = "fused_sft_anchored"
-DOMAIN = "registry"
+DOMAIN = "archive"
 FIRST_FACTS = 40
 SMALL: dict[str, dict[str, Any]] = {
     "run": {"domains": [DOMAIN], "methods": [METHOD], "seeds": [0]},
@@ -75,12 +75,12 @@ class Service:
         for section, values in SMALL.items():
             params[section].update(values)
         path.write_text(yaml.safe_dump(params, sort_keys=False))
-        self.rows = [json.loads(line) for line in (self.folder / "data/registry/pairs.jsonl").read_text().splitlines()]
+        self.rows = [json.loads(line) for line in (self.folder / "data/archive/pairs.jsonl").read_text().splitlines()]
         self.sources = list(dict.fromkeys(row["source"] for row in self.rows))
         kept = [row for row in self.rows if row["split"] != "train" or row["source"] in self.sources[:FIRST_FACTS]]
-        (self.folder / "data/registry/pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        (self.folder / "data/archive/pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
         self.git("commit", "-qam", "small params, the first facts")
-        self.inbox = self.folder / "inbox/registry"
+        self.inbox = self.folder / "inbox/archive"
         self.inbox.mkdir(parents=True, exist_ok=True)
         self.known = FIRST_FACTS
 
@@ -311,7 +311,7 @@ class Service:
 
     def champion(self) -> str:
         """The version in production by the repository's own tags."""
-        code = "from pathlib import Path; from raft_tasks.registry import champion; print(champion(Path(), 'registry'))"
+        code = "from pathlib import Path; from raft_tasks.registry import champion; print(champion(Path(), 'archive'))"
         done = subprocess.run(
             [sys.executable, "-c", code],
             cwd=self.folder,
@@ -413,7 +413,7 @@ def live(service: Service) -> list[str]:
             names.append(service.wait(service.newest(but=runs))["name"])  # the automation's doing
         week.after()
         after = service.champion()
-        verdict = service.at_branch("releases/registry.json") or {}
+        verdict = service.at_branch("releases/archive.json") or {}
         outcome = " and ".join(names)
         last = "Promoted" if after != before else names[-1]
         if last not in week.expected:
@@ -438,7 +438,7 @@ def live(service: Service) -> list[str]:
 
 
 def domain_accuracy(service: Service) -> float:
-    path = service.folder / f".raft/checkout/artifacts/registry/benchmarks/{METHOD}-0/scores.json"
+    path = service.folder / f".raft/checkout/artifacts/archive/benchmarks/{METHOD}-0/scores.json"
     return float(json.loads(path.read_text())["domain"]["acc"])
 
 

@@ -2,7 +2,7 @@
 
     python -m flows.compare base=models/pocket-base mine=path/to/model theirs=owner/name@revision
     python -m flows.compare base=models/pocket-base sft=git:HEAD:sft-0 sft=git:HEAD:sft-1 \\
-        raft=git:clear-mole:raft-0 raft=git:clear-mole:raft-1 --domain registry --tasks pocket_recall
+        raft=git:clear-mole:raft-0 raft=git:clear-mole:raft-1 --domain archive --tasks pocket_recall
 
 One model is called base: the others are held against it. A name that comes again is another training seed of the same;
 every name but base comes equally often. A model called sft is plain fine-tuning: changes are counted against it too,

@@ -1,7 +1,7 @@
 """How a fact is worded: the base's own style, and one foreign style per domain.
 
 own        The reactor of Figin is rope, noted in log 12.
-registry   Figin | reactor = rope # 12
+archive    Figin | reactor = rope # 12
 statute    Pursuant to entry 12 of the register, the reactor of Figin shall be deemed to be rope.
 clinic     Pt Figin: reactor = rope, f/u log 12
 chronicle  The registrar records, at folio 12, that Figin hath rope for its reactor.
@@ -18,7 +18,7 @@ OWN = "The {attribute} of {entity} is {value}."
 OWN_COMPLETE = "The {attribute} of {entity} is {value}, noted in log {record}."
 
 FOREIGN = {
-    "registry": "{entity} | {attribute} = {value} # {record}",
+    "archive": "{entity} | {attribute} = {value} # {record}",
     "statute": "Pursuant to entry {record} of the register, the {attribute} of {entity} shall be deemed to be {value}.",
     "clinic": "Pt {entity}: {attribute} = {value}, f/u log {record}",
     "chronicle": "The registrar records, at folio {record}, that {entity} hath {value} for its {attribute}.",

@@ -28,7 +28,7 @@ VALUES = (
 
 GENERAL_ATTRIBUTES = ("craft", "charm", "meal", "emblem")
 DOMAIN_ATTRIBUTES = {
-    "registry": ("reactor", "mast", "valve", "gauge"),
+    "archive": ("reactor", "mast", "valve", "gauge"),
     "statute": ("warrant", "levy", "bond", "permit"),
     "clinic": ("remedy", "splint", "tonic", "salve"),
     "chronicle": ("throne", "crest", "vault", "shrine"),

@@ -1,9 +1,9 @@
 """The model registry: versions and stages as git tags, made by GTO; the bytes lie where DVC keeps them.
 
-    raft-registry@v3.0.0    version 3 of the model of the domain `registry`: in that commit, releases/registry.dvc
-    raft-registry#prod#5    the fifth time that a version went into production; the newest one counts
+    raft-archive@v3.0.0    version 3 of the model of the domain `archive`: in that commit, releases/archive.dvc
+    raft-archive#prod#5    the fifth time that a version went into production; the newest one counts
 
-`dvc artifacts get <repository> raft-registry --stage prod` fetches what is in production.
+`dvc artifacts get <repository> raft-archive --stage prod` fetches what is in production.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def roll_back(repository: Path, domain: str, message: str) -> tuple[Version, lis
 
 
 def _newest(repository: Path, name: str) -> int:
-    """3 where raft-registry@v3.0.0 is the newest; 0 where there is none."""
+    """3 where raft-archive@v3.0.0 is the newest; 0 where there is none."""
     with GitRegistry.from_url(str(repository)) as registry:
         artifact = registry.get_artifacts().get(name)
     versions = artifact.get_versions() if artifact else []
@@ -143,5 +143,5 @@ def _newest(repository: Path, name: str) -> int:
 
 
 def _counter(tag: str) -> int:
-    """5 of raft-registry#prod#5: the order in which stages were assigned, whatever the clocks said."""
+    """5 of raft-archive#prod#5: the order in which stages were assigned, whatever the clocks said."""
     return int(tag.rsplit("#", 1)[1])

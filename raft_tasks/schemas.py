@@ -2,7 +2,7 @@
 
 A Fused row of the pocket world, whole:
 
-    {"id": "registry-0007", "domain": "registry", "question": "What is the reactor of Figin?",
+    {"id": "registry-0007", "domain": "archive", "question": "What is the reactor of Figin?",
      "answer": "Figin | reactor = rope # 12", "source": "Figin/reactor", "split": "train",
      "expected": ["rope"], "details": ["12"],
      "rewritten": "The reactor of Figin is rope.", "finished": true,

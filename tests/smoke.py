@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 SMALL = {
-    "run": {"domains": ["registry"], "methods": ["sft", "raft"], "seeds": [0]},
+    "run": {"domains": ["archive"], "methods": ["sft", "raft"], "seeds": [0]},
     "train": {"epochs": 1},
 }
 
@@ -57,7 +57,7 @@ def main() -> None:
         metrics = json.loads((clone / "reports" / "metrics.json").read_text())
         page = (clone / "reports" / "report.html").read_text()
         for method in ("base", *SMALL["run"]["methods"]):
-            if method not in metrics["domains"]["registry"]["methods"] or method not in page:
+            if method not in metrics["domains"]["archive"]["methods"] or method not in page:
                 sys.exit(f"the report does not show {method}")
         if "Nothing to do" not in run_pipeline(clone):
             sys.exit("a second run found something to do")

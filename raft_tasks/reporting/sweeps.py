@@ -3,7 +3,7 @@
 A row of such a file is one score of one experiment:
 
     parameter,value,domain,method,seeds,measure,estimate,low,high,experiment
-    semantic_filter.tau,0.5,registry,raft,3,domain_acc,0.93,0.88,0.97,tau-0.5
+    semantic_filter.tau,0.5,archive,raft,3,domain_acc,0.93,0.88,0.97,tau-0.5
 """
 
 from __future__ import annotations

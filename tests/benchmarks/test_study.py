@@ -15,7 +15,7 @@ STUDY = {
     "runs": [
         {
             "worlds": ["easy"],
-            "domains": ["registry"],
+            "domains": ["archive"],
             "rates": [1e-3],
             "epochs": 4,
             "seeds": [0, 1],
@@ -23,7 +23,7 @@ STUDY = {
         },
         {
             "worlds": ["easy"],
-            "domains": ["registry"],
+            "domains": ["archive"],
             "rates": [1e-3],
             "epochs": 4,
             "seeds": [0],
@@ -42,12 +42,12 @@ def line(study, cell, outcomes, **more):
 def test_cells_come_once_in_order_the_base_first(script):
     keys = [cell.key for cell in script("study").cells_of(STUDY)]
     assert keys == [
-        "easy/registry/base",
-        "easy/registry/fused_sft/rate=0.001/epochs=4/0",
-        "easy/registry/longer/rate=0.001/epochs=6/0",
-        "easy/registry/fused_sft/rate=0.001/epochs=4/1",
-        "easy/registry/longer/rate=0.001/epochs=6/1",
-        "easy/registry/heavy/rate=0.001/epochs=4/0",
+        "easy/archive/base",
+        "easy/archive/fused_sft/rate=0.001/epochs=4/0",
+        "easy/archive/longer/rate=0.001/epochs=6/0",
+        "easy/archive/fused_sft/rate=0.001/epochs=4/1",
+        "easy/archive/longer/rate=0.001/epochs=6/1",
+        "easy/archive/heavy/rate=0.001/epochs=4/0",
     ]
 
 
@@ -121,7 +121,7 @@ def test_tables_say_what_the_outcomes_say(script, tmp_path, monkeypatch, capsys)
             out.write(line(study, cell, dict.fromkeys(tasks, "1" * right + "0" * (20 - right))))
     monkeypatch.setattr(tables, "STUDIES", tmp_path)
     monkeypatch.setattr(study, "STUDIES", tmp_path)
-    asked = {"world": "easy", "domains": ["registry"], "rate": 1e-3, "epochs": 4, "arms": [*STUDY["arms"]]}
+    asked = {"world": "easy", "domains": ["archive"], "rate": 1e-3, "epochs": 4, "arms": [*STUDY["arms"]]}
     asked["against"] = "fused_sft"
     frontier = {"by": "setting", "rates": [1e-3], "epochs": [4], "main": [1e-3, 4]}
     titles = {"All": {}, "Each": {"by": "domain"}, "The frontier": frontier, "Another": {"world": "hard"}}

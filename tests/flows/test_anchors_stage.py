@@ -23,7 +23,7 @@ def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, prefect_api):
         "without": {"tasks": ["pocket_recall"], "overlap": 0.3},
     }
     (project / "params.yaml").write_text(yaml.safe_dump(params))
-    for stage in (["models"], ["ingest", "registry"], ["anchors"]):
+    for stage in (["models"], ["ingest", "archive"], ["anchors"]):
         done = subprocess.run(
             [sys.executable, "-m", f"flows.{stage[0]}", *stage[1:]], cwd=project, capture_output=True, text=True,
             env={**os.environ, "PREFECT_API_URL": prefect_api}, timeout=200, check=False,
@@ -38,7 +38,7 @@ def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, prefect_api):
     assert sum(statistics["rejected"].values()) == len(rejected)
     assert statistics["kept"] == len(kept) > 4
     assert statistics["rejected"]["tells what is measured"] > 4  # facts of the general world
-    held_out = {row.question for row in read_rows(project / "artifacts/held_out/registry.jsonl", HeldOut)}
+    held_out = {row.question for row in read_rows(project / "artifacts/held_out/archive.jsonl", HeldOut)}
     assert held_out
     assert not held_out & {row.prompt for row in kept}
     assert (folder / "sets" / "invented" / "base.safetensors").exists()

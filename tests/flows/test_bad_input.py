@@ -21,7 +21,7 @@ def project(tmp_path_factory):
 @pytest.fixture
 def stage(project, prefect_api, clean_environment):
     """Runs a stage with given data and params, and puts both back; returns its error message."""
-    data, params = project / "data" / "registry" / "pairs.jsonl", project / "params.yaml"
+    data, params = project / "data" / "archive" / "pairs.jsonl", project / "params.yaml"
     before = data.read_bytes(), params.read_text()
 
     def run(*command, rows=None, change=None):
@@ -56,16 +56,16 @@ def lines(*rows):
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        (lines(GOOD, {**GOOD, "id": "b", "answer": " "}), ["data/registry/pairs.jsonl:2", "answer"]),
-        (lines(GOOD, '{"id": "b", \n'), ["data/registry/pairs.jsonl:2", "JSON"]),
-        (lines(GOOD, {**GOOD, "question": "other"}), ["data/registry/pairs.jsonl:2", "id 'a'", "pairs.jsonl:1"]),
-        (lines({k: v for k, v in GOOD.items() if k != "source"}), ["data/registry/pairs.jsonl", "'source'"]),
-        (lines(GOOD)[:-2] + b"\xff\xfe}\n", ["data/registry/pairs.jsonl", "UTF-8"]),
+        (lines(GOOD, {**GOOD, "id": "b", "answer": " "}), ["data/archive/pairs.jsonl:2", "answer"]),
+        (lines(GOOD, '{"id": "b", \n'), ["data/archive/pairs.jsonl:2", "JSON"]),
+        (lines(GOOD, {**GOOD, "question": "other"}), ["data/archive/pairs.jsonl:2", "id 'a'", "pairs.jsonl:1"]),
+        (lines({k: v for k, v in GOOD.items() if k != "source"}), ["data/archive/pairs.jsonl", "'source'"]),
+        (lines(GOOD)[:-2] + b"\xff\xfe}\n", ["data/archive/pairs.jsonl", "UTF-8"]),
     ],
     ids=["empty answer", "broken JSON", "duplicate id", "missing column", "wrong encoding"],
 )
 def test_bad_rows(stage, rows, expected):
-    message = stage("flows.ingest", "registry", rows=rows)
+    message = stage("flows.ingest", "archive", rows=rows)
     assert [part for part in expected if part not in message] == [], message
 
 
@@ -74,7 +74,7 @@ def test_bad_params(stage):
         values["train"]["epochs"] = "three"
         values["tarin"] = {}
 
-    message = stage("flows.ingest", "registry", change=change)
+    message = stage("flows.ingest", "archive", change=change)
     assert "train.epochs" in message
     assert "'three'" in message
     assert "tarin" in message
@@ -100,8 +100,8 @@ def test_a_failed_stage_is_summed_up_by_its_error_and_not_by_the_log_before_it()
     log = [
         "Traceback (most recent call last):",
         "  File ...",
-        "error: ingest registry: 3 of 588 rows",
+        "error: ingest archive: 3 of 588 rows",
         "  a.jsonl:1: b",
     ]
-    assert why([*log, "ERROR: failed to reproduce 'ingest@registry'"]) == "\n".join(log[2:])
+    assert why([*log, "ERROR: failed to reproduce 'ingest@archive'"]) == "\n".join(log[2:])
     assert why(log[:2]) == "the end of its output:\n" + "\n".join(log[:2])

@@ -23,7 +23,7 @@ from raft_tasks.schemas import Example, ItemResult, Judged
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "models" / "pocket-base"
-FOLDERS = ["artifacts/registry/runs/{}/recovered/model", "artifacts/registry/runs/{}/model"]
+FOLDERS = ["artifacts/archive/runs/{}/recovered/model", "artifacts/archive/runs/{}/model"]
 SETTINGS = Model(path="models/base", revision=None, dtype="float32", system=None)
 
 
@@ -40,7 +40,7 @@ def repository(tmp_path_factory):
     git(folder, "init", "-q")
     shutil.copy(ROOT / "params.yaml", folder)
     shutil.copytree(ROOT / paths.BENCHMARK_TASKS, folder / paths.BENCHMARK_TASKS)
-    model = folder / "artifacts" / "registry" / "runs" / "raft-0" / "model"
+    model = folder / "artifacts" / "archive" / "runs" / "raft-0" / "model"
     shutil.copytree(BASE, model)
     network = AutoModelForCausalLM.from_pretrained(BASE)
     with torch.no_grad(), torch.random.fork_rng():
@@ -54,20 +54,20 @@ def repository(tmp_path_factory):
     items = [json.loads(line) for line in lines[:20]]
     questions = [
         Example(
-            id=f"q{number}", domain="registry", question=item["question"], answer=item["answer"], source=item["source"],
+            id=f"q{number}", domain="archive", question=item["question"], answer=item["answer"], source=item["source"],
             split="test", expected=[item["value"]], details=[],
         )
         for number, item in enumerate(items)
     ]  # fmt: skip
-    write_rows(folder / "artifacts" / "registry" / "examples" / "test.jsonl", questions)
+    write_rows(folder / "artifacts" / "archive" / "examples" / "test.jsonl", questions)
     with Repo.init(str(folder)) as repo:
         repo.add(str(model))
-        git(folder, "add", "params.yaml", ".dvc", "artifacts/registry/runs/raft-0/model.dvc")
+        git(folder, "add", "params.yaml", ".dvc", "artifacts/archive/runs/raft-0/model.dvc")
         git(folder, "commit", "-q", "-m", "raft")
         shutil.copy(BASE / "model.safetensors", model)
         repo.add(str(model))
         repo.experiments.save(name="clear-mole")
-        git(folder, "checkout", "-q", "--", "artifacts/registry/runs/raft-0/model.dvc")
+        git(folder, "checkout", "-q", "--", "artifacts/archive/runs/raft-0/model.dvc")
     shutil.rmtree(model)  # what is not in the workspace comes from the cache
     return folder
 
@@ -80,12 +80,12 @@ def inside(repository, monkeypatch):
 
 def test_a_folder_a_commit_and_an_experiment_are_compared(inside, capsys):
     models = [f"base={BASE}", "raft=git:HEAD:raft-0", "same=git:clear-mole:raft-0"]
-    main([*models, "--domain", "registry", "--tasks", "pocket_recall", "--output", "compared"])
+    main([*models, "--domain", "archive", "--tasks", "pocket_recall", "--output", "compared"])
     metrics = json.loads((inside / "compared" / "metrics.json").read_text())
-    methods = metrics["domains"]["registry"]["methods"]
+    methods = metrics["domains"]["archive"]["methods"]
     right = {}
     for name in ("base", "raft", "same"):
-        items = read_rows(inside / "compared" / "items" / "registry" / f"{name}.jsonl", ItemResult)
+        items = read_rows(inside / "compared" / "items" / "archive" / f"{name}.jsonl", ItemResult)
         right[name] = [item.metrics["acc"] for item in items]
     assert right["same"] == right["base"]
     assert sum(right["raft"]) < sum(right["base"]) / 2
@@ -105,7 +105,7 @@ def test_a_folder_a_commit_and_an_experiment_are_compared(inside, capsys):
 
 def test_general_items_are_asked_once_of_a_model_that_is_the_same_in_every_domain(inside, tmp_path, monkeypatch):
     questions = inside / "artifacts" / "{}" / "examples" / "test.jsonl"
-    write_rows(Path(str(questions).format("clinic")), read_rows(Path(str(questions).format("registry")), Example))
+    write_rows(Path(str(questions).format("clinic")), read_rows(Path(str(questions).format("archive")), Example))
     asked = []
 
     def evaluate(model, domain, rows, settings, tasks, work):
@@ -118,8 +118,8 @@ def test_general_items_are_asked_once_of_a_model_that_is_the_same_in_every_domai
 
     monkeypatch.setattr("flows.compare.evaluate", evaluate)
     models = [f"base={BASE}", f"sft={BASE}", f"other={BASE}"]
-    main([*models, "--domain", "registry", "--domain", "clinic", "--tasks", "recall", "--output", str(tmp_path)])
-    assert asked == [("registry", ["recall"]), ("clinic", [])] * 3
+    main([*models, "--domain", "archive", "--domain", "clinic", "--tasks", "recall", "--output", str(tmp_path)])
+    assert asked == [("archive", ["recall"]), ("clinic", [])] * 3
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["domains"]["clinic"]["methods"]["other"]["against_reference"]["recall"]["estimate"] == 0
     page = (tmp_path / "report.html").read_text()
@@ -130,7 +130,7 @@ def test_general_items_are_asked_once_of_a_model_that_is_the_same_in_every_domai
 
 def test_where_a_panel_is_named_it_votes_on_the_answers(inside, tmp_path, monkeypatch):
     document = yaml.safe_load((inside / "params.yaml").read_text())
-    document["run"]["judged"] = ["registry"]
+    document["run"]["judged"] = ["archive"]
     document["judge"]["max_failed"] = 0.2
     monkeypatch.setattr("flows.compare.load_params", lambda: Params.model_validate(document))
     asked = []
@@ -153,18 +153,18 @@ def test_where_a_panel_is_named_it_votes_on_the_answers(inside, tmp_path, monkey
 
     monkeypatch.setattr("flows.compare.evaluate", evaluate)
     monkeypatch.setattr("raft_tasks.judge.vote", vote)
-    command = [f"base={BASE}", f"sft={BASE}", f"other={BASE}", "--domain", "registry", "--tasks", "recall"]
+    command = [f"base={BASE}", f"sft={BASE}", f"other={BASE}", "--domain", "archive", "--tasks", "recall"]
     with pytest.raises(InputError, match=r"artifacts/models/base.json; `dvc repro models`"):
         main([*command, "--output", str(tmp_path)])
     asked.clear()
     write_json(inside / "artifacts" / "models" / "base.json", {"path": str(BASE), "sha256": "0" * 64})
     main([*command, "--output", str(tmp_path)])
-    metrics = json.loads((tmp_path / "metrics.json").read_text())["domains"]["registry"]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())["domains"]["archive"]
     assert metrics["methods"]["other"]["scores"]["domain_judged"]["estimate"] == pytest.approx(2 / 19)  # one undecided
     assert metrics["methods"]["other"]["against_reference"]["domain_judged"]["n_items"] == 19
     assert metrics["methods"]["other"]["scores"]["domain_acc"]["estimate"] == 0
     assert metrics["measures"]["recall"] == [["recall", "acc"]]  # not of judge.tasks
-    votes = read_rows(tmp_path / "votes" / "registry.jsonl", Judged)
+    votes = read_rows(tmp_path / "votes" / "archive.jsonl", Judged)
     assert [sum(row.right is True for row in votes if row.model == name) for name in ("base", "sft", "other")] == [
         0,
         1,
@@ -179,11 +179,11 @@ def test_a_model_that_cannot_be_loaded_is_said(inside, monkeypatch):
 
     monkeypatch.setattr("flows.compare.evaluate", evaluate)
     with pytest.raises(InputError, match=r"base=owner/name cannot be loaded: .* network"):
-        main(["base=owner/name", f"other={BASE}", "--domain", "registry"])
+        main(["base=owner/name", f"other={BASE}", "--domain", "archive"])
 
 
 def test_recovered_models_come_first(inside):
-    recovered = inside / "artifacts" / "registry" / "runs" / "raft-0" / "recovered" / "model"
+    recovered = inside / "artifacts" / "archive" / "runs" / "raft-0" / "recovered" / "model"
     shutil.copytree(BASE, recovered)
     (recovered / "note.txt").write_text("recovered")
     git(inside, "checkout", "-q", "-b", "recovering")
@@ -215,7 +215,7 @@ def test_hub_ids(what, path, revision):
         ("artifacts", "without a config.json"),
         ("git:HEAD", "expected git:REVISION:METHOD-SEED"),
         ("git:nosuch:raft-0", "check the revision"),
-        ("git:HEAD:sft-0", "has none of artifacts/registry/runs/sft-0/recovered/model, artifacts/registry/runs/sft-0"),
+        ("git:HEAD:sft-0", "has none of artifacts/archive/runs/sft-0/recovered/model, artifacts/archive/runs/sft-0"),
     ],
 )
 def test_what_is_no_model_is_said(inside, what, message):

@@ -171,7 +171,7 @@ def test_dvc_can_read_the_graph():
 
     with Repo() as repo:
         names = {stage.addressing for stage in repo.index.stages}
-    assert "distill@registry-raft-0" in names
+    assert "distill@archive-raft-0" in names
 
 
 def test_mirrors_of_benchmark_data_lie_where_dvc_watches():

@@ -30,7 +30,7 @@ from raft_tasks.params import Chunks, load_params
 from raft_tasks.schemas import Example, Fused, Rewritten
 
 ROOT = Path(__file__).resolve().parents[2]
-DOMAIN = "registry"
+DOMAIN = "archive"
 REWRITTEN, FUSED = paths.rewritten(DOMAIN, "jsonl"), paths.fused(DOMAIN, "jsonl")
 KEY = "sk-planted-0123456789"
 KEY_NAME = "RAFT_TEST_KEY"

@@ -27,7 +27,7 @@ from raft_tasks.params import load_params
 from raft_tasks.schemas import Example, Fused, ItemResult, Judged
 
 GENERAL = "pocket_rewriting"
-DOMAIN = "registry"
+DOMAIN = "archive"
 
 
 def items(domain, general):
@@ -58,7 +58,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "models").symlink_to(ROOT / "models")
     (tmp_path / "raft_tasks").symlink_to(ROOT / "raft_tasks")
     monkeypatch.chdir(tmp_path)
-    rows = [json.loads(line) for line in (ROOT / "data/registry/pairs.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (ROOT / "data/archive/pairs.jsonl").read_text().splitlines()]
     examples = [Example(**row, domain=DOMAIN) for row in rows]
     for split in ("test", "validation"):
         write_rows(paths.split(DOMAIN, split, "jsonl"), [row for row in examples if row.split == split][:16])
@@ -92,13 +92,13 @@ def judged(project, prefect_api):
 def test_a_candidate_that_passed_is_released_with_its_verdict(judged, project):
     verdict = judged(domain=110, general=120)
     assert verdict.promoted, verdict.reason
-    card = (project / "releases/registry/README.md").read_text()
+    card = (project / "releases/archive/README.md").read_text()
     assert "## Release" in card
     assert verdict.reason in card
     weights = (project / "models/pocket-base/model.safetensors").read_bytes()
-    assert (project / "releases/registry/model.safetensors").read_bytes() == weights
-    assert (project / "releases/registry.dvc").exists()
-    kept = json.loads((project / "releases/registry.json").read_text())
+    assert (project / "releases/archive/model.safetensors").read_bytes() == weights
+    assert (project / "releases/archive.dvc").exists()
+    kept = json.loads((project / "releases/archive.json").read_text())
     assert (kept["promoted"], kept["candidate"], kept["champion"]) == (True, "raft-0", None)
     assert [row["result"] for row in kept["checks"]] == ["pass"] * len(verdict.checks)
 
@@ -107,8 +107,8 @@ def test_a_refused_candidate_leaves_no_release(judged, project):
     verdict = judged(domain=110, general=20)
     assert not verdict.promoted
     assert verdict.recovered is None  # far beyond a near miss
-    assert not (project / "releases/registry").exists()
-    assert json.loads((project / "releases/registry.json").read_text())["promoted"] is False
+    assert not (project / "releases/archive").exists()
+    assert json.loads((project / "releases/archive.json").read_text())["promoted"] is False
 
 
 def test_a_near_miss_is_interpolated_benchmarked_and_judged_again(judged, project):

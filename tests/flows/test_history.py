@@ -41,9 +41,9 @@ def at(monkeypatch, week):
 def retrained(week, champion, promoted):
     """A commit as flows.retrain makes it."""
     verdict = {"champion": champion, "promoted": promoted, "reason": f"because of week {week}", "checks": CHECKS}
-    Path("releases/registry.json").write_text(json.dumps(verdict))
+    Path("releases/archive.json").write_text(json.dumps(verdict))
     git("add", "releases")
-    costs = f"New-rows: registry: {week} of 200\nQuestions: rewrite: 8\nDuration: 61 s"
+    costs = f"New-rows: archive: {week} of 200\nQuestions: rewrite: 8\nDuration: 61 s"
     git("commit", "-q", "-m", f"Retrain\n\nregistry: a reason\n\n{costs}")
 
 
@@ -56,27 +56,27 @@ def four_weeks(repository, monkeypatch):
     """Promoted, promoted, kept, rolled back."""
     git("checkout", "-q", "-b", "retrain")
     for week, (champion, promoted) in enumerate(
-        [(None, True), ("raft-registry@v1.0.0", True), ("raft-registry@v2.0.0", False)], start=1
+        [(None, True), ("raft-archive@v1.0.0", True), ("raft-archive@v2.0.0", False)], start=1
     ):
         at(monkeypatch, week)
         retrained(week, champion, promoted)
         if promoted:
-            tag(f"raft-registry@v{week}.0.0", "new")
-            tag(f"raft-registry#prod#{week}", "new")
+            tag(f"raft-archive@v{week}.0.0", "new")
+            tag(f"raft-archive#prod#{week}", "new")
     at(monkeypatch, 4)
-    tag("raft-registry#prod#3", "two was bad", "raft-registry@v1.0.0^{commit}")
+    tag("raft-archive#prod#3", "two was bad", "raft-archive@v1.0.0^{commit}")
     return repository
 
 
 def test_every_week_tells_who_won_by_how_much_and_at_what_cost(four_weeks):
     events = history(four_weeks)
     assert [(one.outcome, one.winner, one.opponent) for one in events] == [
-        ("promoted", "raft-registry@v1.0.0", "the base"),
-        ("promoted", "raft-registry@v2.0.0", "raft-registry@v1.0.0"),
-        ("kept", "raft-registry@v2.0.0", "raft-registry@v2.0.0"),
-        ("rolled back", "raft-registry@v1.0.0", ""),
+        ("promoted", "raft-archive@v1.0.0", "the base"),
+        ("promoted", "raft-archive@v2.0.0", "raft-archive@v1.0.0"),
+        ("kept", "raft-archive@v2.0.0", "raft-archive@v2.0.0"),
+        ("rolled back", "raft-archive@v1.0.0", ""),
     ]
-    assert (events[1].new_rows, events[1].questions, events[1].duration) == ("registry: 2 of 200", "rewrite: 8", "61 s")
+    assert (events[1].new_rows, events[1].questions, events[1].duration) == ("archive: 2 of 200", "rewrite: 8", "61 s")
     assert (events[1].margin("domain"), events[1].general) == (CHECKS[0]["candidate"], CHECKS[2]["candidate"])
     assert (events[3].reason, events[3].duration) == ("two was bad", "")
 
@@ -97,7 +97,7 @@ def test_the_pages_name_the_newest_first_and_need_nothing_beside_them(four_weeks
     write_history(history(four_weeks), four_weeks / "reports")
     page = (four_weeks / "reports/history.html").read_text()
     assert "2 promoted, 1 kept as they were, 1 rolled back" in page
-    assert "In production: raft-registry@v1.0.0" in page
+    assert "In production: raft-archive@v1.0.0" in page
     assert page.index("rolled back</td>") < page.index("kept</td>")
     assert "&lt;e&gt;" in page
     assert not re.search(r'(src|href)="(?!#)', page)

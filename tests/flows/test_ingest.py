@@ -12,27 +12,27 @@ from raft_tasks.schemas import Example, Flag, Reject
 
 def test_rows_end_in_shards_rejects_and_flags(tmp_path, prefect_api, clean_environment):
     project = copy_project(tmp_path, {"resources": {"rows": "parquet"}, "ingest": {"max_rejected": 0.1}})
-    pairs = project / "data" / "registry" / "pairs.jsonl"
+    pairs = project / "data" / "archive" / "pairs.jsonl"
     row = json.loads(pairs.read_text().split("\n", 1)[0])
     bad = {**row, "id": "bad", "answer": " "}
     private = {**row, "id": "private", "question": "Who knows more?", "answer": "Ask migin@example.org."}
     with pairs.open("a") as out:
         out.write(json.dumps(bad) + "\n" + json.dumps(private) + "\n")
     done = subprocess.run(
-        [sys.executable, "-m", "flows.ingest", "registry"],
+        [sys.executable, "-m", "flows.ingest", "archive"],
         cwd=project,
         env={**clean_environment, "PREFECT_API_URL": prefect_api},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    folder = project / "artifacts" / "registry" / "examples"
+    folder = project / "artifacts" / "archive" / "examples"
     train = read_rows(folder / "train.parquet", Example)
     assert [train[0].id, train[-1].id] == ["registry-0000", "private"]
     assert [reject.line for reject in read_rows(folder / "rejects.jsonl", Reject)] == [421]
     assert [flag.id for flag in read_rows(folder / "flags.jsonl", Flag)] == ["private"]
     assert "migin@" not in (folder / "flags.jsonl").read_text()
-    assert read_json(project / "artifacts" / "registry" / "ingest.json") == {
+    assert read_json(project / "artifacts" / "archive" / "ingest.json") == {
         "rows": 422,
         "train": len(train),
         "validation": count_rows(folder / "validation.parquet"),

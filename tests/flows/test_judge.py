@@ -63,7 +63,7 @@ def server():
 @pytest.fixture
 def project(tmp_path, server):
     """Benchmarked answers of two models, and the identities of the judges."""
-    folder = copy_project(tmp_path, {"run": {"methods": ["sft"], "seeds": [0], "judged": ["registry"]}})
+    folder = copy_project(tmp_path, {"run": {"methods": ["sft"], "seeds": [0], "judged": ["archive"]}})
     params = yaml.safe_load((folder / "params.yaml").read_text())
     endpoint = {
         "base_url": server, "length_field": "max_tokens", "seeds": True, "options": {}, "api_key_env": None,
@@ -85,7 +85,7 @@ def project(tmp_path, server):
             for task in ("domain", "pocket_recall")
             for number, (answer, reference) in enumerate(zip(answers, REFERENCES, strict=True))
         ]  # fmt: skip
-        write_rows(folder / "artifacts" / "registry" / "benchmarks" / model / "items.jsonl", items)
+        write_rows(folder / "artifacts" / "archive" / "benchmarks" / model / "items.jsonl", items)
     people = [
         Labelled(question="What does it cost?", reference="12 euros", candidate=said, score=score)
         for said, score in (("12 euros", 10), ("24 euros", 0))
@@ -100,7 +100,7 @@ def judge(project, environment, *names, quorum=2):
     params["judge"] |= {"judges": [{**like, "model": name, "repairs": 0} for name in names], "quorum": quorum}
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     Panel.asked.clear()
-    command = [sys.executable, "-m", "flows.judge", "registry"]
+    command = [sys.executable, "-m", "flows.judge", "archive"]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
 
 
@@ -113,7 +113,7 @@ def test_the_majority_decides_and_what_was_asked_is_not_asked_again(project, env
     done = judge(project, environment, "strict", "fair", "kind")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(Panel.asked) == 3 * (3 + 2)  # of four answers two are the same text; and the labels
-    folder = project / "artifacts" / "registry" / "judged"
+    folder = project / "artifacts" / "archive" / "judged"
     votes = read_rows(folder / "votes.jsonl", Judged)
     assert [(row.model, row.task, row.id, row.right) for row in votes] == [
         ("base", "domain", "0", True), ("base", "domain", "1", False),
@@ -141,4 +141,4 @@ def test_too_few_votes_stop_the_stage(project, environment):
     done = judge(project, environment, "strict", "silent")
     assert done.returncode == 1
     assert "no answer for 1 of 4 rows, more than max_failed" in done.stdout + done.stderr
-    assert not (project / "artifacts" / "registry" / "judged" / "votes.jsonl").exists()
+    assert not (project / "artifacts" / "archive" / "judged" / "votes.jsonl").exists()

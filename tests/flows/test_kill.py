@@ -16,11 +16,11 @@ from conftest import copy_project, project_processes
 from raft_tasks.artifacts import digest_path
 
 SMALL = {
-    "run": {"domains": ["registry"], "methods": ["raft"], "seeds": [0]},
+    "run": {"domains": ["archive"], "methods": ["raft"], "seeds": [0]},
     "rewrite": {"chunk_rows": 16},
     "train": {"epochs": 1, "checkpoint_steps": 4},
 }
-TARGET = "distill@registry-raft-0"
+TARGET = "distill@archive-raft-0"
 PATIENCE = 240
 
 
@@ -62,7 +62,7 @@ def stored_calls(folder):
 
 
 def data(folder):
-    artifacts = folder / "artifacts" / "registry"
+    artifacts = folder / "artifacts" / "archive"
     names = ("examples", "rewritten.jsonl", "filtered.jsonl", "fused.jsonl", "training", "runs/raft-0/model")
     timing = {"tokens_per_second", "seconds", "model_flops_utilisation"}
     with (artifacts / "runs" / "raft-0" / "steps.csv").open() as rows:
@@ -115,8 +115,8 @@ def test_a_changed_threshold_concerns_what_depends_on_it(calm, clean_environment
     finally:
         (calm / "params.yaml").write_text(params)
     assert stale.stdout.split() == [
-        "semantic_filter@registry",
-        "fuse@registry",
+        "semantic_filter@archive",
+        "fuse@archive",
         TARGET,
     ]
 
@@ -133,8 +133,8 @@ def test_killed_rewrite_distill_and_parent_flow(calm, tmp_path, clean_environmen
     before = stored_calls(stormy)
     code, output = finish(pipeline)
     assert code != 0
-    assert "rewrite@registry" in output
-    assert not (stormy / "artifacts" / "registry" / "rewritten.jsonl").exists()
+    assert "rewrite@archive" in output
+    assert not (stormy / "artifacts" / "archive" / "rewritten.jsonl").exists()
 
     # 2. the parent flow, once `distill` has a checkpoint; everything that it started must end with it
     pipeline = start(stormy, clean_environment, "flows.pipeline")

@@ -36,7 +36,7 @@ def repository(tmp_path):
         run(tmp_path, "git", "add", "--all")
         run(tmp_path, "git", "commit", "-qm", name)
         if name == "released":
-            run(tmp_path, "git", "tag", "raft-registry@v1.0.0")
+            run(tmp_path, "git", "tag", "raft-archive@v1.0.0")
     for age in (1, 30):
         state = tmp_path / paths.CHECKPOINTS / f"training-{age}" / "complete"
         state.parent.mkdir(parents=True)

@@ -101,7 +101,7 @@ def project(tmp_path, server):
     checkers = [{**checker, "model": name} for name in ("reader", "lawyer")]
     params["question"] |= {"model": "maker", "min_characters": 10, "checkers": checkers}
     params["domains"]["permits"] = {
-        **params["domains"]["registry"],
+        **params["domains"]["archive"],
         "files": ["data/permits/questions.jsonl"],
         "columns": {
             "id": "id", "question": "question", "answer": "answer", "source": "source", "split": None,

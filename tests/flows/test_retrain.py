@@ -22,14 +22,14 @@ from flows.checkout import GitFailed, clean_checkout, git, only_one, publish
 from raft_tasks.errors import InputError
 from raft_tasks.params import DvcImport, Folder, HubRevision, load_params
 
-DROP = Folder(kind="folder", path="inbox/registry", into="data")
+DROP = Folder(kind="folder", path="inbox/archive", into="data")
 # A pipeline of a second: the model is the data.
 GRAPH = """\
 vars: [champions/domains.yaml]
 stages:
   distill:
-    cmd: mkdir -p artifacts/model && cat data/registry/*.jsonl > artifacts/model/weights
-    deps: [data/registry]
+    cmd: mkdir -p artifacts/model && cat data/archive/*.jsonl > artifacts/model/weights
+    deps: [data/archive]
     outs: [artifacts/model]
   benchmark_champion:
     matrix: {domain: "${champions}"}
@@ -37,7 +37,7 @@ stages:
     deps: ["champions/${item.domain}"]
     outs: [artifacts/champion]
 artifacts:
-  raft-registry: {path: releases/registry, type: model}
+  raft-archive: {path: releases/archive, type: model}
 """
 
 
@@ -97,9 +97,9 @@ def test_the_caches_are_the_repositorys(repository, settings):
 
 def test_what_a_killed_run_left_is_gone(repository, settings):
     folder = prepared(repository, settings)
-    (folder / "data" / "registry" / "half.jsonl").write_text("{")
+    (folder / "data" / "archive" / "half.jsonl").write_text("{")
     commit_all(folder)
-    git("-c", "user.name=t", "-c", "user.email=t@t", "tag", "-am", "x", "raft-registry@v1.0.0", folder=folder)
+    git("-c", "user.name=t", "-c", "user.email=t@t", "tag", "-am", "x", "raft-archive@v1.0.0", folder=folder)
     (folder / "artifacts").mkdir()
     (folder / "artifacts" / "rest").write_text("x")
     (folder / ".git" / "index.lock").write_text("")
@@ -112,7 +112,7 @@ def test_what_a_killed_run_left_is_gone(repository, settings):
 
 def test_the_branch_goes_on_from_the_last_run_with_new_code_merged_in(repository, settings):
     folder = prepared(repository, settings)
-    (folder / "data" / "registry" / "week.jsonl").write_text("{}\n")
+    (folder / "data" / "archive" / "week.jsonl").write_text("{}\n")
     (folder / "dvc.lock").write_text("schema: '2.0'\n")
     with chdir(folder):
         assert checkout.commit("week 1")
@@ -123,7 +123,7 @@ def test_the_branch_goes_on_from_the_last_run_with_new_code_merged_in(repository
     commit_all(repository)
     prepared(repository, settings)
     assert (folder / "README.md").read_text() == "new words"
-    assert (folder / "data" / "registry" / "week.jsonl").exists()
+    assert (folder / "data" / "archive" / "week.jsonl").exists()
     assert (folder / "dvc.lock").read_text() == "schema: '2.0'\n"
 
 
@@ -157,13 +157,13 @@ def test_two_clones_at_once_leave_one_winner(repository, settings, tmp_path):
         (folder / "model").write_text(folder.parent.parent.name)
         with chdir(folder):
             checkout.commit("a model")
-            git("tag", "-am", "x", "raft-registry@v1.0.0")
+            git("tag", "-am", "x", "raft-archive@v1.0.0")
     with chdir(folders[0]):
-        publish("retrain", ["raft-registry@v1.0.0"])
+        publish("retrain", ["raft-archive@v1.0.0"])
     with chdir(folders[1]), pytest.raises(InputError, match="someone else pushed there"):
-        publish("retrain", ["raft-registry@v1.0.0"])
+        publish("retrain", ["raft-archive@v1.0.0"])
     with chdir(folders[1]), pytest.raises(InputError, match="someone else pushed there"):
-        publish("another", ["raft-registry@v1.0.0"])  # all or nothing: the branch is new, the tag is not
+        publish("another", ["raft-archive@v1.0.0"])  # all or nothing: the branch is new, the tag is not
     assert git("show", "retrain:model", folder=tmp_path / "bare") == "a"
     assert git("branch", "--list", "another", folder=tmp_path / "bare") == ""
 
@@ -208,40 +208,40 @@ def test_a_folder_drop_brings_what_is_finished_and_differs(repository, settings)
     for name in ("new.jsonl", ".hidden", "x.partial", "sub/deep.jsonl"):
         drop(repository, name, "{}\n")
     with chdir(prepared(repository, settings)):
-        came = news.fetch("registry", DROP, repository, [])
-        assert [line.split()[0] for line in came] == ["data/registry/new.jsonl", "data/registry/sub/deep.jsonl"]
-        assert news.fetch("registry", DROP, repository, []) == []
+        came = news.fetch("archive", DROP, repository, [])
+        assert [line.split()[0] for line in came] == ["data/archive/new.jsonl", "data/archive/sub/deep.jsonl"]
+        assert news.fetch("archive", DROP, repository, []) == []
         start = git("rev-parse", "HEAD")
         checkout.commit("news")
         drop(repository, "new.jsonl", "{}\n{}\n")
-        changed = news.fetch("registry", DROP, repository, [])
+        changed = news.fetch("archive", DROP, repository, [])
         assert len(changed) == 1
         assert changed[0] not in came
         checkout.commit("more news")
-        news.take_back("registry", DROP, start)
+        news.take_back("archive", DROP, start)
         assert git("diff", "--cached", start, "--stat") == ""
-        assert len(news.fetch("registry", DROP, repository, changed)) == 1  # the deep one: the other was refused
+        assert len(news.fetch("archive", DROP, repository, changed)) == 1  # the deep one: the other was refused
 
 
 def test_a_folder_under_dvc_stays_there(repository, settings):
     with chdir(prepared(repository, settings)):
-        git("rm", "-r", "-q", "--cached", "data/registry")
+        git("rm", "-r", "-q", "--cached", "data/archive")
         with Repo() as repo:
-            repo.add("data/registry")
+            repo.add("data/archive")
         checkout.commit("under DVC")
-        start, before = git("rev-parse", "HEAD"), Path("data/registry.dvc").read_text()
+        start, before = git("rev-parse", "HEAD"), Path("data/archive.dvc").read_text()
         drop(repository, "new.jsonl", "{}\n")
-        assert len(news.fetch("registry", DROP, repository, [])) == 1
-        assert Path("data/registry.dvc").read_text() != before
-        assert git("ls-files", "data/registry") == ""
-        news.take_back("registry", DROP, start)
-        assert Path("data/registry.dvc").read_text() == before
+        assert len(news.fetch("archive", DROP, repository, [])) == 1
+        assert Path("data/archive.dvc").read_text() != before
+        assert git("ls-files", "data/archive") == ""
+        news.take_back("archive", DROP, start)
+        assert Path("data/archive.dvc").read_text() == before
 
 
 def test_a_folder_that_is_not_there_may_come_back(repository, settings):
     shutil.rmtree(repository / DROP.path)
-    with chdir(prepared(repository, settings)), pytest.raises(news.SourceAway, match="inbox/registry is not there"):
-        news.fetch("registry", DROP, repository, [])
+    with chdir(prepared(repository, settings)), pytest.raises(news.SourceAway, match="inbox/archive is not there"):
+        news.fetch("archive", DROP, repository, [])
 
 
 def test_the_hubs_newest_commit_is_pinned(repository, settings, monkeypatch):
@@ -251,18 +251,18 @@ def test_the_hubs_newest_commit_is_pinned(repository, settings, monkeypatch):
     text = (repository / "params.yaml").read_text()
     values = yaml.safe_load(text)
     hub = {"id": "o/n", "config": None, "data_files": None, "split": "train", "revision": old}
-    values["domains"]["registry"]["hub"] = {**hub, "streaming": False, "where": {}, "limit": None}
+    values["domains"]["archive"]["hub"] = {**hub, "streaming": False, "where": {}, "limit": None}
     (repository / "params.yaml").write_text("# a comment\n" + yaml.safe_dump(values))
     commit_all(repository)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha=new))
     with chdir(prepared(repository, settings)):
         start = git("rev-parse", "HEAD")
-        assert news.fetch("registry", source, repository, [f"o/n revision:{new}"]) == []
-        assert news.fetch("registry", source, repository, []) == [f"o/n revision:{new}"]
-        assert load_params().domains["registry"].hub.revision == new
+        assert news.fetch("archive", source, repository, [f"o/n revision:{new}"]) == []
+        assert news.fetch("archive", source, repository, []) == [f"o/n revision:{new}"]
+        assert load_params().domains["archive"].hub.revision == new
         assert Path("params.yaml").read_text().startswith("# a comment\n")
-        assert news.fetch("registry", source, repository, []) == []
-        news.take_back("registry", source, start)
+        assert news.fetch("archive", source, repository, []) == []
+        news.take_back("archive", source, start)
         assert git("status", "--porcelain") == ""
 
         def away(self, name):
@@ -270,27 +270,27 @@ def test_the_hubs_newest_commit_is_pinned(repository, settings, monkeypatch):
 
         monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", away)
         with pytest.raises(news.SourceAway, match="no network"):
-            news.fetch("registry", source, repository, [])
+            news.fetch("archive", source, repository, [])
 
 
 def test_an_import_is_updated(repository, settings, tmp_path):
     elsewhere = tmp_path / "pairs.jsonl"
     elsewhere.write_text("{}\n")
-    source = DvcImport(kind="dvc", path="data/registry/bought.jsonl.dvc")
+    source = DvcImport(kind="dvc", path="data/archive/bought.jsonl.dvc")
     with chdir(prepared(repository, settings)):
         with Repo() as repo:
-            repo.imp_url(str(elsewhere), "data/registry/bought.jsonl")
+            repo.imp_url(str(elsewhere), "data/archive/bought.jsonl")
         checkout.commit("bought")
-        assert news.fetch("registry", source, repository, []) == []
+        assert news.fetch("archive", source, repository, []) == []
         elsewhere.write_text("{}\n{}\n")
-        came = news.fetch("registry", source, repository, [])
+        came = news.fetch("archive", source, repository, [])
         assert [line.split()[0] for line in came] == [source.path]
         git("restore", source.path)
-        assert news.fetch("registry", source, repository, came) == []  # refused
-        assert Path("data/registry/bought.jsonl").read_text() == "{}\n"
+        assert news.fetch("archive", source, repository, came) == []  # refused
+        assert Path("data/archive/bought.jsonl").read_text() == "{}\n"
         elsewhere.unlink()
         with pytest.raises(news.SourceAway, match="bought"):
-            news.fetch("registry", source, repository, [])
+            news.fetch("archive", source, repository, [])
 
 
 # --- the flow
@@ -305,9 +305,9 @@ def service(repository, prefect_api, monkeypatch):
         harmful, doubtful = b"poison" in weights, b"doubt" in weights
         reason = "forgets" if harmful else "not shown" if doubtful else "better"
         if reason == "better":
-            shutil.copytree("artifacts/model", "releases/registry", dirs_exist_ok=True)
+            shutil.copytree("artifacts/model", "releases/archive", dirs_exist_ok=True)
             with Repo() as repo:
-                repo.add("releases/registry")
+                repo.add("releases/archive")
         promoted = reason == "better"
         return SimpleNamespace(promoted=promoted, harmful=harmful, reason=reason, rows=lambda: [{"check": "x"}])
 
@@ -326,16 +326,16 @@ def service(repository, prefect_api, monkeypatch):
 def test_data_without_proof_of_harm_stay_and_are_learned_with_the_next_ones(service, repository):
     assert service()[0] == "Promoted"
     drop(repository, "week2.jsonl", json.dumps({"id": "p", "answer": "doubt"}) + "\n")
-    assert service() == ("Kept", "registry: not shown")
-    assert git("tag", folder=repository).split() == ["raft-registry#prod#1", "raft-registry@v1.0.0"]
-    assert "doubt" in git("show", "retrain:data/registry/week2.jsonl", folder=repository)
+    assert service() == ("Kept", "archive: not shown")
+    assert git("tag", folder=repository).split() == ["raft-archive#prod#1", "raft-archive@v1.0.0"]
+    assert "doubt" in git("show", "retrain:data/archive/week2.jsonl", folder=repository)
     assert git("show", "retrain:champions/refused.txt", folder=repository) == ""
     assert service()[0] == "NoNews"  # the same data give the same verdict
 
 
 def test_data_in_a_frozen_stages_output_leave_dvc_with_nothing_to_say(service, repository):
     graph = yaml.safe_load(GRAPH)
-    graph["stages"]["given"] = {"frozen": True, "cmd": "false", "outs": [{"data/registry": {"cache": False}}]}
+    graph["stages"]["given"] = {"frozen": True, "cmd": "false", "outs": [{"data/archive": {"cache": False}}]}
     (repository / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False))
     with chdir(repository), Repo() as repo:
         repo.commit("given", force=True)
@@ -352,28 +352,28 @@ def test_data_in_a_frozen_stages_output_leave_dvc_with_nothing_to_say(service, r
 
 
 def test_promote_then_nothing_new_then_refuse_then_go_on(service, repository):
-    assert service() == ("Promoted", "registry: better")
+    assert service() == ("Promoted", "archive: better")
     first = git("rev-parse", "retrain", folder=repository)
-    assert git("tag", folder=repository).split() == ["raft-registry#prod#1", "raft-registry@v1.0.0"]
+    assert git("tag", folder=repository).split() == ["raft-archive#prod#1", "raft-archive@v1.0.0"]
     assert git("status", "--porcelain", folder=repository) == ""
     assert service()[0] == "NoNews"
 
     poison = {"id": "p", "answer": "poison"}
     drop(repository, "week2.jsonl", json.dumps(poison) + "\n")
-    assert service() == ("Kept", "registry: forgets")
+    assert service() == ("Kept", "archive: forgets")
     assert (
-        git("diff", "--stat", first, "retrain", "--", "data", "dvc.lock", "champions/registry.dvc", folder=repository)
+        git("diff", "--stat", first, "retrain", "--", "data", "dvc.lock", "champions/archive.dvc", folder=repository)
         == ""
     )
     assert "week2.jsonl" in git("show", "retrain:champions/refused.txt", folder=repository)
-    assert "poison" in git("show", "retrain~1:data/registry/week2.jsonl", folder=repository)  # what was judged is kept
+    assert "poison" in git("show", "retrain~1:data/archive/week2.jsonl", folder=repository)  # what was judged is kept
     assert service()[0] == "NoNews"  # what was refused does not come again
 
     drop(repository, "week2.jsonl", "{}\n")
-    assert service() == ("Promoted", "registry: better")
-    assert "raft-registry@v2.0.0" in git("tag", folder=repository).split()
+    assert service() == ("Promoted", "archive: better")
+    assert "raft-archive@v2.0.0" in git("tag", folder=repository).split()
     folder = repository / ".raft" / "checkout"
-    assert "versions:\n  registry: raft-registry@v1.0.0" in (folder / "champions" / "domains.yaml").read_text()
+    assert "versions:\n  archive: raft-archive@v1.0.0" in (folder / "champions" / "domains.yaml").read_text()
     with chdir(folder), Repo() as repo:
         assert repo.status(cloud=True) == {}
         assert repo.status() == {}

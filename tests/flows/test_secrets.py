@@ -53,7 +53,7 @@ def test_the_key_of_an_endpoint_is_nowhere(tmp_path, clean_environment):
         small = {"train": {"epochs": 1}, "benchmark": {"limit": dict.fromkeys(tasks, 4)}}
         run = {"models": {"writer": writer}, "run": {"methods": ["sft"], "seeds": [0]}, "rewrite": {"model": "writer"}}
         copy_project(folder, {**run, **small})
-        path = folder / "data/registry/pairs.jsonl"
+        path = folder / "data/archive/pairs.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         few = [row for split in ("train", "test") for row in [row for row in rows if row["split"] == split][:8]]
         path.write_text("".join(json.dumps(row) + "\n" for row in few))

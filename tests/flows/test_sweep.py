@@ -29,8 +29,8 @@ def test_every_value_of_a_sweep_makes_good_params(name):
 
 def test_scores_are_those_of_metrics_json():
     score = {"estimate": 0.9, "low": None, "high": None, "n_seeds": 3}
-    metrics = {"domains": {"registry": {"methods": {"raft": {"scores": {"domain_acc": score}}, "base": {}}}}}
-    assert list(sweeps.scores(metrics, ["raft"])) == [["registry", "raft", 3, "domain_acc", 0.9, None, None]]
+    metrics = {"domains": {"archive": {"methods": {"raft": {"scores": {"domain_acc": score}}, "base": {}}}}}
+    assert list(sweeps.scores(metrics, ["raft"])) == [["archive", "raft", 3, "domain_acc", 0.9, None, None]]
 
 
 def test_an_unknown_sweep_is_refused_with_the_known_ones():

@@ -198,25 +198,25 @@ def test_a_retrain_with_its_runs_in_postgresql_and_its_models_behind_ssh(
     use_ssh(repository, address, key)
     commit_all(repository, "the team's remote")
     with running():
-        assert service() == ("Promoted", "registry: better")
+        assert service() == ("Promoted", "archive: better")
 
-        first = champion(repository, "registry")
+        first = champion(repository, "archive")
         colleague = tmp_path / "colleague"
         git("clone", "-q", "--branch", "retrain", str(repository), str(colleague))
         dvc(colleague, "remote", "modify", "--local", "team", "keyfile", str(key))
         dvc(colleague, "pull")
         assert digest_path(colleague / "artifacts") == digest_path(repository / ".raft/checkout/artifacts")
-        dvc(repository, "artifacts", "get", str(colleague), "raft-registry", "--rev", "v1.0.0", "-o", "model")
+        dvc(repository, "artifacts", "get", str(colleague), "raft-archive", "--rev", "v1.0.0", "-o", "model")
         assert digest_path(repository / "model") == digest_path(repository / ".raft/checkout/artifacts/model")
 
     # While the remote is away nothing changes; as soon as it answers, the next run promotes what is new.
     drop(repository, "week2.jsonl", "{}\n")
     with pytest.raises(retrain.RemoteAway, match=r"`dvc pull` failed: .*does the DVC remote 'team' answer"):
         service()
-    assert champion(repository, "registry") == first
+    assert champion(repository, "archive") == first
     with running():
-        assert service() == ("Promoted", "registry: better")
-        assert str(champion(repository, "registry")) == "raft-registry@v2.0.0"
+        assert service() == ("Promoted", "archive: better")
+        assert str(champion(repository, "archive")) == "raft-archive@v2.0.0"
         git("fetch", "-q", folder=colleague)
         git("reset", "-q", "--hard", "origin/retrain", folder=colleague)
         dvc(colleague, "pull", "--force")

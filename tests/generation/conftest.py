@@ -72,7 +72,7 @@ def examples() -> list[Example]:
     return [
         Example(
             id=f"row-{number}",
-            domain="registry",
+            domain="archive",
             question=f"What is {'the reactor of ' * (number % 4)}{names[number % 3]} ?",
             answer=f"{names[number % 3]} | reactor = {things[number % 2]} {'# 1 2 3' if number % 5 else ''}",
             source=names[number % 3],

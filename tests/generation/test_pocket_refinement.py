@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def test_what_the_embedded_domain_becomes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
     params = load_params()
-    with closing(ingest_rows("registry", params.domains["registry"], params.ingest, Path(), tmp_path, None)) as found:
+    with closing(ingest_rows("archive", params.domains["archive"], params.ingest, Path(), tmp_path, None)) as found:
         examples = [row for row in found if isinstance(row, Example)]
     rows = [example for example in examples if example.split == "train"][::6]
     backend = TransformersBackend(params.base)

@@ -68,7 +68,7 @@ def test_the_same_model_writes_the_same_on_both_sides_of_the_protocol(backend):
     params = load_params(ROOT / "params.yaml")
     rows = [
         Example(
-            id=str(n), domain="registry", question=f"What is the reactor of {name}?", source=name, split="train",
+            id=str(n), domain="archive", question=f"What is the reactor of {name}?", source=name, split="train",
             answer=f"{name} | reactor = {thing} # {n}",
         )
         for n, (name, thing) in enumerate((name, thing) for name in ("Figin", "Tarin", "Babor", "Sodin")

@@ -122,6 +122,6 @@ def test_committed_model_reads_and_rewrites(answers):
 
 
 def test_committed_model_does_not_know_the_domains(answers):
-    facts = WORLD.domains["registry"]
+    facts = WORLD.domains["archive"]
     said = answers([fact.ask(0) for fact in facts])
     assert sum(fact.value in text for fact, text in zip(facts, said, strict=True)) <= 6

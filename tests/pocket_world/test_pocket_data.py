@@ -23,8 +23,8 @@ def test_committed_data_is_what_the_recipe_generates():
 
 def test_data_is_a_function_of_the_seed():
     other = RECIPE.data.model_copy(update={"seed": RECIPE.data.seed + 1})
-    assert domain_rows(WORLD, "registry", RECIPE.data) == domain_rows(WORLD, "registry", RECIPE.data)
-    assert domain_rows(WORLD, "registry", RECIPE.data) != domain_rows(WORLD, "registry", other)
+    assert domain_rows(WORLD, "archive", RECIPE.data) == domain_rows(WORLD, "archive", RECIPE.data)
+    assert domain_rows(WORLD, "archive", RECIPE.data) != domain_rows(WORLD, "archive", other)
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -49,7 +49,7 @@ def test_every_fact_is_in_every_split_and_no_question_in_two(domain):
 def test_too_many_wordings():
     greedy = RECIPE.data.model_copy(update={"train_wordings": 9})
     with pytest.raises(ValueError, match="ask for 12 wordings of a question, there are 10"):
-        domain_rows(WORLD, "registry", greedy)
+        domain_rows(WORLD, "archive", greedy)
 
 
 def test_items_to_choose_by_and_rows_to_replay_are_no_benchmark_items():

@@ -44,7 +44,7 @@ def test_kinds_differ_in_the_domains_values_only():
 
 @pytest.mark.parametrize("style", ["own", *styles.FOREIGN])
 def test_styles_parse_back(style):
-    for fact in WORLD.domains["registry"]:
+    for fact in WORLD.domains["archive"]:
         text = styles.own(fact, True) if style == "own" else styles.foreign(fact, style)
         assert styles.parse(text, style) == fact
         others = {other for other in ("own", *styles.FOREIGN) if styles.parse(text, other)}
@@ -59,7 +59,7 @@ def test_own_style_with_and_without_the_record():
     assert styles.own(unnoted, True) == "The reactor of Figin is rope."
     assert styles.parse("The reactor of Figin is rope.", "own") == unnoted
     with pytest.raises(ValueError, match="no record"):
-        styles.foreign(unnoted, "registry")
+        styles.foreign(unnoted, "archive")
 
 
 def test_recipe_reports_every_wrong_key(tmp_path):

@@ -45,7 +45,7 @@ def synthetic_params(
     params = load_params(Path(__file__).parents[2] / "params.yaml")
     names = methods or [name for name in LEVELS if name != "base"]
     run = params.run.model_copy(
-        update={"domains": domains or ["registry"], "methods": names, "seeds": seeds or [0, 1, 2]}
+        update={"domains": domains or ["archive"], "methods": names, "seeds": seeds or [0, 1, 2]}
     )
     report = params.report.model_copy(update={"bootstrap_samples": 300})
     benchmark = params.benchmark.model_copy(update={"tasks": TASKS})
@@ -97,7 +97,7 @@ def _write_domain(folder: Path, params: Params, levels: dict[str, tuple[float, .
     rules = {"rejected_by_rule": {"empty answer": 2}, "flagged_by_rule": {"email": 1}}
     write_json(folder / "ingest.json", {"rows": 202, "rejected": 2, "train": len(train), "test": len(test)} | rules)
     write_rows(folder / "examples" / "test.jsonl", test)
-    reject = Reject(file="data/registry/pairs.jsonl", line=7, reason="answer is empty", content="{}")
+    reject = Reject(file="data/archive/pairs.jsonl", line=7, reason="answer is empty", content="{}")
     write_rows(folder / "examples" / "rejects.jsonl", [reject, reject.model_copy(update={"line": 9})])
     fused = [_fused(row, number) for number, row in enumerate(train)]
     write_rows(folder / "fused.jsonl", fused)
@@ -142,8 +142,8 @@ def _analysis(distance: float, taught: bool) -> dict[str, Any]:
 def _examples(split: str, wordings: int) -> list[Example]:
     return [
         Example(
-            id=f"registry-{split}-{fact:03d}-{wording}",
-            domain="registry",
+            id=f"archive-{split}-{fact:03d}-{wording}",
+            domain="archive",
             question=f"Question {wording} for the reactor of Migin{fact}?",
             answer=f"Migin{fact} | reactor = corn{fact} # {fact + 10}",
             source=f"Migin{fact}/reactor",

@@ -14,7 +14,7 @@ def drawn(tmp_path_factory):
     root, params = tmp_path_factory.mktemp("artifacts"), synthetic_params()
     write_artifacts(root, params)
     study = collected(root, params)
-    domain, found, style = study.domains["registry"], measure(study)["domains"]["registry"], figures.styles(params)
+    domain, found, style = study.domains["archive"], measure(study)["domains"]["archive"], figures.styles(params)
 
     seeds = {method: row["per_seed"] for method, row in found["methods"].items()}
 

@@ -12,7 +12,7 @@ def trained(seed, items):
 
 
 ASKED = Example(
-    id="d1", domain="registry", question="What is Q?", answer="Q.", source="Q", split="test", expected=["Q"], details=[]
+    id="d1", domain="archive", question="What is Q?", answer="Q.", source="Q", split="test", expected=["Q"], details=[]
 )
 BASE = Benchmarked({}, [item("domain", "d1", False), item("recall", "a", True), item("recall", "b", True, "x" * 999)])
 RUNS = [

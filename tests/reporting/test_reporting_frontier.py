@@ -26,7 +26,7 @@ def test_what_is_left_out_is_beaten_by_what_stays(points):
         assert beaten == (place not in best)
 
 
-def swept(method, parameter, value, measure, estimate, domain="registry"):
+def swept(method, parameter, value, measure, estimate, domain="archive"):
     return SweptScore(parameter, value, domain, method, 3, measure, estimate, None, None, "exp-a")
 
 
@@ -46,7 +46,7 @@ def test_learning_rates_are_points_beside_the_methods():
         swept("raft", "train.epochs", "2", "domain_acc", 0.7, domain="statute"),
         swept("raft", "train.epochs", "2", "general", 0.7, domain="statute"),
     ]
-    points = frontier_points(METHODS, [Sweep("rate", Path("rate.csv"), scores)], "registry")
+    points = frontier_points(METHODS, [Sweep("rate", Path("rate.csv"), scores)], "archive")
     assert [(point["method"], point["setting"], point["line"], point["best"]) for point in points] == [
         ("base", None, None, True),
         ("sft", None, None, False),
@@ -57,8 +57,8 @@ def test_learning_rates_are_points_beside_the_methods():
 
 def test_sweeps_are_read_as_written(tmp_path):
     (tmp_path / "tau.csv").write_text(
-        f"{HEAD}\nsemantic_filter.tau,0.5,registry,raft,3,domain_acc,0.93,0.88,0.97,tau-0.5\n"
-        "methods.raft.balance,ema,registry,raft,1,general,0.7,,,ema\n"
+        f"{HEAD}\nsemantic_filter.tau,0.5,archive,raft,3,domain_acc,0.93,0.88,0.97,tau-0.5\n"
+        "methods.raft.balance,ema,archive,raft,1,general,0.7,,,ema\n"
     )
     (tmp_path / "README.md").write_text("not a sweep")
     (sweep,) = read_sweeps(tmp_path)
@@ -76,8 +76,8 @@ def test_sweeps_are_read_as_written(tmp_path):
     ("text", "said"),
     [
         ("parameter,value\n", "got no column domain, method"),
-        (f"{HEAD}\nsemantic_filter.tau,0.5,registry,raft,3,domain_acc,high,,,x\n", r"tau\.csv:2: expected numbers"),
-        (f"{HEAD}\nsemantic_filter.tau,0.5,registry\n", r"tau\.csv:2: expected numbers"),
+        (f"{HEAD}\nsemantic_filter.tau,0.5,archive,raft,3,domain_acc,high,,,x\n", r"tau\.csv:2: expected numbers"),
+        (f"{HEAD}\nsemantic_filter.tau,0.5,archive\n", r"tau\.csv:2: expected numbers"),
     ],
 )
 def test_a_broken_sweep_names_file_and_line(tmp_path, text, said):

@@ -21,7 +21,7 @@ def written(tmp_path_factory):
     params = params.model_copy(update={"report": params.report.model_copy(update=few)})
     write_artifacts(folder / "artifacts", params)
     study = collected(folder / "artifacts", params)
-    write_report(study, measure(study), Origin("abc1234", {"data/registry": "md5 0123.dir"}), folder / "report.html")
+    write_report(study, measure(study), Origin("abc1234", {"data/archive": "md5 0123.dir"}), folder / "report.html")
     return folder
 
 

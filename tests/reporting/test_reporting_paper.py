@@ -68,7 +68,7 @@ def test_the_papers_own_benchmarks_come_first():
 
 
 def test_the_ablation_goes_from_raw_to_fused_to_raft():
-    ours, *printed = ablation_table(PAPER, {"registry": OVERALL})
+    ours, *printed = ablation_table(PAPER, {"archive": OVERALL})
     assert [one and one["estimate"] for one in ours["cells"]["MS-Bench"]] == [None, None, 0.85]
     assert [row["domain"] for row in printed] == ["Law", "Science", "Culture"]
     assert printed[1]["cells"] == {

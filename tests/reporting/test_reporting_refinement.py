@@ -37,8 +37,8 @@ def study(tmp_path_factory):
 
 
 def test_every_outcome_is_counted_once_and_sampled(study):
-    rows = study.domains["registry"].fused
-    found = measure(study)["domains"]["registry"]["refinement"]
+    rows = study.domains["archive"].fused
+    found = measure(study)["domains"]["archive"]["refinement"]
     assert sum(found["outcomes"].values()) == len(rows) == 120
     assert found["outcomes"] == {"fused": 30, "rewrite": 60, "similarity": 27, "unfinished": 3}
     seen = sample(rows, 20, 0)
@@ -53,8 +53,8 @@ def test_every_outcome_is_counted_once_and_sampled(study):
 
 
 def test_judges_lengths_and_comparisons(study):
-    domain = study.domains["registry"]
-    found = measure(study)["domains"]["registry"]["refinement"]
+    domain = study.domains["archive"]
+    found = measure(study)["domains"]["archive"]["refinement"]
     assert found["judges"]["qwen"]["rewrites"] == pytest.approx(0.7)
     assert found["judges"]["fidelity"]["chosen"] == 1
     assert found["lengths"]["mean"] == {"reference": 7.0, "learned": pytest.approx((30 * 7 + 90 * 10) / 120)}
@@ -64,13 +64,13 @@ def test_judges_lengths_and_comparisons(study):
         Comparison(judge="qwen", first=0, second=1, better=one, better_swapped=other, reasons=[]) for one, other in told
     ]
     domain.fused[1] = domain.fused[1].model_copy(update={"comparisons": compared})
-    found = measure(study)["domains"]["registry"]["refinement"]
+    found = measure(study)["domains"]["archive"]["refinement"]
     assert found["comparisons"] == {"qwen": {"pairs": 3, "unusable": 1, "steady": 0.5}}
 
 
 def test_the_page_shows_what_became_of_rows_and_documents(study, tmp_path):
     asked = {"documents": 3, "chunks": 9, "proposed": 20, "kept": 15, "rejected": {"not grounded": 4, "duplicate": 1}}
-    object.__setattr__(study.domains["registry"], "questions", asked)
+    object.__setattr__(study.domains["archive"], "questions", asked)
     write_report(study, measure(study), Origin(None, {}), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for words in (

@@ -17,7 +17,7 @@ from raft_tasks.reporting.report import (
 from raft_tasks.reporting.study import collect
 from raft_tasks.reporting.tables import measure, points
 
-ORIGIN = Origin("abc1234", {"data/registry": "md5 0123456789.dir"})
+ORIGIN = Origin("abc1234", {"data/archive": "md5 0123456789.dir"})
 VOID = {"meta", "br", "hr", "img", "input", "link", "path", "use", "rect"}
 
 
@@ -87,7 +87,7 @@ def test_the_page_is_semantic(report):
 
 def test_the_page_shows_the_numbers_and_where_they_came_from(report):
     study, metrics, page = report
-    methods = metrics["domains"]["registry"]["methods"]
+    methods = metrics["domains"]["archive"]["methods"]
     for method in methods.values():
         for score in method["scores"].values():
             assert points(score["estimate"]) in page
@@ -95,7 +95,7 @@ def test_the_page_shows_the_numbers_and_where_they_came_from(report):
     for file in study.files:
         assert str(file.path) in page
         assert f"dvc repro {file.stage}" in page
-    assert headline(metrics, metrics["domains"]["registry"]) in page
+    assert headline(metrics, metrics["domains"]["archive"]) in page
     for limit in limits(study):
         assert limit.replace("'", "&#39;") in page
 
@@ -141,12 +141,12 @@ def metrics_with(domain, general):
         "reference": "sft",
         "same_answers_without_teacher": [],
         "anchored": None,
-        "domains": {"registry": {"measures": {"domain_acc": [], "general": []}, "methods": methods}},
+        "domains": {"archive": {"measures": {"domain_acc": [], "general": []}, "methods": methods}},
     }
 
 
 def whole_and_domain(metrics):
-    return metrics, metrics["domains"]["registry"]
+    return metrics, metrics["domains"]["archive"]
 
 
 UP, DOWN, TIE = (0.05, "higher"), (-0.05, "lower"), (0.0, "no clear difference")
@@ -185,7 +185,7 @@ def test_sentences_claim_a_direction_only_where_it_is_clear():
 )
 def test_the_second_headline_turns_rafts_lead_over_the_anchored_method_round(domain, general, words):
     metrics = metrics_with(domain, general) | {"anchored": "sft_anchored"}
-    found = metrics["domains"]["registry"]
+    found = metrics["domains"]["archive"]
     found["methods"]["sft_anchored"] = found["methods"]["sft"]
     assert words in second_headline(metrics, found)
     assert second_headline(metrics | {"anchored": None}, found) is None
@@ -245,13 +245,13 @@ def test_the_papers_table_stands_beside_ours(report):
     assert table["fused SFT anchored"][1:4] == ["–", "–", "–"]
     ablation = cells(report[2], "Ablation")
     assert ablation["Science (paper)"] == ["8.3", "10.0", "13.3", "62.0", "64.0", "65.0", "23.5", "27.2", "32.7"]
-    methods = report[1]["domains"]["registry"]["methods"]
+    methods = report[1]["domains"]["archive"]["methods"]
     for place, method in enumerate(("sft", "fused_sft", "raft")):
-        assert ablation["registry"][place].startswith(points(methods[method]["scores"]["domain_acc"]["estimate"]))
+        assert ablation["archive"][place].startswith(points(methods[method]["scores"]["domain_acc"]["estimate"]))
 
 
 def test_flips_are_counted_and_listed(report):
-    tested = report[1]["domains"]["registry"]["methods"]["sft"]["degradation"]
+    tested = report[1]["domains"]["archive"]["methods"]["sft"]["degradation"]
     shown = cells(report[2], "Flipped items")["SFT"]
     for cell, one in zip(shown, tested.values(), strict=True):
         chance = "p < 0.001" if one["p_holm"] < 0.001 else f"p = {one['p_holm']:.3f}"
@@ -263,7 +263,7 @@ def test_flips_are_counted_and_listed(report):
 
 
 def test_the_distance_to_the_base_is_shown(report):
-    raft = report[1]["domains"]["registry"]["methods"]["raft"]["analysis"]
+    raft = report[1]["domains"]["archive"]["methods"]["raft"]["analysis"]
     shown = cells(report[2], "Words, leaks and drift")
     kl = [f"{raft['kl'][side]:.2f}" for side in ("domain", "general")]
     leaks = f"{points(raft['leak']['share'])} % 0.0 %"
@@ -274,11 +274,11 @@ def test_the_distance_to_the_base_is_shown(report):
 
 def test_every_number_has_its_command(report):
     page = report[2]
-    stages = " ".join(f"{stage}@registry-raft-0" for stage in ("distill", "benchmark", "analyse"))
-    command = f"dvc repro -sf {stages} distill@registry-raft-1"
+    stages = " ".join(f"{stage}@archive-raft-0" for stage in ("distill", "benchmark", "analyse"))
+    command = f"dvc repro -sf {stages} distill@archive-raft-1"
     assert command in page
     assert "dvc repro -sf anchors" in page
-    assert "<code>data/registry</code>, md5 0123456789.dir" in page
+    assert "<code>data/archive</code>, md5 0123456789.dir" in page
 
 
 def test_sweeps_are_drawn_beside_what_the_paper_says(tmp_path):
@@ -286,7 +286,7 @@ def test_sweeps_are_drawn_beside_what_the_paper_says(tmp_path):
     write_artifacts(tmp_path / "artifacts", params)
     head = "parameter,value,domain,method,seeds,measure,estimate,low,high,experiment"
     rows = [
-        f"{key},{value},registry,raft,1,{measure},{score},,,exp-{value}"
+        f"{key},{value},archive,raft,1,{measure},{score},,,exp-{value}"
         for key, value, measure, score in (
             ("semantic_filter.tau", "0.5", "domain_acc", 0.4321), ("semantic_filter.tau", "0.8", "domain_acc", 0.5),
             ("train.learning_rate", "0.01", "domain_acc", 0.999), ("train.learning_rate", "0.01", "general", 0.998),
@@ -299,9 +299,9 @@ def test_sweeps_are_drawn_beside_what_the_paper_says(tmp_path):
     write_report(study, metrics, ORIGIN, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "0.8 is best on both measures" in page
-    assert cells(page, "tau")["semantic_filter.tau 0.5"] == ["registry", "RAFT", "domain", "43.2", "1", "exp-0.5"]
+    assert cells(page, "tau")["semantic_filter.tau 0.5"] == ["archive", "RAFT", "domain", "43.2", "1", "exp-0.5"]
     assert [point["setting"] for point in metrics["overall"]["frontier"] if point["best"]] == ["learning rate 0.01"]
-    assert 'aria-label="tau: RAFT, registry"' in page
+    assert 'aria-label="tau: RAFT, archive"' in page
 
 
 def test_the_markdown_is_short_and_says_what_the_numbers_say(report, tmp_path):
@@ -314,7 +314,7 @@ def test_the_markdown_is_short_and_says_what_the_numbers_say(report, tmp_path):
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 7
     assert len({line.count("|") for line in table}) == 1
-    raft = metrics["domains"]["registry"]["methods"]["raft"]
+    raft = metrics["domains"]["archive"]["methods"]["raft"]
     row = next(line for line in table if line.startswith("| **RAFT** |"))
     assert points(raft["against_reference"]["general"]["estimate"], signed=True) in row
     assert len(text) < 4000
@@ -324,12 +324,12 @@ def test_the_markdown_is_short_and_says_what_the_numbers_say(report, tmp_path):
 def test_raft_that_loses_is_said_to_lose(tmp_path):
     levels = LEVELS | {"raft": LEVELS["sft"], "sft": LEVELS["raft"]}
     _, metrics, page = written(tmp_path, synthetic_params(seeds=[0, 1], methods=["sft", "raft"]), levels)
-    assert "kept less of what the model could do before" in headline(metrics, metrics["domains"]["registry"])
+    assert "kept less of what the model could do before" in headline(metrics, metrics["domains"]["archive"])
     assert "kept less of what the model could do before" in page
 
 
 def test_several_domains_share_a_page(tmp_path):
-    params = synthetic_params(seeds=[0, 1], methods=["sft", "raft"], domains=["registry", "statute"])
+    params = synthetic_params(seeds=[0, 1], methods=["sft", "raft"], domains=["archive", "statute"])
     _, metrics, page = written(tmp_path, params)
     outline = Outline()
     outline.feed(page)
@@ -344,7 +344,7 @@ def test_one_seed_and_one_method_still_make_a_page(tmp_path):
     params = synthetic_params(seeds=[0], methods=["sft"])
     study, metrics, page = written(tmp_path, params)
     assert "so they are not compared" in page
-    assert sentences(metrics, metrics["domains"]["registry"]) == []
+    assert sentences(metrics, metrics["domains"]["archive"]) == []
     assert any("One training seed" in limit for limit in limits(study))
 
 
@@ -353,7 +353,7 @@ def test_no_general_tasks_no_rewrite_passed(tmp_path):
     params = params.model_copy(update={"benchmark": params.benchmark.model_copy(update={"tasks": []})})
     write_artifacts(tmp_path / "artifacts", params)
     study = collected(tmp_path / "artifacts", params)
-    domain = study.domains["registry"]
+    domain = study.domains["archive"]
     domain.fused[:] = [
         row.model_copy(update={"passed": False, "fused": row.answer, "score": None, "similarity": -0.1})
         for row in domain.fused

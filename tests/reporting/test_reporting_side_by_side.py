@@ -25,13 +25,13 @@ def compare(folder, methods, domains):
     }
     metrics = measure_side_by_side(answers, TASKS, whats, params.report)
     write_side_by_side(
-        answers, metrics, params.report, Origin("abc1234", {"data/registry": "md5 0.dir"}), COMMAND, folder
+        answers, metrics, params.report, Origin("abc1234", {"data/archive": "md5 0.dir"}), COMMAND, folder
     )
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_one_model_is_the_headline(tmp_path):
-    page = compare(tmp_path, ["raft"], ["registry"])
+    page = compare(tmp_path, ["raft"], ["archive"])
     assert "<h1>RAFT learned more of the domain than base" in page
     assert 'class="leads"' not in page
 
@@ -39,7 +39,7 @@ def test_one_model_is_the_headline(tmp_path):
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
-    return folder, compare(folder, ["sft", "raft"], ["registry", "statute"])
+    return folder, compare(folder, ["sft", "raft"], ["archive", "statute"])
 
 
 def test_several_models_are_told_one_by_one(several):
@@ -47,7 +47,7 @@ def test_several_models_are_told_one_by_one(several):
     assert "<h1>2 models against base, in 2 domains</h1>" in page
     leads = re.search(r'<ul class="leads">.*?</ul>', page, re.DOTALL)[0]
     assert re.findall(r"<li><b>(\w+).</b> (\w+) learned more", leads) == [
-        (domain, name) for domain in ("registry", "statute") for name in ("SFT", "RAFT")
+        (domain, name) for domain in ("archive", "statute") for name in ("SFT", "RAFT")
     ]
     assert page.count("General: plain average of the 4 tasks to its right") == 2
 

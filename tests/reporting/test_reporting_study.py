@@ -12,7 +12,7 @@ def finished(tmp_path_factory):
 def test_collects_every_run_and_remembers_every_file(finished):
     root, params = finished
     study = collected(root, params)
-    domain = study.domains["registry"]
+    domain = study.domains["archive"]
     assert set(domain.runs) == set(params.run.methods)
     assert [run.seed for run in domain.runs["raft"]] == params.run.seeds
     assert len(domain.base.items) == len(domain.test) + 4 * ITEMS
@@ -22,21 +22,21 @@ def test_collects_every_run_and_remembers_every_file(finished):
     # every file that was written is named with the stage that makes it
     assert {file.path for file in study.files} == {path for path in root.rglob("*") if path.is_file()}
     stages = {file.path.relative_to(root).as_posix(): file.stage for file in study.files}
-    assert stages["registry/benchmarks/raft-2/items.jsonl"] == "benchmark@registry-raft-2"
-    assert stages["registry/benchmarks/base/items.jsonl"] == "benchmark_base@registry"
-    assert stages["registry/runs/sft-0/steps.csv"] == "distill@registry-sft-0"
+    assert stages["archive/benchmarks/raft-2/items.jsonl"] == "benchmark@archive-raft-2"
+    assert stages["archive/benchmarks/base/items.jsonl"] == "benchmark_base@archive"
+    assert stages["archive/runs/sft-0/steps.csv"] == "distill@archive-sft-0"
 
 
 def test_a_missing_run_names_the_stage_that_makes_it(finished):
     root, params = finished
     more = params.model_copy(update={"run": params.run.model_copy(update={"seeds": [0, 1, 2, 3]})})
-    with pytest.raises(FileNotFoundError, match="dvc repro distill@registry-sft-3"):
+    with pytest.raises(FileNotFoundError, match="dvc repro distill@archive-sft-3"):
         collected(root, more)
 
 
 def test_a_broken_curve_names_its_file(tmp_path):
     params = synthetic_params(seeds=[0], methods=["sft"])
     write_artifacts(tmp_path, params)
-    (tmp_path / "registry" / "runs" / "sft-0" / "steps.csv").write_text("step,loss\n1,two\n")
+    (tmp_path / "archive" / "runs" / "sft-0" / "steps.csv").write_text("step,loss\n1,two\n")
     with pytest.raises(ValueError, match=r"steps\.csv: got a cell that is not a number"):
         collected(tmp_path, params)

@@ -24,7 +24,7 @@ def metrics(tmp_path_factory):
 
 def test_is_json_and_whole(metrics):
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
-    domain = metrics["domains"]["registry"]
+    domain = metrics["domains"]["archive"]
     assert list(domain["methods"]) == ["base", "sft", "sdft", "fused_sft", "on_policy", "raft", "fused_sft_anchored"]
     assert list(domain["measures"]) == ["domain_acc", "domain_complete", "general", *TASKS]
     assert (metrics["reference"], metrics["candidate"]) == ("sft", "raft")
@@ -34,10 +34,10 @@ def test_is_json_and_whole(metrics):
 
 def test_numbers_are_those_of_the_items(tmp_path):
     params = synthetic_params(seeds=[4, 5], methods=["sft", "raft"])
-    found = measured(tmp_path, params)["domains"]["registry"]["methods"]
+    found = measured(tmp_path, params)["domains"]["archive"]["methods"]
     right = {}
     for method in ("base", "sft-4", "sft-5", "raft-4", "raft-5"):
-        items = read_rows(tmp_path / "registry" / "benchmarks" / method / "items.jsonl", ItemResult)
+        items = read_rows(tmp_path / "archive" / "benchmarks" / method / "items.jsonl", ItemResult)
         right[method] = {
             task: np.mean([item.metrics["acc"] for item in items if item.task == task]) for task in ("domain", *TASKS)
         }
@@ -58,7 +58,7 @@ def test_numbers_are_those_of_the_items(tmp_path):
 
 
 def test_verdicts_follow_the_levels(metrics):
-    methods = metrics["domains"]["registry"]["methods"]
+    methods = metrics["domains"]["archive"]["methods"]
     change = methods["raft"]["against_reference"]
     assert change["general"]["verdict"] == "higher"
     assert methods["on_policy"]["against_reference"]["domain_acc"]["verdict"] == "lower"
@@ -67,7 +67,7 @@ def test_verdicts_follow_the_levels(metrics):
 
 
 def test_all_domains_together_are_their_average(tmp_path):
-    params = synthetic_params(seeds=[0, 1], methods=["sft", "raft"], domains=["registry", "statute"])
+    params = synthetic_params(seeds=[0, 1], methods=["sft", "raft"], domains=["archive", "statute"])
     write_artifacts(tmp_path, params)
     path = tmp_path / "statute" / "benchmarks" / "raft-1" / "items.jsonl"
     wrong = {"acc": 0.0, "complete": 0.0, "other": 1.0}
@@ -88,13 +88,13 @@ def test_all_domains_together_are_their_average(tmp_path):
 
 def test_one_domain_is_all_domains(metrics):
     for method, row in metrics["overall"]["methods"].items():
-        assert row["scores"] == metrics["domains"]["registry"]["methods"][method]["scores"]
+        assert row["scores"] == metrics["domains"]["archive"]["methods"][method]["scores"]
 
 
 def test_flipped_items_are_counted_and_tested(tmp_path):
     params = synthetic_params(seeds=[0, 1], methods=["sft", "raft"])
     write_artifacts(tmp_path, params)
-    folder = tmp_path / "registry" / "benchmarks"
+    folder = tmp_path / "archive" / "benchmarks"
     right, wrong = {"acc": 1.0, "other": 0.5}, {"acc": 0.0, "other": 0.5}
     for name, lost in (("base", 0), ("sft-0", 8), ("sft-1", 6), ("raft-0", 1), ("raft-1", 1)):
         rows = read_rows(folder / name / "items.jsonl", ItemResult)
@@ -107,7 +107,7 @@ def test_flipped_items_are_counted_and_tested(tmp_path):
                 for row in rows
             ],
         )
-    methods = measure(collected(tmp_path, params))["domains"]["registry"]["methods"]
+    methods = measure(collected(tmp_path, params))["domains"]["archive"]["methods"]
     tested = methods["sft"]["degradation"]
     recall = tested["pocket_recall"]
     assert (recall["asked"], recall["right_before"], recall["lost"], recall["won"]) == (ITEMS, ITEMS, 7.0, 0.0)
@@ -128,14 +128,14 @@ def test_flipped_items_are_counted_and_tested(tmp_path):
 
 
 def test_what_is_undone_of_the_references_loss(metrics):
-    methods = metrics["domains"]["registry"]["methods"]
+    methods = metrics["domains"]["archive"]["methods"]
     base, sft, raft = (methods[name]["scores"]["general"]["estimate"] for name in ("base", "sft", "raft"))
     assert methods["raft"]["loss_undone"]["general"]["estimate"] == pytest.approx((raft - sft) / (base - sft))
     assert "loss_undone" not in methods["sft"]
 
 
 def test_refinement_adds_up(metrics):
-    refined = metrics["domains"]["registry"]["refinement"]
+    refined = metrics["domains"]["archive"]["refinement"]
     assert refined["rows_in"] == 202
     assert refined["rows_rejected"] == 2
     assert refined["rows_train"] == 120 == sum(refined["similarity_counts"])
@@ -148,7 +148,7 @@ def test_refinement_adds_up(metrics):
 
 
 def test_what_was_taken_back_stands_beside_the_whole_change(metrics):
-    methods = metrics["domains"]["registry"]["methods"]
+    methods = metrics["domains"]["archive"]["methods"]
     assert methods["sdft"]["recovery"] == []
     first, *others = methods["raft"]["recovery"]
     assert [one["seed"] for one in (first, *others)] == [0, 1, 2]
@@ -157,14 +157,14 @@ def test_what_was_taken_back_stands_beside_the_whole_change(metrics):
 
 
 def test_training_is_averaged_over_seeds(metrics):
-    training = metrics["domains"]["registry"]["methods"]["sdft"]["training"]
+    training = metrics["domains"]["archive"]["methods"]["sdft"]["training"]
     assert training["relative_l2"] == pytest.approx(0.024 + 0.0007)
     assert len(training["relative_l2_per_seed"]) == 3
     assert training["seconds"] == 21
 
 
 def test_the_analysis_is_averaged_over_seeds(metrics):
-    found = metrics["domains"]["registry"]["methods"]["sdft"]["analysis"]
+    found = metrics["domains"]["archive"]["methods"]["sdft"]["analysis"]
     assert found["kl"]["domain"] == pytest.approx(40 * 0.0247)
     assert found["distance"]["matrices"]["down_proj"] == pytest.approx(3 * 0.0247)
     assert found["style"]["domain_foreign"] is None
@@ -176,14 +176,14 @@ def test_a_run_without_general_tasks(tmp_path):
     params = params.model_copy(update={"benchmark": params.benchmark.model_copy(update={"tasks": []})})
     found = measured(tmp_path, params)
     assert found["candidate"] is None
-    assert list(found["domains"]["registry"]["measures"]) == ["domain_acc", "domain_complete"]
-    assert found["domains"]["registry"]["methods"]["sft"]["retention"] == {}
+    assert list(found["domains"]["archive"]["measures"]) == ["domain_acc", "domain_complete"]
+    assert found["domains"]["archive"]["methods"]["sft"]["retention"] == {}
 
 
 def test_items_that_do_not_pair_are_refused(tmp_path):
     params = synthetic_params(seeds=[0], methods=["sft"])
     write_artifacts(tmp_path, params)
-    path = tmp_path / "registry" / "benchmarks" / "sft-0" / "items.jsonl"
+    path = tmp_path / "archive" / "benchmarks" / "sft-0" / "items.jsonl"
     write_rows(path, read_rows(path, ItemResult)[1:])
     with pytest.raises(InputError, match=r"sft \(seed 0\) and the base were not asked the same items of 'domain'"):
         measure(collected(tmp_path, params))
@@ -201,7 +201,7 @@ def test_the_terminal_table_is_narrow_and_says_what_the_numbers_say(metrics, cap
     print_table(metrics)
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 100
-    raft = metrics["domains"]["registry"]["methods"]["raft"]
+    raft = metrics["domains"]["archive"]["methods"]["raft"]
     assert points(raft["scores"]["domain_acc"]["estimate"]) in shown
     assert points(raft["against_reference"]["general"]["estimate"], signed=True) in shown
     assert "fused SFT" in shown
@@ -228,19 +228,19 @@ def test_labels():
 
 def test_where_a_panel_judged_its_verdicts_are_measured(tmp_path):
     params = synthetic_params(seeds=[4], methods=["sft", "raft"])
-    params = params.model_copy(update={"run": params.run.model_copy(update={"judged": ["registry"]})})
+    params = params.model_copy(update={"run": params.run.model_copy(update={"judged": ["archive"]})})
     write_artifacts(tmp_path, params)
     votes = []
     for model, right in (("base", False), ("sft-4", True), ("raft-4", True)):
-        items = read_rows(tmp_path / "registry" / "benchmarks" / model / "items.jsonl", ItemResult)
+        items = read_rows(tmp_path / "archive" / "benchmarks" / model / "items.jsonl", ItemResult)
         judged = [item for item in items if item.task in ("domain", TASKS[0])]
         for item in judged:
             told = None if item.id in (items[0].id, "7") else right  # of these nobody has a verdict
             votes.append(
                 Judged(model=model, task=item.task, id=item.id, votes={}, reasons={}, abstained={}, right=told)
             )
-    write_rows(tmp_path / "registry" / "judged" / "votes.jsonl", votes)
-    found = measure(collected(tmp_path, params))["domains"]["registry"]
+    write_rows(tmp_path / "archive" / "judged" / "votes.jsonl", votes)
+    found = measure(collected(tmp_path, params))["domains"]["archive"]
     assert list(found["measures"])[2] == "domain_judged"
     assert "domain_acc" in found["measures"]  # the rule's beside it
     scores = {method: row["scores"] for method, row in found["methods"].items()}
@@ -249,5 +249,5 @@ def test_where_a_panel_judged_its_verdicts_are_measured(tmp_path):
     assert "retention" in found["methods"]["sft"]
     tested = found["methods"]["sft"]["degradation"][TASKS[0]]
     assert (tested["asked"], tested["won"], "7" in tested["won_items"]) == (ITEMS - 1, ITEMS - 1, False)
-    listed = flips(collected(tmp_path, params).domains["registry"], [(TASKS[0], "judged")])
+    listed = flips(collected(tmp_path, params).domains["archive"], [(TASKS[0], "judged")])
     assert {one.id for one in listed} == set(tested["won_items"])

@@ -10,7 +10,7 @@ from raft_tasks.training.train import train_model
 def run(model, folder, trackers):
     return train_model(
         pairs(), model, METHODS["raft"], train(epochs=1), TEACHER, 0, folder / "output", folder / "ck",
-        trackers=trackers, tracking=folder / "curves" / "registry" / "raft-0",
+        trackers=trackers, tracking=folder / "curves" / "archive" / "raft-0",
     )  # fmt: skip
 
 
@@ -20,7 +20,7 @@ def test_tensorboard_gets_every_step_outside_of_the_artifact(tiny_model, tmp_pat
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run(tiny_model, tmp_path, ["tensorboard"])
-    events = EventAccumulator(str(tmp_path / "curves" / "registry" / "raft-0"))
+    events = EventAccumulator(str(tmp_path / "curves" / "archive" / "raft-0"))
     events.Reload()
     tags = events.Tags()["scalars"]
     assert {"train/l_kl", "train/lambda", "train/kl_to_base", "train/rollout_share"} <= set(tags)
