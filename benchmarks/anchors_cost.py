@@ -24,11 +24,11 @@ import torch
 from measuring import machine, table
 
 from raft_tasks.anchors import held_out_texts
+from raft_tasks.config import AnchorLoss, Config, load_config
 from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
 from raft_tasks.generation.anchors import generate_anchors
 from raft_tasks.generation.encoding import shared_encoder
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Hold, Params, load_params
 from raft_tasks.schemas import TrainingPair
 from raft_tasks.training.anchoring import AnchorBatches, is_encodable, load_anchors, write_anchors
 from raft_tasks.training.train import train_model
@@ -47,14 +47,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each method")
     sizes = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    params = load_params(PROJECT / "params.yaml")
-    hold = params.methods[ANCHORED].anchors
+    config = load_config(PROJECT / "params.yaml")
+    hold = config.methods[ANCHORED].anchors
     assert hold is not None
-    hold = hold.model_copy(update={"batch": sizes.batch or params.train.batch_size // 2})
-    print(f"Pocket model, domain batch {params.train.batch_size}, anchors {hold.batch}, 1 thread; {machine('cpu')}\n")
+    hold = hold.model_copy(update={"batch": sizes.batch or config.train.batch_size // 2})
+    print(f"Pocket model, domain batch {config.train.batch_size}, anchors {hold.batch}, 1 thread; {machine('cpu')}\n")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "set"
-        stages, kept = make_set(params, hold, sizes.count, folder)
+        stages, kept = make_set(config, hold, sizes.count, folder)
         print(table([f"{sizes.count} anchors", "seconds"], [(name, f"{seconds:.1f}") for name, seconds in stages]))
         print(f"\n{kept} are kept\n")
         pairs = domain_pairs()[: sizes.rows]
@@ -62,29 +62,29 @@ def main(arguments: list[str] | None = None) -> None:
         for turn in range(sizes.repeats):
             for name, taken in seconds.items():
                 held = hold if name == ANCHORED else None
-                taken += steps(params, pairs, held, folder, sizes.epochs, Path(place) / f"{name}-{turn}")
+                taken += steps(config, pairs, held, folder, sizes.epochs, Path(place) / f"{name}-{turn}")
         rows = [(name, f"{1000 * mean(taken):.1f}", f"{1000 * median(taken):.1f}") for name, taken in seconds.items()]
         ratios = [of(seconds[ANCHORED]) / of(seconds[PLAIN]) for of in (mean, median)]
         print(table(["ms a step", "mean", "median"], [*rows, ("ratio", *(f"{ratio:.2f}" for ratio in ratios))]))
-        print(f"\n{tokens(params, pairs, hold, folder)}", flush=True)
+        print(f"\n{tokens(config, pairs, hold, folder)}", flush=True)
 
 
-def make_set(params: Params, hold: Hold, count: int, folder: Path) -> tuple[list[tuple[str, float]], int]:
+def make_set(config: Config, hold: AnchorLoss, count: int, folder: Path) -> tuple[list[tuple[str, float]], int]:
     """Draw, clean and write a set; what each part took, and how many anchors are kept."""
-    settings = params.anchors[hold.set].model_copy(update={"count": count})
+    settings = config.anchors[hold.set].model_copy(update={"count": count})
     clock = [time.perf_counter()]
-    backend = TransformersBackend(params.base)
+    backend = TransformersBackend(config.base)
     drawn = generate_anchors(range(count), backend, settings)
     clock.append(time.perf_counter())
-    base, tokenizer = load_model(params.base, torch.float32)
+    base, tokenizer = load_model(config.base, torch.float32)
     limit = base.config.get_text_config().max_position_embeddings
-    fits = partial(is_encodable, tokenizer=tokenizer, max_length=limit, system=params.base.system)
-    encoder = shared_encoder(params.semantic_filter.encoder, params.semantic_filter.revision)
-    held_out = held_out_texts(Path(), params.benchmark, PROJECT / "raft_tasks/evaluation/tasks")
+    fits = partial(is_encodable, tokenizer=tokenizer, max_length=limit, system=config.base.system)
+    encoder = shared_encoder(config.semantic_filter.encoder, config.semantic_filter.revision)
+    held_out = held_out_texts(Path(), config.benchmark, PROJECT / "raft_tasks/evaluation/tasks")
     kept, _, _ = clean_anchors(drawn, Cleaning(settings, held_out, is_encodable=fits, encoder=encoder))
     clock.append(time.perf_counter())
     folder.mkdir()
-    write_anchors(folder, kept, base, tokenizer, params.base.system, settings.top_k, settings.batch_size)
+    write_anchors(folder, kept, base, tokenizer, config.base.system, settings.top_k, settings.batch_size)
     clock.append(time.perf_counter())
     took = [after - before for before, after in pairwise(clock)]
     names = ("inventing and answering", "cleaning and statistics", "top K", "all")
@@ -103,14 +103,14 @@ def domain_pairs() -> list[TrainingPair]:
 
 
 def steps(
-    params: Params, pairs: list[TrainingPair], hold: Hold | None, folder: Path, epochs: int, place: Path
+    config: Config, pairs: list[TrainingPair], hold: AnchorLoss | None, folder: Path, epochs: int, place: Path
 ) -> list[float]:
     """Seconds of every optimiser step of one training but the first few, which warm up."""
     train_model(
         pairs,
-        params.base,
-        params.methods[PLAIN].model_copy(update={"anchors": hold}),
-        params.train.model_copy(update={"epochs": epochs, "checkpoint_steps": 10_000}),
+        config.base,
+        config.methods[PLAIN].model_copy(update={"anchors": hold}),
+        config.train.model_copy(update={"epochs": epochs, "checkpoint_steps": 10_000}),
         "",
         0,
         place / "output",
@@ -121,10 +121,10 @@ def steps(
         return [float(row["seconds"]) for row in csv.DictReader(rows)][2:]
 
 
-def tokens(params: Params, pairs: list[TrainingPair], hold: Hold, folder: Path) -> str:
+def tokens(config: Config, pairs: list[TrainingPair], hold: AnchorLoss, folder: Path) -> str:
     """How long rows and anchors are, and what padding is paid for."""
-    tokenizer = load_model(params.base, torch.float32)[1]
-    held: AnchorBatches = load_anchors(folder, hold, tokenizer, params.train.max_length, params.base.system, seed=0)
+    tokenizer = load_model(config.base, torch.float32)[1]
+    held: AnchorBatches = load_anchors(folder, hold, tokenizer, config.train.max_length, config.base.system, seed=0)
     batches = [[held.lengths[anchor] for anchor in held.at(step)] for step in range(held.per_pass)]
     real, padded = sum(map(sum, batches)), sum(max(batch) * len(batch) for batch in batches)
     domain = mean(len(tokenizer(pair.question + pair.answer)["input_ids"]) for pair in pairs)

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from endpoint_server import running, stats
 
+from raft_tasks.config import Budget, Endpoint
 from raft_tasks.generation.cached_backend import CallSession, ModelPool, build_backend
-from raft_tasks.params import Budget, Endpoint
 from raft_tasks.sampling import SamplingParams
 
 LATENCY = 0.05

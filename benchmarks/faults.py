@@ -53,10 +53,10 @@ ORPHAN_SECONDS = 30.0
 def small_project(folder: Path) -> None:
     """A clone of HEAD whose graph ends with the trained model: for a kill, benchmark and report are no different."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
-    params = yaml.safe_load((folder / "params.yaml").read_text())
+    config = yaml.safe_load((folder / "params.yaml").read_text())
     for section, values in SMALL.items():
-        params[section].update(values)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        config[section].update(values)
+    (folder / "params.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     graph = yaml.safe_load((folder / "dvc.yaml").read_text())
     graph = {"vars": graph["vars"], "stages": {name: graph["stages"][name] for name in STAGES}}
     (folder / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False))

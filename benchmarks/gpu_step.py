@@ -133,14 +133,14 @@ def one_run(sizes: argparse.Namespace, shape: str, mode: str, sampler: str, fold
     """Steps of one configuration, in this process."""
     lengths = Lengths(sizes.question, sizes.answer, sizes.rollout)
     k = min(sizes.top_k, SHAPES[shape].vocab_size // 4)
-    params = settings(k, lengths, sizes.batch, micro_batch_size=sizes.micro_batch, precision="bfloat16")
-    raft = params.methods["raft"].model_dump()
-    raft["distill"]["sampler"] = SAMPLERS[sampler]
-    raft["adapter"] = ADAPTER if mode == "lora" else None
-    method = type(params.methods["raft"]).model_validate(raft)
-    params = params.model_copy(update={"methods": {"raft": method}})
+    config = settings(k, lengths, sizes.batch, micro_batch_size=sizes.micro_batch, precision="bfloat16")
+    raft = config.methods["raft"].model_dump()
+    raft["distillation"]["sampler"] = SAMPLERS[sampler]
+    raft["lora"] = ADAPTER if mode == "lora" else None
+    method = type(config.methods["raft"]).model_validate(raft)
+    config = config.model_copy(update={"methods": {"raft": method}})
     with tempfile.TemporaryDirectory() as work:
-        done = train_ours(folder, "bfloat16", params, lengths, sizes.steps, Path(work))
+        done = train_ours(folder, "bfloat16", config, lengths, sizes.steps, Path(work))
     steps = [phases(step) for step in done.steps]
     return {
         "seconds": {phase: statistics.median(step[phase] for step in steps) for phase in PHASES},

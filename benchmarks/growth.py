@@ -35,11 +35,11 @@ AXES = {
 def point(values: dict[str, int], sizes: argparse.Namespace) -> dict[str, float]:
     """Seconds and peak MB of one step, in this process."""
     lengths = Lengths(values["length"] // 2, values["length"], values["length"])
-    params = settings(values["k"], lengths, values["batch"], precision="float32")
+    config = settings(values["k"], lengths, values["batch"], precision="float32")
     with tempfile.TemporaryDirectory() as work:
         config = llama(values["vocabulary"], sizes.hidden, sizes.layers)
         folder = make_model(config, Path(work) / "model", torch.float32, "cpu")
-        done = train_ours(folder, "float32", params, lengths, sizes.steps, Path(work))
+        done = train_ours(folder, "float32", config, lengths, sizes.steps, Path(work))
     return {"seconds": statistics.median(step["seconds"] for step in done.steps), "MB": done.peak}
 
 

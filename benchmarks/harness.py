@@ -20,9 +20,9 @@ from measuring import machine, timed_in_turn
 
 from flows import paths
 from raft_tasks.artifacts import read_rows
+from raft_tasks.config import Benchmark, Model, load_config
 from raft_tasks.evaluation.harness import DOMAIN_TASK, evaluate, write_domain_task
 from raft_tasks.evaluation.overlay import task_manager
-from raft_tasks.params import Benchmark, Model, load_params
 from raft_tasks.schemas import Example, ItemResult
 
 REPEATS = 3
@@ -74,15 +74,15 @@ def by_hand(model: Model, rows: list[Example], settings: Benchmark) -> tuple[Sco
 
 
 def main() -> int:
-    params = load_params()
-    if params.benchmark.few_shot or params.benchmark.limit:
+    config = load_config()
+    if config.benchmark.few_shot or config.benchmark.limit:
         sys.exit("benchmark.few_shot and limit are per task, which simple_evaluate knows for all tasks at once only")
-    settings = params.benchmark.model_copy(update={"tasks": sys.argv[1:] or params.benchmark.tasks})
-    rows = read_rows(paths.split(params.run.domains[0], "test", params.resources.rows), Example)
+    settings = config.benchmark.model_copy(update={"tasks": sys.argv[1:] or config.benchmark.tasks})
+    rows = read_rows(paths.split(config.run.domains[0], "test", config.run.rows), Example)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(machine(device))
-    mine, items = ours(params.base, rows, settings)  # once each before the clock runs: imports, the page cache
-    theirs, samples = by_hand(params.base, rows, settings)
+    mine, items = ours(config.base, rows, settings)  # once each before the clock runs: imports, the page cache
+    theirs, samples = by_hand(config.base, rows, settings)
     answers: dict[str, list[str]] = {}
     for row in items:
         answers.setdefault(row.task, []).append(row.answer)
@@ -98,8 +98,8 @@ def main() -> int:
             different += answers[task] != replies
             print(f"| {task} | {len(replies)} answers | | | {'yes' if answers[task] == replies else 'NO'} |")
     forms = {
-        "harness": lambda: ours(params.base, rows, settings),
-        "lm-eval by hand": lambda: by_hand(params.base, rows, settings),
+        "harness": lambda: ours(config.base, rows, settings),
+        "lm-eval by hand": lambda: by_hand(config.base, rows, settings),
     }
     times = timed_in_turn(forms, REPEATS, device)
     print("\n| | seconds | CPU seconds | median / best |\n|---|---:|---:|---:|")

@@ -16,12 +16,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from endpoint_server import running, stats
 
+from raft_tasks.config import Budget, Endpoint, load_config
 from raft_tasks.generation.cached_backend import CallSession, ModelPool
 from raft_tasks.generation.fusing import fuse
 from raft_tasks.generation.judges import Judge, Judgement, fidelity_judge
 from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.semantic_filter import semantic_filter
-from raft_tasks.params import Budget, Endpoint, load_params
 from raft_tasks.schemas import Example
 
 
@@ -31,8 +31,8 @@ def brevity_judge() -> Judge:
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    params = load_params()
-    chunk = params.rewrite.chunk_rows
+    config = load_config()
+    chunk = config.rewrite.chunk_rows
 
     def examples(numbers: list[int]) -> list[Example]:
         return [
@@ -50,12 +50,12 @@ def main() -> None:
         def run(name: str, numbers: list[int], template: str, judge: Callable[[], Judge]) -> int:
             pool = ModelPool(replace(calls, run=name), {"m": model}, {"m": {"base_url": base_url, "model": "m"}})
             writer = pool.backend("rewrite", "m")
-            settings = params.fuse.model_copy(update={"template": template, "rounds": 1, "quorum": 1})
+            settings = config.fuse.model_copy(update={"template": template, "rounds": 1, "quorum": 1})
             rows = examples(numbers)
             before = stats(base_url)["served"]
             for start in range(0, len(rows), chunk):
-                rewritten = rewrite(rows[start : start + chunk], writer, params.rewrite)
-                filtered = semantic_filter(rewritten, [0.9] * len(rewritten), params.semantic_filter.tau, False)
+                rewritten = rewrite(rows[start : start + chunk], writer, config.rewrite)
+                filtered = semantic_filter(rewritten, [0.9] * len(rewritten), config.semantic_filter.tau, False)
                 fuse(filtered, writer, {"judge": judge()}, settings)
             made = stats(base_url)["served"] - before
             print(f"{name:38s} {made:6d} calls")

@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from raft_tasks.params import Columns, Domain, Hygiene, Ingest, SplitBySource
+from raft_tasks.config import Columns, Domain, Hygiene, Ingest, SplitBySource
 from raft_tasks.sources.contamination import BenchmarkIndex, Item
 from raft_tasks.sources.ingestion import ingest_rows
 

@@ -20,9 +20,9 @@ from flows import paths  # first: it prepares the environment of the libraries
 from pocket_world.data import build_files, json_lines
 from pocket_world.recipe import RECIPE, load_recipe
 from raft_tasks.artifacts import read_rows
+from raft_tasks.config import Config, load_config
 from raft_tasks.evaluation.harness import DOMAIN_TASK, evaluate
 from raft_tasks.generation.templates import template_text
-from raft_tasks.params import Params, load_params
 from raft_tasks.schemas import Example, TrainingPair
 from raft_tasks.training.train import train_model
 
@@ -43,29 +43,29 @@ def validation_tasks(folder: Path) -> None:
         path.write_text(path.read_text().replace(str(paths.BENCHMARK_TASKS), str(folder)))
 
 
-def scored(params: Params, name: str, rate: float, tasks: Path, work: Path) -> dict[str, float]:
+def scored(config: Config, name: str, rate: float, tasks: Path, work: Path) -> dict[str, float]:
     """Train method `name` at `rate`; its accuracy on the validation items of every task."""
-    method, domain = params.methods[name], params.run.domains[0]
+    method, domain = config.methods[name], config.run.domains[0]
     train_model(
-        pairs=read_rows(paths.training(domain) / f"{name}.{params.resources.rows}", TrainingPair),
-        model=params.base,
+        pairs=read_rows(paths.training(domain) / f"{name}.{config.run.rows}", TrainingPair),
+        model=config.base,
         method=method,
-        train=params.train.model_copy(update={"learning_rate": rate}),
-        template_text=template_text(method.distill.template) if method.distill else "",
+        train=config.train.model_copy(update={"learning_rate": rate}),
+        template_text=template_text(method.distillation.template) if method.distillation else "",
         seed=0,
         output=work,
         checkpoints=work / "checkpoints",
     )
-    validation = read_rows(paths.split(domain, "validation", params.resources.rows), Example)
-    model = params.base.model_copy(update={"path": str(work / "model"), "revision": None})
-    scores, _ = evaluate(model, domain, validation, params.benchmark, tasks, work / "lm-eval")
-    return {task: scores[task]["acc"] for task in (DOMAIN_TASK, *params.benchmark.tasks)}
+    validation = read_rows(paths.split(domain, "validation", config.run.rows), Example)
+    model = config.base.model_copy(update={"path": str(work / "model"), "revision": None})
+    scores, _ = evaluate(model, domain, validation, config.benchmark, tasks, work / "lm-eval")
+    return {task: scores[task]["acc"] for task in (DOMAIN_TASK, *config.benchmark.tasks)}
 
 
 def main() -> None:
-    params = load_params()
-    general = params.benchmark.tasks
-    print(f"{params.run.domains[0]}, {params.train.epochs} epochs, batch {params.train.batch_size}, seed 0; percent\n")
+    config = load_config()
+    general = config.benchmark.tasks
+    print(f"{config.run.domains[0]}, {config.train.epochs} epochs, batch {config.train.batch_size}, seed 0; percent\n")
     print(f"| method | rate | {' | '.join((DOMAIN_TASK, *general))} | general | score |")
     print("|---|---:|" + "---:|" * (len(general) + 3), flush=True)
     best: dict[str, tuple[float, float]] = {}
@@ -76,7 +76,7 @@ def main() -> None:
             for rate in RATES:
                 work = Path(folder) / f"{name}-{rate:g}"
                 (work / "lm-eval").mkdir(parents=True)
-                found = scored(params, name, rate, tasks, work)
+                found = scored(config, name, rate, tasks, work)
                 kept = sum(found[task] for task in general) / len(general)
                 score = (found[DOMAIN_TASK] + kept) / 2
                 cells = " | ".join(f"{100 * value:.1f}" for value in (*found.values(), kept, score))

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
+from raft_tasks.config import Budget, Rewrite, load_config
 from raft_tasks.generation.cached_backend import CallSession, ModelPool
 from raft_tasks.generation.templates import render
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Budget, Rewrite, load_params
 from raft_tasks.sampling import SamplingParams
 
 REPETITIONS = 3  # the fastest counts
@@ -68,19 +68,19 @@ def fastest(work: Callable[[int], tuple[list[str], int]]) -> tuple[list[str], in
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 240
-    params = load_params()
+    config = load_config()
     rows = [json.loads(line) for line in Path("data/archive/pairs.jsonl").read_text().splitlines()][:count]
-    prompts = [render(params.rewrite.template, question=row["question"], answer=row["answer"]) for row in rows]
-    identity = {"path": params.base.path}
+    prompts = [render(config.rewrite.template, question=row["question"], answer=row["answer"]) for row in rows]
+    identity = {"path": config.base.path}
     with tempfile.TemporaryDirectory() as folder:
         calls = CallSession(Path(folder) / "responses.sqlite", "run", "rewrite", Budget(tokens=None, money=None))
-        cached = ModelPool(calls, {"base": params.base}, {"base": identity}).backend("rewrite", "base")
+        cached = ModelPool(calls, {"base": config.base}, {"base": identity}).backend("rewrite", "base")
         plain = cached.backend
         assert isinstance(plain, TransformersBackend)
 
         def ours(repetition: int, temperature: float) -> tuple[list[str], int]:
             # A prompt with a space more is another call: nothing comes from the cache.
-            settings = params.rewrite
+            settings = config.rewrite
             completions = cached.generate(
                 [prompt + " " * (1 + repetition) for prompt in prompts] if temperature else prompts,
                 SamplingParams(temperature, settings.top_p, settings.max_new_tokens, settings.batch_size),
@@ -88,10 +88,10 @@ def main() -> None:
             )
             return [row.text for row in completions], sum(row.tokens for row in completions)
 
-        bare_loop(plain, prompts[: params.rewrite.batch_size], params.rewrite, draw=False)  # loads, warms up
-        print(f"{len(prompts)} prompts, batches of {params.rewrite.batch_size}, {torch.get_num_threads()} thread(s)")
-        for name, temperature in (("greedy", 0.0), ("drawn", params.rewrite.temperature)):
-            bare = fastest(lambda repetition, draw=temperature > 0: bare_loop(plain, prompts, params.rewrite, draw))
+        bare_loop(plain, prompts[: config.rewrite.batch_size], config.rewrite, draw=False)  # loads, warms up
+        print(f"{len(prompts)} prompts, batches of {config.rewrite.batch_size}, {torch.get_num_threads()} thread(s)")
+        for name, temperature in (("greedy", 0.0), ("drawn", config.rewrite.temperature)):
+            bare = fastest(lambda repetition, draw=temperature > 0: bare_loop(plain, prompts, config.rewrite, draw))
             own = fastest(lambda repetition, heat=temperature: ours(repetition, heat)) if temperature else _once(ours)
             if not temperature:
                 assert bare[0] == own[0], "greedy texts differ"

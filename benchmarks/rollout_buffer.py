@@ -20,9 +20,9 @@ from learning_rate import validation_tasks
 
 from flows import paths
 from raft_tasks.artifacts import read_rows
+from raft_tasks.config import Config, load_config
 from raft_tasks.evaluation.harness import DOMAIN_TASK, evaluate
 from raft_tasks.generation.templates import template_text
-from raft_tasks.params import Params, load_params
 from raft_tasks.schemas import Example, TrainingPair
 from raft_tasks.training.train import train_model
 
@@ -30,17 +30,19 @@ METHOD = "raft"
 STEPS = (1, 2, 4, 8)
 
 
-def trained(params: Params, rollout_steps: int, seed: int, tasks: Path, work: Path) -> dict[str, float]:
+def trained(config: Config, rollout_steps: int, seed: int, tasks: Path, work: Path) -> dict[str, float]:
     """Train with this buffer; accuracies on validation items, time, share of sampling."""
-    domain, row, kind = params.run.domains[0], params.methods[METHOD], params.resources.rows
-    assert row.distill is not None
-    method = row.model_copy(update={"distill": row.distill.model_copy(update={"rollout_steps": rollout_steps})})
+    domain, row, kind = config.run.domains[0], config.methods[METHOD], config.run.rows
+    assert row.distillation is not None
+    method = row.model_copy(
+        update={"distillation": row.distillation.model_copy(update={"rollout_steps": rollout_steps})}
+    )
     summary = train_model(
         pairs=read_rows(paths.training(domain) / f"{METHOD}.{kind}", TrainingPair),
-        model=params.base,
+        model=config.base,
         method=method,
-        train=params.train,
-        template_text=template_text(row.distill.template),
+        train=config.train,
+        template_text=template_text(row.distillation.template),
         seed=seed,
         output=work,
         checkpoints=work / "checkpoints",
@@ -48,20 +50,20 @@ def trained(params: Params, rollout_steps: int, seed: int, tasks: Path, work: Pa
     assert summary is not None
     with (work / "steps.csv").open(newline="") as table:
         sampling = sum(float(step["rollout_share"]) * float(step["seconds"]) for step in csv.DictReader(table))
-    model = params.base.model_copy(update={"path": str(work / "model"), "revision": None})
+    model = config.base.model_copy(update={"path": str(work / "model"), "revision": None})
     validation = read_rows(paths.split(domain, "validation", kind), Example)
-    scores, _ = evaluate(model, domain, validation, params.benchmark, tasks, work / "lm-eval")
+    scores, _ = evaluate(model, domain, validation, config.benchmark, tasks, work / "lm-eval")
     return {
         "domain": scores[DOMAIN_TASK]["acc"],
-        "general": mean(scores[task]["acc"] for task in params.benchmark.tasks),
+        "general": mean(scores[task]["acc"] for task in config.benchmark.tasks),
         "seconds": summary["seconds"],
         "sampling": sampling / summary["seconds"],
     }
 
 
 def main() -> None:
-    params, seeds = load_params(), [int(seed) for seed in sys.argv[1:]] or [0, 1, 2]
-    print(f"{params.run.domains[0]}, {METHOD}, seeds {seeds}, {params.train.epochs} epochs; accuracies in percent\n")
+    config, seeds = load_config(), [int(seed) for seed in sys.argv[1:]] or [0, 1, 2]
+    print(f"{config.run.domains[0]}, {METHOD}, seeds {seeds}, {config.train.epochs} epochs; accuracies in percent\n")
     print("| steps a sampling serves | domain | general | seconds | share of sampling |\n|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         tasks = Path(folder) / "tasks"
@@ -71,7 +73,7 @@ def main() -> None:
             for seed in seeds:
                 work = Path(folder) / f"{steps}-{seed}"
                 (work / "lm-eval").mkdir(parents=True)
-                runs.append(trained(params, steps, seed, tasks, work))
+                runs.append(trained(config, steps, seed, tasks, work))
             cells = [
                 "{:.1f} ({:.1f} - {:.1f})".format(*(100 * of([run[name] for run in runs]) for of in (mean, min, max)))
                 for name in ("domain", "general")

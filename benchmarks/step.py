@@ -35,8 +35,8 @@ PHASES = ("rollout", "teacher", "student", "optimiser")
 
 def ours(sizes: argparse.Namespace, folder: Path, work: Path) -> dict[str, Any]:
     lengths = Lengths(sizes.question, sizes.answer, sizes.rollout)
-    params = settings(sizes.top_k, lengths, sizes.batch, precision="float32")
-    done = train_ours(folder, "float32", params, lengths, sizes.steps, work)
+    config = settings(sizes.top_k, lengths, sizes.batch, precision="float32")
+    done = train_ours(folder, "float32", config, lengths, sizes.steps, work)
     rollout = statistics.mean(step["rollout_length"] for step in done.steps)
     steps = [phases(step) for step in done.steps]
     return {"cpu": done.cpu, "steps": steps, "rollout": rollout, "peak": done.peak, "highest": done.highest}

@@ -40,6 +40,7 @@ from pocket_world.recipe import RECIPE, Recipe, load_recipe
 from pocket_world.styles import own
 from pocket_world.world import WORDINGS, World, build_world
 from raft_tasks.artifacts import atomic_folder, digest, read_rows, write_rows
+from raft_tasks.config import AnchorSet, Config, parse_config, read_document
 from raft_tasks.evaluation.harness import evaluate
 from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
 from raft_tasks.generation.anchors import answer_prompts, generate_anchors
@@ -50,7 +51,6 @@ from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.semantic_filter import semantic_filter
 from raft_tasks.generation.templates import template_text
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Anchors, Params
 from raft_tasks.recover import recovered
 from raft_tasks.schemas import Anchor, Example, Filtered, Fused, GeneratedAnchor, TrainingPair
 from raft_tasks.training.anchoring import KEPT, ROWS, encode_anchors, is_encodable, keep_top_k, write_kept
@@ -101,9 +101,9 @@ def cells_of(study: dict[str, Any]) -> list[Cell]:
     return list(found)
 
 
-def params_of(study: dict[str, Any], cell: Cell) -> Params:
+def config_of(study: dict[str, Any], cell: Cell) -> Config:
     """params.yaml with what the world, the arm and the cell set."""
-    document = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    document = read_document()
     arm = {} if cell.arm is None else study["arms"][cell.arm]
     changes = {
         "models.base.path": load_recipe(WORLDS[cell.world]).backbone.folder,
@@ -116,10 +116,10 @@ def params_of(study: dict[str, Any], cell: Cell) -> Params:
         *parts, last = key.split(".")
         place = document
         for part in parts:
-            place[part] = dict(place[part])  # a row that YAML shares between methods is one object
+            place[part] = dict(place.get(part, {}))  # a row that YAML shares between methods is one object
             place = place[part]
         place[last] = value
-    return Params.model_validate(document)
+    return parse_config(document)
 
 
 @contextmanager
@@ -201,26 +201,26 @@ def skill_items(world: World) -> list[Item]:
     return [{"question": asked["content"], "answer": said["content"]} for asked, said in drawn]
 
 
-def refined(params: Params, rows: Path, name: str) -> list[Fused]:
+def refined(config: Config, rows: Path, name: str) -> list[Fused]:
     """The domain's training rows, rewritten, filtered and fused as params.yaml says (Eqs. 1-4)."""
     examples = [Example(**row, domain=name) for row in map(json.loads, rows.read_text().splitlines())]
     train = [row for row in examples if row.split == "train"]
-    place = rows.with_name(f"{name}-{digest([params.base, params.rewrite, params.semantic_filter, params.fuse])[:12]}")
+    place = rows.with_name(f"{name}-{digest([config.base, config.rewrite, config.semantic_filter, config.fuse])[:12]}")
     with made_once(place) as folder:
         if folder is not None:
-            backend = TransformersBackend(params.base)
-            encoder = shared_encoder(params.semantic_filter.encoder, params.semantic_filter.revision)
-            rewritten = rewrite(train, backend, params.rewrite)
+            backend = TransformersBackend(config.base)
+            encoder = shared_encoder(config.semantic_filter.encoder, config.semantic_filter.revision)
+            rewritten = rewrite(train, backend, config.rewrite)
             pairs = [(row.answer, row.rewritten) for row in rewritten]
-            near = encoder.similarities(pairs, params.semantic_filter.batch_size)
-            settings = params.semantic_filter
+            near = encoder.similarities(pairs, config.semantic_filter.batch_size)
+            settings = config.semantic_filter
             passed: list[Filtered] = semantic_filter(rewritten, near, settings.tau, settings.fidelity_veto)
-            panel = build_panel(params.fuse, encoder, backend, {})
-            write_rows(folder / "fused.jsonl", fuse(passed, backend, panel, params.fuse))
+            panel = build_panel(config.fuse, encoder, backend, {})
+            write_rows(folder / "fused.jsonl", fuse(passed, backend, panel, config.fuse))
     return read_rows(place / "fused.jsonl", Fused)
 
 
-def anchor_set(params: Params, settings: Anchors, kind: str, world: World, place: Path, domain: str) -> Path:
+def anchor_set(config: Config, settings: AnchorSet, kind: str, world: World, place: Path, domain: str) -> Path:
     """The folder of an anchor set, as the stage `anchors` would write it.
 
     kind: invented          by the base
@@ -228,35 +228,35 @@ def anchor_set(params: Params, settings: Anchors, kind: str, world: World, place
           no_named_facts    invented, without those about an entity whose facts are measured
           gibberish         the same number of turns of words at random, answered by the base
     """
-    target = place / f"anchors-{kind}-{digest([params.base, settings, domain])[:12]}"
+    target = place / f"anchors-{kind}-{digest([config.base, settings, domain])[:12]}"
     with made_once(target) as folder:
         if folder is not None:
-            backend = TransformersBackend(params.base)
+            backend = TransformersBackend(config.base)
             if kind == "gibberish":
                 drawn = answer_prompts(gibberish(backend.tokenizer, settings.count), backend, settings)
             else:
                 drawn = generate_anchors(range(settings.count), backend, settings)
-            kept = cleaned(drawn, params, settings, place, domain)
+            kept = cleaned(drawn, config, settings, place, domain)
             kept = [row for row in kept if not tells(row, kind, world)]
-            network, tokenizer = load_model(params.base, getattr(torch, params.base.dtype))
+            network, tokenizer = load_model(config.base, getattr(torch, config.base.dtype))
             write_rows(folder / ROWS, kept)
-            encoded = encode_anchors(kept, tokenizer, network.config.max_position_embeddings, params.base.system)
+            encoded = encode_anchors(kept, tokenizer, network.config.max_position_embeddings, config.base.system)
             write_kept(folder / KEPT, keep_top_k(network, encoded, settings.top_k, settings.batch_size))
     return target
 
 
 def cleaned(
-    drawn: Sequence[GeneratedAnchor], params: Params, settings: Anchors, place: Path, domain: str
+    drawn: Sequence[GeneratedAnchor], config: Config, settings: AnchorSet, place: Path, domain: str
 ) -> list[Anchor]:
     held_out = [row["question"] for row in rows_of(place / f"{domain}.jsonl") if row["split"] != "train"]
     for path in place.glob("tasks/*/*.jsonl"):
         held_out += [row["question"] for row in rows_of(path)]
-    network, tokenizer = load_model(params.base, getattr(torch, params.base.dtype))
+    network, tokenizer = load_model(config.base, getattr(torch, config.base.dtype))
     fits = partial(
         is_encodable,
         tokenizer=tokenizer,
         max_length=network.config.max_position_embeddings,
-        system=params.base.system,
+        system=config.base.system,
     )
     kept, _, statistics = clean_anchors(drawn, Cleaning(settings, held_out, is_encodable=fits))
     print(f"anchors: {statistics.kept} of {statistics.invented} kept, {statistics.rejected}", flush=True)
@@ -290,20 +290,20 @@ def pairs_of(fused: Iterable[Fused], answers: str, replay: Path | None) -> list[
 
 def trained(study: dict[str, Any], cell: Cell, work: Path) -> tuple[Path, dict[str, Any]]:
     """Train the cell's model in `work`; its folder and the facts of the training."""
-    params, arm, place = params_of(study, cell), study["arms"][cell.arm], world_folder(cell.world)
-    method, world = params.methods[arm["method"]], build_world(load_recipe(WORLDS[cell.world]).world)
-    fused = refined(params, place / f"{cell.domain}.jsonl", cell.domain)
+    config, arm, place = config_of(study, cell), study["arms"][cell.arm], world_folder(cell.world)
+    method, world = config.methods[arm["method"]], build_world(load_recipe(WORLDS[cell.world]).world)
+    fused = refined(config, place / f"{cell.domain}.jsonl", cell.domain)
     held = method.anchors
     anchors = None
     if held is not None:
-        settings = params.anchors[held.set]
-        anchors = anchor_set(params, settings, arm.get("anchors", "invented"), world, place, cell.domain)
+        settings = config.anchors[held.set]
+        anchors = anchor_set(config, settings, arm.get("anchors", "invented"), world, place, cell.domain)
     summary = train_model(
-        pairs=pairs_of(fused, method.answers, place / "replay.jsonl" if method.replay else None),
-        model=params.base,
+        pairs=pairs_of(fused, method.target, place / "replay.jsonl" if method.replay else None),
+        model=config.base,
         method=method,
-        train=params.train,
-        template_text=template_text(method.distill.template) if method.distill else "",
+        train=config.train,
+        template_text=template_text(method.distillation.template) if method.distillation else "",
         seed=cell.seed,
         output=work,
         checkpoints=work / "checkpoints",
@@ -312,17 +312,17 @@ def trained(study: dict[str, Any], cell: Cell, work: Path) -> tuple[Path, dict[s
     assert summary is not None
     facts = {"seconds": summary["seconds"], "steps": summary["steps"], "final": summary["final"]}
     facts["distance"] = summary["distance"]
-    if method.after is None:
+    if method.merge is None:
         return work / "model", facts
     validation = [row for row in examples_of(place, cell.domain) if row.split == "validation"]
     (work / "recovered").mkdir()
     chosen = recovered(
         work / "model",
-        params.base,
-        method.after,
+        config.base,
+        method.merge,
         cell.domain,
         validation,
-        params.benchmark,
+        config.benchmark,
         place / "tasks",
         work / "recovered",
         lambda done, total: None,
@@ -336,10 +336,10 @@ def examples_of(place: Path, domain: str) -> list[Example]:
 
 def measured(study: dict[str, Any], cell: Cell, model: Path | None, work: Path) -> dict[str, Any]:
     """Score and outcome ("1" right, "0" wrong, in the items' order) of every task; of the base, the sources too."""
-    params, place = params_of(study, cell), world_folder(cell.world)
+    config, place = config_of(study, cell), world_folder(cell.world)
     tasks = domain_tasks(place, cell.domain)
-    settings = params.benchmark.model_copy(update={"tasks": [*params.benchmark.tasks, *EXTRA]})
-    own_model = params.base if model is None else params.base.model_copy(update={"path": str(model)})
+    settings = config.benchmark.model_copy(update={"tasks": [*config.benchmark.tasks, *EXTRA]})
+    own_model = config.base if model is None else config.base.model_copy(update={"path": str(model)})
     test = [row for row in examples_of(place, cell.domain) if row.split == "test"]
     work.mkdir()
     _, items = evaluate(own_model, cell.domain, test, settings, tasks, work)
@@ -415,7 +415,7 @@ def plan(name: str) -> None:
     study = yaml.safe_load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8"))
     cells, done = cells_of(study), results_of(name)
     for cell in cells:
-        params_of(study, cell)
+        config_of(study, cell)
     missing = [cell.key for cell in cells if cell.key not in done]
     print(f"{len(cells)} cells, {len(missing)} to do", *missing, sep="\n  ")
 

@@ -20,11 +20,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from raft_tasks.config import load_config
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.generation.fidelity import lost_facts
 from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import load_params
 from raft_tasks.schemas import Example
 
 TAUS = (0.0, 0.3, 0.5, 0.8, 1.0)
@@ -149,15 +149,15 @@ HONEST: dict[str, Change] = {
 
 def pocket_table(rows_per_domain: int) -> list[str]:
     """Per threshold: rewrites that pass; of these the wrong and the incomplete ones, and how many the check flags."""
-    params = load_params()
-    backend = TransformersBackend(params.base)
+    config = load_config()
+    backend = TransformersBackend(config.base)
     encoder = SentenceEncoder(ENCODER, None)
     judged = []  # similarity, finished, says the expected, says the details too, flagged
     for domain in POCKET_DOMAINS:
         lines = Path(f"data/{domain}/pairs.jsonl").read_text(encoding="utf-8").splitlines()
         pairs = [json.loads(line) for line in lines]
         train = [Example(domain=domain, **pair) for pair in pairs if pair["split"] == "train"]
-        rows = rewrite(train[:: max(1, len(train) // rows_per_domain)], backend, params.rewrite)
+        rows = rewrite(train[:: max(1, len(train) // rows_per_domain)], backend, config.rewrite)
         similarities = encoder.similarities([(row.answer, row.rewritten) for row in rows], 64)
         for row, similarity in zip(rows, similarities, strict=True):
             right = all(part in row.rewritten for part in row.expected)

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from study import STUDIES, Cell, pairs_of, params_of, refined, trained, world_folder
+from study import STUDIES, Cell, config_of, pairs_of, refined, trained, world_folder
 
 from raft_tasks.chat import end_of_turn
 from raft_tasks.generation.templates import template_text
@@ -162,16 +162,16 @@ def main() -> None:
         print("|---|---:|---|---|" + "---:|" * 6, flush=True)
         for epochs in EPOCHS:
             cell = Cell(world, domain, "raft", RATE, epochs or 1, SEED)
-            params = params_of(study, cell)
-            base, tokenizer = load_model(params.base, torch.float32)
-            settings = params.methods["raft"].distill
+            config = config_of(study, cell)
+            base, tokenizer = load_model(config.base, torch.float32)
+            settings = config.methods["raft"].distillation
             assert settings is not None
-            fused = refined(params, world_folder(world) / f"{domain}.jsonl", domain)
+            fused = refined(config, world_folder(world) / f"{domain}.jsonl", domain)
             message = teacher_message(template_text(settings.template))
             encoded = encode_pairs(
                 pairs_of(fused, "fused", None),
                 tokenizer,
-                params.train.max_length,
+                config.train.max_length,
                 message,
                 settings.rollout_max_new_tokens,
             )
@@ -180,7 +180,7 @@ def main() -> None:
                 student = base
                 if epochs:
                     model, _ = trained(study, cell, Path(folder))
-                    student, _ = load_model(params.base.model_copy(update={"path": str(model)}), torch.float32)
+                    student, _ = load_model(config.base.model_copy(update={"path": str(model)}), torch.float32)
                 drawing = ([end_of_turn(tokenizer)], 1.0, settings.rollout_max_new_tokens, 64)
                 found = at(base.eval(), student.eval(), rows, GenerateSampler(student, *drawing))
             for name in TEACHERS[: 2 if epochs else 1]:  # before the training the student is the plain teacher

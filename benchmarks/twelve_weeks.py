@@ -71,10 +71,10 @@ class Service:
         for name, value in {"user.name": "twelve weeks", "user.email": "weeks@localhost"}.items():
             self.git("config", name, value)
         path = self.folder / "params.yaml"
-        params = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text())
         for section, values in SMALL.items():
-            params[section].update(values)
-        path.write_text(yaml.safe_dump(params, sort_keys=False))
+            config[section].update(values)
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
         self.rows = [json.loads(line) for line in (self.folder / "data/archive/pairs.jsonl").read_text().splitlines()]
         self.sources = list(dict.fromkeys(row["source"] for row in self.rows))
         kept = [row for row in self.rows if row["split"] != "train" or row["source"] in self.sources[:FIRST_FACTS]]

@@ -24,7 +24,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-from raft_tasks.params import Params, load_params
+from raft_tasks.config import Config, load_config
 from raft_tasks.schemas import TrainingPair
 from raft_tasks.training.train import train_model
 from raft_tasks.training.weights import quiet
@@ -123,22 +123,22 @@ def make_pairs(rows: int, lengths: Lengths) -> list[TrainingPair]:
     ]
 
 
-def settings(k: int, lengths: Lengths, batch: int, **train: Any) -> Params:
+def settings(k: int, lengths: Lengths, batch: int, **train: Any) -> Config:
     """params.yaml with these sizes; `train` overrides more of its section of that name."""
-    params = load_params(PROJECT / "params.yaml")
-    raft = params.methods["raft"]
-    assert raft.distill is not None
-    distill = raft.distill.model_copy(update={"top_k": k, "rollout_max_new_tokens": lengths.rollout})
+    config = load_config(PROJECT / "params.yaml")
+    raft = config.methods["raft"]
+    assert raft.distillation is not None
+    distillation = raft.distillation.model_copy(update={"top_k": k, "rollout_max_new_tokens": lengths.rollout})
     sizes = {"epochs": 1, "batch_size": batch, "micro_batch_size": batch, "max_length": 4_096, "learning_rate": 5e-6}
-    return params.model_copy(
+    return config.model_copy(
         update={
-            "methods": {"raft": raft.model_copy(update={"distill": distill})},
-            "train": params.train.model_copy(update=sizes | {"checkpoint_steps": 10_000} | train),
+            "methods": {"raft": raft.model_copy(update={"distillation": distillation})},
+            "train": config.train.model_copy(update=sizes | {"checkpoint_steps": 10_000} | train),
         }
     )
 
 
-def train_ours(folder: Path, dtype: str, params: Params, lengths: Lengths, steps: int, work: Path) -> Ours:
+def train_ours(folder: Path, dtype: str, config: Config, lengths: Lengths, steps: int, work: Path) -> Ours:
     """`steps` optimiser steps of method `raft` on the model in `folder`, and one before them to warm up."""
     watch, cpu = PeakMemory(), []
 
@@ -150,10 +150,10 @@ def train_ours(folder: Path, dtype: str, params: Params, lengths: Lengths, steps
             watch.stop()
 
     train_model(
-        pairs=make_pairs((steps + 1) * params.train.batch_size, lengths),
-        model=params.models["base"].model_copy(update={"path": str(folder), "revision": None, "dtype": dtype}),
-        method=params.methods["raft"],
-        train=params.train,
+        pairs=make_pairs((steps + 1) * config.train.batch_size, lengths),
+        model=config.models["base"].model_copy(update={"path": str(folder), "revision": None, "dtype": dtype}),
+        method=config.methods["raft"],
+        train=config.train,
         template_text=TEACHER,
         seed=0,
         output=work / "output",

@@ -6,24 +6,24 @@ from flows import paths
 from flows.stage import main
 from raft_tasks.analyse import analyse_model
 from raft_tasks.artifacts import read_rows, write_json
+from raft_tasks.config import load_config
 from raft_tasks.generation.templates import template_text
-from raft_tasks.params import load_params
 from raft_tasks.schemas import Example, ItemResult
 
 
 @flow
 def analyse(domain: str, method: str, seed: int) -> None:
-    params = load_params()
-    trained = params.base.model_copy(update={"path": str(paths.trained(domain, method, seed)), "revision": None})
-    row = params.methods[method]
+    config = load_config()
+    trained = config.base.model_copy(update={"path": str(paths.trained(domain, method, seed)), "revision": None})
+    row = config.methods[method]
     result = analyse_model(
         trained,
-        params.base,
+        config.base,
         read_rows(paths.benchmark(domain, method, seed) / "items.jsonl", ItemResult),
         read_rows(paths.benchmark(domain, None, None) / "items.jsonl", ItemResult),
-        [example.answer for example in read_rows(paths.split(domain, "test", params.resources.rows), Example)],
-        template_text(row.distill.template) if row.distill and row.teacher == "answer_conditioned" else None,
-        params.benchmark.batch_size,
+        [example.answer for example in read_rows(paths.split(domain, "test", config.run.rows), Example)],
+        template_text(row.distillation.template) if row.distillation and row.teacher == "answer_conditioned" else None,
+        config.benchmark.batch_size,
     )
     write_json(paths.analysis(domain, method, seed), result)
 

@@ -20,8 +20,8 @@ import psutil
 from dvc.repo import Repo
 
 from raft_tasks.artifacts import atomic_folder
+from raft_tasks.config import Retrain
 from raft_tasks.errors import InputError
-from raft_tasks.params import Retrain
 
 ORPHAN_SECONDS = 60.0  # for the processes of a killed run to end
 SERVICE = {"user.name": "RAFT Refinery", "user.email": "retrain@localhost", "merge.ours.driver": "true"}

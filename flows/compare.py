@@ -27,10 +27,10 @@ from flows import paths
 from flows.judge import judge_more
 from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.compare import REVISION, located
+from raft_tasks.config import Config, Model, load_config
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import DOMAIN_TASK, evaluate
 from raft_tasks.evaluation.verdicts import with_verdicts
-from raft_tasks.params import Model, Params, load_params
 from raft_tasks.report import data_versions, git_revision
 from raft_tasks.reporting.report import Origin
 from raft_tasks.reporting.side_by_side import Answers, measure_side_by_side, write_side_by_side
@@ -47,8 +47,8 @@ def compare(models: dict[str, list[str]], domains: list[str], tasks: list[str], 
     Raises:
         InputError: a model or the questions are not there, or a name is missing.
     """
-    params = load_params()
-    questions = {domain: _questions(domain, params) for domain in domains}
+    config = load_config()
+    questions = {domain: _questions(domain, config) for domain in domains}
     asked: dict[str, dict[str, list[Benchmarked]]] = {domain: {} for domain in domains}
     for name, whats in models.items():
         for seed, what in enumerate(whats):
@@ -62,8 +62,8 @@ def compare(models: dict[str, list[str]], domains: list[str], tasks: list[str], 
                 # a revision's run is another model in every domain; any other model is asked the general items once
                 ask = tasks if place == 0 or what.startswith(REVISION) else []
                 try:
-                    with located(what, folders, params.base) as model:
-                        scores, items = _answers(model, domain, rows, ask, params)
+                    with located(what, folders, config.base) as model:
+                        scores, items = _answers(model, domain, rows, ask, config)
                 except OSError as error:
                     raise InputError(
                         f"{label}={what} cannot be loaded: {str(error)[:500]}; check the folder, or hub id and network"
@@ -73,7 +73,7 @@ def compare(models: dict[str, list[str]], domains: list[str], tasks: list[str], 
                 write_rows(output / "items" / domain / f"{label}.jsonl", items)
                 asked[domain].setdefault(name, []).append(Benchmarked(scores, items))
     asked = {
-        domain: _with_panel(domain, own, params, output) if domain in params.run.judged else own
+        domain: _with_panel(domain, own, config, output) if domain in config.run.judged else own
         for domain, own in asked.items()
     }
     answers = {
@@ -88,9 +88,9 @@ def compare(models: dict[str, list[str]], domains: list[str], tasks: list[str], 
         )
         for domain, own in asked.items()
     }
-    metrics = measure_side_by_side(answers, tasks, models, params.report)
+    metrics = measure_side_by_side(answers, tasks, models, config.report)
     origin = Origin(git_revision(), data_versions(paths.LOCK))
-    write_side_by_side(answers, metrics, params.report, origin, again, output)
+    write_side_by_side(answers, metrics, config.report, origin, again, output)
     write_json(output / "metrics.json", metrics)
 
 
@@ -99,14 +99,14 @@ def _label(name: str, seed: int, all_seeds: Sequence[Any]) -> str:
 
 
 def _with_panel(
-    domain: str, asked: dict[str, list[Benchmarked]], params: Params, output: Path
+    domain: str, asked: dict[str, list[Benchmarked]], config: Config, output: Path
 ) -> dict[str, list[Benchmarked]]:
     """The answers with the verdicts of the panel of `judge`; what it has said of equal answers is not asked again."""
     models = {_label(name, seed, each): one for name, each in asked.items() for seed, one in enumerate(each)}
     votes: list[Judged] = []
     for label, one in models.items():
         print(f"{label}: {domain}, the panel of judges", flush=True)
-        votes = judge_more(f"{label}, {domain}", label, one.items, votes, params)
+        votes = judge_more(f"{label}, {domain}", label, one.items, votes, config)
     write_rows(output / "votes" / f"{domain}.jsonl", votes)
     return {
         name: [
@@ -117,17 +117,17 @@ def _with_panel(
     }
 
 
-def _questions(domain: str, params: Params) -> list[Example]:
-    path = paths.split(domain, "test", params.resources.rows)
+def _questions(domain: str, config: Config) -> list[Example]:
+    path = paths.split(domain, "test", config.run.rows)
     if not path.exists():
         raise InputError(f"--domain {domain}: {path} is not there; `dvc repro ingest@{domain}` or `dvc pull` makes it")
     return read_rows(path, Example)
 
 
 def _answers(
-    model: Model, domain: str, rows: list[Example], tasks: list[str], params: Params
+    model: Model, domain: str, rows: list[Example], tasks: list[str], config: Config
 ) -> tuple[dict[str, Any], list[ItemResult]]:
-    settings = params.benchmark.model_copy(update={"tasks": tasks})
+    settings = config.benchmark.model_copy(update={"tasks": tasks})
     with tempfile.TemporaryDirectory() as work:
         return evaluate(model, domain, rows, settings, paths.BENCHMARK_TASKS, Path(work))
 
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         InputError: as `compare` and `named`.
     """
-    params = load_params()
+    config = load_config()
     parser = argparse.ArgumentParser(
         prog="python -m flows.compare",
         description=__doc__,
@@ -169,8 +169,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, default=paths.REPORTS / "comparison", help="folder; %(default)s")
     given = parser.parse_args(arguments)
     again = shlex.join(["python", "-m", "flows.compare", *arguments])
-    tasks = params.benchmark.tasks if given.tasks is None else given.tasks
-    compare(named(given.models), given.domain or params.run.domains, tasks, given.output, again)
+    tasks = config.benchmark.tasks if given.tasks is None else given.tasks
+    compare(named(given.models), given.domain or config.run.domains, tasks, given.output, again)
     print((given.output / "report.md").read_text(encoding="utf-8"))
 
 

@@ -7,29 +7,29 @@ from prefect import flow
 from flows import paths
 from flows.stage import Progress, main
 from raft_tasks.artifacts import read_json, read_rows, write_json
+from raft_tasks.config import load_config
 from raft_tasks.distill import train
 from raft_tasks.generation.templates import template_text
-from raft_tasks.params import load_params
 from raft_tasks.schemas import TrainingPair
 
 
 @flow
 def distill(domain: str, method: str, seed: int) -> None:
-    params = load_params()
-    row = params.methods[method]
-    pairs = read_rows(paths.training(domain) / f"{method}.{params.resources.rows}", TrainingPair)
+    config = load_config()
+    row = config.methods[method]
+    pairs = read_rows(paths.training(domain) / f"{method}.{config.run.rows}", TrainingPair)
     folder = paths.run(domain, method, seed)
     summary = train(
         pairs,
-        params.base,
+        config.base,
         read_json(paths.model_identity("base")),
         row,
-        params.train,
-        template_text(row.distill.template) if row.distill else "",
+        config.train,
+        template_text(row.distillation.template) if row.distillation else "",
         seed,
         folder,
         paths.CHECKPOINTS,
-        list(params.resources.trackers),
+        list(config.resources.trackers),
         paths.TRACKING / domain / f"{method}-{seed}",
         paths.anchor_set(row.anchors.set) if row.anchors else None,
         Progress(f"distill@{domain}-{method}-{seed}", 0, "steps"),
@@ -43,13 +43,13 @@ def dry_run(domain: str, method: str, seed: int) -> None:
 
     from raft_tasks.training.plan import plan, report
 
-    params = load_params()
-    row = params.methods[method]
-    pairs = read_rows(paths.training(domain) / f"{method}.{params.resources.rows}", TrainingPair)
-    template = template_text(row.distill.template) if row.distill else ""
+    config = load_config()
+    row = config.methods[method]
+    pairs = read_rows(paths.training(domain) / f"{method}.{config.run.rows}", TrainingPair)
+    template = template_text(row.distillation.template) if row.distillation else ""
     anchors = paths.anchor_set(row.anchors.set) if row.anchors else None
     with TemporaryDirectory() as folder:
-        print(report(plan(pairs, params.base, row, params.train, template, seed, Path(folder), anchors)))
+        print(report(plan(pairs, config.base, row, config.train, template, seed, Path(folder), anchors)))
 
 
 if __name__ == "__main__":

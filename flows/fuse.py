@@ -9,19 +9,19 @@ from flows import paths
 from flows.rows import few_failed, open_pool, through
 from flows.stage import main
 from raft_tasks.artifacts import atomic_folder, count_rows, iter_rows, read_rows, write_json, write_rows
+from raft_tasks.config import load_config
 from raft_tasks.fuse import failure, fuse_chunk, judge_labels, replay_pairs, summarize_judging, training_pairs
-from raft_tasks.params import load_params
 from raft_tasks.schemas import Filtered, Fused, Labelled
 
 
 @flow
 def fuse(domain: str) -> None:
-    params = load_params()
-    settings = params.fuse
-    filtered = paths.filtered(domain, params.resources.rows)
+    config = load_config()
+    settings = config.fuse
+    filtered = paths.filtered(domain, config.run.rows)
     total, label = count_rows(filtered), f"fuse@{domain}"
     pool = open_pool(
-        "fuse", settings.budget, params, {settings.model, "base", *(judge.model for judge in settings.models)}
+        "fuse", settings.budget, config, {settings.model, "base", *(judge.model for judge in settings.models)}
     )
     rows = through(
         fuse_chunk,
@@ -30,15 +30,15 @@ def fuse(domain: str) -> None:
         label=label,
         total=total,
         chunk_rows=settings.chunk_rows,
-        chunks=params.resources.chunks,
+        chunks=config.resources.chunks,
         pool=pool,
     )
     with closing(rows) as fused:
         kept = few_failed(label, fused, total, settings.max_failed, failure)
-        write_rows(paths.fused(domain, params.resources.rows), kept)
+        write_rows(paths.fused(domain, config.run.rows), kept)
     labels = read_rows(paths.labels(settings.calibration), Labelled) if settings.calibration else []
     scores = judge_labels(labels, settings, pool) if labels else []
-    fused_file = paths.fused(domain, params.resources.rows)
+    fused_file = paths.fused(domain, config.run.rows)
     summary = summarize_judging(iter_rows(fused_file, Fused), settings, labels, scores)
     write_json(paths.judging(domain), summary)
     for name, counts in summary["agreement"]["judges"].items():
@@ -46,11 +46,11 @@ def fuse(domain: str) -> None:
             texts = summary["agreement"]["texts"]
             print(f"{label}: judge {name} abstained from {counts['abstained']} of {texts}", flush=True)
     with atomic_folder(paths.training(domain)) as folder:
-        for name in params.run.methods:
-            method = params.methods[name]
+        for name in config.run.methods:
+            method = config.methods[name]
             pairs, domain_pairs = (training_pairs(iter_rows(fused_file, Fused), method) for _ in range(2))
             replayed = replay_pairs(method.replay, domain_pairs) if method.replay else ()
-            write_rows(folder / f"{name}.{params.resources.rows}", chain(pairs, replayed))
+            write_rows(folder / f"{name}.{config.run.rows}", chain(pairs, replayed))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from flows.judge import judge_more
 from flows.stage import Progress, main
 from raft_tasks.artifacts import iter_rows, read_rows, write_json, write_rows
 from raft_tasks.benchmark import benchmark_model
+from raft_tasks.config import Config, Interpolate, Model, load_config
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.gate import Measured, Verdict, judge
 from raft_tasks.evaluation.verdicts import with_verdicts
 from raft_tasks.gate import fidelity_rate, measured, recover_candidate, release, size_and_latency
-from raft_tasks.params import Interpolate, Model, Params, load_params
 from raft_tasks.registry import champion, released
 from raft_tasks.report import data_versions
 from raft_tasks.schemas import Example, Fused, ItemResult, Judged
@@ -29,7 +29,7 @@ from raft_tasks.schemas import Example, Fused, ItemResult, Judged
 POLL_SECONDS = 5  # between two looks for a person's answer
 
 
-def judge_candidate(params: Params, domain: str) -> Verdict:
+def judge_candidate(config: Config, domain: str) -> Verdict:
     """The verdict on the candidate that params name; one that passed lies at releases/<domain>, under DVC.
 
     The verdict is also written to releases/<domain>.json.
@@ -37,9 +37,9 @@ def judge_candidate(params: Params, domain: str) -> Verdict:
     Raises:
         InputError: if the pipeline has not run.
     """
-    verdict, model = judged(params, domain)
-    if verdict.promoted and params.gate.approval is not None:
-        verdict = asked(verdict, params.gate.approval.timeout_hours)
+    verdict, model = judged(config, domain)
+    if verdict.promoted and config.gate.approval is not None:
+        verdict = asked(verdict, config.gate.approval.timeout_hours)
     if verdict.promoted:
         card = (model / "README.md").read_text(encoding="utf-8")
         release(model, f"{card}\n{_release_notes(verdict)}", released(domain))
@@ -76,22 +76,22 @@ def asked(verdict: Verdict, hours: float) -> Verdict:
     return verdict if answer.approve else verdict.refused(answer.name)
 
 
-def judged(params: Params, domain: str) -> tuple[Verdict, Path]:
+def judged(config: Config, domain: str) -> tuple[Verdict, Path]:
     """The verdict, and the folder of the model that it is about.
 
     A near miss goes through `gate.recover` first, and is benchmarked and judged again.
     """
-    wanted = params.retrain.candidate
+    wanted = config.retrain.candidate
     trained = paths.trained(domain, wanted.method, wanted.seed)
     benchmark = paths.benchmark(domain, wanted.method, wanted.seed)
-    votes = read_rows(paths.judged(domain) / "votes.jsonl", Judged) if domain in params.run.judged else None
-    verdict = _judge(params, domain, trained, benchmark / "items.jsonl", votes)
-    if not verdict.near_miss or params.gate.recover is None:
+    votes = read_rows(paths.judged(domain) / "votes.jsonl", Judged) if domain in config.run.judged else None
+    verdict = _judge(config, domain, trained, benchmark / "items.jsonl", votes)
+    if not verdict.near_miss or config.gate.recover is None:
         return verdict, trained
-    trained, items, coefficient = _recover(params, params.gate.recover, domain, trained)
+    trained, items, coefficient = _recover(config, config.gate.recover, domain, trained)
     if votes is not None:
-        votes = judge_more(f"gate@{domain}", benchmark.name, read_rows(items, ItemResult), votes, params)
-    return replace(_judge(params, domain, trained, items, votes), recovered=coefficient), trained
+        votes = judge_more(f"gate@{domain}", benchmark.name, read_rows(items, ItemResult), votes, config)
+    return replace(_judge(config, domain, trained, items, votes), recovered=coefficient), trained
 
 
 def write_verdict(verdict: Verdict) -> None:
@@ -110,9 +110,9 @@ def write_verdict(verdict: Verdict) -> None:
     )
 
 
-def _judge(params: Params, domain: str, trained: Path, items: Path, votes: list[Judged] | None) -> Verdict:
+def _judge(config: Config, domain: str, trained: Path, items: Path, votes: list[Judged] | None) -> Verdict:
     """The verdict on the model in `trained`, whose outcomes are `items`; `votes`: a panel's, of a judged domain."""
-    production, wanted = champion(Path(), domain), params.retrain.candidate
+    production, wanted = champion(Path(), domain), config.retrain.candidate
     candidate, base, best = (
         paths.benchmark(domain, *one) for one in ((wanted.method, wanted.seed), (None, None), ("champion", None))
     )
@@ -128,39 +128,39 @@ def _judge(params: Params, domain: str, trained: Path, items: Path, votes: list[
     if votes is not None:
         rows = {model: with_verdicts(rows[model], folder.name, votes) for model, folder in folders.items()}
     found = {model: measured(model, own) for model, own in rows.items()}
-    models = {name: _model(params, trained), "base": params.base}
-    test = read_rows(paths.split(domain, "test", params.resources.rows), Example)
-    questions = [row.question for row in test][: params.gate.latency_items]
-    for model, (size, seconds) in size_and_latency(models, questions, params.benchmark.max_new_tokens).items():
+    models = {name: _model(config, trained), "base": config.base}
+    test = read_rows(paths.split(domain, "test", config.run.rows), Example)
+    questions = [row.question for row in test][: config.gate.latency_items]
+    for model, (size, seconds) in size_and_latency(models, questions, config.benchmark.max_new_tokens).items():
         found[model] = replace(found[model], bytes=size, seconds=seconds)
-    fidelity = fidelity_rate(iter_rows(paths.fused(domain, params.resources.rows), Fused))
+    fidelity = fidelity_rate(iter_rows(paths.fused(domain, config.run.rows), Fused))
     opponent: Measured | None = None if production is None else found[str(production)]
-    return judge(params.gate, domain, found[name], found["base"], opponent, fidelity)
+    return judge(config.gate, domain, found[name], found["base"], opponent, fidelity)
 
 
-def _recover(params: Params, after: Interpolate, domain: str, trained: Path) -> tuple[Path, Path, float]:
+def _recover(config: Config, after: Interpolate, domain: str, trained: Path) -> tuple[Path, Path, float]:
     """The interpolated model, its outcomes on the benchmarks, and how much of the change it keeps."""
     folder = paths.near_miss(domain)
     coefficient = recover_candidate(
         trained,
-        params.base,
+        config.base,
         after,
         domain,
-        read_rows(paths.split(domain, "validation", params.resources.rows), Example),
-        params.benchmark,
+        read_rows(paths.split(domain, "validation", config.run.rows), Example),
+        config.benchmark,
         paths.BENCHMARK_TASKS,
         folder,
         Progress(f"gate@{domain}", 0, "models"),
     )
-    test = read_rows(paths.split(domain, "test", params.resources.rows), Example)
-    model = _model(params, folder / "model")
-    _, items = benchmark_model(model, domain, test, params.benchmark, paths.BENCHMARK_TASKS)
+    test = read_rows(paths.split(domain, "test", config.run.rows), Example)
+    model = _model(config, folder / "model")
+    _, items = benchmark_model(model, domain, test, config.benchmark, paths.BENCHMARK_TASKS)
     write_rows(folder / "items.jsonl", items)
     return folder / "model", folder / "items.jsonl", coefficient
 
 
-def _model(params: Params, folder: Path) -> Model:
-    return params.base.model_copy(update={"path": str(folder), "revision": None})
+def _model(config: Config, folder: Path) -> Model:
+    return config.base.model_copy(update={"path": str(folder), "revision": None})
 
 
 def _release_notes(verdict: Verdict) -> str:
@@ -171,10 +171,10 @@ def _release_notes(verdict: Verdict) -> str:
 
 @flow
 def gate(domain: str) -> None:
-    params = load_params()
-    if domain not in params.run.domains:
-        raise InputError(f"got domain {domain!r}, expected one of run.domains: {params.run.domains}")
-    print(judged(params, domain)[0].markdown(), flush=True)
+    config = load_config()
+    if domain not in config.run.domains:
+        raise InputError(f"got domain {domain!r}, expected one of run.domains: {config.run.domains}")
+    print(judged(config, domain)[0].markdown(), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ from prefect import flow
 from flows import paths
 from flows.stage import main
 from raft_tasks.artifacts import atomic_file, write_shard
+from raft_tasks.config import load_config
 from raft_tasks.harvest import harvest_documents
-from raft_tasks.params import load_params
 from raft_tasks.schemas import Harvested
 
 
 @flow
 def harvest(domain: str) -> None:
-    found = harvest_documents(domain, load_params().harvest[domain])
+    found = harvest_documents(domain, load_config().harvest[domain])
     with atomic_file(paths.harvested(domain)) as path:
         write_shard(path, [row.model_dump_json() for row in found], Harvested)
     print(f"harvest@{domain}: {len(found)} documents", flush=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from flows import paths
 from flows.checkout import TAGS, GitFailed, git, origin
+from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
-from raft_tasks.params import load_params
 from raft_tasks.registry import RELEASES, Promotion, promotions
 from raft_tasks.reporting.history import Event, write_history
 
@@ -31,8 +31,8 @@ def history(repository: Path) -> list[Event]:
         InputError: if nothing was ever retrained.
         GitFailed: if the remote does not answer.
     """
-    params = load_params()
-    settings = params.retrain
+    config = load_config()
+    settings = config.retrain
     address = origin(repository, settings)
     branch = f"refs/heads/{settings.branch}"
     if not git("ls-remote", address, branch, folder=repository):
@@ -41,7 +41,7 @@ def history(repository: Path) -> list[Event]:
         git("fetch", "--quiet", address, branch, TAGS, folder=repository)
         branch = git("rev-parse", "FETCH_HEAD", folder=repository)
     log = git("log", f"--format={LOG}", branch, "--", str(RELEASES), folder=repository)
-    tagged = {domain: promotions(repository, domain) for domain in params.domains}
+    tagged = {domain: promotions(repository, domain) for domain in config.domains}
     commits = [line.split(FIELD) for line in log.splitlines()]
     judged = [event for commit in commits for event in _judged(repository, tagged, *commit)]
     back = [event for domain, made in tagged.items() for event in _roll_backs(domain, made)]

@@ -11,8 +11,8 @@ from prefect import flow
 from flows import paths
 from flows.stage import main
 from raft_tasks.artifacts import atomic_folder, iter_rows, row_writer, write_json, write_rows
+from raft_tasks.config import load_config
 from raft_tasks.ingest import ingest_domain
-from raft_tasks.params import load_params
 from raft_tasks.schemas import Example, Flag, HeldOut, Reject, Split
 
 SPLITS = get_args(Split)
@@ -20,16 +20,16 @@ SPLITS = get_args(Split)
 
 @flow
 def ingest(domain: str) -> None:
-    params = load_params()
+    config = load_config()
     with atomic_folder(paths.examples(domain)) as folder, TemporaryDirectory(dir=folder) as work:
         ingested = ingest_domain(
-            domain, params.domains[domain], params.ingest, params.benchmark, paths.BENCHMARK_TASKS, Path(work)
+            domain, config.domains[domain], config.ingest, config.benchmark, paths.BENCHMARK_TASKS, Path(work)
         )
         counts: Counter[str] = Counter()
         rules: dict[str, Counter[str]] = {"rejects": Counter(), "flags": Counter()}
         with closing(ingested), ExitStack() as files:
             write = {
-                split: files.enter_context(row_writer(folder / f"{split}.{params.resources.rows}", Example))
+                split: files.enter_context(row_writer(folder / f"{split}.{config.run.rows}", Example))
                 for split in SPLITS
             }
             write["rejects"] = files.enter_context(row_writer(folder / "rejects.jsonl", Reject))  # lines, for people
@@ -39,7 +39,7 @@ def ingest(domain: str) -> None:
                 counts[line.artifact] += 1
                 if line.rule is not None:
                     rules[line.artifact][line.rule] += 1
-    held_out = (paths.examples(domain) / f"{split}.{params.resources.rows}" for split in ("validation", "test"))
+    held_out = (paths.examples(domain) / f"{split}.{config.run.rows}" for split in ("validation", "test"))
     questions = (HeldOut(id=row.id, question=row.question) for path in held_out for row in iter_rows(path, Example))
     write_rows(paths.held_out(domain), questions)
     summary: dict[str, Any] = {

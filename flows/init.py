@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from raft_tasks.artifacts import YAML_LOADER
+from raft_tasks.artifacts import parse_yaml
 from raft_tasks.errors import InputError
 from raft_tasks.sources.columns import Recognised, read_head, recognise_columns
 
@@ -87,9 +87,9 @@ def init(preset: str, domain: str, source: Source | None, model: str | None) -> 
     if source and not source.data.is_file():
         raise InputError(f"--data: got {str(source.data)!r}, which is not a file")
     recognised = recognise_columns(source.data, source.question, source.answer) if source else None
-    params = params_text(preset, domain, recognised, model)
-    texts = project_texts(domain) | {"params.yaml": params}
-    path = yaml.load(params, YAML_LOADER)["models"]["base"]["path"]
+    config = params_text(preset, domain, recognised, model)
+    texts = project_texts(domain) | {"params.yaml": config}
+    path = parse_yaml(config, preset)["models"]["base"]["path"]
     rows = Path("data", domain, re.sub(r"\.json$", ".jsonl", source.data.name)) if source else None
     targets = [*texts, *([str(rows)] if rows else []), *([POCKET_PATH] if path == POCKET_PATH else [])]
     existing = [name for name in targets if Path(name).exists()]
@@ -125,7 +125,7 @@ def params_text(preset: str, domain: str, recognised: Recognised | None, model: 
         if folder.exists():
             name = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
         number = next(number for number, line in enumerate(lines) if line.startswith("  base: "))
-        base = yaml.load(lines[number], YAML_LOADER)["base"]
+        base = parse_yaml(lines[number], preset)["base"]
         lines[number] = f"  base: {flow_style(base | {'path': name} | ({'revision': revision} if revision else {}))}"
     settings: dict[str, object] = {}
     if recognised and recognised.chat:

@@ -11,20 +11,20 @@ from flows import paths
 from flows.rows import few_failed, open_pool, through
 from flows.stage import main
 from raft_tasks.artifacts import read_rows, write_json, write_rows
+from raft_tasks.config import Config, load_config
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.verdicts import settled, summary
 from raft_tasks.generation.cached_backend import ModelPool
 from raft_tasks.judge import failure, judge_chunk, judge_labels
-from raft_tasks.params import Params, load_params
 from raft_tasks.schemas import ItemResult, Judged, Labelled
 
 
 @flow
 def judge(domain: str) -> None:
-    params = load_params()
-    settings, label = params.judge, f"judge@{domain}"
+    config = load_config()
+    settings, label = config.judge, f"judge@{domain}"
     folders = [paths.benchmark(domain, None, None)]
-    folders += [paths.benchmark(domain, method, seed) for method in params.run.methods for seed in params.run.seeds]
+    folders += [paths.benchmark(domain, method, seed) for method in config.run.methods for seed in config.run.seeds]
     champion = paths.benchmark(domain, "champion", None)  # where there is one
     answers = [
         (folder.name, item)
@@ -38,7 +38,7 @@ def judge(domain: str) -> None:
             f"params.yaml: judge.tasks: got {missing}, which no model has answered; expected `domain` or tasks of "
             "benchmark.tasks whose answers are texts"
         )
-    pool = _open_panel(params)
+    pool = _open_panel(config)
     judged = through(
         judge_chunk,
         answers,
@@ -46,7 +46,7 @@ def judge(domain: str) -> None:
         label=label,
         total=len(answers),
         chunk_rows=settings.chunk_rows,
-        chunks=params.resources.chunks,
+        chunks=config.resources.chunks,
         pool=pool,
         unit="answers",
     )
@@ -60,17 +60,17 @@ def judge(domain: str) -> None:
     print(f"{label}: {len(votes)} answers judged, {undecided} of them on items without a verdict", flush=True)
 
 
-def judge_more(label: str, model: str, items: list[ItemResult], votes: list[Judged], params: Params) -> list[Judged]:
+def judge_more(label: str, model: str, items: list[ItemResult], votes: list[Judged], config: Config) -> list[Judged]:
     """`votes` with those on a model's answers that the stage does not know, in place of what it says of that model."""
-    settings = params.judge
+    settings = config.judge
     answers = [(model, item) for item in items if item.task in settings.tasks]
-    judged = judge_chunk.fn(answers, settings, _open_panel(params))
+    judged = judge_chunk.fn(answers, settings, _open_panel(config))
     more = few_failed(label, judged, len(answers), settings.max_failed, failure)
     return settled([*(row for row in votes if row.model != model), *more])
 
 
-def _open_panel(params: Params) -> ModelPool:
-    return open_pool("judge", params.judge.budget, params, [judge.model for judge in params.judge.judges])
+def _open_panel(config: Config) -> ModelPool:
+    return open_pool("judge", config.judge.budget, config, [judge.model for judge in config.judge.judges])
 
 
 if __name__ == "__main__":

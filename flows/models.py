@@ -10,20 +10,20 @@ from prefect import flow
 from flows import paths
 from flows.stage import main
 from raft_tasks.artifacts import atomic_folder, write_json
+from raft_tasks.config import load_config
 from raft_tasks.models import identify
-from raft_tasks.params import load_params
 
 
 @flow
 def models() -> None:
-    params = load_params()
+    config = load_config()
     with atomic_folder(Path("artifacts/models")) as folder:
-        for role, model in params.models.items():
+        for role, model in config.models.items():
             write_json(folder / f"{role}.json", identify(role, model))
     with atomic_folder(paths.METHODS) as folder:
-        for name in params.run.methods:
-            method = params.methods[name]
-            write_json(folder / f"{name}.json", method.model_dump(include={"answers", "replay", "anchors"}))
+        for name in config.run.methods:
+            method = config.methods[name]
+            write_json(folder / f"{name}.json", method.model_dump(include={"target", "replay", "anchors"}))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from dvc.repo import Repo
 
 from flows.checkout import git
 from raft_tasks.artifacts import atomic_file, digest_path
+from raft_tasks.config import Config, DvcImport, Folder, HubRevision, Source, load_config
 from raft_tasks.errors import InputError
-from raft_tasks.params import DvcImport, Folder, HubRevision, Params, Source, load_params
 
 PARAMS = Path("params.yaml")
 UNFINISHED = (".partial", ".tmp")
@@ -52,7 +52,7 @@ def take_back(domain: str, source: Source, commit: str) -> None:
         with TemporaryDirectory() as work:
             earlier = Path(work) / PARAMS
             earlier.write_text(git("show", f"{commit}:{PARAMS}") + "\n", encoding="utf-8")
-            _pin(_revision(load_params(), domain), _revision(load_params(earlier), domain))
+            _pin(_revision(load_config(), domain), _revision(load_config(earlier), domain))
         return
     file = source.path if isinstance(source, DvcImport) else f"{source.into}/{domain}"
     known = [path for path in (file, f"{file}.dvc") if git("ls-files", path) or git("ls-tree", commit, path)]
@@ -93,9 +93,9 @@ def _newest_commit(domain: str, refused: Collection[str]) -> list[str]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
-    params = load_params()
-    pinned = _revision(params, domain)
-    hub = params.domains[domain].hub
+    config = load_config()
+    pinned = _revision(config, domain)
+    hub = config.domains[domain].hub
     assert hub is not None  # _revision has looked
     try:
         newest = HfApi().dataset_info(hub.id).sha
@@ -108,8 +108,8 @@ def _newest_commit(domain: str, refused: Collection[str]) -> list[str]:
     return [line]
 
 
-def _revision(params: Params, domain: str) -> str:
-    hub = params.domains[domain].hub
+def _revision(config: Config, domain: str) -> str:
+    hub = config.domains[domain].hub
     if hub is None or hub.revision is None:
         raise InputError(
             f"params.yaml: domains.{domain}.hub: got {hub}, expected a data set of the hub with its revision"

@@ -45,7 +45,7 @@ def examples(domain: str) -> Path:
 
 
 def split(domain: str, name: str, rows: str) -> Path:
-    """Here and below `rows` is `resources.rows`, how rows are kept."""
+    """Here and below `rows` is `run.rows`, how rows are kept."""
     return examples(domain) / f"{name}.{rows}"
 
 

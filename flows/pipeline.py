@@ -31,8 +31,8 @@ from flows.reproduce import Reproducer
 from flows.server import ensure_server
 from flows.stage import END_LINE, RUN_LINE, run_page
 from raft_tasks.artifacts import read_json
+from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
-from raft_tasks.params import load_params
 from raft_tasks.reporting.tables import print_table
 
 TAIL_LINES = 30  # of a failed stage's output, repeated in its error
@@ -177,10 +177,10 @@ def pipeline() -> Ran:
     Raises:
         StageFailed: naming every stage that failed; the others ran as far as they could.
     """
-    params = load_params()
+    config = load_config()
     upstream, changed = stage_graph()
     stale = stale_stages(upstream, changed)
-    threads = str(params.resources.threads)
+    threads = str(config.resources.threads)
     api_url = PREFECT_API_URL.value()
     assert api_url is not None  # a flow's process always has one: `main` below, or a worker's
     environment = {
@@ -191,8 +191,8 @@ def pipeline() -> Ran:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
     }
-    board = Board(len(stale), [Reproducer(environment) for _ in range(params.resources.processes)])
-    board.say(f"{len(stale)} stages to run, {params.resources.processes} at a time, {threads} thread(s) each")
+    board = Board(len(stale), [Reproducer(environment) for _ in range(config.resources.processes)])
+    board.say(f"{len(stale)} stages to run, {config.resources.processes} at a time, {threads} thread(s) each")
     board.say(f"this run: {run_page(api_url, flow_run.id)}")
     futures: dict[str, PrefectFuture[str]] = {}
     try:
@@ -228,7 +228,7 @@ def show_results() -> None:
 
 def main() -> None:
     try:
-        load_params()  # what is wrong there is said before anything starts
+        load_config()  # what is wrong there is said before anything starts
         upstream, changed = stage_graph()
         if not stale_stages(upstream, changed):
             print(f"Nothing to do: all {len(upstream)} stages are up to date.")

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from flows import paths
 from flows.checkout import TAGS, GitFailed, git, only_one, origin
+from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
 from raft_tasks.generation.response_cache import ResponseCache
-from raft_tasks.params import load_params
 
 NOW = "--now"
 DAY = 86400.0
@@ -63,8 +63,8 @@ def prune(repository: Path, now: bool) -> None:
         InputError: if `repository` is no git repository with a commit.
         GitFailed, RuntimeError: see prune_cache.
     """
-    params = load_params(repository / "params.yaml")
-    settings, retrain = params.prune, params.retrain
+    config = load_config(repository / "params.yaml")
+    settings, retrain = config.prune, config.retrain
     address = origin(repository, retrain)
     with only_one(address, repository, print):
         prune_cache(repository, address, (repository / retrain.folder / "checkout").resolve(), now)

@@ -8,14 +8,14 @@ from flows import paths
 from flows.rows import few_failed, open_pool, through
 from flows.stage import main
 from raft_tasks.artifacts import atomic_folder, write_json, write_rows
-from raft_tasks.params import load_params
+from raft_tasks.config import load_config
 from raft_tasks.question import question_chunk, read_chunks, summary
 
 
 @flow
 def question(domain: str) -> None:
-    params = load_params()
-    settings = params.question
+    config = load_config()
+    settings = config.question
     chunks, unreadable = read_chunks(paths.documents(domain), settings)
     label = f"question@{domain}"
     questioned = through(
@@ -25,9 +25,9 @@ def question(domain: str) -> None:
         label=label,
         total=len(chunks),
         chunk_rows=settings.chunk_rows,
-        chunks=params.resources.chunks,
+        chunks=config.resources.chunks,
         pool=open_pool(
-            "question", settings.budget, params, {settings.model, *(checker.model for checker in settings.checkers)}
+            "question", settings.budget, config, {settings.model, *(checker.model for checker in settings.checkers)}
         ),
         unit="chunks",
     )

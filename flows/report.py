@@ -5,14 +5,14 @@ from prefect import flow
 from flows import paths
 from flows.stage import main
 from raft_tasks.artifacts import write_json
-from raft_tasks.params import load_params
+from raft_tasks.config import load_config
 from raft_tasks.report import report_run
 
 
 @flow
 def report() -> None:
     page, summary = paths.REPORTS / "report.html", paths.REPORTS / "report.md"
-    metrics = report_run(load_params(), paths.ARTIFACTS, paths.SWEEPS, paths.LOCK, page, summary)
+    metrics = report_run(load_config(), paths.ARTIFACTS, paths.SWEEPS, paths.LOCK, page, summary)
     write_json(paths.REPORTS / "metrics.json", metrics)
 
 

@@ -46,9 +46,9 @@ from flows.gate import judge_candidate
 from flows.pipeline import StageFailed, overhead, pipeline, stage_graph, stale_stages
 from flows.server import ensure_server
 from raft_tasks.artifacts import iter_rows, read_yaml
+from raft_tasks.config import Config, Retrain, load_config
 from raft_tasks.errors import InputError
 from raft_tasks.generation.response_cache import ResponseCache
-from raft_tasks.params import Params, Retrain, load_params
 from raft_tasks.registry import Version, champion, promote
 from raft_tasks.schemas import Example
 
@@ -166,9 +166,9 @@ def record_frozen() -> None:
             repo.commit(name, force=True)
 
 
-def training_rows(params: Params) -> dict[str, set[str]]:
+def training_rows(config: Config) -> dict[str, set[str]]:
     """Every domain's training rows, as text."""
-    rows = {domain: paths.split(domain, "train", params.resources.rows) for domain in params.run.domains}
+    rows = {domain: paths.split(domain, "train", config.run.rows) for domain in config.run.domains}
     return {
         domain: {row.model_dump_json() for row in iter_rows(path, Example)} if path.exists() else set()
         for domain, path in rows.items()
@@ -183,17 +183,17 @@ def calls() -> Counter[str]:
     return counts
 
 
-def check(params: Params) -> None:
+def check(config: Config) -> None:
     """
     Raises:
         InputError: naming all that a retrain needs of params beyond what a pipeline does.
     """
-    wanted = params.retrain.candidate
-    run: dict[str, list[Any]] = params.run.model_dump()
+    wanted = config.retrain.candidate
+    run: dict[str, list[Any]] = config.run.model_dump()
     named: list[tuple[str, Any, str]] = [
         ("candidate.method", wanted.method, "methods"),
         ("candidate.seed", wanted.seed, "seeds"),
-        *((f"fetch.{domain}", domain, "domains") for domain in params.retrain.fetch),
+        *((f"fetch.{domain}", domain, "domains") for domain in config.retrain.fetch),
     ]
     wrong = [
         f"retrain.{key}: got {value!r}, expected one of run.{known}: {run[known]}"
@@ -215,7 +215,7 @@ def retrain(force: bool = False) -> State[Any]:
         A completed state named NoNews, Promoted or Kept, so that automations can tell them apart; its message says why.
     """
     repository = Path.cwd()
-    settings = load_params().retrain
+    settings = load_config().retrain
     origin = checkout.origin(repository, settings)
     progress: Any = create_progress_artifact(0.0, "retrain-progress", "Steps of this run")
     journal = Journal(progress)
@@ -229,12 +229,12 @@ def retrain(force: bool = False) -> State[Any]:
 
 
 def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
-    params = load_params()
-    check(params)
-    settings = params.retrain
+    config = load_config()
+    check(config)
+    settings = config.retrain
     journal.enter("artifacts")
     patiently(settings, pull)
-    start, before = checkout.git("rev-parse", "HEAD"), training_rows(params)
+    start, before = checkout.git("rev-parse", "HEAD"), training_rows(config)
 
     journal.enter("news")
     refused = REFUSED.read_text(encoding="utf-8").splitlines()
@@ -248,19 +248,19 @@ def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
     if lines:
         record_frozen()
     checkout.commit("\n".join([f"New data, {date.today()}", "", *lines]))
-    params = load_params()  # new data of the hub is a new revision there
+    config = load_config()  # new data of the hub is a new revision there
     stale = stale_stages(*stage_graph())
     if not stale and not force:
         return _finish(journal, "NoNews", [f"nothing new: all stages are up to date on branch {settings.branch}"], {})
 
     journal.enter("champions")
-    champions = place_champions(params.run.domains, settings)
+    champions = place_champions(config.run.domains, settings)
     journal.enter("pipeline")
     asked_before = calls()
     ran = pipeline()
     journal.enter("gate")
     judging = time.monotonic()
-    verdicts = {domain: judge_candidate(params, domain) for domain in params.run.domains}
+    verdicts = {domain: judge_candidate(config, domain) for domain in config.run.domains}
     work = ran.work + time.monotonic() - judging
     reasons = [f"{domain}: {verdict.reason}" for domain, verdict in verdicts.items()]
     for domain, verdict in verdicts.items():
@@ -269,7 +269,7 @@ def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
     outcome = "Promoted" if promoted else "Kept"
 
     journal.enter("push")
-    rows, asked = training_rows(params), calls() - asked_before
+    rows, asked = training_rows(config), calls() - asked_before
     costs = {
         "New-rows": ", ".join(f"{name}: {len(rows[name] - before[name])} of {len(rows[name])}" for name in rows),
         "Questions": ", ".join(f"{stage}: {count}" for stage, count in asked.items()) or "none",
@@ -280,7 +280,7 @@ def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
     patiently(settings, push)
     journal.enter("publish")
     tags = [tag for domain in promoted for tag in promote(Path(), domain, verdicts[domain].reason)]
-    set_aside({domain: came for domain, came in arrived.items() if came and verdicts[domain].harmful}, params, start)
+    set_aside({domain: came for domain, came in arrived.items() if came and verdicts[domain].harmful}, config, start)
     patiently(settings, checkout.publish, settings.branch, tags)
 
     facts = {
@@ -296,7 +296,7 @@ def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
     return _finish(journal, outcome, reasons, facts)
 
 
-def set_aside(refused: dict[str, list[str]], params: Params, start: str) -> None:
+def set_aside(refused: dict[str, list[str]], config: Config, start: str) -> None:
     """Take the new data of refused domains off the branch again, and note it: it comes again only once it changed.
 
     What was learned of it stays in the history: one commit earlier.
@@ -304,8 +304,8 @@ def set_aside(refused: dict[str, list[str]], params: Params, start: str) -> None
     if not refused:
         return
     for domain in refused:
-        news.take_back(domain, params.retrain.fetch[domain], start)
-    if set(refused) == set(params.run.domains):  # nothing of this run stays, so what was up to date before still is
+        news.take_back(domain, config.retrain.fetch[domain], start)
+    if set(refused) == set(config.run.domains):  # nothing of this run stays, so what was up to date before still is
         checkout.git("restore", "--source", start, "--staged", "--worktree", "dvc.lock", str(paths.CHAMPIONS))
         checkout.git("clean", "-ffdq", str(paths.CHAMPIONS))  # models that nothing keeps out of git any more
     record_frozen()
@@ -343,7 +343,7 @@ def main() -> None:
     if sys.argv[1:] not in ([], [FORCE]):
         sys.exit(f"error: retrain takes {FORCE} or nothing, got {sys.argv[1:]}")
     try:
-        load_params()  # what is wrong there is said before anything starts
+        load_config()  # what is wrong there is said before anything starts
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: SIGTERM"))
         with temporary_settings({PREFECT_API_URL: ensure_server()}):
             retrain(force=FORCE in sys.argv)

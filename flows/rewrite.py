@@ -9,9 +9,9 @@ from flows import paths
 from flows.rows import few_failed, open_pool, through
 from flows.stage import main
 from raft_tasks.artifacts import count_rows, iter_rows, write_rows
+from raft_tasks.config import Rewrite, load_config
 from raft_tasks.generation.cached_backend import ModelPool
 from raft_tasks.generation.rewriting import rewrite as rewrite_rows
-from raft_tasks.params import Rewrite, load_params
 from raft_tasks.schemas import Example, Rewritten
 
 
@@ -22,9 +22,9 @@ def rewrite_chunk(rows: list[Example], settings: Rewrite, pool: ModelPool) -> li
 
 @flow
 def rewrite(domain: str) -> None:
-    params = load_params()
-    settings = params.rewrite
-    examples = paths.split(domain, "train", params.resources.rows)
+    config = load_config()
+    settings = config.rewrite
+    examples = paths.split(domain, "train", config.run.rows)
     total, label = count_rows(examples), f"rewrite@{domain}"
     rows = through(
         rewrite_chunk,
@@ -33,12 +33,12 @@ def rewrite(domain: str) -> None:
         label=label,
         total=total,
         chunk_rows=settings.chunk_rows,
-        chunks=params.resources.chunks,
-        pool=open_pool("rewrite", settings.budget, params, {settings.model}),
+        chunks=config.resources.chunks,
+        pool=open_pool("rewrite", settings.budget, config, {settings.model}),
     )
     with closing(rows) as rewritten:
         kept = few_failed(label, rewritten, total, settings.max_failed, lambda row: row.failure)
-        write_rows(paths.rewritten(domain, params.resources.rows), kept)
+        write_rows(paths.rewritten(domain, config.run.rows), kept)
 
 
 if __name__ == "__main__":

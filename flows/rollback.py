@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from flows.checkout import GitFailed, git, origin
+from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
-from raft_tasks.params import load_params
 from raft_tasks.registry import champion, roll_back
 
 
@@ -22,10 +22,10 @@ def rollback(domain: str, reason: str) -> str:
         InputError: an unknown domain, or nothing to go back to.
         GitFailed: if the tags cannot be fetched or pushed.
     """
-    params, repository = load_params(), Path()
-    if domain not in params.domains:
-        raise InputError(f"got domain {domain!r}, expected one of {sorted(params.domains)}")
-    address = origin(repository, params.retrain)
+    config, repository = load_config(), Path()
+    if domain not in config.domains:
+        raise InputError(f"got domain {domain!r}, expected one of {sorted(config.domains)}")
+    address = origin(repository, config.retrain)
     elsewhere = address != str(repository.resolve())
     if elsewhere:
         git("fetch", "--quiet", "--prune", address, "+refs/tags/*:refs/tags/*")

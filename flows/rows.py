@@ -17,10 +17,10 @@ from prefect.futures import PrefectWrappedFuture
 from flows import paths
 from flows.stage import PROGRESS_SECONDS, Progress
 from raft_tasks.artifacts import read_json
+from raft_tasks.config import Budget, Chunks, Config
 from raft_tasks.errors import InputError
 from raft_tasks.generation.cached_backend import CallSession, ModelPool
 from raft_tasks.generation.response_cache import Tally
-from raft_tasks.params import Budget, Chunks, Params
 
 RowT = TypeVar("RowT")
 NewT = TypeVar("NewT")
@@ -33,7 +33,7 @@ class TooManyFailures(InputError):
     """More rows than `max_failed` allows have no answer."""
 
 
-def open_pool(stage: str, budget: Budget, params: Params, names: Collection[str] = ()) -> ModelPool:
+def open_pool(stage: str, budget: Budget, config: Config, names: Collection[str] = ()) -> ModelPool:
     """The models `names`, and the session through which this run of `stage` makes its calls.
 
     Raises:
@@ -44,7 +44,7 @@ def open_pool(stage: str, budget: Budget, params: Params, names: Collection[str]
         raise InputError(f"got no {', '.join(missing)}, the identity of a model; `dvc repro models` makes it")
     calls = CallSession(paths.RESPONSES.absolute(), uuid.uuid4().hex, stage, budget)
     identities = {name: read_json(paths.model_identity(name)) for name in names}
-    return ModelPool(calls, {name: params.models[name] for name in names}, identities)
+    return ModelPool(calls, {name: config.models[name] for name in names}, identities)
 
 
 def through(

@@ -13,8 +13,8 @@ from typing import Any
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from flows import paths
+from raft_tasks.config import Chunks
 from raft_tasks.errors import InputError
-from raft_tasks.params import Chunks
 
 _claims: list[Any] = []  # open lock files: a claim lasts as long as its process
 

@@ -9,9 +9,9 @@ from flows import paths
 from flows.rows import WITHOUT_LIMIT, open_pool, through
 from flows.stage import main
 from raft_tasks.artifacts import count_rows, iter_rows, write_rows
+from raft_tasks.config import SemanticFilter, load_config
 from raft_tasks.generation.cached_backend import ModelPool
 from raft_tasks.generation.semantic_filter import semantic_filter as filter_rows
-from raft_tasks.params import SemanticFilter, load_params
 from raft_tasks.schemas import Filtered, Rewritten
 
 
@@ -25,9 +25,9 @@ def filter_chunk(rows: list[Rewritten], settings: SemanticFilter, pool: ModelPoo
 
 @flow
 def semantic_filter(domain: str) -> None:
-    params = load_params()
-    settings = params.semantic_filter
-    rewritten = paths.rewritten(domain, params.resources.rows)
+    config = load_config()
+    settings = config.semantic_filter
+    rewritten = paths.rewritten(domain, config.run.rows)
     rows = through(
         filter_chunk,
         iter_rows(rewritten, Rewritten),
@@ -35,11 +35,11 @@ def semantic_filter(domain: str) -> None:
         label=f"semantic_filter@{domain}",
         total=count_rows(rewritten),
         chunk_rows=settings.chunk_rows,
-        chunks=params.resources.chunks,
-        pool=open_pool("semantic_filter", WITHOUT_LIMIT, params),
+        chunks=config.resources.chunks,
+        pool=open_pool("semantic_filter", WITHOUT_LIMIT, config),
     )
     with closing(rows) as filtered:
-        write_rows(paths.filtered(domain, params.resources.rows), filtered)
+        write_rows(paths.filtered(domain, config.run.rows), filtered)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from prefect.states import State
 
 from flows.environment import answering_server, await_server
 from flows.runners import task_runner
+from raft_tasks.config import load_config
 from raft_tasks.errors import INTERRUPTED, InputError, Interrupted
-from raft_tasks.params import load_params
 
 RUN_LINE = "flow run: "  # its page follows, and the work begins
 END_LINE = "flow run ended"
@@ -53,7 +53,7 @@ def main(stage: Flow[..., Any], *kinds: Callable[[str], Any], dry_run: Callable[
     settings = temporary_settings({PREFECT_API_URL: server}) if server else nullcontext()
     label = f"{stage.name}@{'-'.join(arguments)}" if arguments else stage.name  # as DVC names the stage
     try:
-        resources = load_params().resources
+        resources = load_config().resources
         check_gpus(resources.gpus)
         runner = task_runner(resources.chunks)
         announced = stage.with_options(flow_run_name=label, on_running=[_announce], task_runner=runner)

@@ -18,8 +18,8 @@ from dvc.exceptions import DvcException
 from flows import paths
 from flows.checkout import GitFailed, git
 from raft_tasks.artifacts import atomic_file, read_yaml
+from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
-from raft_tasks.params import load_params
 from raft_tasks.reporting.sweeps import COLUMNS
 
 DEFINITIONS = paths.SWEEPS / "sweeps.yaml"
@@ -45,7 +45,7 @@ def sweep(name: str) -> None:
         command += ["--copy-paths", str(paths.RESPONSES.parent)] if paths.RESPONSES.exists() else []
         dvc(*command, *(part for change in changes for part in ("--set-param", change)))
     if missing:
-        dvc("exp", "run", "--run-all", "--jobs", str(load_params().resources.processes))
+        dvc("exp", "run", "--run-all", "--jobs", str(load_config().resources.processes))
     lost = [experiment for experiment in experiments if revision(experiment) is None]
     if lost:
         raise InputError(

@@ -11,7 +11,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from raft_tasks import params
+from raft_tasks import config
 from raft_tasks.evaluation import drift, leakage
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.schemas import ItemResult
@@ -23,8 +23,8 @@ CHOICE = re.compile(r"choice \d+")  # what the harness keeps of an item that nob
 
 @task(cache_policy=NO_CACHE)
 def analyse_model(
-    trained: params.Model,
-    base: params.Model,
+    trained: config.Model,
+    base: config.Model,
     items: Sequence[ItemResult],
     base_items: Sequence[ItemResult],
     references: Sequence[str],
@@ -49,7 +49,7 @@ def analyse_model(
 
 
 def compared(
-    trained: params.Model, base: params.Model, base_items: Sequence[ItemResult], batch_size: int
+    trained: config.Model, base: config.Model, base_items: Sequence[ItemResult], batch_size: int
 ) -> dict[str, Any]:
     """What the weights themselves say: `distance` and `kl`."""
     import torch

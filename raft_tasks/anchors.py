@@ -10,7 +10,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from raft_tasks import params
+from raft_tasks import config
 from raft_tasks.artifacts import digest_path, read_rows, write_json, write_rows
 from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
 from raft_tasks.generation.anchors import answer_prompts, generate_anchors
@@ -22,28 +22,28 @@ REJECTS, STATISTICS = "rejects.jsonl", "statistics.json"  # of a set's folder, b
 
 
 @task(cache_policy=NO_CACHE)
-def generate_chunk(numbers: list[int], settings: params.Anchors, pool: ModelPool) -> list[GeneratedAnchor]:
+def generate_chunk(numbers: list[int], settings: config.AnchorSet, pool: ModelPool) -> list[GeneratedAnchor]:
     """The anchors of these numbers, as drawn."""
     return generate_anchors(numbers, _base(settings, pool), settings)
 
 
 @task(cache_policy=NO_CACHE)
-def answer_chunk(turns: list[UserTurn], settings: params.Anchors, pool: ModelPool) -> list[GeneratedAnchor]:
+def answer_chunk(turns: list[UserTurn], settings: config.AnchorSet, pool: ModelPool) -> list[GeneratedAnchor]:
     """The user's own turns with the base's answers."""
     return answer_prompts([(turn.id, turn.prompt) for turn in turns], _base(settings, pool), settings)
 
 
-def _base(settings: params.Anchors, pool: ModelPool) -> CachedBackend | ServedBase:
+def _base(settings: config.AnchorSet, pool: ModelPool) -> CachedBackend | ServedBase:
     """The base, here or behind a server."""
     base = pool.backend("anchors", "base")
-    if isinstance(pool.models[settings.model], params.Model):
+    if isinstance(pool.models[settings.model], config.Model):
         return base
     return ServedBase(pool.backend("anchors", settings.model), base)
 
 
 @task(cache_policy=NO_CACHE)
 def write_set(
-    rows: Sequence[GeneratedAnchor], cleaning: Cleaning, model: params.Model, folder: Path
+    rows: Sequence[GeneratedAnchor], cleaning: Cleaning, model: config.Model, folder: Path
 ) -> AnchorStatistics:
     """Clean the set and write it to `folder`, together with the base's top K at the positions of its answers."""
     import torch
@@ -65,7 +65,7 @@ def write_set(
     return statistics
 
 
-def held_out_texts(questions: Path, benchmark: params.Benchmark, tasks_folder: Path) -> list[str]:
+def held_out_texts(questions: Path, benchmark: config.Benchmark, tasks_folder: Path) -> list[str]:
     """What no anchor may come near: the domains' validation and test questions, the items of the benchmarks."""
     from raft_tasks.evaluation.harness import item_texts
 
@@ -75,7 +75,7 @@ def held_out_texts(questions: Path, benchmark: params.Benchmark, tasks_folder: P
     return [*questions_of_domains, *(text for _, text in item_texts(benchmark.tasks, tasks_folder, benchmark.data))]
 
 
-def measured_texts(settings: params.Anchors, benchmark: params.Benchmark, tasks_folder: Path) -> list[str]:
+def measured_texts(settings: config.AnchorSet, benchmark: config.Benchmark, tasks_folder: Path) -> list[str]:
     """What the anchors of a set must not tell beyond that: questions and answers of the tasks of `without`."""
     from raft_tasks.evaluation.harness import item_targets, item_texts
 
@@ -85,7 +85,7 @@ def measured_texts(settings: params.Anchors, benchmark: params.Benchmark, tasks_
     return [text for of in (item_texts, item_targets) for _, text in of(tasks, tasks_folder, benchmark.data)]
 
 
-def identity_of(sets: Path, method: params.Method) -> dict[str, str] | None:
+def identity_of(sets: Path, method: config.Method) -> dict[str, str] | None:
     """Which anchors regularise a method, by content: what its training depends on. None where there are none."""
     if method.anchors is None:
         return None

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel
 
 from raft_tasks.errors import InputError
@@ -25,7 +24,6 @@ from raft_tasks.errors import InputError
 T = TypeVar("T")
 RowT = TypeVar("RowT", bound=BaseModel)
 
-YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it
 SHARD_ROWS = 50_000  # of a Parquet shard; what is held in memory while one is written
 
 
@@ -207,8 +205,23 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML file of plain values; yaml.YAMLError if it is not well-formed."""
-    return yaml.load(path.read_text(encoding="utf-8"), YAML_LOADER)
+    """A YAML 1.2 file of plain values: `1e-5` is a number, `off` a text.
+
+    Raises:
+        InputError: it is not YAML, or says a key twice; with the line.
+    """
+    return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """As `read_yaml`; `name` is what messages call the text."""
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        message = str(error).partition("To suppress")[0].replace('in "<unicode string>", ', "at ")
+        raise InputError(f"{name} is not YAML: {' '.join(message.split())}") from error
 
 
 def digest(value: Any) -> str:

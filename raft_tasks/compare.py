@@ -21,8 +21,8 @@ from dvc.repo import Repo
 from dvc.scm import resolve_rev
 from dvc_data.index import DataIndexDirError
 
+from raft_tasks.config import Model
 from raft_tasks.errors import InputError
-from raft_tasks.params import Model
 
 REVISION = "git:"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")

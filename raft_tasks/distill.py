@@ -10,7 +10,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from raft_tasks import params
+from raft_tasks import config
 from raft_tasks.artifacts import atomic_folder, digest, digest_path
 from raft_tasks.schemas import TrainingPair
 
@@ -18,10 +18,10 @@ from raft_tasks.schemas import TrainingPair
 @task(cache_policy=NO_CACHE)
 def train(
     pairs: list[TrainingPair],
-    model: params.Model,
+    model: config.Model,
     identity: dict[str, str | None],
-    method: params.Method,
-    settings: params.Train,
+    method: config.Method,
+    settings: config.Train,
     template: str,
     seed: int,
     output: Path,

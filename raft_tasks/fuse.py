@@ -9,7 +9,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from raft_tasks import params
+from raft_tasks import config
 from raft_tasks.artifacts import iter_rows
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.agreement import against_people, panel_agreement
@@ -20,14 +20,14 @@ from raft_tasks.schemas import Filtered, Fused, Labelled, TrainingPair
 
 
 @task(cache_policy=NO_CACHE)
-def fuse_chunk(rows: list[Filtered], settings: params.Fuse, pool: ModelPool) -> list[Fused]:
+def fuse_chunk(rows: list[Filtered], settings: config.Fuse, pool: ModelPool) -> list[Fused]:
     """The rows with their fused answers."""
     panel, judges = _panel(settings, pool)
     return fuse(rows, pool.backend("fuse", settings.model), panel, settings, judges)
 
 
 @task(cache_policy=NO_CACHE)
-def judge_labels(rows: list[Labelled], settings: params.Fuse, pool: ModelPool) -> list[dict[str, float | None]]:
+def judge_labels(rows: list[Labelled], settings: config.Fuse, pool: ModelPool) -> list[dict[str, float | None]]:
     """Every judge's score of each text that people have scored; None where it abstained."""
     panel, _ = _panel(settings, pool)
     texts = [row.question for row in rows], [row.reference for row in rows], [row.candidate for row in rows]
@@ -35,7 +35,7 @@ def judge_labels(rows: list[Labelled], settings: params.Fuse, pool: ModelPool) -
     return [{name: column[i] for name, column in columns.items()} for i in range(len(rows))]
 
 
-def _panel(settings: params.Fuse, pool: ModelPool) -> tuple[dict[str, Judge], dict[str, CachedBackend]]:
+def _panel(settings: config.Fuse, pool: ModelPool) -> tuple[dict[str, Judge], dict[str, CachedBackend]]:
     """The judges, and the backends of those that are models."""
     backends = {judge.model: pool.backend("judge", judge.model) for judge in settings.models}
     encoder = pool.encoder("judge", settings.encoder, settings.revision)
@@ -43,7 +43,7 @@ def _panel(settings: params.Fuse, pool: ModelPool) -> tuple[dict[str, Judge], di
 
 
 def summarize_judging(
-    rows: Iterable[Fused], settings: params.Fuse, labels: list[Labelled], judged: list[dict[str, float | None]]
+    rows: Iterable[Fused], settings: config.Fuse, labels: list[Labelled], judged: list[dict[str, float | None]]
 ) -> dict[str, Any]:
     """How the judges agree on all candidates, a text of a row once, and with people on the labelled texts."""
     scores: dict[str, list[float | None]] = {name: [] for name in settings.panel}
@@ -66,14 +66,14 @@ def failure(row: Fused) -> str | None:
     return reasons[0] if reasons and all(reasons) else None
 
 
-def training_pairs(rows: Iterable[Fused], method: params.Method) -> Iterator[TrainingPair]:
+def training_pairs(rows: Iterable[Fused], method: config.Method) -> Iterator[TrainingPair]:
     """What `method` learns of each row: the reference y_i, the filtered rewrite ybar_i or the fused answer y^_i."""
-    answer = {"raw": lambda row: row.answer, "rewritten": lambda row: row.chosen, "fused": lambda row: row.fused}
+    answer = {"reference": lambda row: row.answer, "rewrite": lambda row: row.chosen, "fused": lambda row: row.fused}
     for row in rows:
-        yield TrainingPair(id=row.id, question=row.question, answer=answer[method.answers](row))
+        yield TrainingPair(id=row.id, question=row.question, answer=answer[method.target](row))
 
 
-def replay_pairs(replay: params.Replay, domain_pairs: Iterable[TrainingPair]) -> Iterator[TrainingPair]:
+def replay_pairs(replay: config.Replay, domain_pairs: Iterable[TrainingPair]) -> Iterator[TrainingPair]:
     """What is replayed, marked as such: the user's general rows, file by file, or the `domain_pairs` once more.
 
     Raises:

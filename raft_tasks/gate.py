@@ -11,7 +11,7 @@ from dvc.repo import Repo
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from raft_tasks import params
+from raft_tasks import config
 from raft_tasks.artifacts import atomic_folder
 from raft_tasks.evaluation.gate import Measured
 from raft_tasks.evaluation.harness import DOMAIN_TASK
@@ -41,7 +41,7 @@ def fidelity_rate(rows: Iterable[Fused]) -> float | None:
 
 @task(cache_policy=NO_CACHE)
 def size_and_latency(
-    models: dict[str, params.Model], questions: list[str], max_new_tokens: int
+    models: dict[str, config.Model], questions: list[str], max_new_tokens: int
 ) -> dict[str, tuple[int, float]]:
     """Bytes of the weights and seconds an answer, by name: greedy answers, the models in turn, one round to warm up."""
     backends = {name: TransformersBackend(model) for name, model in models.items()}
@@ -65,11 +65,11 @@ def size_and_latency(
 @task(cache_policy=NO_CACHE)
 def recover_candidate(
     trained: Path,
-    base: params.Model,
-    after: params.Interpolate,
+    base: config.Model,
+    after: config.Interpolate,
     domain: str,
     validation: list[Example],
-    benchmark: params.Benchmark,
+    benchmark: config.Benchmark,
     tasks: Path,
     output: Path,
     progress: Callable[[int, int], None],

@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from raft_tasks import params
+from raft_tasks import config
 from raft_tasks.errors import InputError
 from raft_tasks.schemas import Harvested
 from raft_tasks.sources.hub import place, records
@@ -17,7 +17,7 @@ LEAST = 200  # characters; a document with fewer holds nothing to ask
 
 
 @task(cache_policy=NO_CACHE)
-def harvest_documents(domain: str, sources: list[params.Harvest]) -> list[Harvested]:
+def harvest_documents(domain: str, sources: list[config.Harvest]) -> list[Harvested]:
     """The documents of every data set in turn, each cut to `max_characters`; `hub.limit` counts those that are kept.
 
     Raises:
@@ -35,7 +35,7 @@ def harvest_documents(domain: str, sources: list[params.Harvest]) -> list[Harves
     return found
 
 
-def _documents(source: params.Harvest) -> Iterator[Harvested]:
+def _documents(source: config.Harvest) -> Iterator[Harvested]:
     kept = 0
     every = source.hub.model_copy(update={"limit": None})
     for number, record in records(every, [source.text], Path()):

@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from raft_tasks import params
+from raft_tasks import config
 from raft_tasks.errors import InputError
 from raft_tasks.schemas import Reject
 from raft_tasks.sources.contamination import BenchmarkIndex, Item
@@ -20,9 +20,9 @@ SHOWN = 10  # rejects in the error
 @task(cache_policy=NO_CACHE)
 def ingest_domain(
     name: str,
-    domain: params.Domain,
-    ingest: params.Ingest,
-    benchmark: params.Benchmark,
+    domain: config.Domain,
+    ingest: config.Ingest,
+    benchmark: config.Benchmark,
     tasks_folder: Path,
     work: Path,
 ) -> Ingested:

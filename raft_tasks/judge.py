@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from raft_tasks import params
+from raft_tasks import config
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.verdicts import majority
 from raft_tasks.generation.cached_backend import ModelPool
@@ -19,7 +19,7 @@ Answer = tuple[str, ItemResult]  # whose it is
 
 
 @task(cache_policy=NO_CACHE)
-def judge_chunk(rows: Sequence[Answer], settings: params.Judge, pool: ModelPool) -> list[Judged]:
+def judge_chunk(rows: Sequence[Answer], settings: config.Judge, pool: ModelPool) -> list[Judged]:
     """The votes and the verdict on each answer."""
     cases = [(item.task, item.question, item.reference, item.answer) for _, item in rows]
     judged = []
@@ -41,7 +41,7 @@ def judge_chunk(rows: Sequence[Answer], settings: params.Judge, pool: ModelPool)
 
 
 @task(cache_policy=NO_CACHE)
-def judge_labels(rows: list[Labelled], settings: params.Judge, pool: ModelPool) -> list[dict[str, bool]]:
+def judge_labels(rows: list[Labelled], settings: config.Judge, pool: ModelPool) -> list[dict[str, bool]]:
     """The votes on texts that people have scored, asked as about the domain's own items."""
     cases = [(DOMAIN_TASK, row.question, row.reference, row.candidate) for row in rows]
     return [
@@ -55,5 +55,5 @@ def failure(row: Judged) -> str | None:
     return None if row.right is not None else "; ".join(f"{name}: {why}" for name, why in row.abstained.items())
 
 
-def _vote(cases: list[Case], settings: params.Judge, pool: ModelPool) -> list[dict[str, Vote | Unusable]]:
+def _vote(cases: list[Case], settings: config.Judge, pool: ModelPool) -> list[dict[str, Vote | Unusable]]:
     return vote(cases, {judge.model: pool.backend("judge", judge.model) for judge in settings.judges}, settings)

@@ -10,8 +10,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks.artifacts import digest_path
+from raft_tasks.config import Endpoint, Model
 from raft_tasks.errors import InputError
-from raft_tasks.params import Endpoint, Model
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 

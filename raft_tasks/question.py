@@ -10,7 +10,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from raft_tasks import params
+from raft_tasks import config
 from raft_tasks.errors import InputError
 from raft_tasks.generation.cached_backend import ModelPool
 from raft_tasks.generation.questions import make_questions
@@ -19,7 +19,7 @@ from raft_tasks.sources.documents import chunks
 from raft_tasks.sources.files import check_inside
 
 
-def read_chunks(folder: Path, settings: params.Question) -> tuple[list[Chunk], list[RejectedPair]]:
+def read_chunks(folder: Path, settings: config.Question) -> tuple[list[Chunk], list[RejectedPair]]:
     """The chunks of all documents under `folder`, in the order of their names; and the documents that gave none.
 
     Raises:
@@ -41,7 +41,7 @@ def read_chunks(folder: Path, settings: params.Question) -> tuple[list[Chunk], l
 
 
 @task(cache_policy=NO_CACHE)
-def question_chunk(rows: list[Chunk], settings: params.Question, pool: ModelPool) -> list[Questioned]:
+def question_chunk(rows: list[Chunk], settings: config.Question, pool: ModelPool) -> list[Questioned]:
     """What came of each document chunk."""
     checkers = {checker.model: pool.backend("check", checker.model) for checker in settings.checkers}
     return make_questions(rows, pool.backend("question", settings.model), checkers, settings)

@@ -10,7 +10,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from raft_tasks import params
+from raft_tasks import config
 from raft_tasks.artifacts import atomic_folder, write_json
 from raft_tasks.errors import InputError
 from raft_tasks.schemas import Example
@@ -21,11 +21,11 @@ Scores = dict[str, float]
 @task(cache_policy=NO_CACHE)
 def recover_model(
     trained: Path,
-    base: params.Model,
-    after: params.After | None,
+    base: config.Model,
+    after: config.Merge | None,
     domain: str,
     validation: list[Example],
-    benchmark: params.Benchmark,
+    benchmark: config.Benchmark,
     tasks: Path,
     output: Path,
     progress: Callable[[int, int], None],
@@ -54,11 +54,11 @@ def recover_model(
 
 def recovered(
     trained: Path,
-    base: params.Model,
-    after: params.After,
+    base: config.Model,
+    after: config.Merge,
     domain: str,
     validation: list[Example],
-    benchmark: params.Benchmark,
+    benchmark: config.Benchmark,
     tasks: Path,
     output: Path,
     progress: Callable[[int, int], None],
@@ -68,13 +68,13 @@ def recovered(
 
     result: dict[str, Any] = {}
     coefficient = 1.0
-    if not isinstance(after, params.Prune) and not validation:
+    if not isinstance(after, config.Prune) and not validation:
         raise InputError(
             f"domain {domain!r} has no validation rows, expected some to choose a coefficient by: give it rows of the "
             "split `validation`, or set the method's `after` to null"
         )
     recovery = Recovery(base, [trained], after)
-    if not isinstance(after, params.Prune):
+    if not isinstance(after, config.Prune):
         wanted = [one for one in sorted({*after.coefficients, 1.0}) if one > 0]
         candidates: list[Candidate] = []
         start = scored(base, after, domain, validation, benchmark, tasks)
@@ -96,11 +96,11 @@ def recovered(
 
 
 def scored(
-    model: params.Model,
-    after: params.Chosen,
+    model: config.Model,
+    after: config.CoefficientSearch,
     domain: str,
     validation: list[Example],
-    benchmark: params.Benchmark,
+    benchmark: config.Benchmark,
     tasks: Path,
 ) -> Scores:
     """Accuracy on the domain's validation rows; and the mean over the general tasks of each one's main metric."""

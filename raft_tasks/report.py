@@ -10,20 +10,20 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks.artifacts import read_yaml
-from raft_tasks.params import Params
+from raft_tasks.config import Config
 from raft_tasks.reporting.report import Origin, write_report, write_summary
 from raft_tasks.reporting.study import collect
 from raft_tasks.reporting.tables import measure
 
 
 @task(cache_policy=NO_CACHE)
-def report_run(params: Params, artifacts: Path, sweeps: Path, lock: Path, page: Path, summary: Path) -> dict[str, Any]:
+def report_run(config: Config, artifacts: Path, sweeps: Path, lock: Path, page: Path, summary: Path) -> dict[str, Any]:
     """Write the page and the Markdown of everything under `artifacts` and `sweeps`; returns the metrics.
 
     Args:
         lock: dvc.lock, which says in which version the data was read.
     """
-    study = collect(artifacts, sweeps, params)
+    study = collect(artifacts, sweeps, config)
     metrics = measure(study)
     origin = Origin(git_revision(), data_versions(lock))
     write_report(study, metrics, origin, page)

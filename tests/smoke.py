@@ -26,10 +26,10 @@ def small_clone(folder: Path) -> Path:
     clone = folder / "project"
     subprocess.run(["git", "clone", "-q", str(Path(__file__).resolve().parents[1]), str(clone)], check=True)
     path = clone / "params.yaml"
-    params = yaml.safe_load(path.read_text())
+    config = yaml.safe_load(path.read_text())
     for section, values in SMALL.items():
-        params[section].update(values)
-    path.write_text(yaml.safe_dump(params, sort_keys=False))
+        config[section].update(values)
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     return clone
 
 

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from raft_tasks.config import PromptedCall, load_config
 from raft_tasks.fuse import fuse_chunk, judge_labels, summarize_judging
-from raft_tasks.params import Asking, load_params
 from raft_tasks.schemas import Candidate, Filtered, Fused, Labelled
 
 sys.path.insert(0, str(Path(__file__).parent / "generation"))
 from scripted import Scripted
 
-QWEN = Asking(model="qwen", template="judge.jinja", temperature=0.0, max_new_tokens=90, repairs=0)
+QWEN = PromptedCall(model="qwen", template="judge.jinja", temperature=0.0, max_new_tokens=90, repairs=0)
 
 
 def settings():
-    fuse = load_params().fuse
+    fuse = load_config().fuse
     return fuse.model_copy(update={"judges": ["fidelity", QWEN], "quorum": 1, "stop_at": 0.8})
 
 

@@ -6,9 +6,9 @@ import pyarrow.parquet
 import pytest
 
 from raft_tasks.artifacts import write_shard
+from raft_tasks.config import Harvest, Hub
 from raft_tasks.errors import InputError
 from raft_tasks.harvest import harvest_documents
-from raft_tasks.params import Harvest, Hub
 from raft_tasks.schemas import Chunk, Harvested
 from raft_tasks.sources import hub
 from raft_tasks.sources.documents import chunks

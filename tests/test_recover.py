@@ -9,8 +9,8 @@ from chat_models import save_chat_model
 from safetensors.torch import load_file
 
 from raft_tasks import recover
+from raft_tasks.config import Benchmark, Interpolate, Model, Prune, Ties
 from raft_tasks.errors import InputError
-from raft_tasks.params import Benchmark, Interpolate, Model, Prune, Ties
 from raft_tasks.schemas import Example
 
 BENCHMARK = Benchmark(tasks=["never asked"], few_shot={}, limit={}, data={}, batch_size=4, max_new_tokens=4)

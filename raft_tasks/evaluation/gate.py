@@ -21,10 +21,10 @@ from typing import Literal
 
 import numpy as np
 
+from raft_tasks.config import PromotionGate
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference
 from raft_tasks.evaluation.verdicts import METRIC
-from raft_tasks.params import Gate
 from raft_tasks.schemas import ItemResult
 
 Result = Literal["pass", "unproven", "near miss", "fail"]
@@ -111,7 +111,12 @@ class Verdict:
 
 
 def judge(
-    rules: Gate, domain: str, candidate: Measured, base: Measured, champion: Measured | None, fidelity: float | None
+    rules: PromotionGate,
+    domain: str,
+    candidate: Measured,
+    base: Measured,
+    champion: Measured | None,
+    fidelity: float | None,
 ) -> Verdict:
     """Hold a candidate to the rules.
 
@@ -132,7 +137,7 @@ def judge(
     return Verdict(domain, candidate.name, champion.name if champion else None, tuple(checks))
 
 
-def _domain(rules: Gate, candidate: Measured, champion: Measured | None, base: Measured) -> Check:
+def _domain(rules: PromotionGate, candidate: Measured, champion: Measured | None, base: Measured) -> Check:
     other = champion or base
     margin = -rules.domain_margin if champion else 0.0
     limit = f"at least {_points(margin)} against {other.name}, with {rules.confidence:.0%} confidence"
@@ -147,7 +152,7 @@ def _domain(rules: Gate, candidate: Measured, champion: Measured | None, base: M
     return Check("domain", _shown(found), limit, evidence, result)
 
 
-def _general(rules: Gate, tasks: list[str], candidate: Measured, base: Measured, confidence: float) -> Check:
+def _general(rules: PromotionGate, tasks: list[str], candidate: Measured, base: Measured, confidence: float) -> Check:
     name = f"general: {tasks[0]}" if len(tasks) == 1 else "general average"
     limit = f"not significantly below {_points(-rules.general_margin)} against {base.name} ({confidence:.2%} interval)"
     found = _compared(rules, tasks, candidate, base, confidence)
@@ -164,7 +169,7 @@ def _general(rules: Gate, tasks: list[str], candidate: Measured, base: Measured,
     return Check(name, _shown(found), limit, evidence, result)
 
 
-def _fidelity(rules: Gate, fidelity: float | None) -> Check:
+def _fidelity(rules: PromotionGate, fidelity: float | None) -> Check:
     limit = f"at least {rules.min_fidelity:.0%}"
     if fidelity is None:
         return Check("fidelity", "unknown", limit, "no refined rows were given", "fail")
@@ -172,7 +177,7 @@ def _fidelity(rules: Gate, fidelity: float | None) -> Check:
     return Check("fidelity", f"{fidelity:.1%}", limit, "refined answers that keep what their reference says", result)
 
 
-def _leaks(rules: Gate, candidate: Measured, base: Measured) -> Check:
+def _leaks(rules: PromotionGate, candidate: Measured, base: Measured) -> Check:
     limit = f"at most {_points(rules.max_leaks)} above {base.name}"
     if candidate.leaks is None or base.leaks is None:
         return Check("leaks", "unknown", limit, "no answers were given", "fail")
@@ -189,7 +194,9 @@ def _ratio(rule: str, what: str, own: float | None, base: float | None, limit: f
     return Check(rule, f"{own / base:.2f} times", shown, f"{what}: {own:.6g} against {base:.6g}", result)
 
 
-def _compared(rules: Gate, tasks: list[str], candidate: Measured, other: Measured, confidence: float) -> Estimate | str:
+def _compared(
+    rules: PromotionGate, tasks: list[str], candidate: Measured, other: Measured, confidence: float
+) -> Estimate | str:
     """The paired difference of the tasks' average, or why there is none."""
     ours: list[Outcomes] = []
     others: list[Outcomes] = []
@@ -207,7 +214,7 @@ def _compared(rules: Gate, tasks: list[str], candidate: Measured, other: Measure
     return difference(ours, others, Bootstrap(confidence, rules.bootstrap_samples, rules.seed))
 
 
-def _metric(rules: Gate, task: str, rows: Sequence[ItemResult]) -> str:
+def _metric(rules: PromotionGate, task: str, rows: Sequence[ItemResult]) -> str:
     """What decides: of the domain, what params say; of a general task, the panel's verdict where there is one."""
     if task == DOMAIN_TASK:
         return rules.domain_metric

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from raft_tasks import chat
+from raft_tasks.config import Benchmark, BenchmarkData, Model
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.overlay import task_manager
-from raft_tasks.params import Benchmark, BenchmarkData, Model
 from raft_tasks.schemas import Example, ItemResult
 from raft_tasks.thoughts import strip_thoughts
 

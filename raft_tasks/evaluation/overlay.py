@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raft_tasks.config import BenchmarkData
 from raft_tasks.errors import InputError
-from raft_tasks.params import BenchmarkData
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import fsum, log1p
 
+from raft_tasks.config import AnchorSet
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.ngrams import SHINGLE, Shingles, jaccard, shingles, word_ngrams, words
-from raft_tasks.params import Anchors
 from raft_tasks.schemas import Anchor, AnchorCluster, AnchorStatistics, GeneratedAnchor, RejectedAnchor
 
 PERMUTATIONS = 128
@@ -32,7 +32,7 @@ class Cleaning:
         encoder: for the statistics alone.
     """
 
-    settings: Anchors
+    settings: AnchorSet
     held_out: Iterable[str] = ()
     measured: Iterable[str] = ()
     is_encodable: Callable[[GeneratedAnchor], bool] = lambda row: True
@@ -66,7 +66,7 @@ def clean_anchors(
 
 
 def _find_overlap(
-    row: GeneratedAnchor, held_out: _TextIndex, measured: _TextIndex, settings: Anchors
+    row: GeneratedAnchor, held_out: _TextIndex, measured: _TextIndex, settings: AnchorSet
 ) -> tuple[str, str] | tuple[None, None]:
     """Why the row tells what it must not, and the text that it tells."""
     prompt, answer = shingles(row.prompt), shingles(row.answer)

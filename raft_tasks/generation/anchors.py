@@ -16,8 +16,8 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from raft_tasks.chat import ChatError, render
+from raft_tasks.config import AnchorSet
 from raft_tasks.errors import InputError
-from raft_tasks.params import Anchors
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import GeneratedAnchor
 from raft_tasks.seeds import derive_seed
@@ -80,7 +80,7 @@ def user_end(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def generate_anchors(numbers: Sequence[int], base: Base, settings: Anchors) -> list[GeneratedAnchor]:
+def generate_anchors(numbers: Sequence[int], base: Base, settings: AnchorSet) -> list[GeneratedAnchor]:
     """Draw the anchors of these numbers (0, 1, ...): each one depends on its number and the settings alone.
 
     A turn that was cut at `max_new_tokens`, ran into a special token that does not end it, or is empty, is kept for
@@ -94,7 +94,7 @@ def generate_anchors(numbers: Sequence[int], base: Base, settings: Anchors) -> l
     ids = [f"anchor-{number:05d}" for number in numbers]
     hints: list[str | None] = [*settings.hints] or [None]
     prefixes = [user_prefix(tokenizer, base.settings.system, hint) for hint in hints]
-    params = SamplingParams(
+    config = SamplingParams(
         settings.temperature,
         settings.top_p,
         settings.max_new_tokens,
@@ -103,9 +103,9 @@ def generate_anchors(numbers: Sequence[int], base: Base, settings: Anchors) -> l
         abort_token_ids=frozenset(_special_ids(tokenizer)),
     )
     seeds = [derive_seed(settings.seed, "anchor-prompt", id) for id in ids]
-    turns = base.call("tokens", [prefixes[number % len(prefixes)] for number in numbers], params, seeds)
+    turns = base.call("tokens", [prefixes[number % len(prefixes)] for number in numbers], config, seeds)
     prompts = [turn.text.strip() for turn in turns]
-    if settings.turns == "gibberish":
+    if settings.prompt_source == "gibberish":
         tokens = plain_tokens(tokenizer)
         prompts = [
             # as many as the turn has, without the one that ends it
@@ -131,13 +131,13 @@ def plain_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token for token, text in enumerate(decoded) if token not in special and "\ufffd" not in text]
 
 
-def answer_prompts(prompts: Sequence[tuple[str, str]], base: Base, settings: Anchors) -> list[GeneratedAnchor]:
+def answer_prompts(prompts: Sequence[tuple[str, str]], base: Base, settings: AnchorSet) -> list[GeneratedAnchor]:
     """The base's own answers to (id, user turn), whoever wrote the turn; each depends on its id and turn alone."""
-    params = SamplingParams(
+    config = SamplingParams(
         settings.answer_temperature, settings.top_p, settings.answer_max_new_tokens, settings.batch_size
     )
     seeds = [derive_seed(settings.seed, "anchor-answer", id) for id, _ in prompts]
-    completions = base.generate([prompt for _, prompt in prompts], params, seeds)
+    completions = base.generate([prompt for _, prompt in prompts], config, seeds)
     return [
         GeneratedAnchor(
             id=id, prompt=prompt, answer=completion.text.strip(), prompt_finished=True,

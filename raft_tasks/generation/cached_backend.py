@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from raft_tasks.artifacts import digest
+from raft_tasks.config import Budget, Endpoint, Model
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import CallBackend, Completion, Failure, Kind, StreamingBackend
 from raft_tasks.generation.encoding import SentenceEncoder, shared_encoder
 from raft_tasks.generation.endpoint_backend import EndpointBackend
 from raft_tasks.generation.response_cache import CachedCall, ResponseCache, Tally, open_session
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Budget, Endpoint, Model
 from raft_tasks.sampling import SamplingParams
 
 CACHED_FAILURES = ("empty", "refused", "filtered")  # a model's answer, not an accident
@@ -137,14 +137,14 @@ class CachedBackend(CallBackend):
         assert isinstance(self.backend, TransformersBackend), f"{self.backend} is no local model"
         return self.backend
 
-    def call(self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+    def call(self, kind: Kind, inputs: Sequence[Any], config: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
         """As `CallBackend.call`.
 
         Raises:
             BudgetExceeded: before all inputs had their completion; those that had are cached.
         """
         keys = [
-            digest([self.identity, kind, item, params.cache_key(seed)])
+            digest([self.identity, kind, item, config.cache_key(seed)])
             for item, seed in zip(inputs, seeds, strict=True)
         ]
         cached = {key: _read(value) for key, value in self.calls.cache.get(keys).items()}
@@ -155,7 +155,7 @@ class CachedBackend(CallBackend):
             return not stopped and not self.calls.budget_exceeded(tally)
 
         if missing:  # else nothing is loaded either
-            asked = [inputs[i] for i in missing], params, [seeds[i] for i in missing]
+            asked = [inputs[i] for i in missing], config, [seeds[i] for i in missing]
             for portion in self.backend.stream(kind, *asked, go_on):
                 completions = {keys[missing[i]]: completion for i, completion in portion}
                 tally, stopped = self._put(completions)

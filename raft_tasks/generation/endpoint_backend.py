@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from raft_tasks.chat import CONTROL, break_up
+from raft_tasks.config import Endpoint
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion, Failure, Kind, Portion, StreamingBackend
-from raft_tasks.params import Endpoint
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.thoughts import strip_thoughts
 
@@ -86,7 +86,7 @@ class AdaptiveLimiter:
 
 
 class EndpointBackend(StreamingBackend):
-    """A `params.Endpoint`; threads may share one, and share its `concurrency`.
+    """A `config.Endpoint`; threads may share one, and share its `concurrency`.
 
     The key is read from its environment variable for each call and is kept nowhere.
     """
@@ -101,7 +101,7 @@ class EndpointBackend(StreamingBackend):
         self,
         kind: Kind,
         inputs: Sequence[Any],
-        params: SamplingParams,
+        config: SamplingParams,
         seeds: Sequence[int],
         go_on: Callable[[], bool] = lambda: True,
     ) -> Iterator[Portion]:
@@ -118,7 +118,7 @@ class EndpointBackend(StreamingBackend):
             if stopped.is_set() or not go_on():
                 return None
             try:
-                return self._complete(self._body(kind, item, params, seed))
+                return self._complete(self._body(kind, item, config, seed))
             except BaseException:
                 stopped.set()
                 raise
@@ -141,17 +141,17 @@ class EndpointBackend(StreamingBackend):
         if error:  # what was in flight beside it has been handed over
             raise error
 
-    def _body(self, kind: Kind, item: str, params: SamplingParams, seed: int) -> dict[str, Any]:
+    def _body(self, kind: Kind, item: str, config: SamplingParams, seed: int) -> dict[str, Any]:
         """The request for one input."""
         fields: dict[str, Any] = {"model": self.settings.model}
         if kind == "chat":
             message = {"role": "user", "content": break_up(CONTROL, item)}  # data never become the server's tokens
-            fields |= {"messages": [message], self.settings.length_field: params.max_tokens}
+            fields |= {"messages": [message], self.settings.length_field: config.max_tokens}
         elif kind == "text":
-            fields |= {"prompt": item, "max_tokens": params.max_tokens}
+            fields |= {"prompt": item, "max_tokens": config.max_tokens}
         else:
             raise ValueError(f"an endpoint takes no {kind}")
-        fields |= {"temperature": params.temperature, "top_p": params.top_p}
+        fields |= {"temperature": config.temperature, "top_p": config.top_p}
         if self.settings.seeds:
             fields["seed"] = seed & 0x7FFFFFFF  # some servers take 32 bits
         return fields

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from raft_tasks.config import Fuse
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Backend, Completion
 from raft_tasks.generation.fidelity import lost_facts
 from raft_tasks.generation.judges import Judge, Judgement, Pair, Preference, compare
 from raft_tasks.generation.templates import render
-from raft_tasks.params import Fuse
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Candidate, Comparison, Exclusion, Filtered, Fused, Unfused
 from raft_tasks.seeds import derive_seed

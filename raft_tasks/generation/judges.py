@@ -2,7 +2,7 @@
 
 It judges every candidate by itself, in batches for speed alone. The panel is a dictionary of judges by name: rules (an
 encoder and a likelihood among them) and language models. Another rule is another function here and a name in
-`params.Fuse.judges`; another model is an entry of `models` and one of `fuse.judges`.
+`config.Fuse.judges`; another model is an entry of `models` and one of `fuse.judges`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+from raft_tasks.config import Fuse, PromptedCall
 from raft_tasks.generation.backend import Backend, LikelihoodBackend, TextEncoder
 from raft_tasks.generation.data_blocks import guarded
 from raft_tasks.generation.fidelity import fidelity_score
 from raft_tasks.generation.structured import Unusable, ask
 from raft_tasks.generation.templates import render
-from raft_tasks.params import Asking, Fuse
 from raft_tasks.schemas import Better
 from raft_tasks.seeds import derive_seed
 
@@ -86,7 +86,7 @@ def likelihood_judge(backend: LikelihoodBackend, batch_size: int) -> Judge:
     return judge
 
 
-def model_judge(backend: Backend, settings: Asking, *, batch_size: int, seed: int) -> Judge:
+def model_judge(backend: Backend, settings: PromptedCall, *, batch_size: int, seed: int) -> Judge:
     """By a language model: 0 to 10 with a reason, brought to [0, 1]. What it reads is fenced as data."""
 
     def judge(questions: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[Judgement]:
@@ -118,7 +118,7 @@ class Pair:
 
 
 def compare(
-    backend: Backend, settings: Asking, pairs: Sequence[Pair], *, batch_size: int, seed: int
+    backend: Backend, settings: PromptedCall, pairs: Sequence[Pair], *, batch_size: int, seed: int
 ) -> list[tuple[Preference | Unusable, Preference | Unusable]]:
     """Each pair twice, the second time with its answers in each other's place.
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from raft_tasks.config import Question
 from raft_tasks.generation.backend import Backend
 from raft_tasks.generation.data_blocks import guarded
 from raft_tasks.generation.structured import Unusable, ask
-from raft_tasks.params import Question
 from raft_tasks.schemas import Chunk, DocumentPair, PairFault, Questioned, RejectedPair
 from raft_tasks.seeds import derive_seed
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from raft_tasks.config import Rewrite
 from raft_tasks.generation.backend import Backend
 from raft_tasks.generation.templates import render
-from raft_tasks.params import Rewrite
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example, Rewritten
 from raft_tasks.seeds import derive_seed

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from raft_tasks.config import StructuredCall
 from raft_tasks.generation.backend import Backend
 from raft_tasks.generation.data_blocks import guarded
-from raft_tasks.params import Asked
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.seeds import derive_seed
 from raft_tasks.thoughts import strip_thoughts
@@ -49,7 +49,7 @@ def ask(
     backend: Backend,
     prompts: Sequence[str],
     schema: type[ValueT],
-    settings: Asked,
+    settings: StructuredCall,
     *,
     batch_size: int,
     seeds: Sequence[int],

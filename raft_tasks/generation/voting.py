@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, Field
 
+from raft_tasks.config import Judge
 from raft_tasks.generation.backend import Backend
 from raft_tasks.generation.data_blocks import guarded
 from raft_tasks.generation.structured import Unusable, ask
-from raft_tasks.params import Judge
 from raft_tasks.seeds import derive_seed
 
 Case = tuple[str, str, str, str]  # task, question, reference, candidate

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raft_tasks.params import Params
+from raft_tasks.config import Config
 from raft_tasks.reporting.study import BASE, DomainStudy
 from raft_tasks.reporting.sweeps import SweptScore
 from raft_tasks.reporting.tables import label
@@ -40,18 +40,18 @@ FARTHEST = 50  # times the marked level: what is beyond is off the chart, so tha
 SMOOTHED = 5  # steps of the centred moving average in the curves
 
 
-def styles(params: Params) -> dict[str, tuple[str, str]]:
+def styles(config: Config) -> dict[str, tuple[str, str]]:
     """Colour and marker of the base and of every method, by its place in params.yaml's table.
 
     Of two methods of the run whose places give one colour, the later one takes a colour that no other needs.
     """
     found = {
         name: (COLOURS[place % len(COLOURS)], MARKERS[(place + place // len(COLOURS)) % len(MARKERS)])
-        for place, name in enumerate(params.methods)
+        for place, name in enumerate(config.methods)
     }
-    free = [colour for colour in COLOURS if colour not in {found[name][0] for name in params.run.methods}]
+    free = [colour for colour in COLOURS if colour not in {found[name][0] for name in config.run.methods}]
     seen: set[str] = set()
-    for name in params.run.methods:
+    for name in config.run.methods:
         colour, marker = found[name]
         if colour in seen and free:
             found[name] = (free.pop(), marker)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raft_tasks.params import Params
+from raft_tasks.config import Config
 from raft_tasks.reporting.study import DomainStudy
 from raft_tasks.schemas import Comparison, Fused
 
@@ -34,7 +34,7 @@ OUTCOMES = {  # of a row, in the words of the page; the keys are Fused.fallback,
 Span = tuple[Literal["same", "gone", "new"], str]
 
 
-def measure_refinement(domain: DomainStudy, params: Params) -> dict[str, Any]:
+def measure_refinement(domain: DomainStudy, config: Config) -> dict[str, Any]:
     """Every number of the report's part on refinement, JSON-ready."""
     rows = domain.fused
     passed = [row for row in rows if row.passed]
@@ -53,7 +53,7 @@ def measure_refinement(domain: DomainStudy, params: Params) -> dict[str, Any]:
         "rewrites_passed": len(passed),
         "share_passed": len(passed) / len(rows),
         "passed_that_lost_something": sum(bool(row.lost) for row in passed),
-        "tau": params.semantic_filter.tau,
+        "tau": config.semantic_filter.tau,
         "mean_similarity": float(np.mean([row.similarity for row in rows])),
         "similarity_edges": [float(edge) for edge in edges],
         "similarity_counts": np.histogram([row.similarity for row in rows], bins=edges)[0].tolist(),

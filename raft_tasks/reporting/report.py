@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raft_tasks.artifacts import atomic_file, digest_path
+from raft_tasks.config import Config
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.statistics import Verdict
-from raft_tasks.params import Params
 from raft_tasks.reporting import figures
 from raft_tasks.reporting.flips import chosen, flips
 from raft_tasks.reporting.paper import ABLATION, ablation_table, beside, load_paper, main_table
@@ -62,8 +62,8 @@ def write_report(study: Study, metrics: dict[str, Any], origin: Origin, output: 
         metrics: what `measure` made of it.
     """
     environment = page_environment()
-    params, paper, overall = study.params, load_paper(), metrics["overall"]
-    environment.globals["colour_of"] = {method: style[0] for method, style in figures.styles(params).items()}
+    config, paper, overall = study.config, load_paper(), metrics["overall"]
+    environment.globals["colour_of"] = {method: style[0] for method, style in figures.styles(config).items()}
     domains = [
         {
             "name": name,
@@ -72,16 +72,16 @@ def write_report(study: Study, metrics: dict[str, Any], origin: Origin, output: 
             "sentences": sentences(metrics, metrics["domains"][name]),
             "figures": _figures(study, metrics, paper, name),
             "flips": chosen(
-                flips(study.domains[name], single_parts(metrics["domains"][name]["measures"])), params.report.flips
+                flips(study.domains[name], single_parts(metrics["domains"][name]["measures"])), config.report.flips
             ),
             "sample": [
-                _sample_view(row) for row in sample(study.domains[name].fused, params.report.sample, params.report.seed)
+                _sample_view(row) for row in sample(study.domains[name].fused, config.report.sample, config.report.seed)
             ],
             "examples": [
-                _example_view(row, study.domains[name], params) for row in _examples(study.domains[name], params)
+                _example_view(row, study.domains[name], config) for row in _examples(study.domains[name], config)
             ],
         }
-        for name in params.run.domains
+        for name in config.run.domains
     ]
     page = environment.get_template("report.html.jinja").render(
         domains=domains,
@@ -98,8 +98,8 @@ def write_report(study: Study, metrics: dict[str, Any], origin: Origin, output: 
         paper_figures=_paper_figures(study, metrics, paper),
         sweeps=_sweeps(study, paper),
         anchors=[_anchors_view(name, anchors, study) for name, anchors in study.anchors.items()],
-        params=params,
-        report=params.report,
+        config=config,
+        report=config.report,
         again="dvc repro -sf report",
         reference=metrics["reference"],
         candidate=metrics["candidate"],
@@ -229,7 +229,7 @@ def described(change: dict[str, Any]) -> str:
 
 def _figures(study: Study, metrics: dict[str, Any], paper: dict[str, Any], name: str) -> dict[str, Any]:
     """(caption, panels) of each section of a domain."""
-    domain, found, style = study.domains[name], metrics["domains"][name], figures.styles(study.params)
+    domain, found, style = study.domains[name], metrics["domains"][name], figures.styles(study.config)
     reference = metrics["reference"]
     measured = {"domain_acc": "Domain accuracy"} | (
         {"general": "General score"} if "general" in found["measures"] else {}
@@ -294,7 +294,7 @@ def _figures(study: Study, metrics: dict[str, Any], paper: dict[str, Any], name:
 
 
 def _frontier(study: Study, metrics: dict[str, Any]) -> tuple[str, list[str]]:
-    overall, style = metrics["overall"], figures.styles(study.params)
+    overall, style = metrics["overall"], figures.styles(study.config)
     if not overall["frontier"]:
         return FRONTIER_CAPTION, []
     if len(study.domains) == 1:
@@ -321,7 +321,7 @@ def _paper_figures(study: Study, metrics: dict[str, Any], paper: dict[str, Any])
             (
                 "Forgetting: what is left of the base's general score after training, with its interval; the paper's "
                 "mean retention over its three backbones as marks.",
-                [figures.kept(overall, figures.styles(study.params), paper["retention"])],
+                [figures.kept(overall, figures.styles(study.config), paper["retention"])],
             )
         )
     found.append(
@@ -363,12 +363,12 @@ def _sweeps(study: Study, paper: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _anchors_view(name: str, anchors: AnchorSet, study: Study) -> dict[str, Any]:
-    generator = random.Random(study.params.report.seed)
-    count = study.params.report.sample
+    generator = random.Random(study.config.report.seed)
+    count = study.config.report.sample
     held = [
         label(method)
-        for method in study.params.run.methods
-        if (row := study.params.methods[method].anchors) and row.set == name
+        for method in study.config.run.methods
+        if (row := study.config.methods[method].anchors) and row.set == name
     ]
     return {
         "name": name,
@@ -379,11 +379,11 @@ def _anchors_view(name: str, anchors: AnchorSet, study: Study) -> dict[str, Any]
     }
 
 
-def _examples(domain: DomainStudy, params: Params) -> list[Fused]:
+def _examples(domain: DomainStudy, config: Config) -> list[Fused]:
     """Rows to show: one that was fused, one that the filter rejected, one that lost something, then any."""
     asked = {row.source for row in domain.test}
     rows = [row for row in domain.fused if row.source in asked] or list(domain.fused)
-    random.Random(params.report.seed).shuffle(rows)
+    random.Random(config.report.seed).shuffle(rows)
     kinds = (
         lambda row: row.passed and row.fused != row.rewritten,
         lambda row: not row.passed,
@@ -391,12 +391,12 @@ def _examples(domain: DomainStudy, params: Params) -> list[Fused]:
         lambda row: True,
     )
     chosen: list[Fused] = []
-    while len(chosen) < min(params.report.examples, len(rows)):
+    while len(chosen) < min(config.report.examples, len(rows)):
         for kind in kinds:
             seen = {row.source for row in chosen}
             # another source where there is one
             left = sorted((row for row in rows if row not in chosen and kind(row)), key=lambda row: row.source in seen)
-            if left and len(chosen) < params.report.examples:
+            if left and len(chosen) < config.report.examples:
                 chosen.append(left[0])
     return chosen
 
@@ -412,11 +412,11 @@ def _sample_view(row: Fused) -> dict[str, Any]:
     }
 
 
-def _example_view(row: Fused, domain: DomainStudy, params: Params) -> dict[str, Any]:
+def _example_view(row: Fused, domain: DomainStudy, config: Config) -> dict[str, Any]:
     asked = next((test for test in domain.test if test.source == row.source), None)
     answers = []
     if asked:
-        seed = params.run.seeds[0]
+        seed = config.run.seeds[0]
         models = [(BASE, domain.base)] + [(method, runs[0]) for method, runs in domain.runs.items()]
         for method, model in models:
             item = next(item for item in model.items if item.task == DOMAIN_TASK and item.id == asked.id)
@@ -427,15 +427,15 @@ def _example_view(row: Fused, domain: DomainStudy, params: Params) -> dict[str, 
 
 def limits(study: Study) -> list[str]:
     """What the numbers cannot carry, as far as the settings tell."""
-    params = study.params
-    seeds = len(params.run.seeds)
+    config = study.config
+    seeds = len(config.run.seeds)
     straddling = [
         name
-        for name in params.run.domains
-        if (split := params.domains[name].split).by == "column" and split.sources_may_straddle
+        for name in config.run.domains
+        if (split := config.domains[name].split).by == "column" and split.sources_may_straddle
     ]
     said = [
-        f"One base model, {params.base.path}. Other models, sizes and worlds may behave otherwise.",
+        f"One base model, {config.base.path}. Other models, sizes and worlds may behave otherwise.",
         (
             "One training seed: the intervals are over items only and say nothing about another training run."
             if seeds == 1
@@ -444,7 +444,7 @@ def limits(study: Study) -> list[str]:
         "Answers are scored by rules: the expected strings must be said. Whether the rest of an answer is true, fluent "
         "or wanted is judged by nobody, neither a person nor a model.",
         "Many comparisons stand side by side. Tests of flipped items are corrected for that, the intervals are not: of "
-        f"{1 / (1 - params.report.confidence):.0f} true ties about one will look like a difference.",
+        f"{1 / (1 - config.report.confidence):.0f} true ties about one will look like a difference.",
         "Methods are compared at equal epochs, not at equal compute: a method with a teacher takes more time per step "
         "(see the seconds in the training table).",
         "The general benchmarks are the ones listed, no others. A drop elsewhere would go unseen.",

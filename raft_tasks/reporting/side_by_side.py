@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raft_tasks.artifacts import atomic_file
+from raft_tasks.config import Report
 from raft_tasks.evaluation.statistics import Bootstrap
-from raft_tasks.params import Report
 from raft_tasks.reporting import figures
 from raft_tasks.reporting.flips import chosen, flips
 from raft_tasks.reporting.frontier import frontier_points

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raft_tasks.artifacts import read_json, read_rows
+from raft_tasks.config import Config
 from raft_tasks.evaluation.verdicts import with_verdicts
-from raft_tasks.params import Params
 from raft_tasks.reporting.sweeps import Sweep, read_sweeps
 from raft_tasks.schemas import Anchor, Example, Fused, ItemResult, Judged, Reject, RejectedAnchor
 
@@ -84,7 +84,7 @@ class AnchorSet:
 
 @dataclass(frozen=True)
 class Study:
-    params: Params
+    config: Config
     model: dict[str, Any]  # identity of the base model
     domains: dict[str, DomainStudy]
     anchors: dict[str, AnchorSet]  # those that a method of the run names
@@ -92,7 +92,7 @@ class Study:
     files: list[Artifact]
 
 
-def collect(artifacts: Path, sweeps: Path, params: Params) -> Study:
+def collect(artifacts: Path, sweeps: Path, config: Config) -> Study:
     """Read the artifacts of every domain, method and seed that `params.run` names, and every sweep of a folder.
 
     Raises:
@@ -112,8 +112,8 @@ def collect(artifacts: Path, sweeps: Path, params: Params) -> Study:
         return Benchmarked(scores, items if judged is None else with_verdicts(items, whose, judged))
 
     model = read_json(note(artifacts / "models" / "base.json", "models", "identity of the base model"))
-    domains, rows = {}, params.resources.rows
-    for domain in params.run.domains:
+    domains, rows = {}, config.run.rows
+    for domain in config.run.domains:
         root = artifacts / domain
         examples, ingest = root / "examples", f"ingest@{domain}"
         splits = read_json(note(root / "ingest.json", ingest, "rows per split, rejects and flags by rule"))
@@ -125,20 +125,20 @@ def collect(artifacts: Path, sweeps: Path, params: Params) -> Study:
         )
         judging = read_json(note(root / "judging.json", f"fuse@{domain}", "agreement and calibration of the judges"))
         questions = None
-        if domain in params.run.documents:
+        if domain in config.run.documents:
             pairs = root / "questions" / "summary.json"
             questions = read_json(
                 note(pairs, f"question@{domain}", "pairs made from documents, by what became of them")
             )
         judged = None
-        if domain in params.run.judged:
+        if domain in config.run.judged:
             votes = note(root / "judged" / "votes.jsonl", f"judge@{domain}", "the panel's votes on every answer")
             judged = read_rows(votes, Judged)
         base = benchmarked(root / "benchmarks" / BASE, f"benchmark_base@{domain}", BASE, judged)
         runs: dict[str, list[Trained]] = {}
-        for method in params.run.methods:
+        for method in config.run.methods:
             runs[method] = []
-            for seed in params.run.seeds:
+            for seed in config.run.seeds:
                 name = f"{method}-{seed}"
                 folder, stage = root / "runs" / name, f"distill@{domain}-{name}"
                 summary = read_json(note(folder / "summary.json", stage, f"training time and weight distance, {name}"))
@@ -152,14 +152,14 @@ def collect(artifacts: Path, sweeps: Path, params: Params) -> Study:
                 runs[method].append(Trained(result.scores, result.items, seed, summary, taken_back, analysis, steps))
         domains[domain] = DomainStudy(rejects, splits, questions, test, fused, judging, base, runs)
     anchors = {}
-    for name in sorted({row.anchors.set for one in params.run.methods if (row := params.methods[one]).anchors}):
+    for name in sorted({row.anchors.set for one in config.run.methods if (row := config.methods[one]).anchors}):
         folder = artifacts / "anchors" / "sets" / name
         anchors[name] = AnchorSet(
             read_json(note(folder / "statistics.json", "anchors", f"how well the base invents, {name}")),
             read_rows(note(folder / "anchors.jsonl", "anchors", f"anchors, {name}"), Anchor),
             read_rows(note(folder / "rejects.jsonl", "anchors", f"rejected anchors, {name}"), RejectedAnchor),
         )
-    return Study(params, model, domains, anchors, read_sweeps(sweeps), files)
+    return Study(config, model, domains, anchors, read_sweeps(sweeps), files)
 
 
 def _read_steps(path: Path) -> dict[str, list[float | None]]:

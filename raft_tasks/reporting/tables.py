@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raft_tasks.config import Config
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.degradation import degradation, detectable_drop, holm
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference, mean, ratio, recovery, verdict
 from raft_tasks.evaluation.verdicts import METRIC
-from raft_tasks.params import Params
 from raft_tasks.reporting.frontier import frontier_points
 from raft_tasks.reporting.refinement import measure_refinement
 from raft_tasks.reporting.study import BASE, Answered, Benchmarked, DomainStudy, Study
@@ -31,57 +31,55 @@ Part = tuple[str, str]  # task, metric
 
 def measure(study: Study) -> dict[str, Any]:
     """Every number of the report, JSON-ready; the shape is that of the code below, read top down."""
-    params = study.params
-    report = params.report
+    config = study.config
+    report = config.report
     bootstrap = Bootstrap(report.confidence, report.bootstrap_samples, report.seed)
     return {
         "confidence": report.confidence,
-        "seeds": params.run.seeds,
+        "seeds": config.run.seeds,
         "model": study.model,
-        "reference": reference_method(params),
-        "candidate": candidate_method(params),
-        "same_answers_without_teacher": same_answers_without_teacher(params),
-        "anchored": anchored_method(params),
+        "reference": reference_method(config),
+        "candidate": candidate_method(config),
+        "same_answers_without_teacher": same_answers_without_teacher(config),
+        "anchored": anchored_method(config),
         "overall": _measure_overall(study, bootstrap),
         "domains": {name: _measure_domain(name, domain, study, bootstrap) for name, domain in study.domains.items()},
         "anchors": {name: anchors.statistics for name, anchors in study.anchors.items()},
     }
 
 
-def reference_method(params: Params) -> str | None:
-    """Plain fine-tuning, which every change is counted against: raw answers, no teacher."""
-    found = (
-        name for name in params.run.methods if (row := params.methods[name]).answers == "raw" and row.teacher == "none"
-    )
-    return next(found, None)
+def reference_method(config: Config) -> str | None:
+    """Plain fine-tuning, which every change is counted against: reference answers, no teacher."""
+    rows = ((name, config.methods[name]) for name in config.run.methods)
+    return next((name for name, row in rows if row.target == "reference" and row.teacher is None), None)
 
 
-def candidate_method(params: Params) -> str | None:
+def candidate_method(config: Config) -> str | None:
     """RAFT itself, which the headline is about: fused answers and a teacher that sees them."""
-    rows = ((name, params.methods[name]) for name in params.run.methods)
-    return next((n for n, row in rows if row.answers == "fused" and row.teacher == "answer_conditioned"), None)
+    rows = ((name, config.methods[name]) for name in config.run.methods)
+    return next((n for n, row in rows if row.target == "fused" and row.teacher == "answer_conditioned"), None)
 
 
-def same_answers_without_teacher(params: Params) -> list[str]:
+def same_answers_without_teacher(config: Config) -> list[str]:
     """Methods that learn what the candidate learns, and nothing beside: what its second stage is measured by."""
-    candidate = candidate_method(params)
-    rows = {name: params.methods[name] for name in params.run.methods}
+    candidate = candidate_method(config)
+    rows = {name: config.methods[name] for name in config.run.methods}
     return [
         name
         for name, row in rows.items()
-        if candidate and row.answers == rows[candidate].answers and row.teacher == "none" and not row.anchors
+        if candidate and row.target == rows[candidate].target and row.teacher is None and not row.anchors
     ]
 
 
-def anchored_method(params: Params) -> str | None:
+def anchored_method(config: Config) -> str | None:
     """The run's first method that is held to anchors."""
-    return next((name for name in params.run.methods if params.methods[name].anchors), None)
+    return next((name for name in config.run.methods if config.methods[name].anchors), None)
 
 
 def _measure_domain(name: str, domain: DomainStudy, study: Study, bootstrap: Bootstrap) -> dict[str, Any]:
-    params = study.params
+    config = study.config
     found = measure_models(
-        name, domain, params.benchmark.tasks, reference_method(params), candidate_method(params), bootstrap
+        name, domain, config.benchmark.tasks, reference_method(config), candidate_method(config), bootstrap
     )
     methods = found["methods"]
     for method in domain.runs:
@@ -91,7 +89,7 @@ def _measure_domain(name: str, domain: DomainStudy, study: Study, bootstrap: Boo
     return {
         **found,
         "frontier": frontier_points(methods, study.sweeps, name) if "general" in found["measures"] else [],
-        "refinement": measure_refinement(domain, params),
+        "refinement": measure_refinement(domain, config),
     }
 
 
@@ -130,8 +128,8 @@ def _measure_overall(study: Study, bootstrap: Bootstrap) -> dict[str, Any]:
     The domains' own items are different ones. The general items are the same in every domain, asked of that domain's
     model: an item's outcome is its average over the domains, and its models go together in the bootstrap.
     """
-    params = study.params
-    measures = measures_of(next(iter(study.domains.values())).base, params.benchmark.tasks)
+    config = study.config
+    measures = measures_of(next(iter(study.domains.values())).base, config.benchmark.tasks)
     asked = [_asked(name, domain, measures) for name, domain in study.domains.items()]
     found: dict[str, dict[str, list[Outcomes]]] = {}
     for method in asked[0]:
@@ -141,7 +139,7 @@ def _measure_overall(study: Study, bootstrap: Bootstrap) -> dict[str, Any]:
             else [_averaged([own[method][part] for own in asked]) for part in parts]
             for one, parts in measures.items()
         }
-    methods = _compare(found, reference_method(params), candidate_method(params), bootstrap)
+    methods = _compare(found, reference_method(config), candidate_method(config), bootstrap)
     (only,) = list(study.domains) if len(study.domains) == 1 else [None]
     return {
         "domains": list(study.domains),

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from raft_tasks.params import Chat, Domain, Ingest, SplitBySource
+from raft_tasks.config import Chat, Domain, Ingest, SplitBySource
 from raft_tasks.schemas import Example, Split
 from raft_tasks.sources.cleaning import cleaned, normalised
 from raft_tasks.sources.files import RawRow
@@ -101,9 +101,11 @@ def _turns(messages: Any, chat: Chat) -> list[tuple[str, str]]:
         raise UnusableError(f"{chat.column}: got the turns {roles}; expected user and assistant in turn, answer last")
     pairs = [(turns[at][1], turns[at + 1][1]) for at in range(0, len(turns), 2)]
     pairs[0] = "\n\n".join([*system, pairs[0][0]]), pairs[0][1]
-    if chat.turns == "one" and len(pairs) > 1:
-        raise UnusableError(f"{chat.column}: {len(pairs)} questions, expected one (chat.turns: one)", "several turns")
-    return pairs if chat.turns == "every" else pairs[:1]
+    if chat.conversation == "single" and len(pairs) > 1:
+        raise UnusableError(
+            f"{chat.column}: {len(pairs)} questions, expected one (chat.conversation: single)", "several turns"
+        )
+    return pairs if chat.conversation == "all" else pairs[:1]
 
 
 def _message(message: Any, column: str) -> tuple[str, str]:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raft_tasks.config import Domain
 from raft_tasks.errors import InputError
-from raft_tasks.params import Domain
 from raft_tasks.schemas import Reject
 from raft_tasks.sources.privacy import findings, masked
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from raft_tasks.params import Hub
+from raft_tasks.config import Hub
 from raft_tasks.schemas import Reject
 from raft_tasks.sources.files import RawRow, SourceError, check_inside
 

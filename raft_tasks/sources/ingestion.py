@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raft_tasks import ngrams
-from raft_tasks.params import Domain, Ingest, SplitBySource
+from raft_tasks.config import Domain, Ingest, SplitBySource
 from raft_tasks.schemas import Example, Flag, Reject, Split
 from raft_tasks.sources.contamination import LENGTH, BenchmarkIndex
 from raft_tasks.sources.examples import SPLITS, UnusableError, content_key, examples_of

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from raft_tasks.config import Lora
 from raft_tasks.errors import InputError
-from raft_tasks.params import Adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 STUDENT, TEACHER = "default", "teacher"  # names of the adapters within one model
 
 
-def with_adapter(network: PreTrainedModel, adapter: Adapter, teacher_adapter: str | None) -> Any:
+def with_adapter(network: PreTrainedModel, adapter: Lora, teacher_adapter: str | None) -> Any:
     """`network`, frozen, with a new adapter to train (float32) and the teacher's own, frozen, if it has one.
 
     Raises:
@@ -74,7 +74,7 @@ def without_deprecations() -> Iterator[None]:
 def check_adapter(folder: str) -> None:
     if not (Path(folder) / "adapter_config.json").is_file():
         raise InputError(
-            f"distill.teacher_adapter: got {folder!r}, expected a folder with an adapter_config.json, such as the "
+            f"distillation.teacher_adapter: got {folder!r}, expected a folder with an adapter_config.json, such as the "
             "model/adapter of an earlier training"
         )
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from raft_tasks.artifacts import atomic_file, read_rows, write_rows
+from raft_tasks.config import AnchorLoss
 from raft_tasks.errors import InputError
-from raft_tasks.params import Hold
 from raft_tasks.schemas import Anchor, TrainingPair
 from raft_tasks.training.batches import steps_of_epoch
 from raft_tasks.training.conversations import ConversationError, Encoded, encode_pairs
@@ -135,7 +135,12 @@ def read_kept(path: Path, rows: Sequence[Encoded]) -> Kept:
 
 
 def load_anchors(
-    folder: Path | None, hold: Hold, tokenizer: PreTrainedTokenizerBase, max_length: int, system: str | None, seed: int
+    folder: Path | None,
+    hold: AnchorLoss,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    system: str | None,
+    seed: int,
 ) -> AnchorBatches:
     """The anchors of the set in `folder` as a method's training goes through them.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raft_tasks.params import Hold, Method
+from raft_tasks.config import AnchorLoss, Method
 
 EPSILON = 1e-8
 ANCHOR_BETA = 0.9  # of the averages behind u: the paper's, of lambda's
@@ -56,11 +56,12 @@ class FixedBalance:
 
 def make_balance(method: Method) -> EmaBalance | FixedBalance | None:
     """The balance of a method's row; None where there is no teacher."""
-    if method.distill is None or method.balance is None:
+    distillation = method.distillation
+    if distillation is None:
         return None
-    if method.balance == "ema":
-        return EmaBalance(method.distill.ema_beta, method.distill.lambda_max)
-    return FixedBalance(method.balance)
+    if distillation.kl_weight == "ema":
+        return EmaBalance(distillation.ema_beta, distillation.kl_weight_max)
+    return FixedBalance(distillation.kl_weight)
 
 
 class AnchorWeight:
@@ -70,7 +71,7 @@ class AnchorWeight:
     the student is the base, where KL has no gradient; for a cross-entropy the weight is 1 there.
     """
 
-    def __init__(self, hold: Hold) -> None:
+    def __init__(self, hold: AnchorLoss) -> None:
         self.balance = EmaBalance(ANCHOR_BETA, hold.weight_max) if hold.weight == "ema" else FixedBalance(hold.weight)
         self.value = min(1.0, hold.weight_max) if hold.weight == "ema" else hold.weight
 

@@ -124,8 +124,8 @@ def encode_pairs(
         raise ConversationError(
             f"{len(problems)} problem(s) in the training rows; nothing is cut silently. A sequence may have "
             f"{max_length} tokens: raise train.max_length (up to what the model can read), lower "
-            "distill.rollout_max_new_tokens or ingest.max_characters, set train.too_long to cut (shortens answers, "
-            "never questions), or remove the rows:\n  " + "\n  ".join(problems[:SHOWN_PROBLEMS]) + more
+            "distillation.rollout_max_new_tokens or ingest.max_characters, set train.too_long to cut (shortens "
+            "answers, never questions), or remove the rows:\n  " + "\n  ".join(problems[:SHOWN_PROBLEMS]) + more
         )
     return rows
 

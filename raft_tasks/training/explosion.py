@@ -6,7 +6,7 @@ from collections import deque
 from statistics import median
 from typing import Any
 
-from raft_tasks.params import Explosion
+from raft_tasks.config import LossSpike
 
 WINDOW = 50  # steps whose median a loss is compared with
 FIRST = 10  # steps that say where the loss began
@@ -21,7 +21,7 @@ class ExplosionGuard:
     without harm: the floor is the median of the FIRST steps.
     """
 
-    def __init__(self, settings: Explosion) -> None:
+    def __init__(self, settings: LossSpike) -> None:
         self.factor, self.steps = settings.factor, settings.steps
         self.calm: deque[float] = deque(maxlen=WINDOW)
         self.first: list[float] = []

@@ -20,8 +20,8 @@ import torch
 from pydantic import BaseModel
 
 from raft_tasks.artifacts import read_json, write_json
+from raft_tasks.config import Launch, Method, Model, Train
 from raft_tasks.errors import InputError
-from raft_tasks.params import Launch, Method, Model, Train
 from raft_tasks.schemas import TrainingPair
 from raft_tasks.training.interruption import SignalWatch, TrainingInterrupted
 

@@ -75,7 +75,7 @@ def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """K_t of Eq. 9: the k most likely tokens of each position. logits [T, V] -> ids [T, K], logits [T, K]."""
     vocabulary = logits.shape[-1]
     if k > vocabulary:
-        raise ValueError(f"top_k {k} exceeds the vocabulary of {vocabulary}; lower distill.top_k")
+        raise ValueError(f"top_k {k} exceeds the vocabulary of {vocabulary}; lower distillation.top_k")
     group = math.isqrt(vocabulary // k)
     if group < 4:
         values, ids = logits.topk(k)
@@ -132,7 +132,7 @@ def top_k_forward_kl(
         student_tail, teacher_tail = (side.to(student.dtype).unsqueeze(-1) for side in tail)
         if bool(teacher_tail.isneginf().any()):
             raise ValueError(
-                "K_t is the whole vocabulary: there is no tail; lower distill.top_k or drop the tail bucket"
+                "K_t is the whole vocabulary: there is no tail; lower distillation.top_k or drop the tail bucket"
             )
         student = torch.cat([student, student_tail], dim=-1)
         teacher = torch.cat([teacher, teacher_tail], dim=-1)

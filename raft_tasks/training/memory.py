@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from raft_tasks.config import Generate, Method, Train, VllmServer
 from raft_tasks.errors import InputError
-from raft_tasks.params import Generate, Method, Train, VllmServer
 from raft_tasks.training.conversations import Encoded
 from raft_tasks.training.losses import TILE_ELEMENTS
 from raft_tasks.training.scoring import network_of
@@ -97,12 +97,14 @@ def estimate(shape: Shape, rows: Sequence[Encoded], method: Method, train: Train
         train: settings of the optimisation.
     """
     shards = train.launch.processes if train.launch.strategy == "fsdp2" else 1
-    distill, full = method.distill, method.adapter is None
+    distillation, full = method.distillation, method.lora is None
     half = train.precision == "bfloat16"
     width = WIDTH["bfloat16"] if half else WIDTH["float32"]
-    copied = distill is not None and full and distill.teacher_device is None
-    teacher_width = WIDTH[distill.teacher_dtype] if distill and distill.teacher_dtype else shape.teacher_width
-    drawn = distill.rollout_max_new_tokens if distill else 0
+    copied = distillation is not None and full and distillation.teacher_device is None
+    teacher_width = (
+        WIDTH[distillation.teacher_dtype] if distillation and distillation.teacher_dtype else shape.teacher_width
+    )
+    drawn = distillation.rollout_max_new_tokens if distillation else 0
     longest = max(max(len(row.prompt) + max(len(row.answer), drawn if row.teacher_prompt else 0) for row in rows), 1)
     pass_rows = min(train.micro_batch_size, len(rows))
     tokens = pass_rows * longest
@@ -132,13 +134,13 @@ def layer_bytes(shape: Shape, width: int) -> int:
 
 def rollout_bytes(shape: Shape, rows: Sequence[Encoded], method: Method, train: Train, width: int) -> int:
     """Keys and values of the rollouts that are drawn together."""
-    distill = method.distill
-    if distill is None or isinstance(distill.sampler, VllmServer):
+    distillation = method.distillation
+    if distillation is None or isinstance(distillation.sampler, VllmServer):
         return 0
-    at_once = train.batch_size * distill.rollout_steps
-    if distill.sampler.kind in ("generate", "continuous_batching"):
-        at_once = min(at_once, distill.sampler.batch_size)
-    longest = max(len(row.prompt) for row in rows if row.teacher_prompt) + distill.rollout_max_new_tokens
+    at_once = train.batch_size * distillation.rollout_steps
+    if distillation.sampler.kind in ("generate", "continuous_batching"):
+        at_once = min(at_once, distillation.sampler.batch_size)
+    longest = max(len(row.prompt) for row in rows if row.teacher_prompt) + distillation.rollout_max_new_tokens
     return at_once * (2 * shape.layers * shape.keys * longest * width + shape.vocabulary * DRAW_BYTES)
 
 
@@ -154,11 +156,17 @@ def settings_that_fit(
     if not train.gradient_checkpointing:
         tried.append(("train.gradient_checkpointing: true", {"gradient_checkpointing": True}))
     now = estimate(shape, rows, method, train)
-    if method.distill and isinstance(method.distill.sampler, Generate) and now.rollout_cache > now.activations:
-        for size in halves(method.distill.sampler.batch_size):
+    if (
+        method.distillation
+        and isinstance(method.distillation.sampler, Generate)
+        and now.rollout_cache > now.activations
+    ):
+        for size in halves(method.distillation.sampler.batch_size):
             sampler = Generate(kind="generate", batch_size=size)
-            method = method.model_copy(update={"distill": method.distill.model_copy(update={"sampler": sampler})})
-            changes.append((f"distill.sampler.batch_size: {size}", estimate(shape, rows, method, train).peak))
+            method = method.model_copy(
+                update={"distillation": method.distillation.model_copy(update={"sampler": sampler})}
+            )
+            changes.append((f"distillation.sampler.batch_size: {size}", estimate(shape, rows, method, train).peak))
             if changes[-1][1] <= available:
                 return changes
     for text, change in tried:
@@ -166,10 +174,10 @@ def settings_that_fit(
         changes.append((text, estimate(shape, rows, method, train).peak))
         if changes[-1][1] <= available:
             return changes
-    if method.adapter is None:
+    if method.lora is None:
         standing = estimate(shape, rows, method, train)
         without = standing.peak - standing.gradients - standing.optimiser - standing.teacher - standing.half_copies
-        changes.append(("adapter: {rank: 16, alpha: 32, dropout: 0.05, targets: all-linear}", without))
+        changes.append(("lora: {rank: 16, alpha: 32, dropout: 0.05, targets: all-linear}", without))
     return changes
 
 
@@ -204,7 +212,7 @@ def explain(
         f"out of memory on {device}, which has {gigabytes(there)}; this training needs an estimated "
         f"{gigabytes(needed.peak)} ({parts(needed)}). Change in params.yaml, one after the other until it fits:\n"
         + "\n".join(f"  {text}   # then about {gigabytes(peak)}" for text, peak in changes)
-        + "\n  or shorter sequences: train.max_length, distill.rollout_max_new_tokens"
+        + "\n  or shorter sequences: train.max_length, distillation.rollout_max_new_tokens"
         + f"\nThe last checkpoint is intact. The library said: {(str(error) or repr(error)).splitlines()[0]:.200}"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from raft_tasks.params import Method, Model, Train
+from raft_tasks.config import Method, Model, Train
 
 CARD = """---
 library_name: transformers
@@ -54,15 +54,14 @@ def model_card(
     """Markdown with Hugging Face front matter; equal trainings give equal text."""
     settings = {"train": train.model_dump()}
     learned = {
-        "plain": "mean token cross-entropy of the answers",
+        "none": "mean token cross-entropy of the answers",
         "dft": "mean token cross-entropy of the answers, each token weighted by its probability (DFT)",
         "eaft": "mean token cross-entropy of the answers, each token weighted by the entropy there (EAFT)",
-        "none": "",
-    }[method.cross_entropy]
-    terms = [learned] if learned else []
-    if method.distill is not None:
+    }[method.token_weighting]
+    terms = [learned] if method.sft else []
+    if method.distillation is not None:
         terms.append("lambda x KL(teacher || student) on the student's own samples, top-K, T^2")
-        settings["distill"] = method.distill.model_dump()
+        settings["distillation"] = method.distillation.model_dump()
     if method.replay is not None:
         terms.append("w x mean token cross-entropy of general rows, w = share / (1 - share)")
         settings["replay"] = method.replay.model_dump()
@@ -71,20 +70,20 @@ def model_card(
         terms.append(f"u x {what} the base's answers to general turns that it invented")
         settings["anchors"] = method.anchors.model_dump()
     trained = "all"
-    if method.adapter is not None:
-        trained = f"a LoRA of rank {method.adapter.rank}, merged here; by itself in the folder adapter"
-        settings["adapter"] = method.adapter.model_dump()
+    if method.lora is not None:
+        trained = f"a LoRA of rank {method.lora.rank}, merged here; by itself in the folder adapter"
+        settings["lora"] = method.lora.model_dump()
     return CARD.format(
         base=model.path,
         revision=model.revision,
         system="the template's own" if model.system is None else f"`{model.system!r}`",
-        answers=method.answers,
+        answers=method.target,
         teacher={
-            "none": "none",
+            None: "none",
             "plain": "the frozen base model, same prompt",
             "answer_conditioned": "the frozen base model, which also sees the answer",
         }[method.teacher],
-        balance=method.balance,
+        balance=None if method.distillation is None else method.distillation.kl_weight,
         trained=trained,
         rows=rows,
         answer_tokens=answer_tokens,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from raft_tasks.params import Method, Model, Train
+from raft_tasks.config import Method, Model, Train
 from raft_tasks.schemas import TrainingPair
 from raft_tasks.training.adapters import without_deprecations
 from raft_tasks.training.conversations import Encoded
@@ -122,7 +122,7 @@ def lengths(rows: Sequence[Encoded]) -> dict[str, dict[str, float]]:
 
 def tokens(rows: Sequence[Encoded], method: Method) -> dict[str, int]:
     """Tokens of one epoch; of the rollouts, the most that there can be."""
-    drawn = method.distill.rollout_max_new_tokens * len(rows) if method.distill else 0
+    drawn = method.distillation.rollout_max_new_tokens * len(rows) if method.distillation else 0
     return {
         "prompts": sum(len(row.prompt) for row in rows),
         "answers": sum(len(row.answer) for row in rows),

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raft_tasks.params import After, Model
+from raft_tasks.config import Merge, Model
 from raft_tasks.training.weights import load_model, quiet, relative_distance
 
 
@@ -92,7 +92,7 @@ class Recovery:
         ModelError: one of them cannot be loaded.
     """
 
-    def __init__(self, base: Model, trained: Sequence[Path], after: After) -> None:
+    def __init__(self, base: Model, trained: Sequence[Path], after: Merge) -> None:
         self.settings = base
         self.base, self.tokenizer = load_model(base, torch.float32)
         original = dict(self.base.named_parameters())
@@ -119,7 +119,7 @@ class Recovery:
         return distance
 
 
-def kept(base: Tensor, deltas: Sequence[Tensor], after: After) -> Tensor:
+def kept(base: Tensor, deltas: Sequence[Tensor], after: Merge) -> Tensor:
     """What `after` keeps of one parameter's changes."""
     if after.kind == "ties":
         return ties(deltas, after.keep)

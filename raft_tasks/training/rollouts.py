@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from raft_tasks.params import Distill
+from raft_tasks.config import Distillation
 from raft_tasks.training.scoring import network_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def rollout_seed(seed: int, step: int, row: str) -> int:
 
 
 def make_sampler(
-    settings: Distill,
+    settings: Distillation,
     student: Any,
     stop_ids: list[int],
     precision: Callable[[], AbstractContextManager],
@@ -64,7 +64,7 @@ def make_sampler(
     process: int,
     folder: Path,
 ) -> Sampler:
-    """The sampler that `distill.sampler` names.
+    """The sampler that `distillation.sampler` names.
 
     Args:
         settings: of the method.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from raft_tasks.config import Distillation
 from raft_tasks.errors import InputError
-from raft_tasks.params import Distill
 from raft_tasks.training.adapters import as_teacher, merged
 from raft_tasks.training.scoring import Scoring, enable_scoring
 
@@ -48,25 +48,27 @@ class WithoutAdapter:
             return student(scoring=scoring)
 
 
-def frozen_copy(network: PreTrainedModel, distill: Distill, dtype: str, device: torch.device) -> FrozenCopy:
+def frozen_copy(network: PreTrainedModel, distillation: Distillation, dtype: str, device: torch.device) -> FrozenCopy:
     """The teacher of full fine-tuning.
 
     Args:
         network: the student before its first step.
-        distill: the teacher's adapter, dtype and device; where these are null, `dtype` and `device` hold.
+        distillation: the teacher's adapter, dtype and device; where these are null, `dtype` and `device` hold.
 
     Raises:
         InputError: if there is no such device.
     """
     copy = deepcopy(network)
-    if distill.teacher_adapter is not None:
-        copy = merged(copy, distill.teacher_adapter)
+    if distillation.teacher_adapter is not None:
+        copy = merged(copy, distillation.teacher_adapter)
     try:
-        return FrozenCopy(copy.to(getattr(torch, distill.teacher_dtype or dtype)).to(distill.teacher_device or device))
+        return FrozenCopy(
+            copy.to(getattr(torch, distillation.teacher_dtype or dtype)).to(distillation.teacher_device or device)
+        )
     except (RuntimeError, AssertionError) as error:
-        if distill.teacher_device is None or isinstance(error, torch.OutOfMemoryError):
+        if distillation.teacher_device is None or isinstance(error, torch.OutOfMemoryError):
             raise
         raise InputError(
-            f"distill.teacher_device: got {distill.teacher_device!r}, expected null, cpu or a device of this machine "
-            f"such as cuda:1: {error}"
+            f"distillation.teacher_device: got {distillation.teacher_device!r}, expected null, cpu or a device of this "
+            f"machine such as cuda:1: {error}"
         ) from error

@@ -33,4 +33,4 @@ def entropy(cross_entropy: Tensor, logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1) / math.log(log_p.shape[-1])
 
 
-WEIGHTS: dict[str, Weigh | None] = {"plain": None, "dft": probability, "eaft": entropy}
+WEIGHTS: dict[str, Weigh | None] = {"none": None, "dft": probability, "eaft": entropy}

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from raft_tasks.artifacts import digest, digest_path
 from raft_tasks.chat import stop_ids
+from raft_tasks.config import Distillation, Method, Model, Train
 from raft_tasks.errors import InputError
-from raft_tasks.params import Distill, Method, Model, Train
 from raft_tasks.schemas import TrainingPair
 from raft_tasks.training.adapters import STUDENT, with_adapter, without_deprecations
 from raft_tasks.training.anchoring import AnchorBatches, load_anchors
@@ -132,7 +132,7 @@ def train_model(
         student.load_state_dict(weights)
     trainable = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     with quiet():
-        if method.adapter is not None:
+        if method.lora is not None:
             student.save_pretrained(output / "model" / "adapter", selected_adapters=[STUDENT])
             student = student.float().merge_and_unload(adapter_names=[STUDENT])
         distance = relative_distance(student, base)
@@ -155,14 +155,14 @@ def make_pair(
     network: PreTrainedModel, model: Model, method: Method, seed: int, arguments: TrainingArguments
 ) -> tuple[Any, Teacher | None]:
     """Student and teacher before the first step; `network` becomes the student."""
-    if method.adapter is None:
-        if method.distill is None:
+    if method.lora is None:
+        if method.distillation is None:
             return network, None
-        return network, frozen_copy(network, method.distill, model.dtype, arguments.device)
-    own_adapter = method.distill.teacher_adapter if method.distill else None
+        return network, frozen_copy(network, method.distillation, model.dtype, arguments.device)
+    own_adapter = method.distillation.teacher_adapter if method.distillation else None
     torch.manual_seed(seed)  # of the adapter's first weights
-    student = with_adapter(network, method.adapter, own_adapter)
-    return student, None if method.distill is None else WithoutAdapter(own_adapter is not None)
+    student = with_adapter(network, method.lora, own_adapter)
+    return student, None if method.distillation is None else WithoutAdapter(own_adapter is not None)
 
 
 def prepare(
@@ -179,10 +179,10 @@ def prepare(
     Arguments are `train_model`'s.
     """
     # AdamW's steps vanish in bfloat16 weights, so what is trained is float32; train.precision says how it computes
-    network, tokenizer = load_model(model, torch.float32 if method.adapter is None else getattr(torch, model.dtype))
-    distill = method.distill  # None exactly where there is no teacher
-    if distill:
-        check_top_k(distill, len(output_head(network).weight))
+    network, tokenizer = load_model(model, torch.float32 if method.lora is None else getattr(torch, model.dtype))
+    distillation = method.distillation  # None exactly where there is no teacher
+    if distillation:
+        check_top_k(distillation, len(output_head(network).weight))
     limit = min(train.max_length, network.config.get_text_config().max_position_embeddings)
     replayed = [pair for pair in pairs if pair.replay]
     if (method.replay is None) != (not replayed):
@@ -196,7 +196,7 @@ def prepare(
         tokenizer,
         max_length=limit,
         teacher=teacher_turn(method, template_text),
-        rollout_max_new_tokens=distill.rollout_max_new_tokens if distill else 0,
+        rollout_max_new_tokens=distillation.rollout_max_new_tokens if distillation else 0,
         system=model.system,
         too_long=train.too_long,
     )
@@ -213,12 +213,12 @@ def teacher_turn(method: Method, template_text: str) -> Callable[[TrainingPair],
     return None
 
 
-def check_top_k(distill: Distill, vocabulary: int) -> None:
-    largest = vocabulary - 1 if distill.tail_bucket else vocabulary
-    if distill.top_k > largest:
+def check_top_k(distillation: Distillation, vocabulary: int) -> None:
+    largest = vocabulary - 1 if distillation.tail_bucket else vocabulary
+    if distillation.top_k > largest:
         raise InputError(
-            f"distill.top_k is {distill.top_k}, expected at most {largest}: the model has {vocabulary} tokens"
-            + (" (the tail bucket needs at least one token outside)" if distill.tail_bucket else "")
+            f"distillation.top_k is {distillation.top_k}, expected at most {largest}: the model has {vocabulary} tokens"
+            + (" (the tail bucket needs at least one token outside)" if distillation.tail_bucket else "")
         )
 
 

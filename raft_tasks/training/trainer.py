@@ -37,8 +37,8 @@ from transformers import (
 )
 
 from raft_tasks.chat import stop_ids
+from raft_tasks.config import Method, Train
 from raft_tasks.errors import InputError
-from raft_tasks.params import Method, Train
 from raft_tasks.training.anchoring import AnchorBatches
 from raft_tasks.training.balance import AnchorWeight, make_balance
 from raft_tasks.training.batches import MicroBatch, StepSampler, micro_batches, replayed_rows
@@ -123,31 +123,31 @@ class RaftTrainer(Trainer):
                 f"{arguments.world_size} processes. train.launch.strategy fsdp2 trains everything"
             )
         self.sharding_is_set_up = False
-        self.rows, self.distill, self.sizes = rows, method.distill, train
+        self.rows, self.distillation, self.sizes = rows, method.distillation, train
         self.fingerprint, self.steps_csv, self.progress = fingerprint, steps_csv, progress
         self.compute_dtype = torch.bfloat16 if arguments.bf16 else None
         self.balance = make_balance(method)
-        self.learns_answers = method.cross_entropy != "none"
-        self.weigh = WEIGHTS[method.cross_entropy] if self.learns_answers else None
+        self.learns_answers = method.sft
+        self.weigh = WEIGHTS[method.token_weighting] if self.learns_answers else None
         self.replay, self.replay_share = replay, method.replay.share if method.replay else 0.0
         self.hold, self.anchors = method.anchors, anchors
         self.anchor_weight = AnchorWeight(method.anchors) if method.anchors else None
         self.student, self.teacher = student, teacher
         student.train()
         self.sampler = sampler
-        if sampler is None and method.distill is not None:
+        if sampler is None and method.distillation is not None:
             network = network_of(student)
             self.sampler = make_sampler(
-                method.distill,
+                method.distillation,
                 student,
                 stop_ids(tokenizer, network.generation_config.eos_token_id),
                 self.accelerator.autocast,
-                max(len(row.prompt) for row in rows) + method.distill.rollout_max_new_tokens,
+                max(len(row.prompt) for row in rows) + method.distillation.rollout_max_new_tokens,
                 arguments.process_index,
                 Path(str(arguments.output_dir)) / "vllm",
             )
         self.ahead: dict[int, list[Rollout]] = {}  # rollouts of the current and coming steps, by step
-        self.guard = ExplosionGuard(train.explosion)
+        self.guard = ExplosionGuard(train.loss_spike)
         self.flops = ModelFlops(student, arguments.device, self.compute_dtype or torch.float32)
         self.own: list[MicroBatch] = []  # this process's share of the current optimiser step
         self.books = StepBooks([], arguments.device, 0)  # of the current optimiser step
@@ -194,9 +194,9 @@ class RaftTrainer(Trainer):
                 self.books.rollouts = self.ahead.pop(self.state.global_step)
             # of fresh rollouts alone: those of older weights are not the student's, as `rollout_steps` allows
             if (
-                self.distill
+                self.distillation
                 and fresh
-                and self.state.global_step % self.distill.probe_steps < self.distill.rollout_steps
+                and self.state.global_step % self.distillation.probe_steps < self.distillation.rollout_steps
             ):
                 self.probe(model)
             if not self.learns_answers:  # else only after lambda has multiplied what is there
@@ -214,9 +214,9 @@ class RaftTrainer(Trainer):
 
         Each process samples its share. A row's seed names the step that it is for, however early it is drawn.
         """
-        assert self.sampler is not None and self.distill is not None  # noqa: PT018  # there is a teacher
+        assert self.sampler is not None and self.distillation is not None  # noqa: PT018  # there is a teacher
         now = self.state.global_step
-        coming = self.order().after(now, self.distill.rollout_steps - 1)
+        coming = self.order().after(now, self.distillation.rollout_steps - 1)
         steps = [self.books.rows, *([self.rows[row] for row in step] for step in coming)]
         wanted = [(now + number, row) for number, rows in enumerate(steps) for row in rows]
         order = sorted(range(len(wanted)), key=lambda i: -len(wanted[i][1].prompt))
@@ -233,10 +233,10 @@ class RaftTrainer(Trainer):
         """KL to the base, and the sampler's log-probabilities against the trainer's; one micro-batch of each process.
 
         Raises:
-            StaleRollouts: if the latter are further apart than `distill.sampler_tolerance`.
+            StaleRollouts: if the latter are further apart than `distillation.sampling_logprob_tolerance`.
         """
-        assert self.distill and self.teacher  # noqa: PT018  # there is a teacher
-        settings, batch = self.distill, self.own[0]
+        assert self.distillation and self.teacher  # noqa: PT018  # there is a teacher
+        settings, batch = self.distillation, self.own[0]
         prompts = [self.books.rows[row].prompt for row in batch.rows]
         drawn = self.drawn(batch)
         tokens = torch.tensor([token for row in drawn for token in row], device=self.args.device)
@@ -269,13 +269,13 @@ class RaftTrainer(Trainer):
         sums = self.books.sums
         sums["kl_to_base"] /= sums["probed"]
         sums["sampler_gap"] /= sums["probed"]
-        if not sums["sampler_gap"] <= settings.sampler_tolerance:
+        if not sums["sampler_gap"] <= settings.sampling_logprob_tolerance:
             raise StaleRollouts(
                 f"step {self.state.global_step + 1}: the log-probabilities that the sampler ({settings.sampler.kind}) "
                 f"gave its tokens differ from the trainer's by {sums['sampler_gap']:.3g} on average, expected at most "
-                f"distill.sampler_tolerance {settings.sampler_tolerance}. The rollouts were not drawn from the student "
-                "as it is now: stale weights in the sampler (a vLLM server that did not read them again), another "
-                "temperature, or a much coarser precision; docs/long-runs.md says more"
+                f"distillation.sampling_logprob_tolerance {settings.sampling_logprob_tolerance}. The rollouts were not "
+                "drawn from the student as it is now: stale weights in the sampler (a vLLM server that did not "
+                "read them again), another temperature, or a much coarser precision; docs/long-runs.md says more"
             )
 
     def kl_backward(self, model: Any) -> None:
@@ -286,7 +286,7 @@ class RaftTrainer(Trainer):
         factor = 1.0
         if not self.learns_answers:
             assert self.balance is not None
-            factor = self.books.sums["lambda"] = self.balance.update(0.0, 0.0)  # a number: params.Method checks
+            factor = self.books.sums["lambda"] = self.balance.update(0.0, 0.0)  # a number: config.Method checks
         for batch in self.own:
             with self.books.phase("teacher"):
                 taught = self.taught(model, batch)
@@ -420,8 +420,8 @@ class RaftTrainer(Trainer):
 
     def taught_at(self, model: Any, prompts: list[list[int]], completions: list[list[int]], tail: float | None) -> TopK:
         """The teacher's top K at the positions of `completions`, on the student's device."""
-        assert self.distill and self.teacher  # noqa: PT018  # there is a teacher
-        top_k = self.distill.top_k
+        assert self.distillation and self.teacher  # noqa: PT018  # there is a teacher
+        top_k = self.distillation.top_k
         return self.on_device(
             self.scored(
                 partial(self.teacher, model),
@@ -439,8 +439,8 @@ class RaftTrainer(Trainer):
 
     def kl_loss(self, model: Any, batch: MicroBatch, taught: TopK) -> tuple[Tensor, Tensor, Tensor]:
         """This micro-batch's part of L_KL (Eqs. 8-10) and of student's and teacher's mean mass in the top K."""
-        assert self.distill is not None
-        temperature, drawn = self.distill.temperature, self.drawn(batch)
+        assert self.distillation is not None
+        temperature, drawn = self.distillation.temperature, self.drawn(batch)
         positions = sum(len(rollout.tokens) for rollout in self.books.rollouts)
 
         def at_head(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
@@ -460,8 +460,8 @@ class RaftTrainer(Trainer):
 
     @property
     def tail_temperature(self) -> float | None:
-        assert self.distill is not None
-        return self.distill.temperature if self.distill.tail_bucket else None
+        assert self.distillation is not None
+        return self.distillation.temperature if self.distillation.tail_bucket else None
 
     def drawn(self, batch: MicroBatch) -> list[list[int]]:
         return [self.books.rollouts[row].tokens for row in batch.rows]

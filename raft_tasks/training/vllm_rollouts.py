@@ -95,7 +95,7 @@ class VllmEngineSampler:
             except ImportError as error:
                 raise VllmError(
                     "sampler vllm: the package vllm is not installed. Expected: pip install 'raft-refinery[vllm]' on a "
-                    "machine with a GPU; or set distill.sampler to {kind: generate, batch_size: ...}"
+                    "machine with a GPU; or set distillation.sampler to {kind: generate, batch_size: ...}"
                 ) from error
         self.vllm, self.handover, self.folder = vllm, handover, folder
         self.stop_ids, self.temperature, self.max_new_tokens = set(stop_ids), temperature, max_new_tokens
@@ -239,7 +239,7 @@ class VllmServerSampler:
         except httpx.HTTPError as error:
             raise VllmError(
                 f"the vLLM server at {self.url} does not answer {method} {path}: {error!r}. Expected one that runs as "
-                "docs/long-runs.md says; distill.sampler.url names it"
+                "docs/long-runs.md says; distillation.sampler.url names it"
             ) from error
         if answer.status_code != 200:
             raise VllmError(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from raft_tasks.artifacts import digest
+from raft_tasks.config import Model
 from raft_tasks.errors import InputError
-from raft_tasks.params import Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

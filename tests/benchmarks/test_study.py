@@ -53,10 +53,10 @@ def test_cells_come_once_in_order_the_base_first(script):
 
 def test_an_arm_changes_its_own_row_alone(script):
     study = script("study")
-    params = study.params_of(STUDY, study.cells_of(STUDY)[-1])
-    assert params.methods["fused_sft_anchored"].anchors.weight == 3.0
-    assert params.methods["raft_anchored"].anchors.weight == 1.0  # YAML makes them share one mapping
-    assert (params.train.learning_rate, params.train.epochs) == (1e-3, 4)
+    config = study.config_of(STUDY, study.cells_of(STUDY)[-1])
+    assert config.methods["fused_sft_anchored"].anchors.weight == 3.0
+    assert config.methods["raft_anchored"].anchors.weight == 1.0  # YAML makes them share one mapping
+    assert (config.train.learning_rate, config.train.epochs) == (1e-3, 4)
 
 
 def test_every_study_of_the_repository_can_be_run(script):
@@ -66,7 +66,7 @@ def test_every_study_of_the_repository_can_be_run(script):
         named = {arm for run in document["runs"] for arm in run["arms"]}
         assert named == document["arms"].keys()
         for cell in study.cells_of(document):
-            study.params_of(document, cell)
+            study.config_of(document, cell)
         assert all(key in {cell.key for cell in study.cells_of(document)} for key in study.results_of(path.stem))
 
 
@@ -92,7 +92,7 @@ def test_one_anchored_training_of_the_study(script, tmp_path, monkeypatch):
         "arms": {
             "short": {
                 "method": "fused_sft_anchored",
-                "set": {"anchors.invented.count": 40, "fuse.rounds": 1, "rewrite.max_new_tokens": 24},
+                "set": {"anchors.generated.count": 40, "fuse.rounds": 1, "rewrite.max_new_tokens": 24},
             }
         },
         "runs": [{**STUDY["runs"][0], "epochs": 1, "seeds": [0], "arms": ["short"]}],

@@ -4,7 +4,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from raft_tasks.params import Model
+from raft_tasks.config import Model
 
 TEMPLATE = (
     "{% for m in messages %}<start> {{ m.role }} {{ m.content }} <end> {% endfor %}"

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from raft_tasks.config import load_config
 from raft_tasks.evaluation.gate import Measured, judge
-from raft_tasks.params import load_params
 from raft_tasks.schemas import ItemResult
 
-RULES = load_params().gate
+RULES = load_config().gate
 TASKS = ("domain", "recall", "instructions")
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from raft_tasks.config import Benchmark, Model
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import evaluate, item_targets, item_texts, write_domain_task
 from raft_tasks.evaluation.overlay import task_manager
-from raft_tasks.params import Benchmark, Model
 from raft_tasks.schemas import Example
 
 WORDS = ["what", "is", "the", "crest", "of", "figin", "botor", "rope", "corn", "lamp", "log", "12", "75", "?", "[", "]"]

@@ -7,9 +7,9 @@ import random
 import pytest
 
 from flows import paths
+from raft_tasks.config import BenchmarkData
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import item_targets, item_texts
-from raft_tasks.params import BenchmarkData
 
 
 def conversation(question, answer, system=False):

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from saying import save_saying
 
+from raft_tasks.config import Benchmark, BenchmarkData
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import PUNKT_NEEDED, evaluate
 from raft_tasks.evaluation.overlay import task_manager
-from raft_tasks.params import Benchmark, BenchmarkData
 from raft_tasks.schemas import Example
 
 PROMPTS = Path(__file__).parents[3] / "shared" / "data" / "ifeval" / "input_data.jsonl"

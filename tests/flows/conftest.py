@@ -23,10 +23,10 @@ def copy_project(folder, changes):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    params = yaml.safe_load((folder / "params.yaml").read_text())
+    config = yaml.safe_load((folder / "params.yaml").read_text())
     for section, values in changes.items():
-        params[section].update(values)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        config[section].update(values)
+    (folder / "params.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     return folder
 

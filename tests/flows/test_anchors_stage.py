@@ -14,26 +14,26 @@ from raft_tasks.schemas import Anchor, HeldOut, RejectedAnchor
 
 def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, prefect_api):
     project = copy_project(tmp_path, {"run": {"methods": ["sft", "fused_sft_anchored"]}})
-    params = yaml.safe_load((project / "params.yaml").read_text())
+    config = yaml.safe_load((project / "params.yaml").read_text())
     (project / "data/anchors/own.jsonl").write_text('{"id": "mine", "prompt": "What is the craft of Bodal?"}\n')
-    params["anchors"]["invented"] |= {
+    config["anchors"]["generated"] |= {
         "count": 24,
         "chunk_rows": 8,
         "prompts": "own.jsonl",
         "without": {"tasks": ["pocket_recall"], "overlap": 0.3},
     }
-    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    (project / "params.yaml").write_text(yaml.safe_dump(config))
     for stage in (["models"], ["ingest", "archive"], ["anchors"]):
         done = subprocess.run(
             [sys.executable, "-m", f"flows.{stage[0]}", *stage[1:]], cwd=project, capture_output=True, text=True,
             env={**os.environ, "PREFECT_API_URL": prefect_api}, timeout=200, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-    assert "24/24 generated turns of invented" in done.stdout
+    assert "24/24 generated turns of generated" in done.stdout
     folder = project / "artifacts" / "anchors"
-    kept = read_rows(folder / "sets" / "invented" / "anchors.jsonl", Anchor)
-    rejected = read_rows(folder / "sets" / "invented" / "rejects.jsonl", RejectedAnchor)
-    statistics = json.loads((folder / "sets" / "invented" / "statistics.json").read_text())
+    kept = read_rows(folder / "sets" / "generated" / "anchors.jsonl", Anchor)
+    rejected = read_rows(folder / "sets" / "generated" / "rejects.jsonl", RejectedAnchor)
+    statistics = json.loads((folder / "sets" / "generated" / "statistics.json").read_text())
     assert len(kept) + len(rejected) == statistics["invented"] == 25  # the turn of one's own among them
     assert sum(statistics["rejected"].values()) == len(rejected)
     assert statistics["kept"] == len(kept) > 4
@@ -41,8 +41,8 @@ def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, prefect_api):
     held_out = {row.question for row in read_rows(project / "artifacts/held_out/archive.jsonl", HeldOut)}
     assert held_out
     assert not held_out & {row.prompt for row in kept}
-    assert (folder / "sets" / "invented" / "base.safetensors").exists()
+    assert (folder / "sets" / "generated" / "base.safetensors").exists()
     assert json.loads((folder / "methods" / "sft.json").read_text()) is None
     held = json.loads((folder / "methods" / "fused_sft_anchored.json").read_text())
-    assert held["set"] == "invented"
+    assert held["set"] == "generated"
     assert len(held["sha256"]) == 64

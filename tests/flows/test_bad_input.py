@@ -21,16 +21,16 @@ def project(tmp_path_factory):
 @pytest.fixture
 def stage(project, prefect_api, clean_environment):
     """Runs a stage with given data and params, and puts both back; returns its error message."""
-    data, params = project / "data" / "archive" / "pairs.jsonl", project / "params.yaml"
-    before = data.read_bytes(), params.read_text()
+    data, config = project / "data" / "archive" / "pairs.jsonl", project / "params.yaml"
+    before = data.read_bytes(), config.read_text()
 
     def run(*command, rows=None, change=None):
         if rows is not None:
             data.write_bytes(rows)
         if change is not None:
-            values = yaml.safe_load(params.read_text())
+            values = yaml.safe_load(config.read_text())
             change(values)
-            params.write_text(yaml.safe_dump(values))
+            config.write_text(yaml.safe_dump(values))
         result = subprocess.run(
             [sys.executable, "-m", *command],
             cwd=project,
@@ -46,7 +46,7 @@ def stage(project, prefect_api, clean_environment):
 
     yield run
     data.write_bytes(before[0])
-    params.write_text(before[1])
+    config.write_text(before[1])
 
 
 def lines(*rows):

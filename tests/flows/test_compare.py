@@ -15,10 +15,10 @@ from flows import paths
 from flows.compare import main, named
 from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.compare import located
+from raft_tasks.config import Config, Model
 from raft_tasks.errors import InputError
 from raft_tasks.generation.structured import Unusable
 from raft_tasks.generation.voting import Vote
-from raft_tasks.params import Model, Params
 from raft_tasks.schemas import Example, ItemResult, Judged
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,7 +132,7 @@ def test_where_a_panel_is_named_it_votes_on_the_answers(inside, tmp_path, monkey
     document = yaml.safe_load((inside / "params.yaml").read_text())
     document["run"]["judged"] = ["archive"]
     document["judge"]["max_failed"] = 0.2
-    monkeypatch.setattr("flows.compare.load_params", lambda: Params.model_validate(document))
+    monkeypatch.setattr("flows.compare.load_config", lambda: Config.model_validate(document))
     asked = []
 
     def evaluate(model, domain, rows, settings, tasks, work):

@@ -9,7 +9,7 @@ import yaml
 from dvc.repo import Repo
 
 from flows import paths
-from raft_tasks.params import Method, Params, load_params
+from raft_tasks.config import Config, Method, load_config
 from raft_tasks.registry import RELEASES, name_of, released
 
 GRAPH = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
@@ -32,7 +32,7 @@ def fill(text):
         "item.domain": "d",
         "item.method": "m",
         "item.seed": "7",
-        "resources.rows": "jsonl",
+        "run.rows": "jsonl",
         "rewrite.model": "base",
         "fuse.model": "base",
     }
@@ -49,7 +49,7 @@ def test_every_stage_command_is_a_flow_module_of_that_name(name):
 def test_every_domain_can_be_fetched_by_its_models_name():
     named = yaml.safe_load(Path("dvc.yaml").read_text())["artifacts"]
     assert named == {
-        name_of(domain): {"path": str(released(domain)), "type": "model"} for domain in load_params().domains
+        name_of(domain): {"path": str(released(domain)), "type": "model"} for domain in load_config().domains
     }
 
 
@@ -106,11 +106,11 @@ def test_every_model_is_benchmarked_by_the_same_code():
     assert of("benchmark_base") == of("benchmark_champion")
     assert of("benchmark") == of("benchmark_base") | {"raft_tasks/recover.py", "raft_tasks/training/recovery.py"}
     assert GRAPH["benchmark_base"]["params"] == GRAPH["benchmark_champion"]["params"] == ["benchmark"]
-    assert GRAPH["benchmark"]["params"] == ["benchmark", "methods.${item.method}.after"]
+    assert GRAPH["benchmark"]["params"] == ["benchmark", "methods.${item.method}.merge"]
 
 
 def test_params_of_stages_exist():
-    known = load_params().model_dump()
+    known = load_config().model_dump()
     for name, stage in STAGES.items():
         for key in stage.get("params", []):
             node = known
@@ -123,7 +123,7 @@ def test_params_of_stages_exist():
 
 def test_every_section_of_params_is_some_stages_param():
     used = {key.split(".")[0] for stage in STAGES.values() for key in stage.get("params", [])}
-    assert set(Params.model_fields) - used == {
+    assert set(Config.model_fields) - used == {
         "resources",
         "gate",
         "prune",
@@ -132,13 +132,13 @@ def test_every_section_of_params_is_some_stages_param():
 
 
 def test_domain_files_lie_where_dvc_watches():
-    for name, domain in load_params().domains.items():
+    for name, domain in load_config().domains.items():
         assert all(file.startswith(f"data/{name}/") for file in domain.files)
 
 
 def test_replayed_files_lie_where_dvc_watches():
     assert Path("data/replay") in [Path(dep) for dep in STAGES["fuse"]["deps"]]
-    for method in load_params().methods.values():
+    for method in load_config().methods.values():
         if method.replay and method.replay.files != "domain":
             assert all(file.startswith("data/replay/") for file in method.replay.files)
 
@@ -156,7 +156,7 @@ def test_what_is_prepared_for_a_method_goes_by_its_own_file():
 
 def test_a_trainings_params_are_its_whole_row_but_what_is_taken_back_later():
     keys = {key.removeprefix("methods.${item.method}.") for key in STAGES["distill"]["params"]}
-    assert keys - {"train"} == set(Method.model_fields) - {"after"}
+    assert keys - {"train"} == set(Method.model_fields) - {"merge"}
 
 
 def test_the_readme_tree_names_files_that_exist():
@@ -176,5 +176,5 @@ def test_dvc_can_read_the_graph():
 
 def test_mirrors_of_benchmark_data_lie_where_dvc_watches():
     assert all("data/benchmarks" in STAGES[name]["deps"] for name in ("ingest", "anchors", "benchmark"))
-    for place in load_params().benchmark.data.values():
+    for place in load_config().benchmark.data.values():
         assert place.mirror is None or place.mirror.startswith("data/benchmarks/")

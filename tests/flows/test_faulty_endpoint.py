@@ -22,11 +22,11 @@ from flows.rows import TooManyFailures
 from flows.runners import task_runner
 from flows.semantic_filter import semantic_filter
 from raft_tasks.artifacts import read_json, read_rows, write_json, write_rows
+from raft_tasks.config import Chunks, load_config
 from raft_tasks.generation import cached_backend, endpoint_backend
 from raft_tasks.generation.cached_backend import BudgetExceeded
 from raft_tasks.generation.response_cache import ResponseCache, Tally
 from raft_tasks.models import identify
-from raft_tasks.params import Chunks, load_params
 from raft_tasks.schemas import Example, Fused, Rewritten
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,23 +62,23 @@ def examples(numbers):
 
 def project(folder, base_url, numbers, **changes):
     """A folder in which the row stages can run, with the endpoint as writer."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["models"]["base"]["path"] = str(ROOT / "models" / "pocket-base")
-    params["models"]["writer"] = {
+    config = yaml.safe_load((ROOT / "params.yaml").read_text())
+    config["models"]["base"]["path"] = str(ROOT / "models" / "pocket-base")
+    config["models"]["writer"] = {
         "base_url": base_url, "model": "m", "seeds": True, "options": {}, "length_field": "max_tokens",
         "api_key_env": KEY_NAME, "concurrency": 16, "timeout_s": 1.0, "max_retries": 8,
         "price_per_million_input": 1.0, "price_per_million_output": 2.0,
     }  # fmt: skip
-    params["rewrite"] |= {"model": "writer", "max_failed": 0.05, "chunk_rows": 50}
-    params["fuse"] |= {"model": "writer", "judges": ["fidelity"], "quorum": 1, "rounds": 1, "candidates": 1}
-    params["fuse"] |= {"max_failed": 0.05, "chunk_rows": 50}
-    params["resources"]["chunks"] = {"runner": "threads", "workers": 2, "dask_address": None}
+    config["rewrite"] |= {"model": "writer", "max_failed": 0.05, "chunk_rows": 50}
+    config["fuse"] |= {"model": "writer", "judges": ["fidelity"], "quorum": 1, "rounds": 1, "candidates": 1}
+    config["fuse"] |= {"max_failed": 0.05, "chunk_rows": 50}
+    config["resources"]["chunks"] = {"runner": "threads", "workers": 2, "dask_address": None}
     for name, values in changes.items():
         section, key = name.split("__")
-        params[section][key] = values
+        config[section][key] = values
     folder.mkdir(exist_ok=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    loaded = load_params(folder / "params.yaml")
+    (folder / "params.yaml").write_text(yaml.safe_dump(config))
+    loaded = load_config(folder / "params.yaml")
     for role, model in loaded.models.items():
         write_json(folder / paths.model_identity(role), identify.fn(role, model))
     write_rows(folder / paths.split(DOMAIN, "train", "jsonl"), examples(numbers))
@@ -104,7 +104,7 @@ def here(prefect_api, monkeypatch):
 
     def run(folder, *stages, runner=None):
         monkeypatch.chdir(folder)
-        runner = runner or task_runner(load_params().resources.chunks)
+        runner = runner or task_runner(load_config().resources.chunks)
         with temporary_settings({PREFECT_API_URL: prefect_api}):
             for stage in stages:
                 stage.with_options(task_runner=runner)(DOMAIN)
@@ -200,9 +200,9 @@ def test_a_budget_and_an_endpoint_that_is_down_stop_the_stage_and_keep_what_is_d
 
         (folder / REWRITTEN).unlink()
         project(folder, base_url, range(130), rewrite__max_failed=0.02)
-        params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["models"]["writer"] |= {"max_retries": 1}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+        config = yaml.safe_load((folder / "params.yaml").read_text())
+    config["models"]["writer"] |= {"max_retries": 1}
+    (folder / "params.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(TooManyFailures, match=r"no answer for 3 of 130 rows.*max_failed \(0\.02\)(.|\n)*no connection"):
         here(folder, rewrite)  # the server has gone
     assert not (folder / REWRITTEN).exists()

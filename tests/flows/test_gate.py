@@ -20,10 +20,10 @@ from prefect.states import Pending
 from flows import paths
 from flows.gate import Unanswered, asked, judge_candidate
 from raft_tasks.artifacts import write_rows
+from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.gate import Check, Verdict
 from raft_tasks.evaluation.harness import DOMAIN_TASK
-from raft_tasks.params import load_params
 from raft_tasks.schemas import Example, Fused, ItemResult, Judged
 
 GENERAL = "pocket_rewriting"
@@ -84,7 +84,7 @@ def judged(project, prefect_api):
     def run(domain, general):
         write_rows(paths.benchmark(DOMAIN, "raft", 0) / "items.jsonl", items(domain, general))
         with temporary_settings({PREFECT_API_URL: prefect_api}):
-            return flow(judge_candidate, persist_result=False, validate_parameters=False)(load_params(), DOMAIN)
+            return flow(judge_candidate, persist_result=False, validate_parameters=False)(load_config(), DOMAIN)
 
     return run
 
@@ -144,7 +144,7 @@ def test_a_panel_decides_over_the_domain_where_params_say_so(judged, project, mo
         return [vote(model, item, False) for model, item in rows]
 
     monkeypatch.setattr("flows.judge.judge_chunk.fn", again)
-    monkeypatch.setattr("flows.judge.panel", lambda params: ({}, {}))
+    monkeypatch.setattr("flows.judge.panel", lambda config: ({}, {}))
     items_of = iter([[*items(0, 120)]])
     monkeypatch.setattr("flows.gate.benchmark_model", lambda *arguments: ({}, next(items_of)))
     verdict = judged(domain=0, general=95)
@@ -194,4 +194,4 @@ def test_without_an_answer_nothing_is_promoted(waiting):
 
 def test_without_a_pipeline_there_is_nothing_to_judge(project, prefect_api):
     with temporary_settings({PREFECT_API_URL: prefect_api}), pytest.raises(InputError, match="run the pipeline first"):
-        flow(judge_candidate, validate_parameters=False)(load_params(), DOMAIN)
+        flow(judge_candidate, validate_parameters=False)(load_config(), DOMAIN)

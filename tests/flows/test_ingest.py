@@ -11,7 +11,7 @@ from raft_tasks.schemas import Example, Flag, Reject
 
 
 def test_rows_end_in_shards_rejects_and_flags(tmp_path, prefect_api, clean_environment):
-    project = copy_project(tmp_path, {"resources": {"rows": "parquet"}, "ingest": {"max_rejected": 0.1}})
+    project = copy_project(tmp_path, {"run": {"rows": "parquet"}, "ingest": {"max_rejected": 0.1}})
     pairs = project / "data" / "archive" / "pairs.jsonl"
     row = json.loads(pairs.read_text().split("\n", 1)[0])
     bad = {**row, "id": "bad", "answer": " "}

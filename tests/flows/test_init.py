@@ -36,9 +36,9 @@ def git(*arguments):
 def test_a_project_is_made_and_committed(empty):
     lines = list(init("pocket", "mine", Source(Path("../pairs.jsonl"), None, None), None))
     assert any("took `prompt` as the question, `completion` as the answer" in line for line in lines)
-    params = read_yaml(Path("params.yaml"))
-    assert params["domains"] == {"mine": {"columns": {"question": "prompt", "answer": "completion"}}}
-    assert params["run"]["domains"] == ["mine"]
+    config = read_yaml(Path("params.yaml"))
+    assert config["domains"] == {"mine": {"columns": {"question": "prompt", "answer": "completion"}}}
+    assert config["run"]["domains"] == ["mine"]
     assert Path("data/mine/pairs.jsonl").read_text() == Path("../pairs.jsonl").read_text()
     for name in os.listdir(ROOT / "models/pocket-base"):
         assert (Path("models/pocket-base") / name).read_bytes() == (ROOT / "models/pocket-base" / name).read_bytes()

@@ -64,18 +64,18 @@ def server():
 def project(tmp_path, server):
     """Benchmarked answers of two models, and the identities of the judges."""
     folder = copy_project(tmp_path, {"run": {"methods": ["sft"], "seeds": [0], "judged": ["archive"]}})
-    params = yaml.safe_load((folder / "params.yaml").read_text())
+    config = yaml.safe_load((folder / "params.yaml").read_text())
     endpoint = {
         "base_url": server, "length_field": "max_tokens", "seeds": True, "options": {}, "api_key_env": None,
         "concurrency": 4, "timeout_s": 10.0, "max_retries": 1,
         "price_per_million_input": 0.0, "price_per_million_output": 0.0,
     }  # fmt: skip
     for name in ("strict", "fair", "kind", "silent"):
-        params["models"][name] = {**endpoint, "model": name}
+        config["models"][name] = {**endpoint, "model": name}
         identity = {"base_url": server, "model": name, "seeds": True, "options": {}}
         write_json(folder / "artifacts" / "models" / f"{name}.json", identity)
-    params["judge"] |= {"calibration": "people.jsonl", "max_failed": 0.0}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    config["judge"] |= {"calibration": "people.jsonl", "max_failed": 0.0}
+    (folder / "params.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     for model, answers in ANSWERS.items():
         items = [
             ItemResult(
@@ -95,10 +95,10 @@ def project(tmp_path, server):
 
 
 def judge(project, environment, *names, quorum=2):
-    params = yaml.safe_load((project / "params.yaml").read_text())
-    like = params["judge"]["judges"][0]
-    params["judge"] |= {"judges": [{**like, "model": name, "repairs": 0} for name in names], "quorum": quorum}
-    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    config = yaml.safe_load((project / "params.yaml").read_text())
+    like = config["judge"]["judges"][0]
+    config["judge"] |= {"judges": [{**like, "model": name, "repairs": 0} for name in names], "quorum": quorum}
+    (project / "params.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     Panel.asked.clear()
     command = [sys.executable, "-m", "flows.judge", "archive"]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)

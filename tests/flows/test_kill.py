@@ -107,13 +107,13 @@ def test_push_and_pull_bring_every_artifact_back(calm, tmp_path, clean_environme
 def test_a_changed_threshold_concerns_what_depends_on_it(calm, clean_environment):
     show = "from flows.pipeline import *; print(*stale_stages(*stage_graph()))"
     ask = [sys.executable, "-c", show]
-    params = (calm / "params.yaml").read_text()
+    config = (calm / "params.yaml").read_text()
     try:
-        assert "tau: 0.8" in params
-        (calm / "params.yaml").write_text(params.replace("tau: 0.8", "tau: 0.7"))
+        assert "tau: 0.8" in config
+        (calm / "params.yaml").write_text(config.replace("tau: 0.8", "tau: 0.7"))
         stale = subprocess.run(ask, cwd=calm, env=clean_environment, capture_output=True, text=True, check=True)
     finally:
-        (calm / "params.yaml").write_text(params)
+        (calm / "params.yaml").write_text(config)
     assert stale.stdout.split() == [
         "semantic_filter@archive",
         "fuse@archive",

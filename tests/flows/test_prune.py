@@ -28,8 +28,8 @@ def repository(tmp_path):
     run(tmp_path, "git", "config", "user.name", "test")
     run(tmp_path, "git", "config", "user.email", "test@localhost")
     run(tmp_path, sys.executable, "-m", "dvc", "init", "-q")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    config = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(config))
     for name in ("released", "refused", "present"):
         (tmp_path / "model").write_text(name)
         run(tmp_path, sys.executable, "-m", "dvc", "add", "-q", "model")
@@ -93,9 +93,9 @@ def test_what_the_retrain_checkout_holds_stays(repository):
 
 def test_an_origin_that_is_away_ends_it_before_anything_goes(repository):
     run(repository, "git", "remote", "add", "team", str(repository / "nowhere"))
-    params = yaml.safe_load((repository / "params.yaml").read_text())
-    params["retrain"]["remote"] = "team"
-    (repository / "params.yaml").write_text(yaml.safe_dump(params))
+    config = yaml.safe_load((repository / "params.yaml").read_text())
+    config["retrain"]["remote"] = "team"
+    (repository / "params.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(RuntimeError, match="nowhere"):
         prune(repository, now=True)
     assert cached(repository) == ["present", "refused", "released"]

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from conftest import copy_project
 
+from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
-from raft_tasks.params import load_params
 from raft_tasks.question import read_chunks
 
 DOCUMENTS = {
@@ -90,18 +90,18 @@ def project(tmp_path, server):
     for name, text in DOCUMENTS.items():
         (folder / "documents" / "permits").mkdir(parents=True, exist_ok=True)
         (folder / "documents" / "permits" / name).write_text(text)
-    params = yaml.safe_load((folder / "params.yaml").read_text())
+    config = yaml.safe_load((folder / "params.yaml").read_text())
     endpoint = {
         "base_url": server, "length_field": "max_tokens", "seeds": True, "options": {}, "api_key_env": None,
         "concurrency": 4, "timeout_s": 10.0, "max_retries": 1,
         "price_per_million_input": 0.0, "price_per_million_output": 0.0,
     }  # fmt: skip
-    params["models"] |= {name: {**endpoint, "model": name} for name in ("maker", "reader", "lawyer")}
-    checker = params["question"]["checkers"][0]
+    config["models"] |= {name: {**endpoint, "model": name} for name in ("maker", "reader", "lawyer")}
+    checker = config["question"]["checkers"][0]
     checkers = [{**checker, "model": name} for name in ("reader", "lawyer")]
-    params["question"] |= {"model": "maker", "min_characters": 10, "checkers": checkers}
-    params["domains"]["permits"] = {
-        **params["domains"]["archive"],
+    config["question"] |= {"model": "maker", "min_characters": 10, "checkers": checkers}
+    config["domains"]["permits"] = {
+        **config["domains"]["archive"],
         "files": ["data/permits/questions.jsonl"],
         "columns": {
             "id": "id", "question": "question", "answer": "answer", "source": "source", "split": None,
@@ -109,8 +109,8 @@ def project(tmp_path, server):
         },
         "split": {"by": "source", "validation": 0.0, "test": 0.5, "seed": 0},
     }  # fmt: skip
-    params["run"]["domains"] = ["permits"]
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    config["run"]["domains"] = ["permits"]
+    (folder / "params.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return folder
 
 
@@ -164,7 +164,7 @@ def test_documents_become_examples_and_rejects(project, environment):
 def test_no_documents_is_a_clear_error(tmp_path):
     (tmp_path / ".gitignore").write_text("")
     with pytest.raises(InputError, match="holds no documents"):
-        read_chunks(tmp_path, load_params().question)
+        read_chunks(tmp_path, load_config().question)
 
 
 def test_a_document_that_leads_elsewhere_is_not_read(tmp_path):
@@ -172,4 +172,4 @@ def test_a_document_that_leads_elsewhere_is_not_read(tmp_path):
     (tmp_path / "secret.txt").write_text("secret")
     (tmp_path / "documents" / "link.txt").symlink_to(tmp_path / "secret.txt")
     with pytest.raises(InputError, match="outside of"):
-        read_chunks(tmp_path / "documents", load_params().question)
+        read_chunks(tmp_path / "documents", load_config().question)

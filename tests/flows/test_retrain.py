@@ -19,8 +19,8 @@ from test_kill import wait_for
 
 from flows import checkout, news, retrain
 from flows.checkout import GitFailed, clean_checkout, git, only_one, publish
+from raft_tasks.config import DvcImport, Folder, HubRevision, load_config
 from raft_tasks.errors import InputError
-from raft_tasks.params import DvcImport, Folder, HubRevision, load_params
 
 DROP = Folder(kind="folder", path="inbox/archive", into="data")
 # A pipeline of a second: the model is the data.
@@ -66,7 +66,7 @@ def repository(template, tmp_path):
 
 @pytest.fixture
 def settings(repository):
-    return load_params(repository / "params.yaml").retrain
+    return load_config(repository / "params.yaml").retrain
 
 
 def prepared(repository, settings):
@@ -80,7 +80,7 @@ def test_a_dirty_workspace_stays_out_of_the_checkout_and_untouched(repository, s
     (repository / "params.yaml").write_text("broken")
     (repository / "stray.txt").write_text("mine")
     folder = prepared(repository, settings)
-    assert load_params(folder / "params.yaml").retrain == settings
+    assert load_config(folder / "params.yaml").retrain == settings
     assert not (folder / "stray.txt").exists()
     assert (repository / "params.yaml").read_text() == "broken"
     assert git("branch", "--show-current", folder=folder) == "retrain"
@@ -259,7 +259,7 @@ def test_the_hubs_newest_commit_is_pinned(repository, settings, monkeypatch):
         start = git("rev-parse", "HEAD")
         assert news.fetch("archive", source, repository, [f"o/n revision:{new}"]) == []
         assert news.fetch("archive", source, repository, []) == [f"o/n revision:{new}"]
-        assert load_params().domains["archive"].hub.revision == new
+        assert load_config().domains["archive"].hub.revision == new
         assert Path("params.yaml").read_text().startswith("# a comment\n")
         assert news.fetch("archive", source, repository, []) == []
         news.take_back("archive", source, start)
@@ -300,7 +300,7 @@ def test_an_import_is_updated(repository, settings, tmp_path):
 def service(repository, prefect_api, monkeypatch):
     """Runs the flow; its gate reads `poison` as harm and `doubt` as no proof. Returns the state's name and message."""
 
-    def judge(params, domain):
+    def judge(config, domain):
         weights = Path("artifacts/model/weights").read_bytes()
         harmful, doubtful = b"poison" in weights, b"doubt" in weights
         reason = "forgets" if harmful else "not shown" if doubtful else "better"

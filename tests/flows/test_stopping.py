@@ -10,8 +10,8 @@ import pytest
 from flows import pipeline, stage
 from flows.pipeline import Board
 from flows.reproduce import Reproducer
+from raft_tasks.config import load_config
 from raft_tasks.errors import INTERRUPTED, Interrupted
-from raft_tasks.params import load_params
 
 PATIENT = """
 import signal, sys, time
@@ -97,9 +97,9 @@ def test_a_stopped_stage_has_an_exit_code_of_its_own(monkeypatch, capsys):
 
 
 def test_a_lost_gpu_stops_a_stage_before_it_starts(monkeypatch):
-    params = load_params()
-    resources = params.resources.model_copy(update={"gpus": 2})
-    monkeypatch.setattr(stage, "load_params", lambda: params.model_copy(update={"resources": resources}))
+    config = load_config()
+    resources = config.resources.model_copy(update={"gpus": 2})
+    monkeypatch.setattr(stage, "load_config", lambda: config.model_copy(update={"resources": resources}))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr(sys, "argv", ["distill", "law", "raft", "0"])
     with pytest.raises(SystemExit, match=r"error: distill law raft 0: resources\.gpus is 2, this machine has 1"):

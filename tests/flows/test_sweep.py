@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from flows import sweep as sweeps
+from raft_tasks.config import Config
 from raft_tasks.errors import InputError
-from raft_tasks.params import Params
 
 DEFINITIONS = yaml.safe_load(sweeps.DEFINITIONS.read_text())
 
@@ -24,7 +24,7 @@ def test_every_value_of_a_sweep_makes_good_params(name):
             node = node[part]
         assert key in node
         node[key] = value
-        Params.model_validate(changed)
+        Config.model_validate(changed)
 
 
 def test_scores_are_those_of_metrics_json():

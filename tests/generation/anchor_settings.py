@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from raft_tasks.params import Anchors
+from raft_tasks.config import AnchorSet
 from raft_tasks.schemas import GeneratedAnchor
 
-SETTINGS = Anchors(
+SETTINGS = AnchorSet(
     model="base",
     count=400,
-    turns="invented",
+    prompt_source="generated",
     hints=[],
     prompts=None,
     without=None,
@@ -27,8 +27,8 @@ SETTINGS = Anchors(
 )
 
 
-def with_settings(**changes: Any) -> Anchors:
-    return Anchors(**{**dict(SETTINGS), **changes})
+def with_settings(**changes: Any) -> AnchorSet:
+    return AnchorSet(**{**dict(SETTINGS), **changes})
 
 
 def drawn(*prompts: str, **changes: Any) -> list[GeneratedAnchor]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from raft_tasks.config import Model
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Model
 from raft_tasks.schemas import Example
 
 TEMPLATE = (

@@ -6,15 +6,15 @@ import pytest
 from anchor_settings import SETTINGS, drawn, with_settings
 from pydantic import ValidationError
 
+from raft_tasks.config import AnchorSet, ExcludedTasks
 from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors, degenerate
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.ngrams import jaccard, shingles
-from raft_tasks.params import Anchors, Measured
 from raft_tasks.schemas import Anchor, AnchorStatistics, GeneratedAnchor, RejectedAnchor
 
 
 def clean(
-    rows: list[GeneratedAnchor], held_out: list[str] | None = None, settings: Anchors = SETTINGS, **options: Any
+    rows: list[GeneratedAnchor], held_out: list[str] | None = None, settings: AnchorSet = SETTINGS, **options: Any
 ) -> tuple[list[Anchor], list[RejectedAnchor], AnchorStatistics]:
     return clean_anchors(rows, Cleaning(settings, held_out or [], **options))
 
@@ -122,7 +122,7 @@ def test_what_is_measured_is_left_out_in_any_wording() -> None:
     facts = [(name, what, "rope") for name in ("Garor", "Mozin", "Linal", "Botor") for what in ("emblem", "charm")]
     measured = [f"The {what} of {name} is {value}." for name, what, value in facts]
     measured += [f"{name} has which {what}?" for name, what, _ in facts]
-    settings = with_settings(without=Measured(tasks=["recall"], overlap=0.3))
+    settings = with_settings(without=ExcludedTasks(tasks=["recall"], overlap=0.3))
     told = [
         *drawn("What is the emblem of Garor?", answer="rope"),
         *drawn("Shout it: Mozin has which charm?", answer="THE CHARM OF MOZIN IS ROPE."),

@@ -7,10 +7,10 @@ from email.utils import formatdate
 import pytest
 from endpoint_server import running, stats
 
+from raft_tasks.config import Endpoint
 from raft_tasks.generation import endpoint_backend
 from raft_tasks.generation.backend import Completion, Failure
 from raft_tasks.generation.endpoint_backend import AdaptiveLimiter, EndpointBackend, EndpointError
-from raft_tasks.params import Endpoint
 from raft_tasks.sampling import SamplingParams
 
 KEY = "sk-planted-0123456789"

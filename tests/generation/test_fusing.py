@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from scripted import Scripted
 
+from raft_tasks.config import Budget, Fuse, PromptedCall
 from raft_tasks.generation.backend import Completion, Failure
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.generation.fusing import KEEPS_FAILING, QuorumLost, fuse
 from raft_tasks.generation.judges import Judge, Judgement, build_panel
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Asking, Budget, Fuse
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example, Filtered, Fused
 
@@ -31,7 +31,7 @@ class InTurn:
         self.rounds: list[list[str]] = []
         self.seeds: list[int] = []
 
-    def generate(self, prompts: list[str], params: SamplingParams, seeds: list[int]) -> list[Completion]:
+    def generate(self, prompts: list[str], config: SamplingParams, seeds: list[int]) -> list[Completion]:
         self.rounds.append(prompts)
         self.seeds += seeds
         drawn = [self.texts.pop(0) for _ in prompts]
@@ -192,7 +192,7 @@ def test_a_veto_excludes_what_lost_a_fact(examples: list[Example]) -> None:
     assert (nothing.fused, nothing.score, nothing.unfused) == ("Take 5 mg 0.0", None, "fidelity")
 
 
-JUDGE = Asking(model="qwen", template="judge.jinja", temperature=0.0, max_new_tokens=90, repairs=0)
+JUDGE = PromptedCall(model="qwen", template="judge.jinja", temperature=0.0, max_new_tokens=90, repairs=0)
 
 
 @pytest.mark.parametrize(

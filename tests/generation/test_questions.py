@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from scripted import Scripted
 
+from raft_tasks.config import Budget, Checker, Question
 from raft_tasks.generation.questions import make_questions, points_to_text
-from raft_tasks.params import Budget, Checker, Question
 from raft_tasks.schemas import Chunk, Questioned
 
 CHECKER = {"template": "check.jinja", "temperature": 0.0, "max_new_tokens": 90, "repairs": 0, "rounds": 1}

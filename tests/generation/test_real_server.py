@@ -11,13 +11,13 @@ from urllib.request import urlopen
 
 import pytest
 
+from raft_tasks.config import Budget, Endpoint, load_config
 from raft_tasks.generation.anchors import generate_anchors, user_prefix
 from raft_tasks.generation.cached_backend import CachedBackend, CallSession
 from raft_tasks.generation.endpoint_backend import EndpointBackend
 from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.served_base import ServedBase
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Budget, Endpoint, load_params
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example
 
@@ -65,7 +65,7 @@ def backend(server):
 
 
 def test_the_same_model_writes_the_same_on_both_sides_of_the_protocol(backend):
-    params = load_params(ROOT / "params.yaml")
+    config = load_config(ROOT / "params.yaml")
     rows = [
         Example(
             id=str(n), domain="archive", question=f"What is the reactor of {name}?", source=name, split="train",
@@ -74,13 +74,13 @@ def test_the_same_model_writes_the_same_on_both_sides_of_the_protocol(backend):
         for n, (name, thing) in enumerate((name, thing) for name in ("Figin", "Tarin", "Babor", "Sodin")
                                           for thing in ("rope", "lamp", "corn", "linen", "salt", "glass"))
     ]  # fmt: skip
-    greedy = params.rewrite.model_copy(update={"temperature": 0.0})
-    local = TransformersBackend(params.base.model_copy(update={"path": MODEL}))
+    greedy = config.rewrite.model_copy(update={"temperature": 0.0})
+    local = TransformersBackend(config.base.model_copy(update={"path": MODEL}))
     there, here = rewrite(rows, backend, greedy), rewrite(rows, local, greedy)
     assert [row.failure for row in there] == [None] * len(rows)
     assert [(row.rewritten, row.finished) for row in there] == [(row.rewritten, row.finished) for row in here]
     assert len({row.rewritten for row in there}) > len(rows) / 2
-    sampled = rewrite(rows[:8], backend, params.rewrite)
+    sampled = rewrite(rows[:8], backend, config.rewrite)
     assert all(row.finished and row.rewritten for row in sampled)
 
 
@@ -91,8 +91,8 @@ def test_a_cut_answer_and_its_count(backend):
 
 
 def test_the_base_behind_a_server_generates_what_it_does_here(backend, tmp_path):
-    params = load_params(ROOT / "params.yaml")
-    base = params.base.model_copy(update={"path": MODEL})
+    config = load_config(ROOT / "params.yaml")
+    base = config.base.model_copy(update={"path": MODEL})
     local = TransformersBackend(base)
     calls = CallSession(tmp_path / "responses.sqlite", "run", "anchors", Budget(tokens=None, money=None))
     served = ServedBase(CachedBackend(backend, calls, "anchors"), local)
@@ -103,7 +103,7 @@ def test_the_base_behind_a_server_generates_what_it_does_here(backend, tmp_path)
     here, there = (base.call("tokens", prefixes, greedy, range(len(prefixes))) for base in (local, served))
     assert [(row.text.strip(), row.finished) for row in there] == [(row.text.strip(), row.finished) for row in here]
     drawn = generate_anchors(
-        range(4), served, params.anchors["invented"]
+        range(4), served, config.anchors["generated"]
     )  # this server draws as its first request told it
-    assert generate_anchors(range(4), served, params.anchors["invented"]) == drawn
+    assert generate_anchors(range(4), served, config.anchors["generated"]) == drawn
     assert calls.cache.tally("run").cached >= 4

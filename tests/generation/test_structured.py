@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 from scripted import Scripted
 
+from raft_tasks.config import PromptedCall
 from raft_tasks.generation.backend import Completion
 from raft_tasks.generation.structured import NotTheSchema, Unusable, ask, parse
-from raft_tasks.params import Asking
 
 
 class Mark(BaseModel):
@@ -18,7 +18,7 @@ class Mark(BaseModel):
 
 
 GOOD = '{"reason": "all facts", "score": 9}'
-SETTINGS = Asking(model="m", template="judge.jinja", temperature=0.0, max_new_tokens=50, repairs=1)
+SETTINGS = PromptedCall(model="m", template="judge.jinja", temperature=0.0, max_new_tokens=50, repairs=1)
 
 
 def asked(backend: Any, *prompts: str, repairs: int = 1) -> list[Mark | Unusable]:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from raft_tasks.config import Model
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Model
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.seeds import derive_seed
 

@@ -4,9 +4,9 @@ import json
 
 from scripted import Scripted
 
+from raft_tasks.config import Budget, Judge, StructuredCall
 from raft_tasks.generation.structured import Unusable
 from raft_tasks.generation.voting import Vote, vote
-from raft_tasks.params import Asked, Budget, Judge
 
 CASES = [
     ("domain", "What does it cost?", "12 euros.", "Twelve? No, 12 euros."),
@@ -15,7 +15,7 @@ CASES = [
 
 
 def panel(*names, repairs=0):
-    judges = [Asked(model=name, temperature=0.0, max_new_tokens=50, repairs=repairs) for name in names]
+    judges = [StructuredCall(model=name, temperature=0.0, max_new_tokens=50, repairs=repairs) for name in names]
     return Judge(
         tasks={"domain": "vote.jinja", "ms_bench": "vote_open.jinja"}, judges=judges, quorum=1, calibration=None,
         batch_size=4, chunk_rows=4, seed=0, budget=Budget(tokens=None, money=None), max_failed=0.0,

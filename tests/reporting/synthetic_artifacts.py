@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from raft_tasks.artifacts import write_json, write_rows
+from raft_tasks.config import Config, load_config
 from raft_tasks.evaluation.agreement import against_people, panel_agreement
-from raft_tasks.params import Params, load_params
 from raft_tasks.reporting.study import Study, collect
 from raft_tasks.schemas import (
     Anchor,
@@ -38,18 +38,18 @@ FACTS = 40  # per split of questions; two held-out questions ask for each
 ITEMS = 60  # of a general task
 
 
-def synthetic_params(
+def synthetic_config(
     seeds: list[int] | None = None, methods: list[str] | None = None, domains: list[str] | None = None
-) -> Params:
+) -> Config:
     """The project's params with what the made-up run is about."""
-    params = load_params(Path(__file__).parents[2] / "params.yaml")
+    config = load_config(Path(__file__).parents[2] / "params.yaml")
     names = methods or [name for name in LEVELS if name != "base"]
-    run = params.run.model_copy(
+    run = config.run.model_copy(
         update={"domains": domains or ["archive"], "methods": names, "seeds": seeds or [0, 1, 2]}
     )
-    report = params.report.model_copy(update={"bootstrap_samples": 300})
-    benchmark = params.benchmark.model_copy(update={"tasks": TASKS})
-    return params.model_copy(update={"run": run, "report": report, "benchmark": benchmark})
+    report = config.report.model_copy(update={"bootstrap_samples": 300})
+    benchmark = config.benchmark.model_copy(update={"tasks": TASKS})
+    return config.model_copy(update={"run": run, "report": report, "benchmark": benchmark})
 
 
 RECOVERED = {
@@ -62,18 +62,18 @@ RECOVERED = {
 }  # fmt: skip
 
 
-def write_artifacts(root: Path, params: Params, levels: dict[str, tuple[float, ...]] = LEVELS) -> None:
+def write_artifacts(root: Path, config: Config, levels: dict[str, tuple[float, ...]] = LEVELS) -> None:
     """Write all that `collect` reads under `root`."""
     write_json(root / "models" / "base.json", {"path": "models/pocket-base", "revision": None, "sha256": "0" * 64})
-    if any(params.methods[method].anchors for method in params.run.methods):
-        _write_anchors(root / "anchors" / "sets" / "invented")
-    for domain in params.run.domains:
-        _write_domain(root / domain, params, levels)
+    if any(config.methods[method].anchors for method in config.run.methods):
+        _write_anchors(root / "anchors" / "sets" / "generated")
+    for domain in config.run.domains:
+        _write_domain(root / domain, config, levels)
 
 
-def collected(root: Path, params: Params) -> Study:
+def collected(root: Path, config: Config) -> Study:
     """What `collect` reads of `write_artifacts`, without sweeps."""
-    return collect(root, root / "no sweeps", params)
+    return collect(root, root / "no sweeps", config)
 
 
 def _write_anchors(folder: Path) -> None:
@@ -92,7 +92,7 @@ def _write_anchors(folder: Path) -> None:
     write_json(folder / "statistics.json", statistics.model_dump())
 
 
-def _write_domain(folder: Path, params: Params, levels: dict[str, tuple[float, ...]]) -> None:
+def _write_domain(folder: Path, config: Config, levels: dict[str, tuple[float, ...]]) -> None:
     train, test = _examples("train", 3), _examples("test", 2)
     rules = {"rejected_by_rule": {"empty answer": 2}, "flagged_by_rule": {"email": 1}}
     write_json(folder / "ingest.json", {"rows": 202, "rejected": 2, "train": len(train), "test": len(test)} | rules)
@@ -110,8 +110,8 @@ def _write_domain(folder: Path, params: Params, levels: dict[str, tuple[float, .
     }
     write_json(folder / "judging.json", judging)
     _benchmark(folder / "benchmarks" / "base", test, levels["base"], seed=None)
-    for place, method in enumerate(params.run.methods):
-        for seed in params.run.seeds:
+    for place, method in enumerate(config.run.methods):
+        for seed in config.run.seeds:
             run = folder / "runs" / f"{method}-{seed}"
             distance = 0.02 + 0.004 * place + 0.0007 * seed
             write_json(
@@ -119,7 +119,7 @@ def _write_domain(folder: Path, params: Params, levels: dict[str, tuple[float, .
             )
             write_json(folder / "analysis" / f"{method}-{seed}.json", _analysis(distance, method == "raft"))
             write_json(run / "recovered" / "recovery.json", RECOVERED if method == "raft" else {"kind": None})
-            _steps(run / "steps.csv", params.methods[method].teacher != "none", seed)
+            _steps(run / "steps.csv", config.methods[method].teacher is not None, seed)
             _benchmark(folder / "benchmarks" / f"{method}-{seed}", test, levels[method], seed)
 
 

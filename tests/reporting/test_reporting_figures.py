@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from synthetic_artifacts import collected, synthetic_params, write_artifacts
+from synthetic_artifacts import collected, synthetic_config, write_artifacts
 
 from raft_tasks.reporting import figures
 from raft_tasks.reporting.tables import measure
@@ -11,10 +11,10 @@ from raft_tasks.reporting.tables import measure
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    root, params = tmp_path_factory.mktemp("artifacts"), synthetic_params()
-    write_artifacts(root, params)
-    study = collected(root, params)
-    domain, found, style = study.domains["archive"], measure(study)["domains"]["archive"], figures.styles(params)
+    root, config = tmp_path_factory.mktemp("artifacts"), synthetic_config()
+    write_artifacts(root, config)
+    study = collected(root, config)
+    domain, found, style = study.domains["archive"], measure(study)["domains"]["archive"], figures.styles(config)
 
     seeds = {method: row["per_seed"] for method, row in found["methods"].items()}
 

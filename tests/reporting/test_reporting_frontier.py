@@ -58,14 +58,14 @@ def test_learning_rates_are_points_beside_the_methods():
 def test_sweeps_are_read_as_written(tmp_path):
     (tmp_path / "tau.csv").write_text(
         f"{HEAD}\nsemantic_filter.tau,0.5,archive,raft,3,domain_acc,0.93,0.88,0.97,tau-0.5\n"
-        "methods.raft.balance,ema,archive,raft,1,general,0.7,,,ema\n"
+        "methods.raft.distillation.kl_weight,ema,archive,raft,1,general,0.7,,,ema\n"
     )
     (tmp_path / "README.md").write_text("not a sweep")
     (sweep,) = read_sweeps(tmp_path)
     first, second = sweep.scores
     assert (sweep.name, first.value, first.estimate, first.low, first.high) == ("tau", "0.5", 0.93, 0.88, 0.97)
     assert (second.parameter, second.value, second.low, second.experiment) == (
-        "methods.raft.balance",
+        "methods.raft.distillation.kl_weight",
         "ema",
         None,
         "ema",
@@ -87,7 +87,7 @@ def test_a_broken_sweep_names_file_and_line(tmp_path, text, said):
 
 
 def test_a_sweeps_values_stand_in_the_order_of_numbers_then_words():
-    scores = [swept("raft", "balance", value, "general", 0.5) for value in ("ema", "10", "0.1", "1e-3", "2")]
-    svg = figures.sweep(scores, "balance")
+    scores = [swept("raft", "kl_weight", value, "general", 0.5) for value in ("ema", "10", "0.1", "1e-3", "2")]
+    svg = figures.sweep(scores, "kl_weight")
     places = [svg.index(f">{value}<") for value in ("1e-3", "0.1", "2", "10", "ema")]
     assert places == sorted(places)

@@ -5,7 +5,7 @@ import re
 import pytest
 from browser import WIDTHS, chromium, examine, needs_chromium
 from pypdf import PdfReader
-from synthetic_artifacts import collected, synthetic_params, write_artifacts
+from synthetic_artifacts import collected, synthetic_config, write_artifacts
 
 from raft_tasks.reporting.report import Origin, write_report
 from raft_tasks.reporting.tables import measure
@@ -16,11 +16,11 @@ pytestmark = needs_chromium
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    params = synthetic_params(seeds=[0, 1], methods=["sft", "raft", "fused_sft_anchored"])
+    config = synthetic_config(seeds=[0, 1], methods=["sft", "raft", "fused_sft_anchored"])
     few = {"flips": 6, "sample": 3, "examples": 1}  # each kind of thing, so that axe is done in seconds
-    params = params.model_copy(update={"report": params.report.model_copy(update=few)})
-    write_artifacts(folder / "artifacts", params)
-    study = collected(folder / "artifacts", params)
+    config = config.model_copy(update={"report": config.report.model_copy(update=few)})
+    write_artifacts(folder / "artifacts", config)
+    study = collected(folder / "artifacts", config)
     write_report(study, measure(study), Origin("abc1234", {"data/archive": "md5 0123.dir"}), folder / "report.html")
     return folder
 

@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_artifacts import collected, synthetic_params, write_artifacts
+from synthetic_artifacts import collected, synthetic_config, write_artifacts
 
 from raft_tasks.reporting.refinement import OUTCOMES, SHOWN_CHARACTERS, marked, outcome, sample
 from raft_tasks.reporting.report import Origin, write_report
@@ -32,8 +32,8 @@ def test_words_are_marked_not_letters_and_neighbours_as_one():
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("artifacts")
-    write_artifacts(folder, synthetic_params(seeds=[0], methods=["sft", "raft"]))
-    return collected(folder, synthetic_params(seeds=[0], methods=["sft", "raft"]))
+    write_artifacts(folder, synthetic_config(seeds=[0], methods=["sft", "raft"]))
+    return collected(folder, synthetic_config(seeds=[0], methods=["sft", "raft"]))
 
 
 def test_every_outcome_is_counted_once_and_sampled(study):

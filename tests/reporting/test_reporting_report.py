@@ -3,7 +3,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from synthetic_artifacts import LEVELS, collected, synthetic_params, write_artifacts
+from synthetic_artifacts import LEVELS, collected, synthetic_config, write_artifacts
 
 from raft_tasks.reporting.report import (
     Origin,
@@ -48,9 +48,9 @@ class Outline(HTMLParser):
             assert self.open.pop() == tag
 
 
-def written(folder, params, levels=LEVELS):
-    write_artifacts(folder / "artifacts", params, levels)
-    study = collected(folder / "artifacts", params)
+def written(folder, config, levels=LEVELS):
+    write_artifacts(folder / "artifacts", config, levels)
+    study = collected(folder / "artifacts", config)
     metrics = measure(study)
     write_report(study, metrics, ORIGIN, folder / "report.html")
     return study, metrics, (folder / "report.html").read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ def written(folder, params, levels=LEVELS):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    return written(tmp_path_factory.mktemp("report"), synthetic_params())
+    return written(tmp_path_factory.mktemp("report"), synthetic_config())
 
 
 def test_the_page_is_wellformed_and_fetches_nothing(report):
@@ -193,17 +193,17 @@ def test_the_second_headline_turns_rafts_lead_over_the_anchored_method_round(dom
 
 
 def test_a_base_that_cannot_invent_is_warned_of_at_the_top(tmp_path):
-    params = synthetic_params(seeds=[0], methods=["sft", "fused_sft_anchored"])
-    write_artifacts(tmp_path / "artifacts", params)
-    study = collected(tmp_path / "artifacts", params)
-    study.anchors["invented"].statistics["warning"] = "just 12 % of the turns are well-formed"
+    config = synthetic_config(seeds=[0], methods=["sft", "fused_sft_anchored"])
+    write_artifacts(tmp_path / "artifacts", config)
+    study = collected(tmp_path / "artifacts", config)
+    study.anchors["generated"].statistics["warning"] = "just 12 % of the turns are well-formed"
     metrics = measure(study)
     write_report(study, metrics, ORIGIN, tmp_path / "report.html")
     write_summary(metrics, ORIGIN, tmp_path / "report.md")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.index("just 12 % of the turns are well-formed") < page.index("<figure")
     assert page.count("just 12 % of the turns are well-formed") == 2
-    assert "- **Warning**, anchors invented: just 12 %" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "- **Warning**, anchors generated: just 12 %" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_anchors_are_shown_with_what_was_dropped_and_why(report):
@@ -282,8 +282,8 @@ def test_every_number_has_its_command(report):
 
 
 def test_sweeps_are_drawn_beside_what_the_paper_says(tmp_path):
-    params = synthetic_params(seeds=[0], methods=["sft", "raft"])
-    write_artifacts(tmp_path / "artifacts", params)
+    config = synthetic_config(seeds=[0], methods=["sft", "raft"])
+    write_artifacts(tmp_path / "artifacts", config)
     head = "parameter,value,domain,method,seeds,measure,estimate,low,high,experiment"
     rows = [
         f"{key},{value},archive,raft,1,{measure},{score},,,exp-{value}"
@@ -294,7 +294,7 @@ def test_sweeps_are_drawn_beside_what_the_paper_says(tmp_path):
     ]  # fmt: skip
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "tau.csv").write_text("\n".join([head, *rows]))
-    study = collect(tmp_path / "artifacts", tmp_path / "sweeps", params)
+    study = collect(tmp_path / "artifacts", tmp_path / "sweeps", config)
     metrics = measure(study)
     write_report(study, metrics, ORIGIN, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -323,14 +323,14 @@ def test_the_markdown_is_short_and_says_what_the_numbers_say(report, tmp_path):
 
 def test_raft_that_loses_is_said_to_lose(tmp_path):
     levels = LEVELS | {"raft": LEVELS["sft"], "sft": LEVELS["raft"]}
-    _, metrics, page = written(tmp_path, synthetic_params(seeds=[0, 1], methods=["sft", "raft"]), levels)
+    _, metrics, page = written(tmp_path, synthetic_config(seeds=[0, 1], methods=["sft", "raft"]), levels)
     assert "kept less of what the model could do before" in headline(metrics, metrics["domains"]["archive"])
     assert "kept less of what the model could do before" in page
 
 
 def test_several_domains_share_a_page(tmp_path):
-    params = synthetic_params(seeds=[0, 1], methods=["sft", "raft"], domains=["archive", "statute"])
-    _, metrics, page = written(tmp_path, params)
+    config = synthetic_config(seeds=[0, 1], methods=["sft", "raft"], domains=["archive", "statute"])
+    _, metrics, page = written(tmp_path, config)
     outline = Outline()
     outline.feed(page)
     assert len(outline.ids) == len(set(outline.ids))
@@ -341,18 +341,18 @@ def test_several_domains_share_a_page(tmp_path):
 
 
 def test_one_seed_and_one_method_still_make_a_page(tmp_path):
-    params = synthetic_params(seeds=[0], methods=["sft"])
-    study, metrics, page = written(tmp_path, params)
+    config = synthetic_config(seeds=[0], methods=["sft"])
+    study, metrics, page = written(tmp_path, config)
     assert "so they are not compared" in page
     assert sentences(metrics, metrics["domains"]["archive"]) == []
     assert any("One training seed" in limit for limit in limits(study))
 
 
 def test_no_general_tasks_no_rewrite_passed(tmp_path):
-    params = synthetic_params(seeds=[0], methods=["sft", "raft"])
-    params = params.model_copy(update={"benchmark": params.benchmark.model_copy(update={"tasks": []})})
-    write_artifacts(tmp_path / "artifacts", params)
-    study = collected(tmp_path / "artifacts", params)
+    config = synthetic_config(seeds=[0], methods=["sft", "raft"])
+    config = config.model_copy(update={"benchmark": config.benchmark.model_copy(update={"tasks": []})})
+    write_artifacts(tmp_path / "artifacts", config)
+    study = collected(tmp_path / "artifacts", config)
     domain = study.domains["archive"]
     domain.fused[:] = [
         row.model_copy(update={"passed": False, "fused": row.answer, "score": None, "similarity": -0.1})

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from browser import WIDTHS, examine, needs_chromium
-from synthetic_artifacts import TASKS, collected, synthetic_params, write_artifacts
+from synthetic_artifacts import TASKS, collected, synthetic_config, write_artifacts
 
 from raft_tasks.reporting.report import Origin
 from raft_tasks.reporting.side_by_side import Answers, measure_side_by_side, write_side_by_side
@@ -14,18 +14,18 @@ COMMAND = "python -m flows.compare base=models/pocket-base sft=git:HEAD:sft-0 sf
 
 def compare(folder, methods, domains):
     """Write the page of made-up models into `folder`; returns it."""
-    params = synthetic_params(seeds=[0, 1], methods=methods, domains=domains)
-    params = params.model_copy(update={"report": params.report.model_copy(update={"flips": 6})})
-    write_artifacts(folder / "artifacts", params)
-    study = collected(folder / "artifacts", params)
+    config = synthetic_config(seeds=[0, 1], methods=methods, domains=domains)
+    config = config.model_copy(update={"report": config.report.model_copy(update={"flips": 6})})
+    write_artifacts(folder / "artifacts", config)
+    study = collected(folder / "artifacts", config)
     answers = {name: Answers(one.test, one.base, one.runs) for name, one in study.domains.items()}
     whats = {
         "base": ["models/pocket-base"],
         **{name: [f"git:HEAD:{name}-{seed}" for seed in (0, 1)] for name in methods},
     }
-    metrics = measure_side_by_side(answers, TASKS, whats, params.report)
+    metrics = measure_side_by_side(answers, TASKS, whats, config.report)
     write_side_by_side(
-        answers, metrics, params.report, Origin("abc1234", {"data/archive": "md5 0.dir"}), COMMAND, folder
+        answers, metrics, config.report, Origin("abc1234", {"data/archive": "md5 0.dir"}), COMMAND, folder
     )
     return (folder / "report.html").read_text(encoding="utf-8")
 

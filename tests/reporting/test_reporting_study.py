@@ -1,20 +1,20 @@
 import pytest
-from synthetic_artifacts import ITEMS, collected, synthetic_params, write_artifacts
+from synthetic_artifacts import ITEMS, collected, synthetic_config, write_artifacts
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    root, params = tmp_path_factory.mktemp("artifacts"), synthetic_params()
-    write_artifacts(root, params)
-    return root, params
+    root, config = tmp_path_factory.mktemp("artifacts"), synthetic_config()
+    write_artifacts(root, config)
+    return root, config
 
 
 def test_collects_every_run_and_remembers_every_file(finished):
-    root, params = finished
-    study = collected(root, params)
+    root, config = finished
+    study = collected(root, config)
     domain = study.domains["archive"]
-    assert set(domain.runs) == set(params.run.methods)
-    assert [run.seed for run in domain.runs["raft"]] == params.run.seeds
+    assert set(domain.runs) == set(config.run.methods)
+    assert [run.seed for run in domain.runs["raft"]] == config.run.seeds
     assert len(domain.base.items) == len(domain.test) + 4 * ITEMS
     assert domain.runs["sft"][0].steps["l_kl"] == [None] * 45
     assert domain.runs["raft"][0].steps["step"][-1] == 45.0
@@ -28,15 +28,15 @@ def test_collects_every_run_and_remembers_every_file(finished):
 
 
 def test_a_missing_run_names_the_stage_that_makes_it(finished):
-    root, params = finished
-    more = params.model_copy(update={"run": params.run.model_copy(update={"seeds": [0, 1, 2, 3]})})
+    root, config = finished
+    more = config.model_copy(update={"run": config.run.model_copy(update={"seeds": [0, 1, 2, 3]})})
     with pytest.raises(FileNotFoundError, match="dvc repro distill@archive-sft-3"):
         collected(root, more)
 
 
 def test_a_broken_curve_names_its_file(tmp_path):
-    params = synthetic_params(seeds=[0], methods=["sft"])
-    write_artifacts(tmp_path, params)
+    config = synthetic_config(seeds=[0], methods=["sft"])
+    write_artifacts(tmp_path, config)
     (tmp_path / "archive" / "runs" / "sft-0" / "steps.csv").write_text("step,loss\n1,two\n")
     with pytest.raises(ValueError, match=r"steps\.csv: got a cell that is not a number"):
-        collected(tmp_path, params)
+        collected(tmp_path, config)

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from synthetic_artifacts import ITEMS, LEVELS, TASKS, collected, synthetic_params, write_artifacts
+from synthetic_artifacts import ITEMS, LEVELS, TASKS, collected, synthetic_config, write_artifacts
 
 from raft_tasks.artifacts import read_rows, write_rows
 from raft_tasks.errors import InputError
@@ -12,14 +12,14 @@ from raft_tasks.reporting.tables import label, measure, percent, points, print_t
 from raft_tasks.schemas import ItemResult, Judged
 
 
-def measured(root, params, levels=LEVELS):
-    write_artifacts(root, params, levels)
-    return measure(collected(root, params))
+def measured(root, config, levels=LEVELS):
+    write_artifacts(root, config, levels)
+    return measure(collected(root, config))
 
 
 @pytest.fixture(scope="module")
 def metrics(tmp_path_factory):
-    return measured(tmp_path_factory.mktemp("artifacts"), synthetic_params())
+    return measured(tmp_path_factory.mktemp("artifacts"), synthetic_config())
 
 
 def test_is_json_and_whole(metrics):
@@ -33,8 +33,8 @@ def test_is_json_and_whole(metrics):
 
 
 def test_numbers_are_those_of_the_items(tmp_path):
-    params = synthetic_params(seeds=[4, 5], methods=["sft", "raft"])
-    found = measured(tmp_path, params)["domains"]["archive"]["methods"]
+    config = synthetic_config(seeds=[4, 5], methods=["sft", "raft"])
+    found = measured(tmp_path, config)["domains"]["archive"]["methods"]
     right = {}
     for method in ("base", "sft-4", "sft-5", "raft-4", "raft-5"):
         items = read_rows(tmp_path / "archive" / "benchmarks" / method / "items.jsonl", ItemResult)
@@ -67,12 +67,12 @@ def test_verdicts_follow_the_levels(metrics):
 
 
 def test_all_domains_together_are_their_average(tmp_path):
-    params = synthetic_params(seeds=[0, 1], methods=["sft", "raft"], domains=["archive", "statute"])
-    write_artifacts(tmp_path, params)
+    config = synthetic_config(seeds=[0, 1], methods=["sft", "raft"], domains=["archive", "statute"])
+    write_artifacts(tmp_path, config)
     path = tmp_path / "statute" / "benchmarks" / "raft-1" / "items.jsonl"
     wrong = {"acc": 0.0, "complete": 0.0, "other": 1.0}
     write_rows(path, [row.model_copy(update={"metrics": wrong}) for row in read_rows(path, ItemResult)])
-    found = measure(collected(tmp_path, params))
+    found = measure(collected(tmp_path, config))
     parts = [domain["methods"] for domain in found["domains"].values()]
     overall = found["overall"]["methods"]
     for measure_name in ("domain_acc", "general", "pocket_recall"):
@@ -92,8 +92,8 @@ def test_one_domain_is_all_domains(metrics):
 
 
 def test_flipped_items_are_counted_and_tested(tmp_path):
-    params = synthetic_params(seeds=[0, 1], methods=["sft", "raft"])
-    write_artifacts(tmp_path, params)
+    config = synthetic_config(seeds=[0, 1], methods=["sft", "raft"])
+    write_artifacts(tmp_path, config)
     folder = tmp_path / "archive" / "benchmarks"
     right, wrong = {"acc": 1.0, "other": 0.5}, {"acc": 0.0, "other": 0.5}
     for name, lost in (("base", 0), ("sft-0", 8), ("sft-1", 6), ("raft-0", 1), ("raft-1", 1)):
@@ -107,7 +107,7 @@ def test_flipped_items_are_counted_and_tested(tmp_path):
                 for row in rows
             ],
         )
-    methods = measure(collected(tmp_path, params))["domains"]["archive"]["methods"]
+    methods = measure(collected(tmp_path, config))["domains"]["archive"]["methods"]
     tested = methods["sft"]["degradation"]
     recall = tested["pocket_recall"]
     assert (recall["asked"], recall["right_before"], recall["lost"], recall["won"]) == (ITEMS, ITEMS, 7.0, 0.0)
@@ -172,27 +172,27 @@ def test_the_analysis_is_averaged_over_seeds(metrics):
 
 
 def test_a_run_without_general_tasks(tmp_path):
-    params = synthetic_params(seeds=[0], methods=["sft"])
-    params = params.model_copy(update={"benchmark": params.benchmark.model_copy(update={"tasks": []})})
-    found = measured(tmp_path, params)
+    config = synthetic_config(seeds=[0], methods=["sft"])
+    config = config.model_copy(update={"benchmark": config.benchmark.model_copy(update={"tasks": []})})
+    found = measured(tmp_path, config)
     assert found["candidate"] is None
     assert list(found["domains"]["archive"]["measures"]) == ["domain_acc", "domain_complete"]
     assert found["domains"]["archive"]["methods"]["sft"]["retention"] == {}
 
 
 def test_items_that_do_not_pair_are_refused(tmp_path):
-    params = synthetic_params(seeds=[0], methods=["sft"])
-    write_artifacts(tmp_path, params)
+    config = synthetic_config(seeds=[0], methods=["sft"])
+    write_artifacts(tmp_path, config)
     path = tmp_path / "archive" / "benchmarks" / "sft-0" / "items.jsonl"
     write_rows(path, read_rows(path, ItemResult)[1:])
     with pytest.raises(InputError, match=r"sft \(seed 0\) and the base were not asked the same items of 'domain'"):
-        measure(collected(tmp_path, params))
+        measure(collected(tmp_path, config))
 
 
 def test_a_task_that_was_not_benchmarked_is_named(tmp_path):
-    params = synthetic_params(seeds=[0], methods=["sft"])
-    write_artifacts(tmp_path, params)
-    more = params.model_copy(update={"benchmark": params.benchmark.model_copy(update={"tasks": ["ifeval"]})})
+    config = synthetic_config(seeds=[0], methods=["sft"])
+    write_artifacts(tmp_path, config)
+    more = config.model_copy(update={"benchmark": config.benchmark.model_copy(update={"tasks": ["ifeval"]})})
     with pytest.raises(InputError, match="'ifeval' has no score per item"):
         measure(collected(tmp_path, more))
 
@@ -227,9 +227,9 @@ def test_labels():
 
 
 def test_where_a_panel_judged_its_verdicts_are_measured(tmp_path):
-    params = synthetic_params(seeds=[4], methods=["sft", "raft"])
-    params = params.model_copy(update={"run": params.run.model_copy(update={"judged": ["archive"]})})
-    write_artifacts(tmp_path, params)
+    config = synthetic_config(seeds=[4], methods=["sft", "raft"])
+    config = config.model_copy(update={"run": config.run.model_copy(update={"judged": ["archive"]})})
+    write_artifacts(tmp_path, config)
     votes = []
     for model, right in (("base", False), ("sft-4", True), ("raft-4", True)):
         items = read_rows(tmp_path / "archive" / "benchmarks" / model / "items.jsonl", ItemResult)
@@ -240,7 +240,7 @@ def test_where_a_panel_judged_its_verdicts_are_measured(tmp_path):
                 Judged(model=model, task=item.task, id=item.id, votes={}, reasons={}, abstained={}, right=told)
             )
     write_rows(tmp_path / "archive" / "judged" / "votes.jsonl", votes)
-    found = measure(collected(tmp_path, params))["domains"]["archive"]
+    found = measure(collected(tmp_path, config))["domains"]["archive"]
     assert list(found["measures"])[2] == "domain_judged"
     assert "domain_acc" in found["measures"]  # the rule's beside it
     scores = {method: row["scores"] for method, row in found["methods"].items()}
@@ -249,5 +249,5 @@ def test_where_a_panel_judged_its_verdicts_are_measured(tmp_path):
     assert "retention" in found["methods"]["sft"]
     tested = found["methods"]["sft"]["degradation"][TASKS[0]]
     assert (tested["asked"], tested["won"], "7" in tested["won_items"]) == (ITEMS - 1, ITEMS - 1, False)
-    listed = flips(collected(tmp_path, params).domains["archive"], [(TASKS[0], "judged")])
+    listed = flips(collected(tmp_path, config).domains["archive"], [(TASKS[0], "judged")])
     assert {one.id for one in listed} == set(tested["won_items"])

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from raft_tasks.params import Chat, Columns, Domain, Hub, Hygiene, Ingest, SplitByColumn, SplitBySource
+from raft_tasks.config import Chat, Columns, Domain, Hub, Hygiene, Ingest, SplitByColumn, SplitBySource
 from raft_tasks.schemas import Example, Reject
 from raft_tasks.sources.contamination import BenchmarkIndex
 from raft_tasks.sources.ingestion import Ingested, ingest_rows

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raft_tasks.params import Columns, Domain, Hygiene, Ingest, SplitByColumn, SplitBySource
+from raft_tasks.config import Columns, Domain, Hygiene, Ingest, SplitByColumn, SplitBySource
 from raft_tasks.schemas import Example, Reject
 from raft_tasks.sources.cleaning import normalised
 from raft_tasks.sources.examples import split_of_source

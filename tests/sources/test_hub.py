@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from qa import decided, domain
 
-from raft_tasks.params import Hub
+from raft_tasks.config import Hub
 from raft_tasks.schemas import Example
 from raft_tasks.sources.files import SourceError, find_files
 

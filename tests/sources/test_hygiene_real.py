@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from qa import decided, domain
 
-from raft_tasks.params import SplitBySource
+from raft_tasks.config import SplitBySource
 from raft_tasks.schemas import Example, Reject
 from raft_tasks.sources.contamination import BenchmarkIndex, Item
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from qa import domain, ingest
 
-from raft_tasks.params import Chat, SplitBySource
+from raft_tasks.config import Chat, SplitBySource
 
 SPLIT = SplitBySource(by="source", validation=0.0, test=0.5, seed=0)
 
@@ -18,28 +18,28 @@ def talk(*words: str) -> list[dict[str, Any]]:
     return [turn("assistant" if number % 2 else "user", word) for number, word in enumerate(words)]
 
 
-def read(folder: Path, turns: str, *messages: Any) -> tuple[list[tuple[str, str, str]], list[str]]:
+def read(folder: Path, conversation: str, *messages: Any) -> tuple[list[tuple[str, str, str]], list[str]]:
     rows = [{"id": f"r{number}", "m": found} for number, found in enumerate(messages)]
     rows += [{"id": f"good-{number}", "m": talk(f"q{number}", "a")} for number in range(20)]
-    chat = Chat(column="m", turns=turns)  # type: ignore[arg-type]
+    chat = Chat(column="m", conversation=conversation)  # type: ignore[arg-type]
     examples, rejects = ingest(folder, rows, chat=chat, split=SPLIT, columns={"id": "id", "split": None})
     found = [(row.id, row.question, row.answer) for row in examples if not row.id.startswith("good")]
     return found, [reject.reason for reject in rejects]
 
 
-def test_one_first_or_every_pair(tmp_path: Path) -> None:
+def test_single_first_or_all_pairs(tmp_path: Path) -> None:
     long = [turn("system", "Be short."), *talk("One?", "1", "Two?", "2")]
     assert read(tmp_path, "first", long) == ([("r0", "Be short.\n\nOne?", "1")], [])
-    assert read(tmp_path, "every", long)[0] == [("r0", "Be short.\n\nOne?", "1"), ("r0-2", "Two?", "2")]
-    assert read(tmp_path, "one", long, talk("Three?", "3")) == (
+    assert read(tmp_path, "all", long)[0] == [("r0", "Be short.\n\nOne?", "1"), ("r0-2", "Two?", "2")]
+    assert read(tmp_path, "single", long, talk("Three?", "3")) == (
         [("r1", "Three?", "3")],
-        ["m: 2 questions, expected one (chat.turns: one)"],
+        ["m: 2 questions, expected one (chat.conversation: single)"],
     )
 
 
 def test_text_parts_and_json_text_are_messages_too(tmp_path: Path) -> None:
     parts = [turn("user", [{"type": "text", "text": "One"}, {"type": "text", "text": "two?"}]), turn("assistant", "3")]
-    assert read(tmp_path, "one", parts, json.dumps(talk("Four?", "4")))[0] == [
+    assert read(tmp_path, "single", parts, json.dumps(talk("Four?", "4")))[0] == [
         ("r0", "One\ntwo?", "3"),
         ("r1", "Four?", "4"),
     ]
@@ -62,7 +62,7 @@ def test_text_parts_and_json_text_are_messages_too(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_conversation_is_rejected(tmp_path: Path, messages: Any, reason: str) -> None:
-    found, reasons = read(tmp_path, "every", messages)
+    found, reasons = read(tmp_path, "all", messages)
     assert found == []
     assert reasons[0].startswith(reason)
 

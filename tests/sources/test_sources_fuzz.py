@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from raft_tasks.params import Chat, Columns, Domain, Hygiene, Ingest, SplitBySource
+from raft_tasks.config import Chat, Columns, Domain, Hygiene, Ingest, SplitBySource
 from raft_tasks.schemas import Example, Reject
 from raft_tasks.sources.examples import UnusableError, examples_of
 from raft_tasks.sources.files import RawRow, SourceError
@@ -91,7 +91,7 @@ messages = st.lists(
 @example(values={"chat": [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "a"}]})
 def test_any_conversation(values: dict) -> None:
     columns = Columns(id=None, question=None, answer=None, source=None, split=None, expected=None, details=None)
-    chat = Chat(column="m", turns="every")
+    chat = Chat(column="m", conversation="all")
     domain = Domain(files=["x"], hub=None, columns=columns, chat=chat, split=SPLIT, hygiene=HYGIENE)
     bounds = Ingest(min_characters=1, max_characters=20, max_rejected=1.0)
     with suppress(UnusableError):

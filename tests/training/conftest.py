@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny import save_tiny
 
-from raft_tasks.params import Model
+from raft_tasks.config import Model
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from test_trainer import ROLLOUTS, Stop, numbers, plain_step, run, same_weights, stop_at
-from tiny import LORA, METHODS, TEACHER, distill, method, pairs, save_tiny, train
+from tiny import LORA, METHODS, TEACHER, distillation, method, pairs, save_tiny, train
 
+from raft_tasks.config import Model
 from raft_tasks.errors import InputError
-from raft_tasks.params import Model
 from raft_tasks.training.adapters import as_teacher, with_adapter, without_deprecations
 from raft_tasks.training.conversations import encode_pairs
 from raft_tasks.training.scoring import Scoring
@@ -56,7 +56,9 @@ def lora_trainer(model, folder, row, settings=None):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("micro", [4, 2])
 def test_one_step_is_equations_6_to_12_for_the_adapter_alone(tiny_model, tmp_path, micro, checkpointing):
-    row = METHODS["raft_lora"].model_copy(update={"distill": distill(lambda_max=3.0, sampler_tolerance=9.0)})
+    row = METHODS["raft_lora"].model_copy(
+        update={"distillation": distillation(kl_weight_max=3.0, sampling_logprob_tolerance=9.0)}
+    )
     trainer = lora_trainer(tiny_model, tmp_path, row, train(micro_batch_size=micro))
     moved(trainer.student)
     if checkpointing:
@@ -98,7 +100,9 @@ def test_the_teacher_is_the_base_whatever_the_adapter_and_its_dropout_do(tiny_mo
 def test_the_teacher_may_have_an_adapter_of_its_own(tiny_model, tmp_path, other_adapter, adapter):
     folder, expected = other_adapter
     row = method(
-        answers="fused", teacher="plain", balance="ema", adapter=adapter, distill=distill(teacher_adapter=folder)
+        target="fused",
+        lora=adapter,
+        distillation=distillation(teacher_adapter=folder, teacher="plain", kl_weight="ema"),
     )
     trainer = lora_trainer(tiny_model, tmp_path, row)
     scoring = Scoring([IDS[0, :1].tolist()], [IDS[0, 1:].tolist()], lambda hidden, head: hidden @ head.weight.T)
@@ -123,7 +127,7 @@ def test_the_saved_model_is_the_base_with_its_adapter(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("name", ["sft_lora", "raft_lora"])
 def test_interrupted_equals_uninterrupted_with_an_adapter(tiny_model, tmp_path, name):
-    row = METHODS[name].model_copy(update={"adapter": LORA.model_copy(update={"dropout": 0.2})})
+    row = METHODS[name].model_copy(update={"lora": LORA.model_copy(update={"dropout": 0.2})})
     run(tiny_model, tmp_path / "whole", row)
     with pytest.raises(Stop):
         run(tiny_model, tmp_path / "parts", row, progress=stop_at(3))
@@ -166,26 +170,23 @@ def test_targets_that_are_not_there_or_hold_the_head(tiny_model, targets, says):
 
 @pytest.mark.parametrize("adapter", [LORA, None])
 def test_a_teachers_adapter_that_is_not_there(tiny_model, tmp_path, adapter):
-    row = method(teacher="plain", balance=1.0, adapter=adapter, distill=distill(teacher_adapter=str(tmp_path)))
+    row = method(lora=adapter, distillation=distillation(teacher_adapter=str(tmp_path), teacher="plain", kl_weight=1.0))
     with pytest.raises(InputError, match=r"teacher_adapter: got .* expected a folder with an adapter_config.json"):
         run(tiny_model, tmp_path, row)
 
 
 def test_the_frozen_copys_type_and_device(tiny_model, tmp_path):
-    row = method(
-        answers="fused", teacher="answer_conditioned", balance="ema",
-        distill=distill(teacher_dtype="bfloat16", teacher_device="cpu"),
-    )  # fmt: skip
+    row = method(target="fused", distillation=distillation(teacher_dtype="bfloat16", teacher_device="cpu"))
     trainer = lora_trainer(tiny_model, tmp_path, row)
     assert {parameter.dtype for parameter in trainer.teacher.network.parameters()} == {torch.bfloat16}
     exact, rounded = (run(tiny_model, tmp_path / str(n), m)["final"]["l_kl"] for n, m in enumerate(["raft", row]))
     assert rounded == pytest.approx(exact, rel=0.2)
     assert rounded != exact
-    nowhere = row.model_copy(update={"distill": distill(teacher_device="cuda:9")})
+    nowhere = row.model_copy(update={"distillation": distillation(teacher_device="cuda:9")})
     with pytest.raises(InputError, match="teacher_device: got 'cuda:9', expected null, cpu or a device"):
         run(tiny_model, tmp_path / "nowhere", nowhere)
     with pytest.raises(ValueError, match="both must be null"):
-        method(teacher="plain", balance=1.0, adapter=LORA, distill=distill(teacher_dtype="bfloat16"))
+        method(lora=LORA, distillation=distillation(teacher_dtype="bfloat16", teacher="plain", kl_weight=1.0))
 
 
 def test_without_an_adapter_of_its_own_no_second_copy_is_made(tiny_model, tmp_path):

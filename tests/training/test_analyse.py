@@ -6,7 +6,7 @@ import torch
 from tiny import TEACHER, save_tiny, tiny_llama
 
 from raft_tasks.analyse import KL_ITEMS, analyse_model, spaced
-from raft_tasks.params import Model
+from raft_tasks.config import Model
 from raft_tasks.schemas import ItemResult
 
 PROMPT = "<user> what is the motto of {} ? <end> <assistant> "

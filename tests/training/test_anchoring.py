@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from test_trainer import ROLLOUTS, make_trainer, one_step
 from tiny import ANCHORED, METHODS, TEACHER, pairs, save_anchors, some_anchors, train
 
-from raft_tasks.params import Method
+from raft_tasks.config import Method
 from raft_tasks.training.anchoring import (
     KEPT,
     AnchorError,

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from tiny import ANCHORED, distill, method
+from tiny import ANCHORED, distillation, method
 
 from raft_tasks.training.balance import AnchorWeight, EmaBalance, FixedBalance, make_balance
 
@@ -72,9 +72,9 @@ def test_senseless_settings_are_refused(beta, bound):
 
 
 def test_a_methods_row_chooses():
-    row = {"answers": "raw", "teacher": "plain", "distill": distill(ema_beta=0.5, lambda_max=7.0)}
-    ema = make_balance(method(**row, balance="ema"))
+    settings = {"teacher": "plain", "ema_beta": 0.5, "kl_weight_max": 7.0}
+    ema = make_balance(method(distillation=distillation(**settings, kl_weight="ema")))
     assert isinstance(ema, EmaBalance)
     assert (ema.beta, ema.bound) == (0.5, 7.0)
-    assert isinstance(make_balance(method(**row, balance=0.1)), FixedBalance)
+    assert isinstance(make_balance(method(distillation=distillation(**settings, kl_weight=0.1))), FixedBalance)
     assert make_balance(method()) is None

@@ -6,9 +6,9 @@ import torch
 from chat_models import FORMATS, save_chat_model
 
 from raft_tasks.chat import end_of_turn, prompt_ids
+from raft_tasks.config import Benchmark, Model
 from raft_tasks.evaluation.harness import evaluate
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.params import Benchmark, Model
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example, TrainingPair
 from raft_tasks.training.train import train_model
@@ -23,10 +23,9 @@ TEACHER = "Background reference knowledge: {{ answer }}\nAnswer the question: {{
 METHODS = {
     "sft": tiny.method(),
     "raft": tiny.method(
-        answers="fused", teacher="answer_conditioned", balance="ema",
-        distill=tiny.distill(top_k=32, lambda_max=0.1, rollout_max_new_tokens=12),
+        target="fused", distillation=tiny.distillation(top_k=32, kl_weight_max=0.1, rollout_max_new_tokens=12)
     ),
-}  # fmt: skip
+}
 TRAIN = tiny.train(
     epochs=60, batch_size=2, micro_batch_size=2, learning_rate=1e-2, weight_decay=0.0, max_length=400,
     checkpoint_steps=1000,

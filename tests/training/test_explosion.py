@@ -3,12 +3,12 @@ import math
 
 import pytest
 
-from raft_tasks.params import Explosion
+from raft_tasks.config import LossSpike
 from raft_tasks.training.explosion import FIRST, ExplosionGuard
 
 
 def guard(factor=5.0, steps=3):
-    return ExplosionGuard(Explosion(factor=factor, steps=steps))
+    return ExplosionGuard(LossSpike(factor=factor, steps=steps))
 
 
 def test_only_a_lasting_rise_counts():

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from test_adapters import lora_trainer
 from test_scoring import COMPLETIONS, PROMPTS, small
 from test_trainer import ROLLOUTS
-from tiny import METHODS, distill, save_tiny
+from tiny import METHODS, distillation, save_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raft_tasks.params import Model
+from raft_tasks.config import Model
 from raft_tasks.training.losses import (
     head_logits,
     lean_logits_at,
@@ -130,8 +130,8 @@ def test_no_tensor_of_positions_by_vocabulary_in_a_whole_step(tmp_path, monkeypa
     model = Model(path=str(folder), revision=None, dtype="float32", system=None)
     monkeypatch.setattr("raft_tasks.training.losses.TILE_ELEMENTS", 2 * 4096)  # two positions
     row = METHODS[name]
-    if row.distill is not None:
-        row = row.model_copy(update={"distill": distill(sampler_tolerance=9.0)})
+    if row.distillation is not None:
+        row = row.model_copy(update={"distillation": distillation(sampling_logprob_tolerance=9.0)})
     trainer = lora_trainer(model, tmp_path, row)
     rows = trainer.rows[:4]
     positions = min(sum(len(row.answer) for row in rows), sum(len(rollout.tokens) for rollout in ROLLOUTS))

@@ -16,8 +16,8 @@ from test_trainer import TIMES
 from tiny import ANCHORED, METHODS, REPLAY, TEACHER, pairs, save_anchors, save_tiny, train
 
 from raft_tasks.artifacts import write_json
+from raft_tasks.config import Launch, Model
 from raft_tasks.errors import InputError
-from raft_tasks.params import Launch, Model
 from raft_tasks.training import worker
 from raft_tasks.training.conversations import ConversationError
 from raft_tasks.training.launch import Job, WorkersFailed, check_devices, train_in_processes

@@ -4,11 +4,11 @@ import weakref
 
 import pytest
 import torch
-from tiny import METHODS, TEACHER, distill, pairs, save_tiny, train
+from tiny import METHODS, TEACHER, distillation, pairs, save_tiny, train
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from raft_tasks.params import Adapter, Model
+from raft_tasks.config import Lora, Model
 from raft_tasks.training import memory
 from raft_tasks.training.conversations import Encoded, encode_pairs
 from raft_tasks.training.memory import OutOfMemory, Shape, available_bytes, estimate, settings_that_fit
@@ -54,11 +54,13 @@ def model(tmp_path_factory):
     return Model(path=str(folder), revision=None, dtype="float32", system=None)
 
 
-def method_and_settings(checkpointing=False, adapter=None, micro=4):
+def method_and_settings(checkpointing=False, lora=None, micro=4):
     method = METHODS["raft"].model_copy(
         update={
-            "distill": distill(rollout_max_new_tokens=DRAWN, sampler_tolerance=99.0, probe_steps=100),
-            "adapter": adapter,
+            "distillation": distillation(
+                rollout_max_new_tokens=DRAWN, sampling_logprob_tolerance=99.0, probe_steps=100
+            ),
+            "lora": lora,
         }
     )
     return method, train(max_length=200, micro_batch_size=micro, gradient_checkpointing=checkpointing)
@@ -88,9 +90,9 @@ def make_trainer(model, method, settings, folder):
         {},
         {"checkpointing": True},
         {"micro": 1},
-        {"adapter": Adapter(rank=4, alpha=8, dropout=0.0, targets="all-linear")},
+        {"lora": Lora(rank=4, alpha=8, dropout=0.0, targets="all-linear")},
     ],
-    ids=["plain", "checkpointing", "small micro-batches", "adapter"],
+    ids=["plain", "checkpointing", "small micro-batches", "lora"],
 )
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_the_estimate_is_near_what_a_step_allocates(model, tmp_path, changes):
@@ -121,7 +123,7 @@ def test_changes_are_named_until_it_fits(model):
     assert peak == estimate(shape, rows, method, half).peak < needed.peak
     every = settings_that_fit(0, shape, rows, method, settings)
     assert [text.split(":")[0] for text, _ in every] == [
-        "train.micro_batch_size", "train.micro_batch_size", "train.gradient_checkpointing", "adapter",
+        "train.micro_batch_size", "train.micro_batch_size", "train.gradient_checkpointing", "lora",
     ]  # fmt: skip
     assert [peak for _, peak in every] == sorted((peak for _, peak in every), reverse=True)
 
@@ -130,11 +132,13 @@ def test_rollouts_are_drawn_in_smaller_batches_where_they_are_the_peak(model):
     shape, rows, method, settings = shape_and_rows(model)
     wide = settings.model_copy(update={"batch_size": 4096})
     method = method.model_copy(
-        update={"distill": distill(rollout_max_new_tokens=DRAWN, sampler={"kind": "generate", "batch_size": 512})}
+        update={
+            "distillation": distillation(rollout_max_new_tokens=DRAWN, sampler={"kind": "generate", "batch_size": 512})
+        }
     )
     needed = estimate(shape, rows, method, wide)
     [(text, peak)] = settings_that_fit(needed.peak - 1, shape, rows, method, wide)
-    assert text == "distill.sampler.batch_size: 256"
+    assert text == "distillation.sampler.batch_size: 256"
     assert peak < needed.peak
 
 
@@ -175,7 +179,9 @@ def test_other_errors_are_not_taken_for_it(model, tmp_path, monkeypatch):
 def test_a_teacher_elsewhere_and_shards_need_less(model):
     shape, rows, method, settings = shape_and_rows(model)
     whole = estimate(shape, rows, method, settings)
-    elsewhere = method.model_copy(update={"distill": method.distill.model_copy(update={"teacher_device": "cpu"})})
+    elsewhere = method.model_copy(
+        update={"distillation": method.distillation.model_copy(update={"teacher_device": "cpu"})}
+    )
     assert estimate(shape, rows, elsewhere, settings).teacher == 0
     launch = {"processes": 4, "strategy": "fsdp2"}
     sharded = settings.model_copy(update={"launch": settings.launch.model_copy(update=launch)})

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-import yaml
 from tiny import TEACHER, pairs, save_anchors, train
 
-from raft_tasks.params import Method
+from raft_tasks.config import load_config
 from raft_tasks.training.train import train_model
 
 ROOT = Path(__file__).parents[2]
@@ -16,12 +15,12 @@ def small_rows():
     """(name, row) of all rows; those that then differ in what is taken back alone, or in nothing, once."""
     rows = {}
     for file in ("params.yaml", "profiles/smollm3-3b.yaml"):
-        for name, settings in yaml.safe_load((ROOT / file).read_text())["methods"].items():
-            row = Method.model_validate(settings).model_copy(update={"after": None})
-            if row.distill is not None:
-                sampler = row.distill.sampler.model_copy(update={"batch_size": 4})
+        for name, method in load_config(ROOT / file).methods.items():
+            row = method.model_copy(update={"merge": None})
+            if row.distillation is not None:
+                sampler = row.distillation.sampler.model_copy(update={"batch_size": 4})
                 small = {"top_k": 8, "rollout_max_new_tokens": 4, "sampler": sampler}
-                row = row.model_copy(update={"distill": row.distill.model_copy(update=small)})
+                row = row.model_copy(update={"distillation": row.distillation.model_copy(update=small)})
             if row.replay is not None:
                 row = row.model_copy(update={"replay": row.replay.model_copy(update={"files": ["any"]})})
             if row.anchors is not None:
@@ -39,7 +38,7 @@ def test_every_row_trains(name, row, tiny_model, tiny_folder, tmp_path):
     summary = train_model(rows, tiny_model, row, settings, TEACHER, 0, output, checkpoints, anchors=anchors)
     assert summary["steps"] == 2
     assert summary["distance"]["total"] > 0
-    assert (summary["final"]["l_sft"] is None) == (row.cross_entropy == "none")
-    assert (summary["final"]["l_kl"] is None) == (row.teacher == "none")
+    assert (summary["final"]["l_sft"] is None) == (not row.sft)
+    assert (summary["final"]["l_kl"] is None) == (row.teacher is None)
     assert (summary["final"]["l_replay"] is None) == (row.replay is None)
     assert (summary["final"]["l_anchor"] is None) == (row.anchors is None)

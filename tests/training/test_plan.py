@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from tiny import METHODS, TEACHER, distill, pairs, train
+from tiny import METHODS, TEACHER, distillation, pairs, train
 
 from raft_tasks.training import plan as module
 from raft_tasks.training.plan import plan, report
@@ -36,6 +36,6 @@ def test_a_training_that_does_not_fit_is_not_tried(tiny_model, tmp_path, monkeyp
     assert not result["measured"]
     assert result["would_fit"][0] == "train.micro_batch_size: 2"
     assert "TOO MUCH; change in params.yaml: train.micro_batch_size: 2" in report(result)
-    longer = METHODS["raft"].model_copy(update={"distill": distill(rollout_max_new_tokens=60)})
+    longer = METHODS["raft"].model_copy(update={"distillation": distillation(rollout_max_new_tokens=60)})
     more = plan(pairs(), tiny_model, longer, train(max_length=200), TEACHER, 0, tmp_path)
     assert more["seconds_per_step"] > 1.5 * result["seconds_per_step"]

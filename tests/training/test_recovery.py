@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import save_tiny
 
-from raft_tasks.params import Interpolate, Model, Prune, Ties
+from raft_tasks.config import Interpolate, Model, Prune, Ties
 from raft_tasks.training.recovery import Candidate, Recovery, choose, fapm, ties, trim
 from raft_tasks.training.weights import load_model
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import REPLAY, distill, method, pairs, train
+from tiny import REPLAY, distillation, method, pairs, train
 
 from raft_tasks import fuse
+from raft_tasks.config import Replay
 from raft_tasks.errors import InputError
-from raft_tasks.params import Replay
 from raft_tasks.schemas import TrainingPair
 from raft_tasks.training.batches import replayed_rows
 from raft_tasks.training.train import train_model
@@ -32,7 +32,7 @@ def test_the_gradient_is_that_of_the_weighed_sum(tiny_model, tmp_path, micro):
     """L = L_SFT + lambda L_KL + w L_replay with w = .2 / .8: against raft without replay plus the general row's own."""
     from test_trainer import ROLLOUTS, make_trainer, moved, one_step
 
-    row = method(answers="fused", teacher="answer_conditioned", balance=0.7, distill=distill())
+    row = method(target="fused", distillation=distillation(teacher="answer_conditioned", kl_weight=0.7))
     settings = train(micro_batch_size=micro)
     without = moved(make_trainer(tiny_model, tmp_path, row, settings, ROLLOUTS))
     rows = without.train_dataset[:4]
@@ -103,12 +103,12 @@ def test_the_domains_own_rows_once_more(tiny_model, tmp_path):
     replay = Replay(files="domain", share=0.3333)
     again = list(fuse.replay_pairs(replay, pairs()))
     assert again == [row.model_copy(update={"replay": True}) for row in pairs()]
-    row = method(answers="fused", replay=replay)
+    row = method(target="fused", replay=replay)
     rows = [*pairs(), *again]
     summary = train_model(rows, tiny_model, row, train(), "", 0, tmp_path / "output", tmp_path / "ck")
     assert (summary["rows"], summary["replay_rows"], summary["steps"]) == (12, 12, 6)
 
 
 def test_replay_needs_a_cross_entropy():
-    with pytest.raises(ValueError, match="expected a cross-entropy, of which replay is a share"):
-        method(cross_entropy="none", teacher="plain", balance=1.0, distill=distill(), replay=REPLAY)
+    with pytest.raises(ValueError, match="replay is a share of the cross-entropy"):
+        method(sft=False, distillation=distillation(teacher="plain", kl_weight=1.0), replay=REPLAY)

@@ -14,12 +14,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tiny import METHODS, TEACHER, distill, pairs, train
+from tiny import METHODS, TEACHER, distillation, pairs, train
 from tiny import method as method_row
 from transformers.utils import logging as transformers_logging
 
+from raft_tasks.config import LossSpike
 from raft_tasks.errors import InputError
-from raft_tasks.params import Explosion
 from raft_tasks.training.books import COLUMNS, TrainingDiverged
 from raft_tasks.training.checkpoints import CheckpointError
 from raft_tasks.training.conversations import ConversationError, encode_pairs, end_of_turn
@@ -65,10 +65,12 @@ def numbers(folder):
 
 def make_trainer(model, folder, method, settings, rollouts):
     student, tokenizer = load_model(model, torch.float32)
-    teacher = FrozenCopy(load_model(model, torch.float32)[0]) if method.distill else None
-    limit = method.distill.rollout_max_new_tokens if method.distill else 0
-    if method.distill:  # these rollouts were never sampled
-        method = method.model_copy(update={"distill": method.distill.model_copy(update={"sampler_tolerance": 9.0})})
+    teacher = FrozenCopy(load_model(model, torch.float32)[0]) if method.distillation else None
+    limit = method.distillation.rollout_max_new_tokens if method.distillation else 0
+    if method.distillation:  # these rollouts were never sampled
+        method = method.model_copy(
+            update={"distillation": method.distillation.model_copy(update={"sampling_logprob_tolerance": 9.0})}
+        )
     rows = encode_pairs(pairs(), tokenizer, settings.max_length, teacher_turn(method, TEACHER), limit)
     return RaftTrainer(
         student, teacher, rows, tokenizer, method, settings, training_arguments(settings, len(rows), 0, folder), "f",
@@ -123,7 +125,8 @@ ROLLOUTS = [
 @pytest.mark.parametrize("micro", [4, 2, 1])
 def test_one_step_is_equations_6_to_12(tiny_model, tmp_path, micro, tail):
     method = method_row(
-        answers="fused", teacher="answer_conditioned", balance="ema", distill=distill(tail_bucket=tail, lambda_max=3.0)
+        target="fused",
+        distillation=distillation(tail_bucket=tail, kl_weight_max=3.0),
     )
     trainer = make_trainer(tiny_model, tmp_path, method, train(micro_batch_size=micro), ROLLOUTS)
     rows = trainer.train_dataset[:4]
@@ -180,7 +183,7 @@ def test_one_step_without_a_cross_entropy_is_the_teachers_alone(tiny_model, tmp_
     """on_policy_sdft with balance 2.5: L = 2.5 L_KL, the same L_KL as raft's at the same rollouts."""
     settings = train(micro_batch_size=micro)
     alone = method_row(
-        answers="fused", cross_entropy="none", teacher="answer_conditioned", balance=2.5, distill=distill()
+        target="fused", sft=False, distillation=distillation(teacher="answer_conditioned", kl_weight=2.5)
     )
     trainer = moved(make_trainer(tiny_model, tmp_path, alone, settings, ROLLOUTS))
     rows = trainer.train_dataset[:4]
@@ -188,7 +191,7 @@ def test_one_step_without_a_cross_entropy_is_the_teachers_alone(tiny_model, tmp_
     assert loss == pytest.approx(2.5 * trainer.books.sums["l_kl"])
     both = {}
     for weight in (1.0, 3.5):  # the difference of two trainings with a cross-entropy is 2.5 L_KL
-        row = method_row(answers="fused", teacher="answer_conditioned", balance=weight, distill=distill())
+        row = method_row(target="fused", distillation=distillation(teacher="answer_conditioned", kl_weight=weight))
         other = moved(make_trainer(tiny_model, tmp_path, row, settings, ROLLOUTS))
         both[weight] = one_step(other, rows)[1]
     for name, gradient in gradients.items():
@@ -219,9 +222,9 @@ def test_every_method_trains_and_leaves_a_model_that_loads(tiny_model, tmp_path,
     assert list(table[0]) == COLUMNS
     assert [int(row["step"]) for row in table] == [1, 2, 3, 4, 5, 6]
     assert float(table[-1]["epoch"]) == 2
-    distils, learns = METHODS[method].distill is not None, METHODS[method].cross_entropy != "none"
+    distils, learns = METHODS[method].distillation is not None, METHODS[method].sft
     assert not learns or float(table[-1]["nll"]) < float(table[0]["nll"])
-    plain = METHODS[method].cross_entropy == "plain"
+    plain = METHODS[method].sft and METHODS[method].token_weighting == "none"
     for row in table:
         assert (row["lambda"] != "") == distils
         assert (row["l_sft"] != "") == (row["nll"] != "") == learns
@@ -274,7 +277,7 @@ def test_distillation_pulls_towards_the_teacher(tiny_model, tmp_path):
     """With an overwhelming fixed lambda the student hardly leaves the base; with a tiny one it goes SFT's way."""
     moved = {}
     for weight in (1e-4, 300.0):
-        row = method_row(answers="raw", teacher="plain", balance=weight, distill=distill())
+        row = method_row(distillation=distillation(teacher="plain", kl_weight=weight))
         result = run(tiny_model, tmp_path / str(weight), row, train(epochs=4))
         moved[weight] = result["final"]
         assert result["lambda"]["min"] == result["lambda"]["max"] == weight
@@ -361,7 +364,7 @@ def test_interrupted_at_the_end_of_an_epoch_and_after_the_last_step(tiny_model, 
 def test_dropout_draws_the_same_after_a_resumption(tiny_folder, tmp_path):
     from tiny import save_tiny
 
-    from raft_tasks.params import Model
+    from raft_tasks.config import Model
 
     model = Model(
         path=str(save_tiny(tmp_path / "model", attention_dropout=0.3)), revision=None, dtype="float32", system=None
@@ -391,7 +394,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from tiny import METHODS, TEACHER, pairs, train
-from raft_tasks.params import Model
+from raft_tasks.config import Model
 from raft_tasks.training import trainer
 from raft_tasks.training.train import train_model
 
@@ -481,7 +484,7 @@ def test_rows_that_do_not_fit_stop_before_training(tiny_model, tmp_path):
 def test_max_length_is_also_what_the_model_can_read(tmp_path):
     from tiny import save_tiny
 
-    from raft_tasks.params import Model
+    from raft_tasks.config import Model
 
     model = Model(
         path=str(save_tiny(tmp_path / "m", max_position_embeddings=16)), revision=None, dtype="float32", system=None
@@ -492,8 +495,8 @@ def test_max_length_is_also_what_the_model_can_read(tmp_path):
 
 @pytest.mark.parametrize(("tail", "largest"), [(False, 36), (True, 35)])
 def test_top_k_beyond_the_vocabulary(tiny_model, tmp_path, tail, largest):
-    row = method_row(answers="raw", teacher="plain", balance="ema", distill=distill(top_k=512, tail_bucket=tail))
-    with pytest.raises(InputError, match=f"distill.top_k is 512, expected at most {largest}"):
+    row = method_row(distillation=distillation(top_k=512, tail_bucket=tail, teacher="plain", kl_weight="ema"))
+    with pytest.raises(InputError, match=f"distillation.top_k is 512, expected at most {largest}"):
         run(tiny_model, tmp_path, row)
 
 
@@ -518,7 +521,7 @@ def test_the_end_of_turn_token_is_learned(tiny_model, tmp_path):
 
 
 def with_distill(method, **changes):
-    return METHODS[method].model_copy(update={"distill": distill(**changes)})
+    return METHODS[method].model_copy(update={"distillation": distillation(**changes)})
 
 
 def test_a_buffer_serves_several_steps_and_ends_with_its_epoch(tiny_model, tmp_path):
@@ -603,7 +606,7 @@ def test_a_loss_that_runs_away_stops_and_keeps_the_batch(tiny_model, tmp_path):
     """A learning rate that throws the model far away, to a finite loss."""
     settings = train(
         learning_rate=3.0, warmup_ratio=0.9, epochs=40, max_grad_norm=1e6, checkpoint_steps=1000,
-        explosion=Explosion(factor=3.0, steps=4),
+        loss_spike=LossSpike(factor=3.0, steps=4),
     )  # fmt: skip
     with pytest.raises(TrainingDiverged, match="the loss has been above its bound for 4 steps: it is "):
         run(tiny_model, tmp_path, "sft", settings)
@@ -616,7 +619,7 @@ def test_rollouts_of_stale_weights_are_found_out(tiny_model, tmp_path):
     """The sampler keeps the weights of the start, as a vLLM server would that never reads new ones."""
     method = with_distill("raft")
     trainer = make_trainer(tiny_model, tmp_path, method, train(learning_rate=0.03), [])
-    trainer.distill = method.distill
+    trainer.distillation = method.distillation
     trainer.sampler = GenerateSampler(load_model(tiny_model, torch.float32)[0], [3], 1.0, 6, 64)
     with pytest.raises(StaleRollouts, match=r"step 3: .*sampler \(generate\).* stale weights"):
         trainer.train()

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import distill, tiny_llama
+from tiny import distillation, tiny_llama
 
 from raft_tasks.training.rollouts import GenerateSampler, make_sampler
 from raft_tasks.training.vllm_rollouts import Handover, VllmEngineSampler, VllmError, VllmServerSampler
@@ -223,11 +223,11 @@ def test_the_server_gets_an_adapter_and_forgets_the_one_before(server):
 
 
 def test_a_method_names_the_server(server):
-    """What the trainer makes of `distill.sampler`, for a student with an adapter."""
+    """What the trainer makes of `distillation.sampler`, for a student with an adapter."""
     url = f"http://127.0.0.1:{server.server_address[1]}"
     named = {"kind": "vllm_server", "batch_size": 2, "url": url, "folder": str(server.state.folder)}
     student = lora_student()
-    sampler = make_sampler(distill(sampler=named), student, [END], nullcontext, 64, 0, Path("unused"))
+    sampler = make_sampler(distillation(sampler=named), student, [END], nullcontext, 64, 0, Path("unused"))
     expected = GenerateSampler(student, [END], 1.0, 6, 64)(PROMPTS, SEEDS)
     assert [r.tokens for r in sampler(PROMPTS, SEEDS)] == [r.tokens for r in expected]
     assert server.state.calls[0] == "/v1/load_lora_adapter"

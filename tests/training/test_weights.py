@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny_llama
 
-from raft_tasks.params import Model
+from raft_tasks.config import Model
 from raft_tasks.training.weights import (
     ModelError,
     distance_by,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raft_tasks.artifacts import write_rows
-from raft_tasks.params import Adapter, Distill, Hold, Launch, Method, Model, Replay, Train
+from raft_tasks.config import AnchorLoss, Distillation, Launch, Lora, Method, Model, Replay, Train
 from raft_tasks.schemas import Anchor, TrainingPair
 
 THINGS = ["reactor", "harbour", "motto", "colour"]
@@ -81,47 +81,42 @@ def train(**changes: Any) -> Train:
         "warmup_ratio": 0.1, "max_grad_norm": 1.0, "precision": "float32", "max_length": 64, "too_long": "refuse",
         "checkpoint_steps": 2, "gradient_checkpointing": False, "group_by_length": False,
         "launch": Launch(processes=1, strategy="none"),
-        "explosion": {"factor": 10.0, "steps": 5},
+        "loss_spike": {"factor": 10.0, "steps": 5},
     }  # fmt: skip
     return Train(**(settings | changes))
 
 
-def distill(**changes: Any) -> Distill:
+def distillation(**changes: Any) -> Distillation:
     settings: dict[str, Any] = {
-        "template": "teacher.jinja", "temperature": 1.5, "top_k": 8, "ema_beta": 0.9, "lambda_max": 10.0,
+        "teacher": "answer_conditioned", "kl_weight": "ema", "kl_weight_max": 10.0, "ema_beta": 0.9,
+        "template": "teacher.jinja", "temperature": 1.5, "top_k": 8,
         "tail_bucket": False, "rollout_temperature": 1.0, "rollout_max_new_tokens": 6,
         "sampler": {"kind": "generate", "batch_size": 64}, "rollout_steps": 1, "probe_steps": 2,
-        "sampler_tolerance": 0.05,
+        "sampling_logprob_tolerance": 0.05,
         "teacher_dtype": None, "teacher_device": None, "teacher_adapter": None,
     }  # fmt: skip
-    return Distill(**(settings | changes))
+    return Distillation(**(settings | changes))
 
 
 def method(**changes: Any) -> Method:
     """Plain SFT, but for `changes`."""
-    settings: dict[str, Any] = {
-        "answers": "raw", "cross_entropy": "plain", "teacher": "none", "balance": None, "distill": None,
-        "adapter": None, "replay": None, "anchors": None, "after": None,
-    }  # fmt: skip
-    return Method(**(settings | changes))
+    return Method(**changes)
 
 
-LORA = Adapter(rank=4, alpha=8, dropout=0.0, targets="all-linear")
-ANCHORED = Hold(set="some", loss="kl", batch=3, weight=0.5, weight_max=2.0, logits="stored")
+LORA = Lora(rank=4, alpha=8, dropout=0.0, targets="all-linear")
+ANCHORED = AnchorLoss(set="some", loss="kl", batch=3, weight=0.5, weight_max=2.0, logits="stored")
 REPLAY = Replay(files=["data/replay/*.jsonl"], share=0.2)
 METHODS = {
     "sft": method(),
-    "sdft": method(answers="rewritten"),
-    "fused_sft": method(answers="fused"),
-    "dft": method(cross_entropy="dft"),
-    "eaft": method(cross_entropy="eaft"),
-    "on_policy": method(teacher="plain", balance="ema", distill=distill()),
-    "on_policy_sdft": method(
-        answers="fused", cross_entropy="none", teacher="answer_conditioned", balance=1.0, distill=distill()
-    ),
-    "raft": method(answers="fused", teacher="answer_conditioned", balance="ema", distill=distill()),
-    "sft_lora": method(adapter=LORA),
-    "raft_lora": method(answers="fused", teacher="answer_conditioned", balance="ema", distill=distill(), adapter=LORA),
+    "sdft": method(target="rewrite"),
+    "fused_sft": method(target="fused"),
+    "dft": method(token_weighting="dft"),
+    "eaft": method(token_weighting="eaft"),
+    "on_policy": method(distillation=distillation(teacher="plain")),
+    "on_policy_sdft": method(target="fused", sft=False, distillation=distillation(kl_weight=1.0)),
+    "raft": method(target="fused", distillation=distillation()),
+    "sft_lora": method(lora=LORA),
+    "raft_lora": method(target="fused", distillation=distillation(), lora=LORA),
 }
 
 

@@ -1,0 +1,61 @@
+"""params.yaml in types: every key has a default and a meaning, all faults are reported at once."""
+
+from raft_tasks.config.base import ConfigError, Section, resolved
+from raft_tasks.config.config import Config, load_config, parse_config, read_document
+from raft_tasks.config.data import (
+    Chat,
+    Columns,
+    Domain,
+    Harvest,
+    Hub,
+    Hygiene,
+    Ingest,
+    SplitByColumn,
+    SplitBySource,
+)
+from raft_tasks.config.evaluation import Approval, Benchmark, BenchmarkData, Judge, PromotionGate, Report
+from raft_tasks.config.generation import (
+    AnchorSet,
+    Budget,
+    Checker,
+    ExcludedTasks,
+    Fuse,
+    PromptedCall,
+    Question,
+    Rewrite,
+    Sampling,
+    SemanticFilter,
+    StructuredCall,
+)
+from raft_tasks.config.models import AnyModel, Endpoint, Model
+from raft_tasks.config.service import (
+    Candidate,
+    Chunks,
+    DvcImport,
+    Folder,
+    HubRevision,
+    Pruning,
+    Resources,
+    Retrain,
+    Run,
+    Source,
+)
+from raft_tasks.config.training import (
+    AnchorLoss,
+    CoefficientSearch,
+    ContinuousBatching,
+    Distillation,
+    Generate,
+    Interpolate,
+    Launch,
+    Lora,
+    LossSpike,
+    Merge,
+    Method,
+    Prune,
+    Replay,
+    Ties,
+    Train,
+    Vllm,
+    VllmServer,
+)

@@ -1,0 +1,137 @@
+"""All sections together, and how they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError, model_validator
+
+from raft_tasks.artifacts import read_yaml
+from raft_tasks.config.base import ConfigError, Name, Section, key
+from raft_tasks.config.data import Domain, Harvest, Ingest
+from raft_tasks.config.defaults import catalogue, fill_in
+from raft_tasks.config.evaluation import Benchmark, Judge, PromotionGate, Report
+from raft_tasks.config.faults import explain
+from raft_tasks.config.generation import AnchorSet, Fuse, Question, Rewrite, SemanticFilter
+from raft_tasks.config.models import AnyModel, Endpoint, Model
+from raft_tasks.config.service import Pruning, Resources, Retrain, Run
+from raft_tasks.config.training import CoefficientSearch, Method, Train
+
+
+class Config(Section):
+    """params.yaml, with all defaults."""
+
+    run: Run = key(..., "what the graph is unrolled over")
+    resources: Resources = key(Resources(), "the pipeline's budget; changes no result")
+    models: dict[Name, AnyModel] = key(..., "the models; `base` is the one that is trained, always local")
+    harvest: dict[Name, list[Harvest]] = key({}, "documents of the hub, by domain")
+    domains: dict[Name, Domain] = key(..., "the domains' data")
+    question: Question = key(Question(), "question-answer pairs from documents")
+    ingest: Ingest = key(Ingest(), "which rows are unusable")
+    rewrite: Rewrite = key(Rewrite(), "self-conditioned rewriting (Eq. 1)")
+    semantic_filter: SemanticFilter = key(SemanticFilter(), "the semantic filter (Eqs. 2-3)")
+    fuse: Fuse = key(Fuse(), "answer fusion (Eq. 4)")
+    anchors: dict[Name, AnchorSet] = key({}, "anchor sets, beside the built-in ones")
+    methods: dict[Name, Method] = key({}, "training methods, beside the built-in ones")
+    train: Train = key(Train(), "optimisation")
+    benchmark: Benchmark = key(Benchmark(), "what every model is measured on")
+    judge: Judge = key(Judge(), "the panel of models that judges answers")
+    report: Report = key(Report(), "statistics and samples of the report")
+    gate: PromotionGate = key(PromotionGate(), "what a candidate must keep to go into production")
+    retrain: Retrain = key(Retrain(), "the scheduled service")
+    prune: Pruning = key(Pruning(), "when caches are old")
+
+    @model_validator(mode="before")
+    @classmethod
+    def defaults_that_depend_on_other_keys(cls, document: Any) -> Any:
+        return fill_in(document)
+
+    @model_validator(mode="after")
+    def names_are_known(self) -> Config:
+        built_in = catalogue()["methods"].keys() - set(self.run.methods)
+        rows = {name: row for name, row in self.methods.items() if name not in built_in}
+        wrong = []
+        for where, names, known in (
+            ("run.domains", self.run.domains, self.domains),
+            ("run.harvest", self.run.harvest, self.harvest),
+            ("run.documents", self.run.documents, self.domains),
+            ("run.judged", self.run.judged, self.run.domains),
+            ("run.methods", self.run.methods, self.methods),
+            ("judge.judges", [judge.model for judge in self.judge.judges], self.models),
+            ("question.model", [self.question.model], self.models),
+            ("question.checkers", [checker.model for checker in self.question.checkers], self.models),
+            ("rewrite.model", [self.rewrite.model], self.models),
+            ("fuse.model", [self.fuse.model], self.models),
+            ("fuse.judges", [judge.model for judge in self.fuse.models], self.models),
+            ("models", ["base"], self.models),
+            ("anchors.*.model", [row.model for row in self.anchors.values()], self.models),
+            ("retrain.fetch", list(self.retrain.fetch), self.domains),
+            ("methods.*.anchors.set", [row.anchors.set for row in rows.values() if row.anchors], self.anchors),
+        ):
+            wrong += [f"{where}: got {name!r}, expected one of {sorted(known)}" for name in names if name not in known]
+        wrong += [*self._wrong_roles(), *self._empty_searches(rows)]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    def _wrong_roles(self) -> list[str]:
+        wrong = []
+        if isinstance(self.models.get("base"), Endpoint):
+            wrong.append("models.base: got an endpoint, expected a local model: its weights are trained")
+        for name, row in self.anchors.items():
+            if row.model != "base" and isinstance(self.models.get(row.model), Model):
+                wrong.append(f"anchors.{name}.model: got the local model {row.model!r}, expected base, or an endpoint")
+        for name in {"base", "champion"} & set(self.methods):
+            wrong.append(
+                f"methods.{name}: the name is taken by the untouched model or the one in production; rename it"
+            )
+        for name, source in self.retrain.fetch.items():
+            if source.kind == "hub" and name in self.domains and self.domains[name].hub is None:
+                wrong.append(f"retrain.fetch.{name}: got kind hub, but domains.{name}.hub is null")
+        return wrong
+
+    def _empty_searches(self, rows: dict[str, Method]) -> list[str]:
+        searches = {f"methods.{name}.merge": row.merge for name, row in rows.items()} | {
+            "gate.recover": self.gate.recover
+        }
+        return [
+            f"{where}.tasks: got none, expected lm-eval tasks there or in benchmark.validation_tasks"
+            for where, search in searches.items()
+            if isinstance(search, CoefficientSearch) and not search.tasks
+        ]
+
+    @property
+    def base(self) -> Model:
+        """The model that is trained."""
+        model = self.models["base"]
+        assert isinstance(model, Model)  # checked above
+        return model
+
+
+def load_config(path: Path = Path("params.yaml")) -> Config:
+    """Read and check `path`.
+
+    Raises:
+        ConfigError: naming every key that is wrong, what was expected, what came, and the new name of an old key.
+    """
+    return parse_config(read_document(path), str(path))
+
+
+def read_document(path: Path = Path("params.yaml")) -> Any:
+    """What stands in `path`, without defaults. ConfigError if it is not there or not YAML."""
+    try:
+        return read_yaml(path)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path} is not there; run from the project's folder, or make one with `raft init`"
+        ) from error
+
+
+def parse_config(document: Any, name: str = "params.yaml") -> Config:
+    """Check a document; `name` is what messages call it. Raises ConfigError as `load_config` does."""
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        problems = explain(Config, error)
+        raise ConfigError(f"{name} has {len(problems)} problem(s):\n" + "\n".join(problems)) from error

@@ -1,0 +1,249 @@
+"""Training methods, and the settings that all of them share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
+
+from raft_tasks.config.base import Name, Section, Share, key, kind_or
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Generate(Section):
+    """transformers' generate: rows in batches of like length, each with its own random stream."""
+
+    kind: Literal["generate"] = key("generate", "transformers' generate")
+    batch_size: PositiveInt = key(16, "rows generated together")
+
+
+class ContinuousBatching(Section):
+    """transformers' continuous batching: a finished row makes room for the next."""
+
+    kind: Literal["continuous_batching"] = key(..., "transformers' continuous batching")
+    batch_size: PositiveInt = key(16, "rows in flight")
+
+
+class Vllm(Section):
+    """vLLM in the training's process, on the same GPU."""
+
+    kind: Literal["vllm"] = key(..., "vLLM in the training's process")
+    gpu_memory: Annotated[float, Field(gt=0, lt=1)] = key(0.3, "share of GPU memory for vLLM's weights and cache")
+
+
+class VllmServer(Section):
+    """vLLM as a server that sees the same files."""
+
+    kind: Literal["vllm_server"] = key(..., "a vLLM server that sees the same files")
+    batch_size: PositiveInt = key(16, "requests in flight")
+    url: str = key(..., "address of the server")
+    folder: str = key(..., "folder through which weights or adapters are passed")
+
+
+Sampler = Annotated[
+    Annotated[Generate, Tag("generate")]
+    | Annotated[ContinuousBatching, Tag("continuous_batching")]
+    | Annotated[Vllm, Tag("vllm")]
+    | Annotated[VllmServer, Tag("vllm_server")],
+    Discriminator(kind_or("generate")),
+]
+
+
+class Distillation(Section):
+    """On-policy distillation from the frozen base model (Eqs. 6-12)."""
+
+    teacher: Literal["plain", "answer_conditioned"] = key(
+        "answer_conditioned", "what the teacher sees: the question, or the answer too (Eq. 7)"
+    )
+    kl_weight: Literal["ema"] | PositiveFloat = key("ema", "lambda: ema balances the two losses; a number is fixed")
+    kl_weight_max: PositiveFloat = key(10.0, "bound on lambda under ema")
+    ema_beta: Annotated[float, Field(ge=0, lt=1)] = key(0.9, "beta of the moving averages")
+    template: str = key("teacher.jinja", "prompt template of the answer-conditioned teacher")
+    temperature: PositiveFloat = key(1.5, "T, of both softmaxes (Eq. 8)")
+    top_k: PositiveInt = key(512, "K, the teacher's most likely tokens that are compared (Eq. 9)")
+    tail_bucket: bool = key(False, "true: a further class holds the probability outside the top K")
+    rollout_temperature: PositiveFloat = key(1.0, "sampling temperature of the rollouts (Eq. 6)")
+    rollout_max_new_tokens: PositiveInt = key(512, "tokens of a rollout, at most")
+    sampler: Sampler = key(Generate(), "what samples the rollouts")
+    rollout_steps: PositiveInt = key(1, "optimiser steps per sampling; 1 is the paper, more trades freshness for speed")
+    probe_steps: PositiveInt = key(25, "steps between measurements of the KL to the base and of the sampler's accuracy")
+    sampling_logprob_tolerance: PositiveFloat = key(
+        0.1, "mean difference in log-probability, sampler against trainer, at which training stops"
+    )
+    teacher_dtype: Dtype | None = key(None, "number format of the frozen copy; null: models.base.dtype")
+    teacher_device: str | None = key(None, "device of the frozen copy, such as cuda:1; null: the student's")
+    teacher_adapter: str | None = key(None, "folder of a LoRA adapter that stays on in the teacher")
+
+
+class Lora(Section):
+    """Low-rank matrices beside frozen weights."""
+
+    rank: PositiveInt = key(16, "rank of the matrices")
+    alpha: PositiveInt = key(32, "the update is scaled by alpha / rank")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = key(0.05, "dropout on the adapters' inputs")
+    targets: Literal["all-linear"] | list[str] = key("all-linear", "names of the linear layers that get an adapter")
+
+
+class Replay(Section):
+    """General rows learned beside the domain's, by cross-entropy."""
+
+    files: Literal["domain"] | Annotated[list[str], Field(min_length=1)] = key(
+        ["data/replay/*.jsonl"], "JSON lines with id, question, answer in data/replay; domain: the domain's rows again"
+    )
+    share: Annotated[float, Field(gt=0, lt=1)] = key(0.2, "share of a step's rows, and of its cross-entropy")
+
+
+class AnchorLoss(Section):
+    """Regularisation towards the base model on a set of anchors: the term w L_anchor."""
+
+    set: Name = key("generated", "a name of `anchors`")
+    loss: Literal["kl", "ce"] = key("kl", "KL to the base's distribution, or cross-entropy of the answers it sampled")
+    batch: PositiveInt = key(8, "anchors per optimiser step")
+    weight: Literal["ema"] | PositiveFloat = key(1.0, "w; ema balances L_anchor against L_SFT")
+    weight_max: PositiveFloat = key(3.0, "bound on w under ema: L_anchor starts at 0")
+    logits: Literal["stored", "teacher"] = key("stored", "the base's logits: from the set, or from the teacher")
+
+
+class Prune(Section):
+    """FAPM (arXiv:2509.08255): only the best-scored share of each tensor's change stays."""
+
+    kind: Literal["prune"] = key(..., "prune by FAPM's score")
+    keep: Annotated[float, Field(gt=0, lt=1)] = key(0.1, "share of each tensor's change that stays")
+
+
+class CoefficientSearch(Section):
+    """How much of the change stays: chosen on validation items, domain first; 1 is always among the candidates."""
+
+    coefficients: list[Share] = key([0.2, 0.4, 0.6, 0.8, 1.0], "candidates", min_length=1)
+    tasks: list[str] = key([], "lm-eval tasks of the general score; default: benchmark.validation_tasks")
+    general_loss: Share = key(0.02, "accuracy that the general score may lose against the base")
+
+
+class Interpolate(CoefficientSearch):
+    """Between the base and the trained weights (WiSE-FT, arXiv:2109.01903)."""
+
+    kind: Literal["interpolate"] = key("interpolate", "interpolate with the base")
+
+
+class Ties(CoefficientSearch):
+    """As interpolate, of each tensor's largest changes only (arXiv:2306.01708)."""
+
+    kind: Literal["ties"] = key(..., "TIES")
+    keep: Annotated[float, Field(gt=0, le=1)] = key(0.2, "share of each tensor's change that the trim leaves")
+
+
+Merge = Annotated[
+    Annotated[Prune, Tag("prune")] | Annotated[Interpolate, Tag("interpolate")] | Annotated[Ties, Tag("ties")],
+    Discriminator(kind_or("interpolate")),
+]
+
+
+class Method(Section):
+    """A training method. `extends: NAME` starts from another row."""
+
+    target: Literal["reference", "rewrite", "fused"] = key("reference", "the answer that is learned")
+    sft: bool = key(True, "cross-entropy on the target; false: the teacher alone teaches")
+    token_weighting: Literal["none", "dft", "eaft"] = key(
+        "none", "weights of the cross-entropy's tokens: DFT (arXiv:2508.05629), EAFT (arXiv:2601.02151)"
+    )
+    distillation: Distillation | None = key(None, "on-policy distillation")
+    lora: Lora | None = key(None, "adapters; null: full fine-tuning")
+    replay: Replay | None = key(None, "general rows of yours")
+    anchors: AnchorLoss | None = key(None, "regularisation towards the base on anchors")
+    merge: Merge | None = key(None, "what of the change stays after training; null: all of it")
+
+    @property
+    def teacher(self) -> str | None:
+        """What the teacher sees; None without distillation."""
+        return self.distillation.teacher if self.distillation else None
+
+    @model_validator(mode="after")
+    def something_is_learned(self) -> Method:
+        if not self.sft and (self.distillation is None or self.distillation.kl_weight == "ema"):
+            got = "no distillation" if self.distillation is None else "distillation.kl_weight 'ema'"
+            raise ValueError(
+                f"sft false with {got}: expected a number as distillation.kl_weight (nothing else is learned, and ema "
+                "would weigh it against a cross-entropy)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def terms_beside_a_cross_entropy(self) -> Method:
+        if not self.sft and self.token_weighting != "none":
+            raise ValueError(f"token_weighting {self.token_weighting!r} with sft false: expected none, or sft true")
+        if not self.sft and self.replay:
+            raise ValueError("replay with sft false: expected sft true: replay is a share of the cross-entropy")
+        if not self.sft and self.anchors and self.anchors.weight == "ema":
+            raise ValueError("anchors.weight 'ema' with sft false: expected a number, or sft true")
+        return self
+
+    @model_validator(mode="after")
+    def a_teacher_without_copy_has_no_place(self) -> Method:
+        if self.lora and self.distillation and (self.distillation.teacher_dtype or self.distillation.teacher_device):
+            raise ValueError(
+                "teacher_dtype and teacher_device place the frozen copy of full fine-tuning; with lora the teacher is "
+                "the student's own weights, so both must be null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def anchors_have_logits(self) -> Method:
+        if self.anchors and self.anchors.logits == "teacher" and self.distillation is None:
+            raise ValueError("anchors.logits 'teacher' without distillation: expected 'stored', or distillation")
+        return self
+
+
+class Launch(Section):
+    """Over how many processes a training is spread, and how."""
+
+    processes: PositiveInt = key(1, "processes, one per GPU")
+    strategy: Literal["none", "ddp", "fsdp2"] = key("none", "none with one process; else ddp or fsdp2")
+
+    @model_validator(mode="after")
+    def a_strategy_is_for_several(self) -> Launch:
+        if (self.processes == 1) != (self.strategy == "none"):
+            raise ValueError(
+                f"{self.processes} process(es) with strategy {self.strategy!r}: expected ddp or fsdp2 exactly where "
+                "there is more than one process"
+            )
+        return self
+
+
+class LossSpike(Section):
+    """When training stops because its loss has run away."""
+
+    factor: Annotated[float, Field(gt=1)] = key(10.0, "multiple of the running median, and of the loss at the start")
+    steps: PositiveInt = key(5, "steps in a row above it")
+
+
+class Train(Section):
+    """Optimisation; the defaults are the paper's."""
+
+    epochs: PositiveInt = key(3, "passes over the rows")
+    batch_size: PositiveInt = key(16, "rows per optimiser step")
+    micro_batch_size: PositiveInt = key(2, "rows per forward pass")
+    learning_rate: PositiveFloat = key(5e-6, "peak learning rate")
+    weight_decay: Annotated[float, Field(ge=0)] = key(0.01, "AdamW's weight decay")
+    warmup_ratio: Share = key(0.05, "share of the steps with rising rate, then cosine to zero")
+    max_grad_norm: PositiveFloat = key(1.0, "gradient clipping")
+    precision: Dtype = key("bfloat16", "float32, or bfloat16 autocast")
+    max_length: PositiveInt = key(4096, "tokens of the longest sequence, the teacher's prompt included")
+    too_long: Literal["refuse", "cut"] = key("refuse", "refuse: stop before training; cut: shorten the answer's tail")
+    checkpoint_steps: PositiveInt = key(50, "steps between checkpoints")
+    gradient_checkpointing: bool = key(True, "recompute activations in the backward pass: less memory, more time")
+    group_by_length: bool = key(False, "rows of like length share a step: less padding")
+    launch: Launch = key(Launch(), "processes")
+    loss_spike: LossSpike = key(LossSpike(), "when a run-away loss stops the training")
+
+    @model_validator(mode="after")
+    def micro_batches_fill_the_batch(self) -> Train:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        if self.batch_size < self.launch.processes:
+            raise ValueError(
+                f"batch_size {self.batch_size} leaves some of {self.launch.processes} processes without a row"
+            )
+        return self
