@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## the whole pipeline on the embedded pocket world, then its results (minutes; again: seconds)
-	@$(BIN)/python -m flows.pipeline
+	@$(BIN)/raft run
 
 test: $(STAMP)  ## the tests
 	@$(BIN)/python -m pytest -n auto --dist loadfile
@@ -35,13 +35,13 @@ smoke: $(STAMP)  ## a short real run of the pipeline, from scratch, in a tempora
 	@$(BIN)/python tests/smoke.py
 
 ui: $(STAMP)  ## Prefect's page on http://127.0.0.1:4200; pipelines started meanwhile use it
-	@$(BIN)/python -m flows.server
+	@$(BIN)/raft ui
 
 deploy: $(STAMP)  ## record the deployments of prefect.yaml on that server: pipeline, and retrain on its schedule
-	@$(BIN)/python -m flows.deploy
+	@$(BIN)/raft deploy
 
 worker: $(STAMP)  ## execute the deployments' runs until interrupted
-	@$(BIN)/python -m flows.deploy worker
+	@$(BIN)/raft worker
 
 backbone: $(STAMP)  ## train the embedded model anew and record it in dvc.lock (about 13 minutes on one core)
 	@$(BIN)/python -m pocket_world.backbone

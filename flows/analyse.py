@@ -3,7 +3,6 @@
 from prefect import flow
 
 from flows import paths
-from flows.stage import main
 from raft_tasks.analyse import analyse_model
 from raft_tasks.artifacts import read_rows, write_json
 from raft_tasks.config import load_config
@@ -26,7 +25,3 @@ def analyse(domain: str, method: str, seed: int) -> None:
         config.benchmark.batch_size,
     )
     write_json(paths.analysis(domain, method, seed), result)
-
-
-if __name__ == "__main__":
-    main(analyse, str, str, int)

@@ -4,7 +4,6 @@ from prefect import flow
 
 from flows import paths
 from flows.rows import WITHOUT_LIMIT, open_pool, through
-from flows.stage import main
 from raft_tasks.anchors import answer_chunk, generate_chunk, held_out_texts, identity_of, measured_texts, write_set
 from raft_tasks.artifacts import atomic_folder, read_rows, write_json
 from raft_tasks.config import load_config
@@ -49,7 +48,3 @@ def anchors() -> None:
                 print(f"anchors: WARNING, {name}: {statistics.warning}", flush=True)
         for name, method in methods.items():
             write_json(folder / "methods" / f"{name}.json", identity_of(folder / "sets", method))
-
-
-if __name__ == "__main__":
-    main(anchors)

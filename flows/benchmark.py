@@ -6,7 +6,7 @@ Of a training it is what the method leaves of it: first is chosen, on validation
 from prefect import flow
 
 from flows import paths
-from flows.stage import Progress, main
+from flows.stage import Progress
 from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.benchmark import benchmark_model
 from raft_tasks.config import load_config
@@ -40,7 +40,3 @@ def benchmark(domain: str, method: str | None = None, seed: int | None = None) -
     folder = paths.benchmark(domain, method, seed)
     write_rows(folder / "items.jsonl", items)
     write_json(folder / "scores.json", scores)
-
-
-if __name__ == "__main__":
-    main(benchmark, str, str, int)

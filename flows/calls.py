@@ -1,18 +1,10 @@
-"""The response cache from the command line: what models answered, how much room it takes, and how to forget some of it.
+"""The response cache: what models answered, how much room it takes, and how to forget some of it (`raft cache`).
 
-    python -m flows.calls                             what is in it: by role, model and day; the last runs
-    python -m flows.calls prune --older-than 30       days
-    python -m flows.calls prune --role judge          of this role; rewrite, fuse, judge, question, check, ...
-    python -m flows.calls prune --failed              answers that were empty, refused or filtered
-    python -m flows.calls prune --to-megabytes 500    the oldest, until the rest fits
-
-Conditions add up: `prune --role judge --older-than 7` forgets what is both. What is forgotten is asked again when a
-stage needs it; artifacts are left as they are.
+What is forgotten is asked again when a stage needs it; artifacts are left as they are.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -27,9 +19,22 @@ from raft_tasks.generation.response_cache import COUNTS, ResponseCache
 
 LAST_RUNS = 10
 MEGABYTE = 10**6
+DAY = 86400
 
 
-def show(store: ResponseCache, console: Console) -> None:
+def open_cache() -> ResponseCache:
+    """
+    Raises:
+        InputError: there is no cache yet, or it is damaged.
+    """
+    if not paths.RESPONSES.exists():
+        raise InputError(f"{paths.RESPONSES} is not there: no stage has made a call yet in this folder")
+    return ResponseCache(paths.RESPONSES)
+
+
+def show() -> None:
+    """Print what the cache holds by role, model and day, and the last runs."""
+    store, console = open_cache(), Console(width=None if sys.stdout.isatty() else 140)
     console.print(f"{store.path}: {store.size() / MEGABYTE:.1f} MB")
     for by in ("role", "model", "day"):
         columns = [by, "calls", "failed", "tokens in", "tokens out", "cost", "bytes"]
@@ -48,40 +53,20 @@ def _print(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Any
     console.print(table)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """
+def prune(older_than: float | None, role: str | None, failed: bool, to_megabytes: float | None) -> None:
+    """Forget the calls that meet all conditions: older than so many days, of a role, failed; or the oldest ones.
+
     Raises:
-        InputError: there is no store yet, or it is damaged.
+        InputError: no condition, there is no cache yet, or it is damaged.
     """
-    parser = argparse.ArgumentParser(prog="python -m flows.calls", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command")
-    prune = commands.add_parser("prune", help="forget calls; at least one condition")
-    prune.add_argument("--older-than", type=float, metavar="DAYS")
-    prune.add_argument("--role")
-    prune.add_argument("--failed", action="store_true")
-    prune.add_argument("--to-megabytes", type=float)
-    given = parser.parse_args(arguments)
-    conditions = {name: value for name, value in vars(given).items() if name != "command"}
-    if given.command and all(value in (None, False) for value in conditions.values()):
-        prune.error("nothing said about what to forget")
-    if not paths.RESPONSES.exists():
-        raise InputError(f"{paths.RESPONSES} is not there: no stage has made a call yet in this folder")
-    store = ResponseCache(paths.RESPONSES)
-    if given.command is None:
-        show(store, Console(width=None if sys.stdout.isatty() else 140))
-        return
+    if older_than is role is to_megabytes is None and not failed:
+        raise InputError("no condition given; `raft cache prune --help` lists them")
+    store = open_cache()
     before = store.size()
     gone = store.prune(
-        older_than=None if given.older_than is None else given.older_than * 86400,
-        role=given.role,
-        failed=given.failed,
-        to_bytes=None if given.to_megabytes is None else int(given.to_megabytes * MEGABYTE),
+        older_than=None if older_than is None else older_than * DAY,
+        role=role,
+        failed=failed,
+        to_bytes=None if to_megabytes is None else int(to_megabytes * MEGABYTE),
     )
     print(f"{gone} calls forgotten; {store.path}: {before / MEGABYTE:.1f} -> {store.size() / MEGABYTE:.1f} MB")
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")

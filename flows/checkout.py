@@ -21,14 +21,14 @@ from dvc.repo import Repo
 
 from raft_tasks.artifacts import atomic_folder
 from raft_tasks.config import Retrain
-from raft_tasks.errors import InputError
+from raft_tasks.errors import InputError, OperationalError
 
 ORPHAN_SECONDS = 60.0  # for the processes of a killed run to end
 SERVICE = {"user.name": "RAFT Refinery", "user.email": "retrain@localhost", "merge.ours.driver": "true"}
 TAGS = "+refs/tags/*:refs/tags/*"
 
 
-class GitFailed(RuntimeError):
+class GitFailed(OperationalError):
     """git ended with an error, which the message holds; a remote that is away is one."""
 
 

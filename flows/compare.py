@@ -1,8 +1,8 @@
 """Compare any models outside the pipeline: one command, the report's statistics and tables.
 
-    python -m flows.compare base=models/pocket-base mine=path/to/model theirs=owner/name@revision
-    python -m flows.compare base=models/pocket-base sft=git:HEAD:sft-0 sft=git:HEAD:sft-1 \\
-        raft=git:clear-mole:raft-0 raft=git:clear-mole:raft-1 --domain archive --tasks pocket_recall
+    raft compare base=models/pocket-base mine=path/to/model theirs=owner/name@revision
+    raft compare base=models/pocket-base sft=git:HEAD:sft-0 sft=git:HEAD:sft-1 \\
+        raft=git:clear-mole:raft-0 raft=git:clear-mole:raft-1 --domain registry --tasks pocket_recall
 
 One model is called base: the others are held against it. A name that comes again is another training seed of the same;
 every name but base comes equally often. A model called sft is plain fine-tuning: changes are counted against it too,
@@ -15,9 +15,7 @@ Writes report.html, report.md, metrics.json, every answer (items/) and every vot
 
 from __future__ import annotations
 
-import argparse
 import shlex
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +34,8 @@ from raft_tasks.reporting.report import Origin
 from raft_tasks.reporting.side_by_side import Answers, measure_side_by_side, write_side_by_side
 from raft_tasks.reporting.study import BASE, Benchmarked, Run
 from raft_tasks.schemas import Example, ItemResult, Judged
+
+NO_TASKS = "none"  # only the domain's questions
 
 
 def compare(models: dict[str, list[str]], domains: list[str], tasks: list[str], output: Path, again: str) -> None:
@@ -152,30 +152,17 @@ def named(arguments: Sequence[str]) -> dict[str, list[str]]:
     return {BASE: models.pop(BASE), **models}
 
 
-def main(arguments: Sequence[str]) -> None:
-    """
+def compare_models(models: list[str], domains: list[str] | None, tasks: str | None, output: Path) -> None:
+    """`raft compare`: compare NAME=MODEL... and print the report.
+
     Raises:
         InputError: as `compare` and `named`.
     """
     config = load_config()
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("models", nargs="+", metavar="NAME=WHAT")
-    parser.add_argument("--domain", action="append", help="whose held-out questions; may come again; else run.domains")
-    parser.add_argument("--tasks", nargs="*", help="general lm-eval tasks; else benchmark.tasks")
-    parser.add_argument("--output", type=Path, default=paths.REPORTS / "comparison", help="folder; %(default)s")
-    given = parser.parse_args(arguments)
-    again = shlex.join(["python", "-m", "flows.compare", *arguments])
-    tasks = config.benchmark.tasks if given.tasks is None else given.tasks
-    compare(named(given.models), given.domain or config.run.domains, tasks, given.output, again)
-    print((given.output / "report.md").read_text(encoding="utf-8"))
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: compare: {error}")
+    options = [("--domain", domain) for domain in domains or []]
+    options += [("--tasks", tasks)] if tasks is not None else []
+    options.append(("--output", str(output)))
+    again = shlex.join(["raft", "compare", *models, *(part for option in options for part in option)])
+    asked = config.benchmark.tasks if tasks is None else [] if tasks == NO_TASKS else tasks.split(",")
+    compare(named(models), domains or config.run.domains, asked, output, again)
+    print((output / "report.md").read_text(encoding="utf-8"))

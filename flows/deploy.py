@@ -1,9 +1,6 @@
 """Record the deployments of prefect.yaml on a Prefect server, or work for them.
 
-    python -m flows.deploy            makes the process work pool `raft` and records the deployments (`make deploy`)
-    python -m flows.deploy worker     executes their runs until it is interrupted (`make worker`)
-
-The server is PREFECT_API_URL, or the one of `make ui` on this machine. Two automations come with the deployments:
+The server is PREFECT_API_URL, or the one of `raft ui` on this machine. Two automations come with the deployments:
 
     a run that no longer answers is crashed     a machine that lost its power tells nobody; without this, the run would
                                                 count as running for ever, and the next one wait for it
@@ -21,6 +18,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from flows.environment import answering_server
+from raft_tasks.errors import OperationalError
 
 if TYPE_CHECKING:
     from prefect.automations import Automation
@@ -31,10 +29,16 @@ AGAIN_SECONDS = 60  # after a crash
 
 
 def server() -> str:
-    """The API's URL; ends this process with what to do where none answers."""
+    """The API's URL.
+
+    Raises:
+        OperationalError: none answers on this machine.
+    """
     url = os.environ.get("PREFECT_API_URL") or answering_server()
     if url is None:
-        sys.exit("error: no Prefect server answers on this machine; start one with `make ui`, or set PREFECT_API_URL")
+        raise OperationalError(
+            "no Prefect server answers on this machine; start one with `raft ui`, or set PREFECT_API_URL"
+        )
     return url
 
 
@@ -55,10 +59,14 @@ def prefect(*arguments: str) -> list[str]:
 
 
 def run(*arguments: str) -> None:
-    """Run Prefect's own command; this process ends with it where it fails."""
+    """Run Prefect's own command, whose output is shown.
+
+    Raises:
+        OperationalError: it failed.
+    """
     done = subprocess.run(prefect(*arguments), env=environment())
     if done.returncode:
-        sys.exit(done.returncode)
+        raise OperationalError(f"prefect {' '.join(arguments)} ended with code {done.returncode}")
 
 
 def automations(retrain: UUID) -> list[Automation]:
@@ -128,17 +136,14 @@ def record_automations() -> None:
             made.create()
 
 
-def main() -> None:
-    if sys.argv[1:] not in ([], ["worker"]):
-        sys.exit(f"error: deploy takes `worker` or nothing, got {sys.argv[1:]}")
-    if sys.argv[1:]:
-        # One process, not two: whoever stops or waits for this one, stops or waits for the worker.
-        worker = prefect("worker", "start", "--pool", POOL, "--type", "process", "--limit", "1")
-        os.execve(worker[0], worker, environment())
+def record_deployments() -> None:
+    """Make the work pool, record the deployments of prefect.yaml and the automations: `raft deploy`."""
     run("work-pool", "create", POOL, "--type", "process", "--overwrite")
     run("deploy", "--all", "--prefect-file", "prefect.yaml")
     record_automations()
 
 
-if __name__ == "__main__":
-    main()
+def work() -> None:
+    """Become a worker: one process, so that whoever stops or waits for this one, stops or waits for the worker."""
+    worker = prefect("worker", "start", "--pool", POOL, "--type", "process", "--limit", "1")
+    os.execve(worker[0], worker, environment())

@@ -7,7 +7,6 @@ from prefect import flow
 
 from flows import paths
 from flows.rows import few_failed, open_pool, through
-from flows.stage import main
 from raft_tasks.artifacts import atomic_folder, count_rows, iter_rows, read_rows, write_json, write_rows
 from raft_tasks.config import load_config
 from raft_tasks.fuse import failure, fuse_chunk, judge_labels, replay_pairs, summarize_judging, training_pairs
@@ -51,7 +50,3 @@ def fuse(domain: str) -> None:
             pairs, domain_pairs = (training_pairs(iter_rows(fused_file, Fused), method) for _ in range(2))
             replayed = replay_pairs(method.replay, domain_pairs) if method.replay else ()
             write_rows(folder / f"{name}.{config.run.rows}", chain(pairs, replayed))
-
-
-if __name__ == "__main__":
-    main(fuse, str)

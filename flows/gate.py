@@ -1,6 +1,6 @@
 """The gate of a finished pipeline: judge the candidate, try recovery on a near miss, release what passed.
 
-python -m flows.gate DOMAIN        prints the verdict on the candidate of retrain.candidate; releases nothing
+`raft gate DOMAIN` only prints the verdict.
 """
 
 from dataclasses import replace
@@ -14,11 +14,11 @@ from prefect.input import RunInput
 
 from flows import paths
 from flows.judge import judge_more
-from flows.stage import Progress, main
+from flows.stage import Progress
 from raft_tasks.artifacts import iter_rows, read_rows, write_json, write_rows
 from raft_tasks.benchmark import benchmark_model
 from raft_tasks.config import Config, Interpolate, Model, load_config
-from raft_tasks.errors import InputError
+from raft_tasks.errors import InputError, OperationalError
 from raft_tasks.evaluation.gate import Measured, Verdict, judge
 from raft_tasks.evaluation.verdicts import with_verdicts
 from raft_tasks.gate import fidelity_rate, measured, recover_candidate, release, size_and_latency
@@ -54,7 +54,7 @@ class Approval(RunInput):
     name: str
 
 
-class Unanswered(RuntimeError):
+class Unanswered(OperationalError):
     """Nobody said whether a candidate may go into production."""
 
 
@@ -175,7 +175,3 @@ def gate(domain: str) -> None:
     if domain not in config.run.domains:
         raise InputError(f"got domain {domain!r}, expected one of run.domains: {config.run.domains}")
     print(judged(config, domain)[0].markdown(), flush=True)
-
-
-if __name__ == "__main__":
-    main(gate, str)

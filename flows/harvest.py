@@ -3,7 +3,6 @@
 from prefect import flow
 
 from flows import paths
-from flows.stage import main
 from raft_tasks.artifacts import atomic_file, write_shard
 from raft_tasks.config import load_config
 from raft_tasks.harvest import harvest_documents
@@ -16,7 +15,3 @@ def harvest(domain: str) -> None:
     with atomic_file(paths.harvested(domain)) as path:
         write_shard(path, [row.model_dump_json() for row in found], Harvested)
     print(f"harvest@{domain}: {len(found)} documents", flush=True)
-
-
-if __name__ == "__main__":
-    main(harvest, str)

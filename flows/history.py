@@ -1,23 +1,19 @@
 """The history of all retrainings: who won, by how much, at what cost.
 
-    python -m flows.history            writes reports/history.html and reports/history.md
-
 Reads the repository that keeps the service's branch and tags (`retrain.remote` in params.yaml, else this one): the
 commits of the branch with their verdicts (releases/<domain>.json) and costs (trailers), and the registry's tags.
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flows import paths
-from flows.checkout import TAGS, GitFailed, git, origin
+from flows.checkout import TAGS, git, origin
 from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
 from raft_tasks.registry import RELEASES, Promotion, promotions
-from raft_tasks.reporting.history import Event, write_history
+from raft_tasks.reporting.history import Event
 
 FIELD = "\x1f"
 COSTS = ("New-rows", "Questions", "Duration")
@@ -75,17 +71,3 @@ def _roll_backs(domain: str, made: Sequence[Promotion]) -> list[Event]:
         for place, one in enumerate(made)
         if one.version in [earlier.version for earlier in made[:place]]
     ]
-
-
-def main() -> None:
-    if len(sys.argv) > 1:
-        sys.exit(f"error: history takes nothing, got {sys.argv[1:]}")
-    try:
-        write_history(history(Path()), paths.REPORTS)
-    except (InputError, GitFailed) as error:
-        sys.exit(f"error: {error}")
-    print(paths.REPORTS / "history.html")
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,6 @@ from typing import Any, get_args
 from prefect import flow
 
 from flows import paths
-from flows.stage import main
 from raft_tasks.artifacts import atomic_folder, iter_rows, row_writer, write_json, write_rows
 from raft_tasks.config import load_config
 from raft_tasks.ingest import ingest_domain
@@ -51,7 +50,3 @@ def ingest(domain: str) -> None:
     }
     write_json(paths.ingest_summary(domain), summary)
     print(f"ingest@{domain}: {summary}", flush=True)
-
-
-if __name__ == "__main__":
-    main(ingest, str)

@@ -9,7 +9,6 @@ from prefect import flow
 
 from flows import paths
 from flows.rows import few_failed, open_pool, through
-from flows.stage import main
 from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.config import Config, load_config
 from raft_tasks.errors import InputError
@@ -71,7 +70,3 @@ def judge_more(label: str, model: str, items: list[ItemResult], votes: list[Judg
 
 def _open_panel(config: Config) -> ModelPool:
     return open_pool("judge", config.judge.budget, config, [judge.model for judge in config.judge.judges])
-
-
-if __name__ == "__main__":
-    main(judge, str)

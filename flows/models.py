@@ -8,7 +8,6 @@ from pathlib import Path
 from prefect import flow
 
 from flows import paths
-from flows.stage import main
 from raft_tasks.artifacts import atomic_folder, write_json
 from raft_tasks.config import load_config
 from raft_tasks.models import identify
@@ -24,7 +23,3 @@ def models() -> None:
         for name in config.run.methods:
             method = config.methods[name]
             write_json(folder / f"{name}.json", method.model_dump(include={"target", "replay", "anchors"}))
-
-
-if __name__ == "__main__":
-    main(models)

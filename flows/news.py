@@ -13,13 +13,13 @@ from dvc.repo import Repo
 from flows.checkout import git
 from raft_tasks.artifacts import atomic_file, digest_path
 from raft_tasks.config import Config, DvcImport, Folder, HubRevision, Source, load_config
-from raft_tasks.errors import InputError
+from raft_tasks.errors import InputError, OperationalError
 
 PARAMS = Path("params.yaml")
 UNFINISHED = (".partial", ".tmp")
 
 
-class SourceAway(RuntimeError):
+class SourceAway(OperationalError):
     """A source of data does not answer; the message says which."""
 
 

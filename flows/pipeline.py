@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import LifoQueue
 from typing import Any, NamedTuple
 
 import networkx as nx
-from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
@@ -32,18 +33,18 @@ from flows.server import ensure_server
 from flows.stage import END_LINE, RUN_LINE, run_page
 from raft_tasks.artifacts import read_json
 from raft_tasks.config import load_config
-from raft_tasks.errors import InputError
+from raft_tasks.errors import OperationalError
 from raft_tasks.reporting.tables import print_table
 
 TAIL_LINES = 30  # of a failed stage's output, repeated in its error
-ERROR = "error: "  # that flows/stage.py begins the last words of a stage with
+ERROR = "error: "  # that flows/cli.py begins the message of a failed stage with
 DVC_ERROR = "ERROR: failed to reproduce "
 STOP_SECONDS = 120.0  # for a step and a checkpoint, before a stage is killed
 # A thread for every stage: they wait for their upstream, and then for one of the board's slots.
 ALL_AT_ONCE: Any = ThreadPoolTaskRunner(max_workers=sys.maxsize)
 
 
-class StageFailed(Exception):
+class StageFailed(OperationalError):
     """A stage ended with an error; the message holds its last words."""
 
 
@@ -153,7 +154,7 @@ def run_stage(name: str, board: Board) -> str:
                 work_ended = time.monotonic()
             elif line.startswith(f"{name}: "):  # a stage's own progress
                 board.say(f"        {line}")
-            ran = ran or line.startswith("> python")
+            ran = ran or line.startswith("Running stage ")
         code = dvc.code
     finally:
         board.idle.put(dvc)
@@ -182,7 +183,7 @@ def pipeline() -> Ran:
     stale = stale_stages(upstream, changed)
     threads = str(config.resources.threads)
     api_url = PREFECT_API_URL.value()
-    assert api_url is not None  # a flow's process always has one: `main` below, or a worker's
+    assert api_url is not None  # a flow's process always has one: of `serving`, or a worker's
     environment = {
         **os.environ,
         PIPELINE_PID: str(os.getpid()),
@@ -226,22 +227,23 @@ def show_results() -> None:
         print(f"The whole report: {(paths.REPORTS / 'report.html').resolve().as_uri()}")
 
 
-def main() -> None:
-    try:
-        load_config()  # what is wrong there is said before anything starts
-        upstream, changed = stage_graph()
-        if not stale_stages(upstream, changed):
-            print(f"Nothing to do: all {len(upstream)} stages are up to date.")
-            show_results()
-            return
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: SIGTERM"))
-        with temporary_settings({PREFECT_API_URL: ensure_server()}):
-            ran = pipeline()
+def run_pipeline() -> None:
+    """Run the pipeline if something is not up to date, then print the results; this is `raft run`."""
+    load_config()  # what is wrong there is said before anything starts
+    upstream, changed = stage_graph()
+    if not stale_stages(upstream, changed):
+        print(f"Nothing to do: all {len(upstream)} stages are up to date.")
         show_results()
-        print(f"Orchestration (Prefect, DVC, imports; no stage at work): {overhead(ran.work)}")
-    except (InputError, StageFailed, DvcException, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+        return
+    with serving():
+        ran = pipeline()
+    show_results()
+    print(f"Orchestration (Prefect, DVC, imports; no stage at work): {overhead(ran.work)}")
 
 
-if __name__ == "__main__":
-    main()
+@contextmanager
+def serving() -> Iterator[None]:
+    """Flows run on a Prefect server here, and SIGTERM ends them like Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: SIGTERM"))
+    with temporary_settings({PREFECT_API_URL: ensure_server()}):
+        yield

@@ -1,8 +1,5 @@
 """Old caches and checkpoints go, by the policy of params.yaml (section `prune`).
 
-    python -m flows.prune          says what would go
-    python -m flows.prune --now    and removes it
-
 DVC's cache keeps what a tag, a branch's tip, the workspace or the retrain checkout names: every version that was ever
 released, the champion among them. Calls and checkpoints go by age. A retrain that is at work is waited for.
 """
@@ -16,12 +13,11 @@ import time
 from pathlib import Path
 
 from flows import paths
-from flows.checkout import TAGS, GitFailed, git, only_one, origin
+from flows.checkout import TAGS, git, only_one, origin
 from raft_tasks.config import load_config
-from raft_tasks.errors import InputError
+from raft_tasks.errors import OperationalError
 from raft_tasks.generation.response_cache import ResponseCache
 
-NOW = "--now"
 DAY = 86400.0
 
 
@@ -30,7 +26,7 @@ def prune_cache(repository: Path, address: str, checkout: Path, now: bool) -> No
 
     Raises:
         GitFailed: if the origin that keeps the released versions' tags does not answer; nothing is removed then.
-        RuntimeError: if DVC ended with an error.
+        OperationalError: if DVC ended with an error.
     """
     if address != str(repository.resolve()):
         git("fetch", "--quiet", address, TAGS, folder=repository)
@@ -45,7 +41,7 @@ def prune_cache(repository: Path, address: str, checkout: Path, now: bool) -> No
         text=True,
     )
     if done.returncode:
-        raise RuntimeError(f"dvc gc ended with code {done.returncode}: {done.stderr.strip()}")
+        raise OperationalError(f"dvc gc ended with code {done.returncode}: {done.stderr.strip()}")
     print(f"DVC's cache: {done.stdout.strip() or 'nothing to remove'}")
 
 
@@ -61,7 +57,7 @@ def prune(repository: Path, now: bool) -> None:
     """
     Raises:
         InputError: if `repository` is no git repository with a commit.
-        GitFailed, RuntimeError: see prune_cache.
+        OperationalError: see prune_cache.
     """
     config = load_config(repository / "params.yaml")
     settings, retrain = config.prune, config.retrain
@@ -79,17 +75,4 @@ def prune(repository: Path, now: bool) -> None:
             store.close()
             print(f"calls: {gone}")
     if not now:
-        print(f"nothing was removed; `python -m flows.prune {NOW}` does it")
-
-
-def main() -> None:
-    if sys.argv[1:] not in ([], [NOW]):
-        sys.exit(f"error: prune takes {NOW} or nothing, got {sys.argv[1:]}")
-    try:
-        prune(Path(), NOW in sys.argv)
-    except (InputError, GitFailed, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+        print("nothing was removed; `raft prune --now` does it")

@@ -6,7 +6,6 @@ from prefect import flow
 
 from flows import paths
 from flows.rows import few_failed, open_pool, through
-from flows.stage import main
 from raft_tasks.artifacts import atomic_folder, write_json, write_rows
 from raft_tasks.config import load_config
 from raft_tasks.question import question_chunk, read_chunks, summary
@@ -39,7 +38,3 @@ def question(domain: str) -> None:
         write_rows(folder / "rejects.jsonl", [*unreadable, *(out for result in results for out in result.rejected)])
         write_json(folder / "summary.json", counts)
     print(f"{label}: {counts}", flush=True)
-
-
-if __name__ == "__main__":
-    main(question, str)

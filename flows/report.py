@@ -3,7 +3,6 @@
 from prefect import flow
 
 from flows import paths
-from flows.stage import main
 from raft_tasks.artifacts import write_json
 from raft_tasks.config import load_config
 from raft_tasks.report import report_run
@@ -14,7 +13,3 @@ def report() -> None:
     page, summary = paths.REPORTS / "report.html", paths.REPORTS / "report.md"
     metrics = report_run(load_config(), paths.ARTIFACTS, paths.SWEEPS, paths.LOCK, page, summary)
     write_json(paths.REPORTS / "metrics.json", metrics)
-
-
-if __name__ == "__main__":
-    main(report)

@@ -1,7 +1,5 @@
 """The scheduled service: new data -> pipeline -> candidate against champion and base -> gate -> promote or keep.
 
-    python -m flows.retrain            what the deployment `retrain` does on its schedule; --force: even without news
-
 A run works in its own clean checkout of the branch that params name (flows/checkout.py). What it made comes back in one
 push at the very end, after `dvc push`: the branch and, where a candidate was promoted, its tags; all of it or nothing.
 Before that push nothing is changed for anyone, so a run that is killed leaves the champion as it was, and the next run
@@ -11,8 +9,6 @@ finds what is finished in DVC's cache, the response cache and the checkpoints.
 from __future__ import annotations
 
 import shutil
-import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -37,17 +33,15 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed
 
 from flows import checkout, news, paths
 from flows.environment import seconds_since_start
 from flows.gate import judge_candidate
-from flows.pipeline import StageFailed, overhead, pipeline, stage_graph, stale_stages
-from flows.server import ensure_server
+from flows.pipeline import overhead, pipeline, serving, stage_graph, stale_stages
 from raft_tasks.artifacts import iter_rows, read_yaml
 from raft_tasks.config import Config, Retrain, load_config
-from raft_tasks.errors import InputError
+from raft_tasks.errors import InputError, OperationalError
 from raft_tasks.generation.response_cache import ResponseCache
 from raft_tasks.registry import Version, champion, promote
 from raft_tasks.schemas import Example
@@ -56,7 +50,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 OUTCOMES = ("NoNews", "Promoted", "Kept")  # names of the state in which a run completes
-FORCE = "--force"
 STEPS = ("checkout", "artifacts", "news", "champions", "pipeline", "gate", "push", "publish")
 CHAMPIONS = paths.CHAMPIONS / "domains.yaml"
 REFUSED = paths.CHAMPIONS / "refused.txt"  # new data that a gate refused, a line each, as `news.fetch` names it
@@ -100,7 +93,7 @@ def patiently(settings: Retrain, function: Callable[P, R], *arguments: P.args, *
     return tried(*arguments, **named)
 
 
-class RemoteAway(RuntimeError):
+class RemoteAway(OperationalError):
     """The DVC remote does not take or give what it should; the message holds what DVC said."""
 
 
@@ -339,17 +332,8 @@ def _finish(journal: Journal, outcome: str, reasons: list[str], facts: dict[str,
     return Completed(name=outcome, message="; ".join(reasons))
 
 
-def main() -> None:
-    if sys.argv[1:] not in ([], [FORCE]):
-        sys.exit(f"error: retrain takes {FORCE} or nothing, got {sys.argv[1:]}")
-    try:
-        load_config()  # what is wrong there is said before anything starts
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: SIGTERM"))
-        with temporary_settings({PREFECT_API_URL: ensure_server()}):
-            retrain(force=FORCE in sys.argv)
-    except (InputError, StageFailed, DvcException, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+def run_retrain(force: bool) -> None:
+    """One run on a server here: `raft retrain`."""
+    load_config()  # what is wrong there is said before anything starts
+    with serving():
+        retrain(force=force)

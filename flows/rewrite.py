@@ -7,7 +7,6 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import paths
 from flows.rows import few_failed, open_pool, through
-from flows.stage import main
 from raft_tasks.artifacts import count_rows, iter_rows, write_rows
 from raft_tasks.config import Rewrite, load_config
 from raft_tasks.generation.cached_backend import ModelPool
@@ -39,7 +38,3 @@ def rewrite(domain: str) -> None:
     with closing(rows) as rewritten:
         kept = few_failed(label, rewritten, total, settings.max_failed, lambda row: row.failure)
         write_rows(paths.rewritten(domain, config.run.rows), kept)
-
-
-if __name__ == "__main__":
-    main(rewrite, str)

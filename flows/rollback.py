@@ -1,12 +1,9 @@
 """Put the version before the present one into production again.
 
-    python -m flows.rollback DOMAIN [REASON]
-
 Works on the tags of the repository that keeps them (`retrain.remote` in params.yaml, else this one): they are fetched,
 one is added, and it is pushed. Nothing is retrained; whoever fetches the stage `prod` gets the earlier model.
 """
 
-import sys
 from pathlib import Path
 
 from flows.checkout import GitFailed, git, origin
@@ -15,7 +12,7 @@ from raft_tasks.errors import InputError
 from raft_tasks.registry import champion, roll_back
 
 
-def rollback(domain: str, reason: str) -> str:
+def roll_back_domain(domain: str, reason: str) -> str:
     """What is in production now, in words.
 
     Raises:
@@ -38,16 +35,3 @@ def rollback(domain: str, reason: str) -> str:
             git("tag", "--delete", *tags)
             raise
     return f"{back} is in production again, in the place of {before}"
-
-
-def main() -> None:
-    if len(sys.argv) not in (2, 3):
-        sys.exit(f"error: rollback takes a domain and, if you like, a reason, got {sys.argv[1:]}")
-    try:
-        print(rollback(sys.argv[1], sys.argv[2] if len(sys.argv) == 3 else "rolled back by hand"))
-    except (InputError, GitFailed) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,6 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import paths
 from flows.rows import WITHOUT_LIMIT, open_pool, through
-from flows.stage import main
 from raft_tasks.artifacts import count_rows, iter_rows, write_rows
 from raft_tasks.config import SemanticFilter, load_config
 from raft_tasks.generation.cached_backend import ModelPool
@@ -40,7 +39,3 @@ def semantic_filter(domain: str) -> None:
     )
     with closing(rows) as filtered:
         write_rows(paths.filtered(domain, config.run.rows), filtered)
-
-
-if __name__ == "__main__":
-    main(semantic_filter, str)

@@ -1,6 +1,6 @@
 """A Prefect server for this project: one that answers already, or one of our own for as long as a command runs.
 
-`python -m flows.server [PORT]` serves in the foreground (`make ui`), on 127.0.0.1 only.
+`raft ui` serves in the foreground, on 127.0.0.1 only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import time
 
 import httpx
 
-from flows.environment import PIPELINE_PID, PREFECT_PORT, answering_server
+from flows.environment import PIPELINE_PID, answering_server
+from raft_tasks.errors import OperationalError
 
 START_SECONDS = 90
 
@@ -30,14 +31,14 @@ def ensure_server() -> str:
     """The URL of an API: PREFECT_API_URL, a server on the default port, or one of our own that ends with this process.
 
     Raises:
-        RuntimeError: if the server named by PREFECT_API_URL does not answer, or our own does not start.
+        OperationalError: if the server named by PREFECT_API_URL does not answer, or our own does not start.
     """
     given = os.environ.get("PREFECT_API_URL")
     if given:
         try:
             httpx.get(f"{given}/health", timeout=10).raise_for_status()
         except httpx.HTTPError as error:
-            raise RuntimeError(
+            raise OperationalError(
                 f"PREFECT_API_URL is {given}, which does not answer ({error}); start that server or unset the variable"
             ) from error
         return given
@@ -47,7 +48,7 @@ def ensure_server() -> str:
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     server = subprocess.Popen(
-        [sys.executable, "-m", "flows.server", str(port)],
+        [sys.executable, "-m", "flows.cli", "ui", "--port", str(port)],
         env={**os.environ, PIPELINE_PID: str(os.getpid())},
         start_new_session=True,
     )
@@ -67,22 +68,24 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
-    """Return once the server at `url` answers; RuntimeError if it ended or took too long."""
+    """Return once the server at `url` answers; OperationalError if it ended or took too long."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise RuntimeError(f"the Prefect server ended with code {server.returncode} before it answered on {url}")
+            raise OperationalError(f"the Prefect server ended with code {server.returncode} {url} never answered")
         try:
             if httpx.get(f"{url}/health", timeout=5).status_code == 200:
                 return
         except httpx.HTTPError:
             pass  # not up yet; the deadline decides
         time.sleep(0.1)
-    raise RuntimeError(f"the Prefect server did not answer on {url} within {START_SECONDS} s")
+    raise OperationalError(f"the Prefect server did not answer on {url} within {START_SECONDS} s")
 
 
 def serve(port: int) -> None:
     """Serve API and pages on 127.0.0.1:`port` until interrupted."""
+    if PIPELINE_PID not in os.environ:
+        print(f"Prefect's page: http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
     os.environ["PREFECT_SERVER_API_HOST"] = "127.0.0.1"
     os.environ["PREFECT_SERVER_API_PORT"] = str(port)
     os.environ["PREFECT_UI_API_URL"] = f"http://127.0.0.1:{port}/api"
@@ -97,10 +100,3 @@ def serve(port: int) -> None:
         log_level="error",
         timeout_graceful_shutdown=3,
     )
-
-
-if __name__ == "__main__":
-    chosen = int(sys.argv[1]) if len(sys.argv) > 1 else PREFECT_PORT
-    if PIPELINE_PID not in os.environ:
-        print(f"Prefect's page: http://127.0.0.1:{chosen} (Ctrl-C ends it)", flush=True)
-    serve(chosen)

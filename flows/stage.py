@@ -1,12 +1,13 @@
-"""How a stage's flow is started from the command line: `python -m flows.<stage> [domain [method seed]]`."""
+"""How a stage's flow runs in a process of its own: `raft stage NAME [DOMAIN [METHOD SEED]]`."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
+from importlib import import_module
 from shutil import get_terminal_size
 from typing import Any
 from uuid import UUID
@@ -19,53 +20,51 @@ from prefect.states import State
 from flows.environment import answering_server, await_server
 from flows.runners import task_runner
 from raft_tasks.config import load_config
-from raft_tasks.errors import INTERRUPTED, InputError, Interrupted
+from raft_tasks.errors import InputError, Interrupted
 
 RUN_LINE = "flow run: "  # its page follows, and the work begins
 END_LINE = "flow run ended"
-DRY_RUN = "--dry-run"
 PROGRESS_SECONDS = 2.0  # between two lines of one stage
 TERMINAL_SECONDS = 0.1  # between two states of a terminal's line
 BAR = 20  # characters
 
 
-def main(stage: Flow[..., Any], *kinds: Callable[[str], Any], dry_run: Callable[..., None] | None = None) -> None:
-    """Run `stage` with the command line's arguments, each converted by its kind; bad input ends it with a message.
+def run_stage(name: str, *arguments: str | int | None) -> None:
+    """Run the flow of `flows.<name>` in this process, as `name@argument-...`.
 
-    With --dry-run, where the stage has a `dry_run`, that is called instead: no flow run, no artifact.
-    A stage that a signal stopped where the next run goes on ends with the exit code INTERRUPTED.
+    Raises:
+        InputError: bad input, or arguments that the stage does not take.
+        Interrupted: a signal stopped it at a point from which the next run goes on.
     """
-    arguments = [argument for argument in sys.argv[1:] if argument != DRY_RUN]
-    if dry_run is not None and DRY_RUN in sys.argv:
-        try:
-            dry_run(*(kind(argument) for kind, argument in zip(kinds, arguments, strict=True)))
-        except InputError as error:
-            sys.exit(f"error: {stage.name} {' '.join(sys.argv[1:])}: {error}")
-        return
-    if len(arguments) > len(kinds):
-        sys.exit(f"error: {stage.name} takes at most {len(kinds)} argument(s), got {arguments}")
+    stage: Flow[..., Any] = getattr(import_module(f"flows.{name}"), name)
+    given = [argument for argument in arguments if argument is not None]
+    label = "-".join(map(str, given))
+    try:
+        inspect.signature(stage.fn).bind(*given)
+    except TypeError as error:
+        parameters = ", ".join(inspect.signature(stage.fn).parameters) or "no arguments"
+        raise InputError(f"stage {name}: got {given}, expected {parameters} ({error})") from error
     # Without a server Prefect starts a temporary one for every stage, which takes seconds: use one that runs.
     # The heartbeat thread's join would add a second to every stage, and DVC sees a stage that dies.
-    given = os.environ.get("PREFECT_API_URL")
-    if given:
-        await_server(given)
-    server = None if given else answering_server()
+    api_url = os.environ.get("PREFECT_API_URL")
+    if api_url:
+        await_server(api_url)
+    server = None if api_url else answering_server()
     settings = temporary_settings({PREFECT_API_URL: server}) if server else nullcontext()
-    label = f"{stage.name}@{'-'.join(arguments)}" if arguments else stage.name  # as DVC names the stage
     try:
         resources = load_config().resources
         check_gpus(resources.gpus)
-        runner = task_runner(resources.chunks)
-        announced = stage.with_options(flow_run_name=label, on_running=[_announce], task_runner=runner)
+        flow_run = stage.with_options(
+            flow_run_name=f"{name}@{label}" if label else name,  # as DVC names the stage
+            on_running=[_announce],
+            task_runner=task_runner(resources.chunks),
+        )
         with settings:
             get_current_settings().flows.heartbeat_frequency = None
-            announced(*(kind(argument) for kind, argument in zip(kinds, arguments, strict=False)))
+            flow_run(*given)
         print(END_LINE, flush=True)
-    except InputError as error:
-        sys.exit(f"error: {stage.name} {' '.join(arguments)}: {error}")
-    except Interrupted as stop:
-        print(f"{label}: {stop}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except (InputError, Interrupted) as error:
+        raise type(error)(f"{name} {label}: {error}") from error
 
 
 def check_gpus(needed: int) -> None:

@@ -1,4 +1,4 @@
-"""Sweeps as queues of DVC experiments: `python -m flows.sweep tau` runs what is missing and writes sweeps/tau.csv.
+"""Sweeps as queues of DVC experiments: `raft sweep tau` runs what is missing and writes sweeps/tau.csv.
 
 Not a stage: an experiment is a run of the whole graph with one key of params.yaml changed, in a folder of DVC's own.
 """
@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from dvc.api import read as read_dvc
-from dvc.exceptions import DvcException
 
 from flows import paths
-from flows.checkout import GitFailed, git
+from flows.checkout import git
 from raft_tasks.artifacts import atomic_file, read_yaml
 from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
@@ -85,16 +84,3 @@ def dvc(*arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", "dvc", *arguments])
     if done.returncode:
         raise InputError(f"dvc {' '.join(arguments)} ended with code {done.returncode}; its message stands above")
-
-
-def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit(f"error: sweep takes one name of {DEFINITIONS}, got {sys.argv[1:]}")
-    try:
-        sweep(sys.argv[1])
-    except (InputError, GitFailed, DvcException) as error:
-        sys.exit(f"error: sweep: {error}")
-
-
-if __name__ == "__main__":
-    main()

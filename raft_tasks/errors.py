@@ -8,6 +8,10 @@ class InputError(Exception):
     """
 
 
+class OperationalError(RuntimeError):
+    """git, DVC, a server or a remote failed; the message says which, and what to do. Shown without a traceback."""
+
+
 class Interrupted(Exception):
     """A signal ended the work at a point from which the next run goes on; the message says where.
 

@@ -7,6 +7,7 @@ together, not that the method does: that is what `make demo` is for.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,12 @@ def run_pipeline(clone: Path) -> str:
     """Run the pipeline in `clone`, echo its output and return it; ends this process if it fails."""
     began = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.pipeline"], cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "flows.cli", "run"],
+        cwd=clone,
+        env={**os.environ, "PYTHONPATH": str(clone)},  # the stages run the clone's code too
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert process.stdout is not None
     lines = []

@@ -59,7 +59,10 @@ def prefect_api(tmp_path_factory):
         port = probe.getsockname()[1]
     environment = {**os.environ, "PREFECT_HOME": str(home), PIPELINE_PID: str(os.getpid())}
     server = subprocess.Popen(
-        [sys.executable, "-m", "flows.server", str(port)], cwd=ROOT, env=environment, start_new_session=True
+        [sys.executable, "-m", "flows.cli", "ui", "--port", str(port)],
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
     )
     url = f"http://127.0.0.1:{port}/api"
     wait_until_healthy(url, server)

@@ -32,7 +32,7 @@ def stage(project, prefect_api, clean_environment):
             change(values)
             config.write_text(yaml.safe_dump(values))
         result = subprocess.run(
-            [sys.executable, "-m", *command],
+            [sys.executable, "-m", "flows.cli", *command],
             cwd=project,
             env={**clean_environment, "PREFECT_API_URL": prefect_api},
             capture_output=True,
@@ -65,7 +65,7 @@ def lines(*rows):
     ids=["empty answer", "broken JSON", "duplicate id", "missing column", "wrong encoding"],
 )
 def test_bad_rows(stage, rows, expected):
-    message = stage("flows.ingest", "archive", rows=rows)
+    message = stage("stage", "ingest", "archive", rows=rows)
     assert [part for part in expected if part not in message] == [], message
 
 
@@ -74,25 +74,25 @@ def test_bad_params(stage):
         values["train"]["epochs"] = "three"
         values["tarin"] = {}
 
-    message = stage("flows.ingest", "archive", change=change)
+    message = stage("stage", "ingest", "archive", change=change)
     assert "train.epochs" in message
     assert "'three'" in message
     assert "tarin" in message
 
 
 def test_the_pipeline_checks_params_before_it_starts_anything(stage):
-    message = stage("flows.pipeline", change=lambda values: values["train"].update(epochs=0))
+    message = stage("run", change=lambda values: values["train"].update(epochs=0))
     assert message.startswith("error: params.yaml has 1 problem(s)")
     assert "train.epochs" in message
 
 
 def test_a_missing_model_folder(stage):
-    message = stage("flows.models", change=lambda values: values["models"]["base"].update(path="models/none"))
+    message = stage("stage", "models", change=lambda values: values["models"]["base"].update(path="models/none"))
     assert "models.base.path: got 'models/none'" in message
 
 
 def test_an_unpinned_hub_model(stage):
-    message = stage("flows.models", change=lambda values: values["models"]["base"].update(path="owner/name"))
+    message = stage("stage", "models", change=lambda values: values["models"]["base"].update(path="owner/name"))
     assert "models.base.revision: got None" in message
 
 

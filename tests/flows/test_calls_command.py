@@ -3,9 +3,13 @@ import re
 import pytest
 
 from flows import paths
-from flows.calls import main
+from flows.cli import app
 from raft_tasks.errors import InputError
 from raft_tasks.generation.response_cache import CachedCall, ResponseCache, Tally
+
+
+def cache(*arguments):
+    app(["cache", *arguments], standalone_mode=False)
 
 
 @pytest.fixture
@@ -22,7 +26,7 @@ def store(tmp_path, monkeypatch):
 
 
 def test_the_store_is_shown_by_role_model_day_and_run(store, capsys):
-    main([])
+    cache()
     rows = [re.findall(r"[\w.,:/-]+(?: [\w.,:/-]+)*", line) for line in capsys.readouterr().out.splitlines()]
     assert ["fuse", "4", "0", "400", "80", "1.0000", "1,200,000"] in rows
     assert ["model of judge", "2", "1", "200", "40", "0.5000", "600,000"] in rows
@@ -36,16 +40,15 @@ def test_the_store_is_shown_by_role_model_day_and_run(store, capsys):
 )
 def test_pruning_says_what_is_gone_and_gives_the_room_back(store, capsys, arguments, gone):
     before = store.size()
-    main(["prune", *arguments])
+    cache("prune", *arguments)
     assert capsys.readouterr().out.startswith(f"{gone} calls forgotten; .cache/responses.sqlite: ")
     assert sum(row[1] for row in store.summary("role")) == 6 - gone
     assert store.size() <= before - 300_000 * gone
 
 
-def test_nothing_is_forgotten_unless_said_and_a_missing_store_is_told(store, capsys, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit):
-        main(["prune"])
-    assert "nothing said about what to forget" in capsys.readouterr().err
+def test_nothing_is_forgotten_unless_said_and_a_missing_store_is_told(store, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="no condition given"):
+        cache("prune")
     monkeypatch.chdir(tmp_path / ".cache")
     with pytest.raises(InputError, match="no stage has made a call yet"):
-        main([])
+        cache()

@@ -12,7 +12,8 @@ import yaml
 from dvc.repo import Repo
 
 from flows import paths
-from flows.compare import main, named
+from flows.cli import app
+from flows.compare import named
 from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.compare import located
 from raft_tasks.config import Config, Model
@@ -25,6 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "models" / "pocket-base"
 FOLDERS = ["artifacts/archive/runs/{}/recovered/model", "artifacts/archive/runs/{}/model"]
 SETTINGS = Model(path="models/base", revision=None, dtype="float32", system=None)
+
+
+def compare(*arguments):
+    app(["compare", *arguments], standalone_mode=False)
 
 
 def git(folder, *command):
@@ -80,7 +85,7 @@ def inside(repository, monkeypatch):
 
 def test_a_folder_a_commit_and_an_experiment_are_compared(inside, capsys):
     models = [f"base={BASE}", "raft=git:HEAD:raft-0", "same=git:clear-mole:raft-0"]
-    main([*models, "--domain", "archive", "--tasks", "pocket_recall", "--output", "compared"])
+    compare(*models, "--domain", "archive", "--tasks", "pocket_recall", "--output", "compared")
     metrics = json.loads((inside / "compared" / "metrics.json").read_text())
     methods = metrics["domains"]["archive"]["methods"]
     right = {}
@@ -99,7 +104,7 @@ def test_a_folder_a_commit_and_an_experiment_are_compared(inside, capsys):
     page = (inside / "compared" / "report.html").read_text()
     assert "Same shows no clear difference from base in the domain" in page
     assert "git:clear-mole:raft-0" in page
-    assert "python -m flows.compare" in page
+    assert "raft compare base=" in page
     assert "| raft |" in capsys.readouterr().out
 
 
@@ -118,7 +123,7 @@ def test_general_items_are_asked_once_of_a_model_that_is_the_same_in_every_domai
 
     monkeypatch.setattr("flows.compare.evaluate", evaluate)
     models = [f"base={BASE}", f"sft={BASE}", f"other={BASE}"]
-    main([*models, "--domain", "archive", "--domain", "clinic", "--tasks", "recall", "--output", str(tmp_path)])
+    compare(*models, "--domain", "archive", "--domain", "clinic", "--tasks", "recall", "--output", str(tmp_path))
     assert asked == [("archive", ["recall"]), ("clinic", [])] * 3
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["domains"]["clinic"]["methods"]["other"]["against_reference"]["recall"]["estimate"] == 0
@@ -155,10 +160,10 @@ def test_where_a_panel_is_named_it_votes_on_the_answers(inside, tmp_path, monkey
     monkeypatch.setattr("raft_tasks.judge.vote", vote)
     command = [f"base={BASE}", f"sft={BASE}", f"other={BASE}", "--domain", "archive", "--tasks", "recall"]
     with pytest.raises(InputError, match=r"artifacts/models/base.json; `dvc repro models`"):
-        main([*command, "--output", str(tmp_path)])
+        compare(*command, "--output", str(tmp_path))
     asked.clear()
     write_json(inside / "artifacts" / "models" / "base.json", {"path": str(BASE), "sha256": "0" * 64})
-    main([*command, "--output", str(tmp_path)])
+    compare(*command, "--output", str(tmp_path))
     metrics = json.loads((tmp_path / "metrics.json").read_text())["domains"]["archive"]
     assert metrics["methods"]["other"]["scores"]["domain_judged"]["estimate"] == pytest.approx(2 / 19)  # one undecided
     assert metrics["methods"]["other"]["against_reference"]["domain_judged"]["n_items"] == 19
@@ -179,7 +184,7 @@ def test_a_model_that_cannot_be_loaded_is_said(inside, monkeypatch):
 
     monkeypatch.setattr("flows.compare.evaluate", evaluate)
     with pytest.raises(InputError, match=r"base=owner/name cannot be loaded: .* network"):
-        main(["base=owner/name", f"other={BASE}", "--domain", "archive"])
+        compare("base=owner/name", f"other={BASE}", "--domain", "archive")
 
 
 def test_recovered_models_come_first(inside):
@@ -247,4 +252,4 @@ def test_names():
 
 def test_questions_that_are_not_there_are_said(inside):
     with pytest.raises(InputError, match="dvc repro ingest@statute"):
-        main([f"base={BASE}", f"other={BASE}", "--domain", "statute"])
+        compare(f"base={BASE}", f"other={BASE}", "--domain", "statute")

@@ -3,12 +3,14 @@
 import importlib.util
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from dvc.repo import Repo
 
 from flows import paths
+from flows.cli import StageName
 from raft_tasks.config import Config, Method, load_config
 from raft_tasks.registry import RELEASES, name_of, released
 
@@ -41,9 +43,10 @@ def fill(text):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_command_is_a_flow_module_of_that_name(name):
-    module = re.fullmatch(r"python -m (flows\.\w+)( \$\{item\.\w+\}| champion)*", STAGES[name]["cmd"]).group(1)
-    assert module == f"flows.{word(name)}"
-    assert importlib.util.find_spec(module)
+    called = re.fullmatch(r"raft stage (\w+)( \$\{item\.\w+\}| champion)*", STAGES[name]["cmd"]).group(1)
+    assert called == word(name)
+    assert called in get_args(StageName)
+    assert importlib.util.find_spec(f"flows.{called}")
 
 
 def test_every_domain_can_be_fetched_by_its_models_name():
@@ -65,7 +68,8 @@ def test_dvc_reads_the_graph():
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_declares_its_own_code(name):
-    assert {f"flows/{word(name)}.py", f"raft_tasks/{word(name)}.py"} <= set(STAGES[name]["deps"])
+    own = [path for path in (f"flows/{word(name)}.py", f"raft_tasks/{word(name)}.py") if Path(path).exists()]
+    assert set(own) <= set(STAGES[name]["deps"])
 
 
 def test_outputs_are_where_the_flows_write():

@@ -233,7 +233,7 @@ def test_kills_change_no_byte_and_repeat_just_what_was_in_flight(here, tmp_path,
         folder = project(tmp_path / "stormy", base_url, range(rows), rewrite__chunk_rows=32)
         environment = {**clean_environment, "PREFECT_API_URL": prefect_api, KEY_NAME: KEY}
         environment["PYTHONPATH"] = str(ROOT)
-        command = [sys.executable, "-m", "flows.rewrite", DOMAIN]
+        command = [sys.executable, "-m", "flows.cli", "stage", "rewrite", DOMAIN]
         for moment in moments:
             stage = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
             deadline = time.monotonic() + 60

@@ -19,7 +19,7 @@ def test_rows_end_in_shards_rejects_and_flags(tmp_path, prefect_api, clean_envir
     with pairs.open("a") as out:
         out.write(json.dumps(bad) + "\n" + json.dumps(private) + "\n")
     done = subprocess.run(
-        [sys.executable, "-m", "flows.ingest", "archive"],
+        [sys.executable, "-m", "flows.cli", "stage", "ingest", "archive"],
         cwd=project,
         env={**clean_environment, "PREFECT_API_URL": prefect_api},
         capture_output=True,

@@ -100,7 +100,7 @@ def judge(project, environment, *names, quorum=2):
     config["judge"] |= {"judges": [{**like, "model": name, "repairs": 0} for name in names], "quorum": quorum}
     (project / "params.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     Panel.asked.clear()
-    command = [sys.executable, "-m", "flows.judge", "archive"]
+    command = [sys.executable, "-m", "flows.cli", "stage", "judge", "archive"]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
 
 

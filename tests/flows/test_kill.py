@@ -26,7 +26,7 @@ PATIENCE = 240
 
 def start(folder, environment, *command):
     return subprocess.Popen(
-        [sys.executable, "-m", *command],
+        [sys.executable, "-m", "flows.cli", *command],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -85,7 +85,7 @@ def small_project(folder):
 def calm(tmp_path_factory, clean_environment):
     """A project whose pipeline ran undisturbed."""
     folder = small_project(tmp_path_factory.mktemp("calm"))
-    code, output = finish(start(folder, clean_environment, "flows.pipeline"))
+    code, output = finish(start(folder, clean_environment, "run"))
     assert code == 0, output
     return folder
 
@@ -126,9 +126,9 @@ def test_killed_rewrite_distill_and_parent_flow(calm, tmp_path, clean_environmen
     stormy = small_project(tmp_path / "stormy")
 
     # 1. the stage `rewrite`, after two of its chunks are answered
-    pipeline = start(stormy, clean_environment, "flows.pipeline")
+    pipeline = start(stormy, clean_environment, "run")
     wait_for(lambda: len(stored_calls(stormy)) >= 32, "a second stored chunk")
-    for process in project_processes(stormy, "flows.rewrite"):
+    for process in project_processes(stormy, "stage", "rewrite"):
         process.send_signal(signal.SIGKILL)
     before = stored_calls(stormy)
     code, output = finish(pipeline)
@@ -137,7 +137,7 @@ def test_killed_rewrite_distill_and_parent_flow(calm, tmp_path, clean_environmen
     assert not (stormy / "artifacts" / "archive" / "rewritten.jsonl").exists()
 
     # 2. the parent flow, once `distill` has a checkpoint; everything that it started must end with it
-    pipeline = start(stormy, clean_environment, "flows.pipeline")
+    pipeline = start(stormy, clean_environment, "run")
     checkpoints = stormy / ".cache" / "checkpoints"
     wait_for(lambda: list(checkpoints.glob("*/*/complete*")), "a complete checkpoint")
     assert stored_calls(stormy).items() >= before.items()  # no stored call was made again
@@ -147,17 +147,17 @@ def test_killed_rewrite_distill_and_parent_flow(calm, tmp_path, clean_environmen
 
     # 3. the stage `distill` itself, later on
     seen = set(checkpoints.glob("*/*"))
-    pipeline = start(stormy, clean_environment, "flows.pipeline")
+    pipeline = start(stormy, clean_environment, "run")
     wait_for(lambda: set(checkpoints.glob("*/*")) - seen or pipeline.poll() is not None, "another checkpoint")
-    for process in project_processes(stormy, "flows.distill"):
+    for process in project_processes(stormy, "stage", "distill"):
         process.send_signal(signal.SIGKILL)
     assert finish(pipeline)[0] != 0
 
-    code, output = finish(start(stormy, clean_environment, "flows.pipeline"))
+    code, output = finish(start(stormy, clean_environment, "run"))
     assert code == 0, output
     assert data(stormy) == data(calm)
     assert not list(checkpoints.glob("*"))  # a finished training needs none
     leftovers = [path for path in stormy.rglob("*.partial") if ".prefect" not in path.parts]
     assert leftovers == []
-    code, output = finish(start(stormy, clean_environment, "flows.pipeline"))
+    code, output = finish(start(stormy, clean_environment, "run"))
     assert (code, "Nothing to do" in output) == (0, True)

@@ -427,11 +427,11 @@ def test_a_schedule_creates_a_run_and_a_worker_executes_it(repository, prefect_a
     (repository / "prefect.yaml").write_text(yaml.safe_dump(file))
     environment = {**clean_environment, "PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(tmp_path / "home")}
 
-    deploy = [sys.executable, "-m", "flows.deploy"]
-    done = subprocess.run(deploy, cwd=repository, env=environment, capture_output=True, text=True)
+    raft = [sys.executable, "-m", "flows.cli"]
+    done = subprocess.run([*raft, "deploy"], cwd=repository, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     worker = subprocess.Popen(
-        [*deploy, "worker"],
+        [*raft, "worker"],
         cwd=repository,
         env={**environment, "PREFECT_WORKER_QUERY_SECONDS": "1"},
         start_new_session=True,

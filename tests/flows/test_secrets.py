@@ -59,7 +59,7 @@ def test_the_key_of_an_endpoint_is_nowhere(tmp_path, clean_environment):
         path.write_text("".join(json.dumps(row) + "\n" for row in few))
         for key, code in ((WRONG_KEY, 1), (KEY, 0)):
             done = subprocess.run(
-                [sys.executable, "-m", "flows.pipeline"],
+                [sys.executable, "-m", "flows.cli", "run"],
                 cwd=folder,
                 env={**clean_environment, KEY_NAME: key},
                 capture_output=True,

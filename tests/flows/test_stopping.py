@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from flows import pipeline, stage
+from flows import distill, pipeline, stage
+from flows.cli import main
 from flows.pipeline import Board
 from flows.reproduce import Reproducer
 from raft_tasks.config import load_config
@@ -79,7 +80,8 @@ def test_progress_is_lines_in_a_log_and_one_line_on_a_terminal(monkeypatch, caps
 class StoppedStage:
     """A stage's flow that a signal stops."""
 
-    name = "distill"
+    def fn(self, domain, method, seed):
+        """What is run, without Prefect."""
 
     def with_options(self, **options):
         return self
@@ -88,30 +90,28 @@ class StoppedStage:
         raise Interrupted("stopped by SIGTERM after step 2 of 30")
 
 
-def test_a_stopped_stage_has_an_exit_code_of_its_own(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["distill", "law", "raft", "0"])
+@pytest.fixture
+def command(monkeypatch):
+    """`raft stage distill law raft 0`, whose flow a signal stops."""
+    monkeypatch.setattr(distill, "distill", StoppedStage())
+    monkeypatch.setattr(sys, "argv", ["raft", "stage", "distill", "law", "raft", "0"])
+
+
+def test_a_stopped_stage_has_an_exit_code_of_its_own(command, capsys):
     with pytest.raises(SystemExit) as end:
-        stage.main(StoppedStage(), str, str, int)
+        main()
     assert end.value.code == INTERRUPTED == 75
-    assert capsys.readouterr().err == "distill@law-raft-0: stopped by SIGTERM after step 2 of 30\n"
+    assert capsys.readouterr().err == "distill law-raft-0: stopped by SIGTERM after step 2 of 30\n"
 
 
-def test_a_lost_gpu_stops_a_stage_before_it_starts(monkeypatch):
+def test_a_lost_gpu_stops_a_stage_before_it_starts(command, monkeypatch):
     config = load_config()
     resources = config.resources.model_copy(update={"gpus": 2})
     monkeypatch.setattr(stage, "load_config", lambda: config.model_copy(update={"resources": resources}))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    monkeypatch.setattr(sys, "argv", ["distill", "law", "raft", "0"])
-    with pytest.raises(SystemExit, match=r"error: distill law raft 0: resources\.gpus is 2, this machine has 1"):
-        stage.main(StoppedStage(), str, str, int)
+    with pytest.raises(SystemExit, match=r"error: distill law-raft-0: resources\.gpus is 2, this machine has 1"):
+        main()
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(SystemExit) as end:
-        stage.main(StoppedStage(), str, str, int)  # it begins, and is stopped
+        main()  # it begins, and is stopped
     assert end.value.code == INTERRUPTED
-
-
-def test_a_dry_run_is_called_in_the_stages_place(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["distill", "law", "raft", "7", "--dry-run"])
-    seen = []
-    stage.main(StoppedStage(), str, str, int, dry_run=lambda *arguments: seen.append(arguments))
-    assert seen == [("law", "raft", 7)]

@@ -126,7 +126,7 @@ def prefect_on(database, home):
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database.replace("postgresql://", "postgresql+asyncpg://"),
         PIPELINE_PID: str(os.getpid()),
     }
-    command = [sys.executable, "-m", "flows.server", str(port)]
+    command = [sys.executable, "-m", "flows.cli", "ui", "--port", str(port)]
     server = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     url = f"http://127.0.0.1:{port}/api"
     try:

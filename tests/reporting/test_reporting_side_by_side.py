@@ -9,7 +9,7 @@ from synthetic_artifacts import TASKS, collected, synthetic_config, write_artifa
 from raft_tasks.reporting.report import Origin
 from raft_tasks.reporting.side_by_side import Answers, measure_side_by_side, write_side_by_side
 
-COMMAND = "python -m flows.compare base=models/pocket-base sft=git:HEAD:sft-0 sft=git:HEAD:sft-1"
+COMMAND = "raft compare base=models/pocket-base sft=git:HEAD:sft-0 sft=git:HEAD:sft-1"
 
 
 def compare(folder, methods, domains):

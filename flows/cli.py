@@ -1,0 +1,257 @@
+"""The command `raft`. Prefect, torch and DVC are imported inside the commands, so that `raft --help` is immediate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from flows import paths
+from flows.environment import PREFECT_PORT
+from raft_tasks.errors import INTERRUPTED, InputError, Interrupted, OperationalError
+
+StageName = Literal[
+    "models", "harvest", "question", "ingest", "anchors", "rewrite", "semantic_filter", "fuse", "distill", "benchmark",
+    "judge", "analyse", "report",
+]  # fmt: skip
+PRESETS = sorted(path.stem for path in Path(__file__).parent.glob("project/presets/*.yaml"))
+Domain = Annotated[str, typer.Argument(help="A domain of params.yaml.")]
+
+app = typer.Typer(
+    help="Fine-tune a language model on a domain, without losing its general abilities.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Show the configuration and its schema.", no_args_is_help=True)
+cache_app = typer.Typer(help="Show or prune the cached responses of models.", invoke_without_command=True)
+app.add_typer(config_app, name="config")
+app.add_typer(cache_app, name="cache")
+
+
+@app.command()
+def init(
+    domain: Annotated[str, typer.Option(help="The domain's name: lower-case letters, digits and _.")],
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "pocket",
+    data: Annotated[Path | None, typer.Option(help="The domain's rows: .jsonl, .csv, .parquet, ...")] = None,
+    question: Annotated[str | None, typer.Option(help="Its question column; default: recognised.")] = None,
+    answer: Annotated[str | None, typer.Option(help="Its answer column; default: recognised.")] = None,
+    model: Annotated[str | None, typer.Option(help="A folder or OWNER/NAME@COMMIT; default: the preset's.")] = None,
+) -> None:
+    """Make this folder a project of one's own, kept by git and DVC."""
+    from flows.init import Source
+    from flows.init import init as init_project
+
+    for line in init_project(preset, domain, Source(data, question, answer) if data else None, model):
+        typer.echo(line)
+
+
+@app.command()
+def run() -> None:
+    """Run every stage that is not up to date, then print the results."""
+    from flows.pipeline import run_pipeline
+
+    run_pipeline()
+
+
+@app.command()
+def plan(
+    domain: Annotated[str | None, typer.Argument(help="Only this domain.")] = None,
+    method: Annotated[str | None, typer.Argument(help="Only this method.")] = None,
+    seed: Annotated[int, typer.Argument(help="The training seed.")] = 0,
+) -> None:
+    """Estimate tokens, memory and time of the trainings of `raft run`."""
+    from flows.distill import print_plans
+
+    print_plans(domain, method, seed)
+
+
+@app.command()
+def stage(
+    name: Annotated[StageName, typer.Argument(help="The stage, as dvc.yaml names it.")],
+    domain: Annotated[str | None, typer.Argument(help="A domain of params.yaml.")] = None,
+    method: Annotated[str | None, typer.Argument(help="A method of params.yaml, or `champion`.")] = None,
+    seed: Annotated[int | None, typer.Argument(help="The training seed.")] = None,
+) -> None:
+    """Run one stage in this process; the commands of dvc.yaml call this."""
+    from flows.stage import run_stage
+
+    run_stage(name, domain, method, seed)
+
+
+@config_app.command("show")
+def config_show(
+    key: Annotated[str | None, typer.Argument(help="A section or key such as train.epochs, or a method.")] = None,
+) -> None:
+    """Print the configuration in force, defaults included, as YAML."""
+    import yaml
+
+    from raft_tasks.config import load_config
+
+    values: Any = load_config().model_dump(mode="json")
+    if key is not None:
+        values = values["methods"][key] if key in values["methods"] else _look_up(values, key)
+    typer.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).removesuffix("...\n").rstrip())
+
+
+def _look_up(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            names = sorted(values) if isinstance(values, dict) else "no keys"
+            raise InputError(f"got the key {key!r}, expected for {part!r} one of {names}, or a method's name")
+        values = values[part]
+    return values
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of params.yaml, for editors."""
+    import json
+
+    from raft_tasks.config import Config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME=MODEL...", help="A folder, a hub id NAME@REVISION, or git:REVISION:METHOD-SEED."),
+    ],
+    domain: Annotated[list[str] | None, typer.Option(help="Repeatable; default: run.domains.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="General lm-eval tasks, comma-separated, or `none`; default: benchmark.tasks.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The folder for report, metrics and answers.")] = paths.REPORTS
+    / "comparison",
+) -> None:
+    """Benchmark any models side by side, and write a report.
+
+    Example: raft compare base=FOLDER sft=FOLDER mine=OWNER/NAME@REVISION.
+    Exactly one model is named base. A name that is repeated is another training seed of the same method; every name but
+    base must occur equally often. Changes are also counted against a model named sft.
+    """
+    from flows.compare import compare_models
+
+    compare_models(models, domain, tasks, output)
+
+
+@app.command()
+def gate(domain: Domain) -> None:
+    """Print the gate's verdict on retrain.candidate; nothing is released."""
+    from flows.stage import run_stage
+
+    run_stage("gate", domain)
+
+
+@app.command()
+def retrain(force: Annotated[bool, typer.Option("--force", help="Also without new data.")] = False) -> None:
+    """Fetch new data, run the pipeline, promote what passes the gate."""
+    from flows.retrain import run_retrain
+
+    run_retrain(force)
+
+
+@app.command()
+def rollback(
+    domain: Domain, reason: Annotated[str, typer.Argument(help="Kept in the tag.")] = "rolled back by hand"
+) -> None:
+    """Put the previously released version back into production."""
+    from flows.rollback import roll_back_domain
+
+    typer.echo(roll_back_domain(domain, reason))
+
+
+@app.command()
+def history() -> None:
+    """Write reports/history.html: all retrainings, verdicts and costs."""
+    from flows.history import history as read_history
+    from raft_tasks.reporting.history import write_history
+
+    write_history(read_history(Path()), paths.REPORTS)
+    typer.echo(paths.REPORTS / "history.html")
+
+
+@app.command()
+def deploy() -> None:
+    """Record the deployments of prefect.yaml on the Prefect server."""
+    from flows.deploy import record_deployments
+
+    record_deployments()
+
+
+@app.command()
+def worker() -> None:
+    """Execute the deployments' runs until interrupted."""
+    from flows.deploy import work
+
+    work()
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = PREFECT_PORT) -> None:
+    """Serve Prefect's page and API on this machine until interrupted."""
+    from flows.server import serve
+
+    serve(port)
+
+
+@app.command()
+def sweep(name: Annotated[str, typer.Argument(help="A sweep of sweeps/sweeps.yaml.")]) -> None:
+    """Run one setting over several values, as DVC experiments."""
+    from flows.sweep import sweep as run_sweep
+
+    run_sweep(name)
+
+
+@cache_app.callback()
+def cache(context: typer.Context) -> None:
+    """Show the cached responses by role, model and day, and the last runs."""
+    if context.invoked_subcommand is None:
+        from flows.calls import show
+
+        show()
+
+
+@cache_app.command("prune")
+def cache_prune(
+    older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="Only older ones.")] = None,
+    role: Annotated[str | None, typer.Option(help="Only of this role: rewrite, fuse, judge, ...")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only empty, refused or filtered ones.")] = False,
+    to_megabytes: Annotated[float | None, typer.Option(help="Only the oldest, until the rest fits.")] = None,
+) -> None:
+    """Remove the cached responses that meet all the conditions given."""
+    from flows.calls import prune as prune_calls
+
+    prune_calls(older_than, role, failed, to_megabytes)
+
+
+@app.command()
+def prune(now: Annotated[bool, typer.Option("--now", help="Remove; otherwise only listed.")] = False) -> None:
+    """Remove old checkpoints, responses and unreferenced versions."""
+    from flows.prune import prune as prune_all
+
+    prune_all(Path(), now)
+
+
+def main() -> None:
+    """Run the command; what a person can act on is printed as `error: ...`, anything else is a bug with a traceback."""
+    try:
+        app()
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (InputError, OperationalError) as error:
+        sys.exit(f"error: {error}")
+    except Exception as error:
+        dvc = sys.modules.get("dvc.exceptions")
+        if dvc is None or not isinstance(error, dvc.DvcException):
+            raise
+        sys.exit(f"error: DVC: {error}")
+
+
+if __name__ == "__main__":
+    main()
