@@ -75,7 +75,7 @@ def stage(
     method: Annotated[str | None, typer.Argument(help="A method of params.yaml, or `champion`.")] = None,
     seed: Annotated[int | None, typer.Argument(help="The training seed.")] = None,
 ) -> None:
-    """Run one stage in this process; the commands of dvc.yaml call this."""
+    """Run one stage in this process, as the commands of dvc.yaml do."""
     from flows.stage import run_stage
 
     run_stage(name, domain, method, seed)
@@ -141,7 +141,7 @@ def compare(
 
 @app.command()
 def gate(domain: Domain) -> None:
-    """Print the gate's verdict on retrain.candidate; nothing is released."""
+    """Print the gate's verdict on retrain.candidate; release nothing."""
     from flows.stage import run_stage
 
     run_stage("gate", domain)
