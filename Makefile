@@ -43,9 +43,8 @@ deploy: $(STAMP)  ## record the deployments of prefect.yaml on that server: pipe
 worker: $(STAMP)  ## execute the deployments' runs until interrupted
 	@$(BIN)/raft worker
 
-backbone: $(STAMP)  ## train the embedded model anew and record it in dvc.lock (about 13 minutes on one core)
+backbone: $(STAMP)  ## train the embedded model again (about 13 minutes on one core)
 	@$(BIN)/python -m pocket_world.backbone
-	@$(BIN)/python -m dvc commit --force backbone
 
 clean:  ## remove everything that runs made: artifacts, reports, caches, the Prefect database (not .venv)
 	rm -rf artifacts reports .cache .prefect .dvc/cache .dvc/tmp .pytest_cache .mypy_cache .ruff_cache

@@ -13,7 +13,7 @@ from flows.environment import PREFECT_PORT
 from raft_tasks.errors import INTERRUPTED, InputError, Interrupted, OperationalError
 
 StageName = Literal[
-    "models", "harvest", "question", "ingest", "anchors", "rewrite", "semantic_filter", "fuse", "distill", "benchmark",
+    "harvest", "question", "ingest", "anchors", "rewrite", "semantic_filter", "fuse", "distill", "benchmark",
     "judge", "analyse", "report",
 ]  # fmt: skip
 PRESETS = sorted(path.stem for path in Path(__file__).parent.glob("project/presets/*.yaml"))
@@ -79,6 +79,15 @@ def stage(
     from flows.stage import run_stage
 
     run_stage(name, domain, method, seed)
+
+
+@app.command()
+def resolve() -> None:
+    """Write down what each stage depends on beside its data: settings, models, code."""
+    from flows.resolve import resolve as write_resolved
+    from raft_tasks.config import load_config
+
+    write_resolved(load_config())
 
 
 @config_app.command("show")

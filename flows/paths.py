@@ -16,11 +16,13 @@ BENCHMARK_TASKS = Path("raft_tasks/evaluation/tasks")
 CHAMPIONS = Path("champions")
 HELD_OUT = ARTIFACTS / "held_out"  # questions that no anchor may come near
 ANCHORS = ARTIFACTS / "anchors"
-METHODS = ARTIFACTS / "methods"  # of each, what the rows and anchors that it needs depend on
+RESOLVED = ARTIFACTS / "resolved"  # what each stage depends on beside its data
+MODELS = ARTIFACTS / "models"  # which bytes, or which pinned revision, every model is
+FILE_DIGESTS = Path(".cache/digests.json")
 
 
 def model_identity(role: str) -> Path:
-    return ARTIFACTS / "models" / f"{role}.json"
+    return MODELS / f"{role}.json"
 
 
 def documents(domain: str) -> Path:

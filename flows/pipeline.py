@@ -29,15 +29,17 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import paths
 from flows.environment import PIPELINE_PID, seconds_since_start
 from flows.reproduce import Reproducer
+from flows.resolve import resolve
 from flows.server import ensure_server
 from flows.stage import END_LINE, RUN_LINE, run_page
 from raft_tasks.artifacts import read_json
-from raft_tasks.config import load_config
+from raft_tasks.config import Config, load_config
 from raft_tasks.errors import OperationalError
 from raft_tasks.reporting.tables import print_table
 
 TAIL_LINES = 30  # of a failed stage's output, repeated in its error
 ERROR = "error: "  # that flows/cli.py begins the message of a failed stage with
+RESOLVE = "resolve"
 DVC_ERROR = "ERROR: failed to reproduce "
 STOP_SECONDS = 120.0  # for a step and a checkpoint, before a stage is killed
 # A thread for every stage: they wait for their upstream, and then for one of the board's slots.
@@ -48,21 +50,33 @@ class StageFailed(OperationalError):
     """A stage ended with an error; the message holds its last words."""
 
 
-def stage_graph() -> tuple[dict[str, list[str]], set[str]]:
-    """DVC's stages in topological order, each with what it waits for; and those whose own files or params changed."""
+def stage_graph(config: Config) -> tuple[dict[str, list[str]], set[str]]:
+    """DVC's stages in topological order, each with what it waits for; and those whose own dependencies changed.
+
+    Raises:
+        InputError: a model, a template or a file that the config names is not there.
+    """
+    resolve(config)  # so that DVC compares with what holds now; RESOLVE itself runs where dvc.lock has not recorded it
     with Repo() as repo, repo.lock:
         graph: nx.DiGraph = repo.index.graph  # edges point from a stage to what it depends on
         order = list(nx.dfs_postorder_nodes(graph))
         upstream = {stage.addressing: [dep.addressing for dep in graph.successors(stage)] for stage in order}
-        changed = {stage.addressing for stage in order if not stage.frozen and stage.changed()}
+        changed = {
+            stage.addressing
+            for stage in order
+            if not stage.frozen and (stage.changed_outs() if stage.addressing == RESOLVE else stage.changed())
+        }
     return upstream, changed
 
 
 def stale_stages(upstream: dict[str, list[str]], changed: set[str]) -> list[str]:
-    """The stages that may have to run, in order: the changed ones and all that is downstream of them."""
+    """The stages that may have to run, in order: the changed ones and all that is downstream of them.
+
+    RESOLVE writes what was compared with already, so nothing is stale because it runs.
+    """
     stale: list[str] = []
     for name, waits_for in upstream.items():
-        if name in changed or any(dep in stale for dep in waits_for):
+        if name in changed or any(dep in stale and dep != RESOLVE for dep in waits_for):
             stale.append(name)
     return stale
 
@@ -179,7 +193,7 @@ def pipeline() -> Ran:
         StageFailed: naming every stage that failed; the others ran as far as they could.
     """
     config = load_config()
-    upstream, changed = stage_graph()
+    upstream, changed = stage_graph(config)
     stale = stale_stages(upstream, changed)
     threads = str(config.resources.threads)
     api_url = PREFECT_API_URL.value()
@@ -229,8 +243,7 @@ def show_results() -> None:
 
 def run_pipeline() -> None:
     """Run the pipeline if something is not up to date, then print the results; this is `raft run`."""
-    load_config()  # what is wrong there is said before anything starts
-    upstream, changed = stage_graph()
+    upstream, changed = stage_graph(load_config())  # what is wrong there is said before anything starts
     if not stale_stages(upstream, changed):
         print(f"Nothing to do: all {len(upstream)} stages are up to date.")
         show_results()

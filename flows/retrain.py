@@ -242,7 +242,7 @@ def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
         record_frozen()
     checkout.commit("\n".join([f"New data, {date.today()}", "", *lines]))
     config = load_config()  # new data of the hub is a new revision there
-    stale = stale_stages(*stage_graph())
+    stale = stale_stages(*stage_graph(config))
     if not stale and not force:
         return _finish(journal, "NoNews", [f"nothing new: all stages are up to date on branch {settings.branch}"], {})
 

@@ -6,18 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
-from raft_tasks.artifacts import digest_path
 from raft_tasks.config import Endpoint, Model
 from raft_tasks.errors import InputError
+from raft_tasks.file_digests import FileDigests
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@task(cache_policy=NO_CACHE)
-def identify(role: str, model: Model | Endpoint) -> dict[str, Any]:
+def identify(role: str, model: Model | Endpoint, digests: FileDigests) -> dict[str, Any]:
     """The identity of `model`: its folder's digest, its hub id with the pinned commit, an endpoint's address and name.
 
     Nobody can say which weights an endpoint serves under a name: it is taken at its word. Its key is not read.
@@ -30,7 +26,7 @@ def identify(role: str, model: Model | Endpoint) -> dict[str, Any]:
     folder = Path(model.path)
     identity = model.model_dump()
     if (folder / "config.json").is_file():
-        return {**identity, "sha256": digest_path(folder)}
+        return {**identity, "sha256": digests.of(folder)}
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith("models/"):
         raise InputError(
             f"params.yaml: models.{role}.path: got {model.path!r}, expected a folder with a config.json, "

@@ -87,12 +87,12 @@ def test_the_pipeline_checks_params_before_it_starts_anything(stage):
 
 
 def test_a_missing_model_folder(stage):
-    message = stage("stage", "models", change=lambda values: values["models"]["base"].update(path="models/none"))
+    message = stage("resolve", change=lambda values: values["models"]["base"].update(path="models/none"))
     assert "models.base.path: got 'models/none'" in message
 
 
 def test_an_unpinned_hub_model(stage):
-    message = stage("stage", "models", change=lambda values: values["models"]["base"].update(path="owner/name"))
+    message = stage("resolve", change=lambda values: values["models"]["base"].update(path="owner/name"))
     assert "models.base.revision: got None" in message
 
 

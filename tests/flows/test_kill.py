@@ -105,7 +105,7 @@ def test_push_and_pull_bring_every_artifact_back(calm, tmp_path, clean_environme
 
 @pytest.mark.slow
 def test_a_changed_threshold_concerns_what_depends_on_it(calm, clean_environment):
-    show = "from flows.pipeline import *; print(*stale_stages(*stage_graph()))"
+    show = "from flows.pipeline import *; print(*stale_stages(*stage_graph(load_config())))"
     ask = [sys.executable, "-c", show]
     config = (calm / "params.yaml").read_text()
     try:

@@ -1,0 +1,236 @@
+"""What every stage depends on beside its data: its settings, its models, its code; `raft resolve` writes it down.
+
+One small JSON file a stage (and a method or domain, where that matters) in artifacts/resolved. DVC compares files: a
+stage runs again where its own file differs. Settings are the values that hold, defaults included; code is a digest
+that no comment changes (raft_tasks/code_digest.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flows import paths
+from raft_tasks.artifacts import atomic_folder, digest, read_json, write_json
+from raft_tasks.code_digest import code_digest
+from raft_tasks.config import Config, Domain, Fuse, Judge, Method, Question, Section, resolved
+from raft_tasks.errors import InputError
+from raft_tasks.file_digests import FileDigests
+from raft_tasks.generation.templates import template_text
+from raft_tasks.models import identify
+
+STRUCTURED_TEMPLATES = ("data_rule.jinja", "repair.jinja")  # of every call that wants an answer by a schema
+
+Files = dict[str, Any]  # {name of a file in artifacts/resolved, without .json: its content}
+
+
+def resolve(config: Config) -> None:
+    """Write artifacts/resolved and artifacts/models where they say something else than what holds now.
+
+    Raises:
+        InputError: a model, a template or a file that the config names is not there.
+    """
+    with FileDigests(paths.FILE_DIGESTS) as digests:
+        identities = {role: identify(role, model, digests) for role, model in config.models.items()}
+        files = resolved_files(config, identities, digests)
+    for folder, contents in ((paths.RESOLVED, files), (paths.MODELS, identities)):
+        if {path.stem: read_json(path) for path in folder.glob("*.json")} == contents:
+            continue
+        with atomic_folder(folder) as partial:
+            for name, content in contents.items():
+                write_json(partial / f"{name}.json", content)
+
+
+def resolved_files(config: Config, identities: Mapping[str, Any], digests: FileDigests) -> Files:
+    """The content of every file in artifacts/resolved."""
+    stages = Stages(config, identities, digests)
+    return {
+        name: {"code": code_digest(f"flows.{name.partition('-')[0]}"), **content}
+        for part in (stages.data(), stages.refinement(), stages.training(), stages.evaluation())
+        for name, content in part
+    }
+
+
+class Stages:
+    """What the stages depend on, by the part of the pipeline that they belong to."""
+
+    def __init__(self, config: Config, identities: Mapping[str, Any], digests: FileDigests) -> None:
+        self.config, self.identities, self.digests = config, identities, digests
+        self.methods = {name: config.methods[name] for name in config.run.methods}
+
+    def data(self) -> Iterator[tuple[str, Any]]:
+        config = self.config
+        for domain in config.run.harvest:
+            yield f"harvest-{domain}", {"harvest": [resolved(source) for source in config.harvest[domain]]}
+        yield (
+            "question",
+            {
+                "question": resolved(config.question),
+                "models": self.models(
+                    {config.question.model, *(checker.model for checker in config.question.checkers)}
+                ),
+                "templates": self.templates(config.question),
+            },
+        )
+        for name in config.run.domains:
+            yield f"ingest-{name}", self.ingest(config.domains[name])
+
+    def ingest(self, domain: Domain) -> dict[str, Any]:
+        """Benchmarks matter where rows are compared with their items."""
+        content = {"ingest": resolved(self.config.ingest), "domain": resolved(domain)}
+        return content | (self.tasks(self.config.benchmark.tasks) if domain.hygiene.contamination is not None else {})
+
+    def refinement(self) -> Iterator[tuple[str, Any]]:
+        config = self.config
+        yield (
+            "rewrite",
+            {
+                "rewrite": resolved(config.rewrite),
+                "models": self.models({config.rewrite.model}),
+                "templates": self.templates(config.rewrite),
+            },
+        )
+        yield "semantic_filter", {"semantic_filter": resolved(config.semantic_filter)}
+        yield (
+            "fuse",
+            {
+                "fuse": resolved(config.fuse),
+                "models": self.models({"base", config.fuse.model, *(judge.model for judge in config.fuse.models)}),
+                "templates": self.templates(config.fuse),
+                "calibration": self.calibration(config.fuse),
+                "methods": {name: self.training_pairs(method) for name, method in self.methods.items()},
+            },
+        )
+
+    def training_pairs(self, method: Method) -> dict[str, Any]:
+        """What of a method decides on its training pairs."""
+        patterns = method.replay.files if method.replay and method.replay.files != "domain" else []
+        files = {str(file): self.digest(file) for pattern in patterns for file in sorted(Path().glob(pattern))}
+        replay = resolved(method.replay) if method.replay else None
+        return {"target": method.target, "replay": replay, "files": files}
+
+    def training(self) -> Iterator[tuple[str, Any]]:
+        config = self.config
+        sets = {method.anchors.set for method in self.methods.values() if method.anchors}
+        own = {name: config.anchors[name].prompts for name in sets if config.anchors[name].prompts}
+        tasks = {task for name in sets for task in self.measured(name)} | set(config.benchmark.tasks if sets else ())
+        yield (
+            "anchors",
+            {
+                "sets": {name: resolved(config.anchors[name]) for name in sorted(sets)},
+                "methods": {name: method.anchors.set for name, method in self.methods.items() if method.anchors},
+                "encoder": _only(config.semantic_filter, "encoder", "revision") if sets else None,
+                "models": self.models({"base", *(config.anchors[name].model for name in sets)}) if sets else {},
+                "prompts": {name: self.digest(paths.user_turns(file)) for name, file in sorted(own.items())},
+                **self.tasks(sorted(tasks)),
+            },
+        )
+        for name, method in self.methods.items():
+            yield (
+                f"distill-{name}",
+                {
+                    "train": resolved(config.train),
+                    "method": _without(method, "merge"),
+                    "models": self.models({"base"}),
+                    "templates": self.templates(method),
+                },
+            )
+
+    def measured(self, anchors: str) -> list[str]:
+        without = self.config.anchors[anchors].without
+        return without.tasks if without else []
+
+    def evaluation(self) -> Iterator[tuple[str, Any]]:
+        config = self.config
+        settings = _without(config.benchmark, "validation_tasks")
+        common = {"benchmark": settings, "models": self.models({"base"})}
+        yield "benchmark", common | self.tasks(config.benchmark.tasks)
+        for name, method in self.methods.items():
+            tasks = [*config.benchmark.tasks, *getattr(method.merge, "tasks", [])]
+            merge = resolved(method.merge) if method.merge else None
+            yield f"benchmark-{name}", {**common, "merge": merge, **self.tasks(tasks)}
+            yield (
+                f"analyse-{name}",
+                {
+                    "models": self.models({"base"}),
+                    "batch_size": config.benchmark.batch_size,
+                    "templates": self.templates(method),
+                },
+            )
+        yield (
+            "judge",
+            {
+                "judge": resolved(config.judge),
+                "models": self.models({judge.model for judge in config.judge.judges}),
+                "templates": self.templates(config.judge),
+                "calibration": self.calibration(config.judge),
+                "run": _only(config.run, "methods", "seeds"),
+            },
+        )
+        yield "report", {"report": resolved(config.report), "run": resolved(config.run)}
+
+    def models(self, roles: set[str]) -> dict[str, Any]:
+        """What models are: of a folder its bytes, wherever it lies."""
+        identities = {role: self.identities[role] for role in sorted(roles)}
+        return {
+            role: {key: value for key, value in identity.items() if key != "path" or "sha256" not in identity}
+            for role, identity in identities.items()
+        }
+
+    def templates(self, section: Section) -> dict[str, str]:
+        """{name: digest} of the prompt templates that a section names."""
+        names = set(_templates(section.model_dump()))
+        if isinstance(section, Judge):
+            names.update(section.tasks.values())
+        if isinstance(section, (Question, Judge)) or (isinstance(section, Fuse) and section.models):
+            names.update(STRUCTURED_TEMPLATES)
+        return {name: digest(template_text(name)) for name in sorted(names)}
+
+    def calibration(self, section: Fuse | Judge) -> str | None:
+        return self.digest(paths.labels(section.calibration)) if section.calibration else None
+
+    def tasks(self, names: Collection[str]) -> dict[str, Any]:
+        """The benchmark tasks that lie in folders, by content, and the mirrors of data sets of all tasks."""
+        folders = [
+            folder
+            for folder in sorted(paths.BENCHMARK_TASKS.iterdir())
+            if any((folder / f"{name}.yaml").is_file() for name in names)
+        ]
+        mirrors = {name: source.mirror for name, source in self.config.benchmark.data.items() if source.mirror}
+        return {
+            "tasks": {folder.name: self.task(folder) for folder in folders},
+            "mirrors": {name: self.digest(Path(mirror)) for name, mirror in sorted(mirrors.items())},
+        }
+
+    def digest(self, path: Path) -> str:
+        if not path.exists():
+            raise InputError(f"params.yaml names {path}, which is not there; put it there or correct the name")
+        return self.digests.of(path)
+
+    def task(self, folder: Path) -> str:
+        """A task folder's digest, without what Python and people leave there."""
+        files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+        kept = (file for file in files if file.suffix not in (".pyc", ".md"))
+        return digest({str(file.relative_to(folder)): self.digest(file) for file in kept})
+
+
+def _only(section: Section, *names: str) -> dict[str, Any]:
+    return {name: value for name, value in resolved(section).items() if name in names}
+
+
+def _without(section: Section, *names: str) -> dict[str, Any]:
+    return {name: value for name, value in resolved(section).items() if name not in names}
+
+
+def _templates(value: Any) -> Iterator[str]:
+    """The values of all keys `template` and `tie_break`, however deep."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key in ("template", "tie_break") and isinstance(item, str):
+                yield item
+            else:
+                yield from _templates(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _templates(item)

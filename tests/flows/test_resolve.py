@@ -1,0 +1,104 @@
+"""What each stage depends on beside its data: exactly what it uses."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import paths, resolve
+from raft_tasks.config import load_config, parse_config
+from raft_tasks.errors import InputError
+from raft_tasks.file_digests import FileDigests
+from raft_tasks.models import identify
+
+
+def files_of(config, tmp_path):
+    with FileDigests(tmp_path / "digests.json") as digests:
+        identities = {role: identify(role, model, digests) for role, model in config.models.items()}
+        return resolve.resolved_files(config, identities, digests)
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """A function: the files that differ once `section.key = value` stands in params.yaml."""
+    before = files_of(load_config(), tmp_path)
+
+    def of(key, value):
+        document = yaml.safe_load(Path("params.yaml").read_text())
+        *sections, last = key.split(".")
+        section = document
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last] = value
+        after = files_of(parse_config(document), tmp_path)
+        return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+    return of
+
+
+METHODS = ("sft", "fused_sft", "raft", "fused_sft_anchored")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("semantic_filter.tau", 0.5, {"semantic_filter"}),
+        ("rewrite.temperature", 0.1, {"rewrite"}),
+        ("train.learning_rate", 1e-5, {f"distill-{method}" for method in METHODS}),
+        ("methods.raft.target", "rewrite", {"distill-raft", "fuse"}),
+        ("methods.raft.merge", {"kind": "prune", "keep": 0.1}, {"benchmark-raft"}),
+        ("benchmark.max_new_tokens", 41, {"benchmark", *(f"benchmark-{method}" for method in METHODS)}),
+        ("anchors.generated.count", 300, {"anchors"}),
+        ("report.flips", 10, {"report"}),
+        ("domains.archive.hygiene.privacy", "reject", {"ingest-archive"}),
+        ("resources.processes", 1, set()),
+        ("gate.general_margin", 0.1, set()),
+        ("domains.ledger.hygiene.privacy", "reject", set()),  # not in run.domains
+        ("methods.dft.token_weighting", "eaft", set()),  # not in run.methods
+    ],
+)
+def test_a_setting_concerns_the_stages_that_use_it(changed, key, value, expected):
+    assert changed(key, value) == expected
+
+
+def test_where_a_model_folder_lies_does_not_matter(changed, tmp_path):
+    moved = shutil.copytree(load_config().base.path, tmp_path / "elsewhere")
+    assert changed("models.base.path", str(moved)) == set()
+    (moved / "config.json").write_text((moved / "config.json").read_text() + " ")
+    assert {"rewrite", "distill-sft", "benchmark"} <= changed("models.base.path", str(moved))
+
+
+def test_a_prompt_template_concerns_its_stage_by_its_text(changed, monkeypatch):
+    text = resolve.template_text
+    monkeypatch.setattr(resolve, "template_text", lambda name: text(name) + ("!" if name == "teacher.jinja" else ""))
+    assert changed("report.flips", load_config().report.flips) == {"distill-raft", "analyse-raft"}
+
+
+def test_a_benchmark_task_concerns_the_stages_that_read_it(changed, monkeypatch, tmp_path):
+    tasks = shutil.copytree(paths.BENCHMARK_TASKS, tmp_path / "tasks")
+    monkeypatch.setattr(paths, "BENCHMARK_TASKS", tasks)
+    same = load_config().report.flips
+    (tasks / "pocket_recall" / "README.md").write_text("other words")
+    assert changed("report.flips", same) == set()
+    (tasks / "ms_bench" / "sample.py").write_text("x = 1")  # not among benchmark.tasks
+    assert changed("report.flips", same) == set()
+    (tasks / "pocket_recall" / "items.jsonl").write_text("{}")
+    assert changed("report.flips", same) == {"anchors", "benchmark", *(f"benchmark-{method}" for method in METHODS)}
+
+
+def test_a_file_that_is_not_there_is_named(changed):
+    with pytest.raises(InputError, match=r"data/calibration/none\.jsonl, which is not there"):
+        changed("fuse.calibration", "none.jsonl")
+
+
+def test_what_stays_as_it_is_is_not_written_again(tmp_path, monkeypatch):
+    for name in ("RESOLVED", "MODELS"):
+        monkeypatch.setattr(paths, name, tmp_path / name)
+    monkeypatch.setattr(paths, "FILE_DIGESTS", tmp_path / "digests.json")
+    config = load_config()
+    resolve.resolve(config)
+    before = {path: path.stat().st_ino for path in tmp_path.rglob("*.json")}
+    assert len(before) > 15
+    resolve.resolve(config)
+    assert {path: path.stat().st_ino for path in tmp_path.rglob("*.json")} == before
