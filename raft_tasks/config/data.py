@@ -67,7 +67,10 @@ class Chat(Section):
     )
 
 
-Off = BeforeValidator(lambda value: None if value in ("off", False) else value)  # a default can be turned off
+Off = BeforeValidator(  # a default can be turned off
+    lambda value: None if value == "off" or value is False else value,
+    json_schema_input_type=float | Literal["off"] | None,
+)
 
 
 class Hygiene(Section):

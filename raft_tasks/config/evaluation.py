@@ -28,7 +28,7 @@ class Benchmark(Section):
     """What every model is measured on."""
 
     tasks: list[str] = key(["ifeval", "mmlu"], "lm-eval tasks beside the domain's own")
-    validation_tasks: list[str] = key(["arc_easy"], "lm-eval tasks by which merge and gate.recover choose; none above")
+    validation_tasks: list[str] = key(["arc_easy"], "tasks by which merge and gate.recover choose; none of `tasks`")
     few_shot: dict[str, Count] = key({}, "task -> examples before each question; others as the task says")
     limit: dict[str, PositiveInt] = key({}, "task -> first items that are used; others whole")
     data: dict[str, BenchmarkData] = key({}, "data set -> where it comes from; known tasks have a pinned default")

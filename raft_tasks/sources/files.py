@@ -54,11 +54,20 @@ def reject(file: str, line: int, reason: str, content: str, rule: str = "unreada
     return Reject(file=file, line=line, reason=reason, content=content, rule=rule)
 
 
+def alternatives(pattern: str) -> list[str]:
+    """The glob patterns that one with {a,b} stands for."""
+    braces = re.search(r"\{([^{}]*)\}", pattern)
+    if braces is None:
+        return [pattern]
+    options = (pattern[: braces.start()] + option + pattern[braces.end() :] for option in braces[1].split(","))
+    return [whole for option in options for whole in alternatives(option)]
+
+
 def find_files(patterns: list[str], workspace: Path) -> list[Path]:
     """The files that the glob patterns name: in the patterns' order, sorted within each, none twice.
 
     Args:
-        patterns: relative to `workspace`.
+        patterns: relative to `workspace`; {a,b} is a or b.
         workspace: the folder that no file may lie outside of, not by `..` and not by a link.
 
     Raises:
@@ -69,7 +78,8 @@ def find_files(patterns: list[str], workspace: Path) -> list[Path]:
         if CONTROL.search(pattern):
             raise SourceError(f"{pattern!r} holds control characters; correct `files` in params.yaml")
         check_inside(workspace / pattern, workspace)
-        files = sorted(workspace / name for name in glob.glob(pattern, root_dir=workspace, recursive=True))
+        names = (glob.glob(option, root_dir=workspace, recursive=True) for option in alternatives(pattern))
+        files = sorted({workspace / name for option in names for name in option})
         files = [path for path in files if path.is_file()]
         if not files:
             raise SourceError(f"no file matches {pattern!r} in {workspace.resolve()}; correct `files` in params.yaml")

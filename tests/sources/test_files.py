@@ -126,6 +126,7 @@ def test_files_come_in_the_order_of_the_patterns_and_none_twice(
         write(tmp_path / name, "")
     (tmp_path / "d.jsonl").mkdir()
     assert list(map(str, find_files(["c.*", "*.jsonl", "a.jsonl"], Path()))) == ["c.csv", "a.jsonl", "b.jsonl"]
+    assert list(map(str, find_files(["*.{jsonl,tsv,csv}"], Path()))) == ["a.jsonl", "b.jsonl", "c.csv"]
     with pytest.raises(SourceError, match=r"no file matches '\*\.tsv' in .*; correct `files`"):
         find_files(["*.tsv"], Path())
 

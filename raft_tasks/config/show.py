@@ -1,0 +1,154 @@
+"""The configuration as text: what holds, a JSON schema for editors, the reference of all keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic_core import PydanticUndefined, to_jsonable_python
+
+from raft_tasks.config.base import ConfigError, Section, alternatives, sections
+from raft_tasks.config.config import Config, parse_config
+from raft_tasks.config.defaults import catalogue
+from raft_tasks.config.models import MAY_BE_SECRET
+
+MARK = "   # params.yaml"
+SETS = ("methods", "anchors")
+REFERENCE = Path("docs/reference/config.md")
+HEAD = """\
+# Configuration reference
+
+`make reference` writes this page. `params.yaml` says what differs from these defaults; `raft config show` prints all
+that holds. NAME stands for a name of yours, * for an item of a list; where a key has several kinds, the kind stands in
+brackets. An entry of `methods` or `anchors` is laid over the built-in one of its name; `extends: NAME` starts from one.
+"""
+
+
+def show(document: Any, what: str | None = None) -> str:
+    """What holds as YAML, defaults included; what the document sets is marked.
+
+    Args:
+        document: of params.yaml (`read_document`).
+        what: a section, a method or an anchor set; None shows all, of methods and sets those that are run or given.
+
+    Raises:
+        ConfigError: the document is wrong, or nothing is called `what`.
+    """
+    config = parse_config(document)
+    values = config.model_dump(mode="json")
+    if what is None:
+        rows = {name: config.methods[name] for name in config.run.methods}
+        used = {"methods": set(rows), "anchors": {row.anchors.set for row in rows.values() if row.anchors}}
+        for section, names in used.items():
+            wanted = names | document.get(section, {}).keys()
+            values[section] = {name: row for name, row in values[section].items() if name in wanted}
+    elif what in values:
+        values = {what: values[what]}
+    else:
+        found = [section for section in SETS if what in values[section]]
+        if not found:
+            known = [*values, *(name for section in SETS for name in values[section])]
+            close = get_close_matches(what, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
+            raise ConfigError(f"no section, method or anchor set is called {what!r}; {hint}")
+        values = {section: {what: values[section][what]} for section in found}
+    return "\n".join(_lines(values, document, "")) + "\n"
+
+
+def _lines(values: Mapping[str, Any], given: Any, indent: str) -> Iterator[str]:
+    for name, value in values.items():
+        stands = isinstance(given, dict) and name in given
+        if isinstance(value, dict) and value:
+            yield f"{indent}{name}:"
+            yield from _lines(value, given[name] if stands else None, indent + "  ")
+        else:
+            text = "'***'" if name in MAY_BE_SECRET and value is not None else _flow(value)
+            yield f"{indent}{name}: {text}{MARK if stands else ''}"
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    if isinstance(value, str):
+        plain = value.replace("_", "").replace("-", "").replace(".", "").replace("/", "")
+        return (
+            value if plain.isalnum() and plain[0].isalpha() and plain not in ("true", "false", "null") else _json(value)
+        )
+    if isinstance(value, list):
+        return f"[{', '.join(map(_flow, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {_flow(item)}' for name, item in value.items())}}}"
+    return _json(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of params.yaml."""
+    result = Config.model_json_schema()
+    for name in ("Method", "AnchorSet"):
+        result["$defs"][name]["properties"]["extends"] = {"type": "string", "description": "the entry it starts from"}
+    return result
+
+
+def reference() -> str:
+    """The page REFERENCE: every key with its values, default and meaning."""
+    parts = [HEAD]
+    for name, field in Config.model_fields.items():
+        star = ".NAME" if "dict[" in str(field.annotation) else ""
+        rows = [row for inner in sections(field.annotation) for row in _rows(inner, f"{name}{star}.")]
+        text = str(field.description)
+        parts += [
+            f"## {name}\n\n{text[0].upper()}{text[1:]}.\n",
+            "| key | values | default | meaning |\n|---|---|---|---|",
+        ]
+        parts += [*rows, ""]
+    text = Path(__file__).with_name("catalogue.yaml").read_text(encoding="utf-8")
+    names = ", ".join(f"`{name}`" for name in catalogue()["methods"])
+    return "\n".join([*parts, f"## Built-in entries\n\nMethods: {names}.\n\n```yaml\n{text}```\n"])
+
+
+def write_reference(path: Path = REFERENCE) -> None:
+    """Write the page of all keys."""
+    path.write_text(reference(), encoding="utf-8")
+
+
+def _rows(section: type[Section], prefix: str, values: Any = None) -> Iterator[str]:
+    """Table rows of a section's keys and of all within; `values` are its defaults where they are not its own."""
+    for name, field in section.model_fields.items():
+        inner = sections(field.annotation)
+        default = field.default if values is None else getattr(values, name)
+        if not (inner and isinstance(default, Section)):
+            text = "required" if field.is_required() else "see meaning"
+            if default is not PydanticUndefined:
+                text = f"`{_flow(to_jsonable_python(default))}`"
+            cells = (f"`{prefix}{name}`", _type(field.annotation), text, str(field.description))
+            yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+        star = ".NAME" if "dict[" in str(field.annotation) else ".*" if "list[" in str(field.annotation) else ""
+        for option in inner:
+            kind = next((option.model_fields[key] for key in ("kind", "by") if key in option.model_fields), None)
+            tag = f"({get_args(kind.annotation)[0]})" if kind and len(inner) > 1 else ""
+            yield from _rows(option, f"{prefix}{name}{star}{tag}.", default if isinstance(default, option) else None)
+
+
+def _type(annotation: Any) -> str:
+    """The type of a key in words."""
+    words = []
+    for leaf in alternatives(annotation):
+        if get_origin(leaf) is Literal:
+            words += [str(value) for value in get_args(leaf)]
+        elif get_origin(leaf) in (list, dict):
+            words.append(f"{get_origin(leaf).__name__} of {_type(get_args(leaf)[-1])}")
+        elif isinstance(leaf, type) and issubclass(leaf, Section):
+            words.append("keys below")
+        else:
+            words.append(
+                {"str": "text", "int": "integer", "float": "number", "bool": "true, false", "NoneType": "null"}.get(
+                    leaf.__name__, "any"
+                )
+            )
+    return " | ".join(dict.fromkeys(words))
