@@ -22,7 +22,7 @@ def identify(role: str, model: Model | Endpoint, digests: FileDigests) -> dict[s
         InputError: if `model.path` is neither a folder with a config.json nor a hub id pinned to a commit.
     """
     if isinstance(model, Endpoint):
-        return model.model_dump(include={"base_url", "model", "seeds", "options"})
+        return model.model_dump(include={"base_url", "model", "seeds", "options", "sampling_fields"})
     folder = Path(model.path)
     identity = model.model_dump()
     if (folder / "config.json").is_file():

@@ -1,17 +1,23 @@
 """Chat formats of real models: what is rendered, where an answer ends, and what cannot be trained on."""
 
+from functools import cache
+
 import pytest
 from chat_models import FORMATS, chat_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from raft_tasks.chat import (
     ChatError,
     check_chat,
+    control_tokens,
     end_of_turn,
     prompt_ids,
     render,
     stop_ids,
 )
 
+tokenizer_of = cache(chat_tokenizer)
 ASKED = [{"role": "user", "content": "What is 5 mg?"}]
 TOLD = "Answer as a clerk would."
 
@@ -19,6 +25,17 @@ TOLD = "Answer as a clerk would."
 @pytest.fixture(scope="module", params=FORMATS)
 def named(request):
     return FORMATS[request.param], chat_tokenizer(request.param)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text(max_size=20), st.data())
+def test_data_never_become_control_tokens(text, data):
+    for name in FORMATS:
+        tokenizer = tokenizer_of(name)
+        tokens = control_tokens(tokenizer)
+        planted = text + data.draw(st.sampled_from(sorted(tokens))) + text
+        shown, plain = prompt_ids(tokenizer, None, planted), prompt_ids(tokenizer, None, "x")
+        assert {id: shown.count(id) for id in tokens.values()} == {id: plain.count(id) for id in tokens.values()}
 
 
 @pytest.mark.parametrize("system", [None, TOLD])

@@ -29,6 +29,9 @@ class Endpoint(Section):
     model: str = key(..., "the model's name at the server")
     seeds: bool = key(True, "send a seed with every request; false where the server refuses one")
     options: dict[str, Any] = key({}, "further fields of every request, such as reasoning_effort")
+    sampling_fields: list[Literal["temperature", "top_p"]] = key(
+        ["temperature", "top_p"], "sampling settings to send; leave out those that the model refuses"
+    )
     length_field: Literal["max_tokens", "max_completion_tokens"] = key(
         "max_tokens", "the server's name for the length limit of an answer"
     )

@@ -94,7 +94,7 @@ def generate_anchors(numbers: Sequence[int], base: Base, settings: AnchorSet) ->
     ids = [f"anchor-{number:05d}" for number in numbers]
     hints: list[str | None] = [*settings.hints] or [None]
     prefixes = [user_prefix(tokenizer, base.settings.system, hint) for hint in hints]
-    config = SamplingParams(
+    params = SamplingParams(
         settings.temperature,
         settings.top_p,
         settings.max_new_tokens,
@@ -103,7 +103,7 @@ def generate_anchors(numbers: Sequence[int], base: Base, settings: AnchorSet) ->
         abort_token_ids=frozenset(_special_ids(tokenizer)),
     )
     seeds = [derive_seed(settings.seed, "anchor-prompt", id) for id in ids]
-    turns = base.call("tokens", [prefixes[number % len(prefixes)] for number in numbers], config, seeds)
+    turns = base.call("tokens", [prefixes[number % len(prefixes)] for number in numbers], params, seeds)
     prompts = [turn.text.strip() for turn in turns]
     if settings.prompt_source == "gibberish":
         tokens = plain_tokens(tokenizer)
@@ -133,11 +133,11 @@ def plain_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def answer_prompts(prompts: Sequence[tuple[str, str]], base: Base, settings: AnchorSet) -> list[GeneratedAnchor]:
     """The base's own answers to (id, user turn), whoever wrote the turn; each depends on its id and turn alone."""
-    config = SamplingParams(
+    params = SamplingParams(
         settings.answer_temperature, settings.top_p, settings.answer_max_new_tokens, settings.batch_size
     )
     seeds = [derive_seed(settings.seed, "anchor-answer", id) for id, _ in prompts]
-    completions = base.generate([prompt for _, prompt in prompts], config, seeds)
+    completions = base.generate([prompt for _, prompt in prompts], params, seeds)
     return [
         GeneratedAnchor(
             id=id, prompt=prompt, answer=completion.text.strip(), prompt_finished=True,

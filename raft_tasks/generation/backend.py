@@ -37,13 +37,18 @@ class Completion:
 
 
 Kind = Literal["chat", "text", "tokens"]  # one user message each; raw text to continue; raw token ids to continue
-Portion = list[tuple[int, Completion]]  # completions with their prompts' positions
+Portion = list[tuple[int, Completion]]  # completions with their inputs' positions
+GoOn = Callable[[], bool]
+
+
+def always() -> bool:
+    return True
 
 
 class Backend(Protocol):
     """Draws completions; what a prompt gets does not depend on the prompts beside it."""
 
-    def generate(self, prompts: Sequence[str], config: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+    def generate(self, prompts: Sequence[str], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
         """Draw one completion per prompt, in the prompts' order. Each prompt is one user message.
 
         Args:
@@ -63,11 +68,11 @@ class CallBackend(ABC):
     identity: dict[str, Any]  # all that determines the outputs beside input, params and seed, JSON-like
 
     @abstractmethod
-    def call(self, kind: Kind, inputs: Sequence[Any], config: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+    def call(self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
         """One completion per input, in order, as `Backend.generate`."""
 
-    def generate(self, prompts: Sequence[str], config: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
-        return self.call("chat", prompts, config, seeds)
+    def generate(self, prompts: Sequence[str], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+        return self.call("chat", prompts, params, seeds)
 
 
 class StreamingBackend(CallBackend):
@@ -75,12 +80,7 @@ class StreamingBackend(CallBackend):
 
     @abstractmethod
     def stream(
-        self,
-        kind: Kind,
-        inputs: Sequence[Any],
-        config: SamplingParams,
-        seeds: Sequence[int],
-        go_on: Callable[[], bool] = lambda: True,
+        self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int], go_on: GoOn = always
     ) -> Iterator[Portion]:
         """The completions in portions, in any order.
 
@@ -88,8 +88,8 @@ class StreamingBackend(CallBackend):
         Once `go_on` says no, nothing more is begun; what is in flight still comes, and the rest is left out.
         """
 
-    def call(self, kind: Kind, inputs: Sequence[Any], config: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
-        pairs = [pair for portion in self.stream(kind, inputs, config, seeds) for pair in portion]
+    def call(self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+        pairs = [pair for portion in self.stream(kind, inputs, params, seeds) for pair in portion]
         return [completion for _, completion in sorted(pairs, key=itemgetter(0))]
 
 

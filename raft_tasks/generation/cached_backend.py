@@ -137,14 +137,14 @@ class CachedBackend(CallBackend):
         assert isinstance(self.backend, TransformersBackend), f"{self.backend} is no local model"
         return self.backend
 
-    def call(self, kind: Kind, inputs: Sequence[Any], config: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+    def call(self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
         """As `CallBackend.call`.
 
         Raises:
             BudgetExceeded: before all inputs had their completion; those that had are cached.
         """
         keys = [
-            digest([self.identity, kind, item, config.cache_key(seed)])
+            digest([self.identity, kind, item, params.cache_key(seed)])
             for item, seed in zip(inputs, seeds, strict=True)
         ]
         cached = {key: _read(value) for key, value in self.calls.cache.get(keys).items()}
@@ -155,7 +155,7 @@ class CachedBackend(CallBackend):
             return not stopped and not self.calls.budget_exceeded(tally)
 
         if missing:  # else nothing is loaded either
-            asked = [inputs[i] for i in missing], config, [seeds[i] for i in missing]
+            asked = [inputs[i] for i in missing], params, [seeds[i] for i in missing]
             for portion in self.backend.stream(kind, *asked, go_on):
                 completions = {keys[missing[i]]: completion for i, completion in portion}
                 tally, stopped = self._put(completions)

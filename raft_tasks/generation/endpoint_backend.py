@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -22,7 +22,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from raft_tasks.chat import CONTROL, break_up
 from raft_tasks.config import Endpoint
 from raft_tasks.errors import InputError
-from raft_tasks.generation.backend import Completion, Failure, Kind, Portion, StreamingBackend
+from raft_tasks.generation.backend import Completion, Failure, GoOn, Kind, Portion, StreamingBackend, always
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.thoughts import strip_thoughts
 
@@ -98,12 +98,7 @@ class EndpointBackend(StreamingBackend):
         self._pool = ThreadPoolExecutor(model.concurrency, thread_name_prefix="endpoint")
 
     def stream(
-        self,
-        kind: Kind,
-        inputs: Sequence[Any],
-        config: SamplingParams,
-        seeds: Sequence[int],
-        go_on: Callable[[], bool] = lambda: True,
+        self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int], go_on: GoOn = always
     ) -> Iterator[Portion]:
         """As `StreamingBackend.stream`, in the order in which the answers come.
 
@@ -118,7 +113,7 @@ class EndpointBackend(StreamingBackend):
             if stopped.is_set() or not go_on():
                 return None
             try:
-                return self._complete(self._body(kind, item, config, seed))
+                return self._complete(self._body(kind, item, params, seed))
             except BaseException:
                 stopped.set()
                 raise
@@ -141,42 +136,36 @@ class EndpointBackend(StreamingBackend):
         if error:  # what was in flight beside it has been handed over
             raise error
 
-    def _body(self, kind: Kind, item: str, config: SamplingParams, seed: int) -> dict[str, Any]:
+    def _body(self, kind: Kind, item: str, params: SamplingParams, seed: int) -> dict[str, Any]:
         """The request for one input."""
         fields: dict[str, Any] = {"model": self.settings.model}
         if kind == "chat":
             message = {"role": "user", "content": break_up(CONTROL, item)}  # data never become the server's tokens
-            fields |= {"messages": [message], self.settings.length_field: config.max_tokens}
+            fields |= {"messages": [message], self.settings.length_field: params.max_tokens}
         elif kind == "text":
-            fields |= {"prompt": item, "max_tokens": config.max_tokens}
+            fields |= {"prompt": item, "max_tokens": params.max_tokens}
         else:
             raise ValueError(f"an endpoint takes no {kind}")
-        fields |= {"temperature": config.temperature, "top_p": config.top_p}
+        fields |= {name: getattr(params, name) for name in self.settings.sampling_fields}
         if self.settings.seeds:
             fields["seed"] = seed & 0x7FFFFFFF  # some servers take 32 bits
         return fields
 
     def _complete(self, body: dict[str, Any]) -> Completion:
         """One prompt's completion, after as many tries as it takes and `max_retries` allows."""
+        stop, transient = stop_after_attempt(self.settings.max_retries + 1), retry_if_exception_type(_Transient)
         tries = 0
-        retrying = Retrying(
-            stop=stop_after_attempt(self.settings.max_retries + 1),
-            wait=_wait,
-            retry=retry_if_exception_type(_Transient),
-            reraise=True,
-        )
         try:
-            for attempt in retrying:
+            for attempt in Retrying(stop=stop, wait=_wait, retry=transient, reraise=True):
                 with attempt:
                     tries += 1
                     return _completion(self._answer(body), tries)
+            raise AssertionError("tenacity returned without a result")
         except _Transient as error:
-            reason = f"{error} ({tries} tries)"
-            return Completion("", finished=False, tokens=0, tries=tries, failure=Failure("unreachable", reason))
+            failure = Failure("unreachable", f"{error} ({tries} tries)")
         except _Rejected as error:
             failure = Failure("rejected", str(error))
-            return Completion("", finished=False, tokens=0, tries=tries, failure=failure)
-        raise AssertionError("tenacity returned without a result")
+        return Completion("", finished=False, tokens=0, tries=tries, failure=failure)
 
     def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """The server's JSON answer to one request."""
@@ -209,20 +198,22 @@ class EndpointBackend(StreamingBackend):
     def _problem(self, error: openai.APIStatusError, chat: bool) -> Exception:
         """What an HTTP error means: try again, give the prompt up, or stop."""
         body = error.body if isinstance(error.body, dict) else {}
-        status, said = error.status_code, self._without_key(body.get("message") or error.response.text)[:300]
+        status, reason = error.status_code, self._without_key(body.get("message") or error.response.text)[:300]
         where = f"endpoint {self.settings.base_url}, model {self.settings.model!r}"
         if status in (401, 403):
             name = self.settings.api_key_env
             given = f"the key in ${name}" if name else "no key (api_key_env: null)"
-            return EndpointError(f"{where}: refused {given} with HTTP {status}: {said}")
+            return EndpointError(f"{where}: refused {given} with HTTP {status}: {reason}")
         if status == 404:
-            raw = "" if chat else ", and that the server has /completions: by chat alone no user's turn is invented"
-            return EndpointError(f"{where}: HTTP 404: {said}; check base_url (it usually ends in /v1) and model{raw}")
-        if status == 402 or "insufficient_quota" in (error.code or "", said):
-            return EndpointError(f"{where}: the account's quota is used up (HTTP {status}): {said}")
+            raw = "" if chat else ", and that the server has /completions: a chat API cannot generate a user's turn"
+            return EndpointError(f"{where}: HTTP 404: {reason}; check base_url (it usually ends in /v1) and model{raw}")
+        if status == 402 or "insufficient_quota" in (error.code or "", reason):
+            return EndpointError(f"{where}: the account's quota is used up (HTTP {status}): {reason}")
         if status in TRANSIENT or status >= 500:
-            return _Transient(f"HTTP {status}: {said}", _retry_after(error.response.headers))
-        return _Rejected(f"HTTP {status}: {said}")
+            return _Transient(f"HTTP {status}: {reason}", _retry_after(error.response.headers))
+        refused = [name for name in self.settings.sampling_fields if name in reason]
+        hint = f"; if the model refuses {refused}, take it out of the endpoint's sampling_fields" if refused else ""
+        return _Rejected(f"HTTP {status}: {reason}{hint}")
 
     @cached_property
     def _client(self) -> openai.OpenAI:
@@ -249,8 +240,8 @@ class EndpointBackend(StreamingBackend):
         return key
 
     def _without_key(self, message: object) -> str:
-        key = os.environ.get(self.settings.api_key_env or "")
-        return str(message).replace(key, "***") if key else str(message)
+        key, text = os.environ.get(self.settings.api_key_env or ""), _replace_surrogates(str(message))
+        return text.replace(key, "***") if key else text
 
 
 class _Rejected(Exception):
@@ -281,6 +272,11 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     return min(max(seconds, 0.0), RETRY_AFTER_MOST_SECONDS)
 
 
+def _replace_surrogates(text: str) -> str:
+    """JSON can escape half a character, which no file takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _completion(answer: dict[str, Any], tries: int) -> Completion:
     """The completion in a server's answer.
 
@@ -297,13 +293,12 @@ def _completion(answer: dict[str, Any], tries: int) -> Completion:
             raise TypeError(f"content is a {type(text).__name__}")
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise _Transient(f"an answer without choices[0].message.content: {json.dumps(answer)[:80]}") from error
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON can escape half a character
-    text, thinking = strip_thoughts(text)  # of a server that does not take them out itself
+    text, thinking = strip_thoughts(_replace_surrogates(text))  # of a server that does not take them out itself
     failure = None
     if ended == "content_filter":
         failure = Failure("filtered", "the provider's content filter stopped the answer")
     elif refusal:
-        failure = Failure("refused", str(refusal)[:300])
+        failure = Failure("refused", _replace_surrogates(str(refusal))[:300])
     elif not text.strip() and not raw:  # a text may well end where it stands
         failure = Failure("empty", "an empty answer" if ended in FINISHED else "cut before its answer began")
     if failure:

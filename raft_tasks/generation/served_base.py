@@ -30,7 +30,7 @@ class ServedBase(CallBackend):
     def __init__(self, endpoint: CallBackend, base: TransformersBackend | CachedBackend) -> None:
         self.endpoint, self.settings, self.tokenizer = endpoint, base.settings, base.tokenizer
 
-    def call(self, kind: Kind, inputs: Sequence[Any], config: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+    def call(self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
         """As `CallBackend.call` for `chat` and `tokens`; the ends of a turn are the server's own.
 
         Raises:
@@ -38,9 +38,9 @@ class ServedBase(CallBackend):
         """
         if kind == "chat":
             inputs = [prompt_ids(self.tokenizer, self.settings.system, prompt) for prompt in inputs]
-            config = replace(config, stop_token_ids=frozenset({end_of_turn(self.tokenizer)}))
+            params = replace(params, stop_token_ids=frozenset({end_of_turn(self.tokenizer)}))
         texts = {prefix: self._as_text(prefix) for prefix in {tuple(prefix) for prefix in inputs}}
-        completions = self.endpoint.call("text", [texts[tuple(prefix)] for prefix in inputs], config, seeds)
+        completions = self.endpoint.call("text", [texts[tuple(prefix)] for prefix in inputs], params, seeds)
         failed = [completion.failure for completion in completions if completion.failure]
         if failed:
             raise InputError(
@@ -48,14 +48,14 @@ class ServedBase(CallBackend):
                 "that continues raw text (POST <base_url>/completions); a chat API cannot generate a user's turn. Mend "
                 "the server, or set anchors.*.model to base"
             )
-        return [self._read(completion, config) for completion in completions]
+        return [self._read(completion, params) for completion in completions]
 
-    def _read(self, completion: Completion, config: SamplingParams) -> Completion:
+    def _read(self, completion: Completion, params: SamplingParams) -> Completion:
         """Without the mark that ended it; unfinished where the server went on after another one. Not all show them."""
         text = completion.text
-        for token in config.stop_token_ids:
+        for token in params.stop_token_ids:
             text = text.removesuffix(self.tokenizer.decode([token]))
-        passed = any(self.tokenizer.decode([token]) in text for token in config.abort_token_ids)
+        passed = any(self.tokenizer.decode([token]) in text for token in params.abort_token_ids)
         return replace(completion, text=text, finished=completion.finished and not passed)
 
     def _as_text(self, prefix: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ old texts.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from raft_tasks import chat
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
-from raft_tasks.generation.backend import Completion, Kind, Portion, StreamingBackend
+from raft_tasks.generation.backend import Completion, GoOn, Kind, Portion, StreamingBackend, always
 from raft_tasks.sampling import SamplingParams, SeededDraw, left_pad, longest_first, uniform_draws
 from raft_tasks.thoughts import strip_thoughts
 
@@ -81,12 +81,7 @@ class TransformersBackend(StreamingBackend):
         return self.end_of_turn if pad is None else int(pad)
 
     def stream(
-        self,
-        kind: Kind,
-        inputs: Sequence[Any],
-        config: SamplingParams,
-        seeds: Sequence[int],
-        go_on: Callable[[], bool] = lambda: True,
+        self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int], go_on: GoOn = always
     ) -> Iterator[Portion]:
         """As `StreamingBackend.stream`, batch by batch; `chat` or `tokens`.
 
@@ -96,32 +91,32 @@ class TransformersBackend(StreamingBackend):
         if len(inputs) != len(seeds):
             raise ValueError(f"got {len(seeds)} seeds for {len(inputs)} prompts")
         prefixes = {"chat": self._encode, "tokens": lambda rows: list(map(list, rows))}[kind](inputs)
-        self._check_lengths([len(ids) + config.max_tokens for ids in prefixes])
-        for batch in longest_first([len(ids) for ids in prefixes], config.batch_size):
+        self._check_lengths([len(ids) + params.max_tokens for ids in prefixes])
+        for batch in longest_first([len(ids) for ids in prefixes], params.batch_size):
             if not go_on():
                 return
             yield list(
-                zip(batch, self._draw([prefixes[i] for i in batch], config, [seeds[i] for i in batch]), strict=True)
+                zip(batch, self._draw([prefixes[i] for i in batch], params, [seeds[i] for i in batch]), strict=True)
             )
 
-    def _draw(self, prefixes: list[list[int]], config: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+    def _draw(self, prefixes: list[list[int]], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
         """The completions of one batch."""
         import torch
         from transformers import LogitsProcessorList
 
         with self._lock:  # loads it once
             finishing = {*self.model.generation_config.eos_token_id, *config.stop_token_ids}
-        stopping = {*finishing, *config.abort_token_ids}
+        stopping = {*finishing, *params.abort_token_ids}
         ids, mask = left_pad(prefixes, self.pad, self.device)
         processors = LogitsProcessorList()
-        if config.temperature > 0:
-            draws = uniform_draws(seeds, config.max_tokens).to(self.device)
-            processors.append(SeededDraw(draws, config.temperature, config.top_p, torch.float64))
+        if params.temperature > 0:
+            draws = uniform_draws(seeds, params.max_tokens).to(self.device)
+            processors.append(SeededDraw(draws, params.temperature, params.top_p, torch.float64))
         with self._lock, torch.inference_mode():
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=config.max_tokens,
+                max_new_tokens=params.max_tokens,
                 logits_processor=processors,
                 eos_token_id=sorted(stopping),
             )

@@ -16,7 +16,7 @@ class Scripted:
         self.prompts: list[str] = []
         self.seeds: list[int] = []
 
-    def generate(self, prompts: Sequence[str], config: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+    def generate(self, prompts: Sequence[str], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
         self.prompts += prompts
         self.seeds += seeds
         return [self._completion(self.say(prompt)) for prompt in prompts]

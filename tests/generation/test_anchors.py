@@ -159,8 +159,8 @@ def test_continuing_raw_tokens_against_a_plain_loop(tiny: TransformersBackend) -
         while len(ids) < len(prefix + start) + 10 and not specials & set(ids[len(prefix + start) :]):
             with torch.inference_mode():
                 ids.append(int(tiny.model(torch.tensor([ids])).logits[0, -1].argmax()))
-        config = SamplingParams(temperature=0, max_tokens=10, abort_token_ids=frozenset(specials))
-        [completion] = tiny.call("tokens", [prefix + start], config, [0])
+        params = SamplingParams(temperature=0, max_tokens=10, abort_token_ids=frozenset(specials))
+        [completion] = tiny.call("tokens", [prefix + start], params, [0])
         added = ids[len(prefix + start) :]
         assert completion.text == tiny.tokenizer.decode(added, skip_special_tokens=True)
         assert completion.tokens == len(added)
@@ -169,9 +169,9 @@ def test_continuing_raw_tokens_against_a_plain_loop(tiny: TransformersBackend) -
 
 def test_further_ends_finish_and_aborts_do_not(tiny: TransformersBackend) -> None:
     prefixes, lamp = [user_prefix(tiny.tokenizer, None)] * 60, tiny.tokenizer.convert_tokens_to_ids("lamp")
-    config = SamplingParams(max_tokens=20, batch_size=60)
-    ends, aborts = (replace(config, **{name: frozenset({lamp})}) for name in ("stop_token_ids", "abort_token_ids"))
-    plain, ended, stopped = (tiny.call("tokens", prefixes, some, range(60)) for some in (config, ends, aborts))
+    params = SamplingParams(max_tokens=20, batch_size=60)
+    ends, aborts = (replace(params, **{name: frozenset({lamp})}) for name in ("stop_token_ids", "abort_token_ids"))
+    plain, ended, stopped = (tiny.call("tokens", prefixes, some, range(60)) for some in (params, ends, aborts))
     assert [row.text for row in ended] == [row.text for row in stopped]
     changed = [number for number in range(60) if "lamp" in plain[number].text.split()]
     assert 10 < len(changed) < 60
@@ -238,8 +238,8 @@ def test_models_of_these_architectures_generate_until_the_end_of_the_turn(name: 
     prefix = user_prefix(backend.tokenizer, None, "Be brief.")
     rows = generate_anchors(range(24), backend, settings)
     special = frozenset(backend.tokenizer.all_special_ids)
-    config = SamplingParams(max_tokens=40, batch_size=24, stop_token_ids=frozenset({end}), abort_token_ids=special)
-    raw = backend.call("tokens", [prefix] * 24, config, [derive_seed(0, "anchor-prompt", row.id) for row in rows])
+    params = SamplingParams(max_tokens=40, batch_size=24, stop_token_ids=frozenset({end}), abort_token_ids=special)
+    raw = backend.call("tokens", [prefix] * 24, params, [derive_seed(0, "anchor-prompt", row.id) for row in rows])
     assert backend.tokenizer.convert_ids_to_tokens(end) == FORMATS[name].end
     for row, turn in zip(rows, raw, strict=True):
         assert not set(FORMATS[name].special) & set(row.prompt.split())
@@ -259,7 +259,7 @@ class Server:
     def __init__(self, *answers: Completion) -> None:
         self.answers, self.asked = list(answers), []
 
-    def call(self, kind: str, prompts: list[str], config: SamplingParams, seeds: list[int]) -> list[Completion]:
+    def call(self, kind: str, prompts: list[str], params: SamplingParams, seeds: list[int]) -> list[Completion]:
         assert kind == "text"
         self.asked += prompts
         return (self.answers or [Completion("What is it?", True, 4)] * len(prompts))[: len(prompts)]

@@ -26,12 +26,12 @@ class Drawing(StreamingBackend):
         self.asked = []
         self.failures = {}
 
-    def stream(self, kind, prompts, config, seeds, go_on=lambda: True):
-        for start in range(0, len(prompts), config.batch_size):
+    def stream(self, kind, prompts, params, seeds, go_on=lambda: True):
+        for start in range(0, len(prompts), params.batch_size):
             if not go_on():
                 return
             portion = []
-            for i in range(start, min(start + config.batch_size, len(prompts))):
+            for i in range(start, min(start + params.batch_size, len(prompts))):
                 self.asked.append((prompts[i], seeds[i]))
                 failure = self.failures.get(prompts[i])
                 text = "" if failure else f"{prompts[i]}/{seeds[i]}"

@@ -72,7 +72,9 @@ def test_raw_text_is_gone_on_with_and_may_end_where_it_stands(server):
 
 
 def test_a_server_that_only_chats_is_told(server):
-    with pytest.raises(EndpointError, match=r"HTTP 404.*that the server has /completions: by chat alone no user's"):
+    with pytest.raises(
+        EndpointError, match=r"HTTP 404.*that the server has /completions: a chat API cannot generate a user's"
+    ):
         ask(endpoint(server), {"status": 404}, kind="text")
     with pytest.raises(EndpointError, match=r"and model$"):
         ask(endpoint(server), {"status": 404})
@@ -134,6 +136,45 @@ def test_nobody_there(server):
 def test_an_answer_that_was_cut_is_not_finished(server):
     (answer,) = ask(endpoint(server), {"choice": {"message": {"content": "It is"}, "finish_reason": "length"}})
     assert answer == Completion("It is", finished=False, tokens=5, prompt_tokens=10)
+
+
+@pytest.mark.parametrize(
+    ("reason", "finished"),
+    [
+        ("stop", True), ("eos_token", True), ("stop_sequence", True), ("end_turn", True), ("length", False),
+        ("max_tokens", False), ("abort", False), ("error", False), ("tool_calls", False), ("content_filtered", False),
+        (None, False), ("a reason of next year", False),
+    ],
+)  # fmt: skip
+def test_just_listed_reasons_mean_that_the_turn_was_ended(server, reason, finished):
+    (answer,) = ask(endpoint(server), {"choice": {"message": {"content": "It is"}, "finish_reason": reason}})
+    assert (answer.text, answer.finished, answer.failure) == ("It is", finished, None)
+
+
+def test_half_a_character_is_replaced_and_two_halves_are_one(server):
+    halves = '{"message": {"content": "\\ud83d! \\ud83d\\ude00"}, "finish_reason": "stop"}'
+    refusal = '{"message": {"content": null, "refusal": "No \\ud83d"}}'
+    whole, refused, failed = ask(
+        endpoint(server, max_retries=0),
+        {"body": f'{{"choices": [{halves}]}}'},
+        {"body": f'{{"choices": [{refusal}]}}'},
+        {"status": 400, "says": "bad \ud83d"},
+    )
+    assert whole.text == "\ufffd! \U0001f600"
+    assert [row.failure.reason for row in (refused, failed)] == ["No \ufffd", "HTTP 400: bad \ufffd"]
+
+
+def test_sampling_settings_that_a_model_refuses_are_not_sent(server):
+    (answer,) = ask(endpoint(server, sampling_fields=["top_p"], seeds=False), {})
+    assert {"temperature", "top_p", "seed"} & set(json.loads(answer.text)) == {"top_p"}
+    (answer,) = ask(endpoint(server), {"status": 400, "says": "Unsupported value: 'temperature'"})
+    assert "take it out of the endpoint's sampling_fields" in answer.failure.reason
+
+
+def test_data_do_not_become_the_servers_tokens(server):
+    (answer,) = endpoint(server).generate(['{"a": "<|im_end|> <b> [INST] x < y </s>"}'], PARAMS, [0])
+    message = json.loads(json.loads(answer.text)["messages"][0]["content"])["a"]
+    assert message == "< |im_end|> <b> [ INST] x < y < /s>"
 
 
 @pytest.mark.parametrize("header", ["seconds", "date", "milliseconds"])

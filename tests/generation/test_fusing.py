@@ -31,7 +31,7 @@ class InTurn:
         self.rounds: list[list[str]] = []
         self.seeds: list[int] = []
 
-    def generate(self, prompts: list[str], config: SamplingParams, seeds: list[int]) -> list[Completion]:
+    def generate(self, prompts: list[str], params: SamplingParams, seeds: list[int]) -> list[Completion]:
         self.rounds.append(prompts)
         self.seeds += seeds
         drawn = [self.texts.pop(0) for _ in prompts]

@@ -27,8 +27,8 @@ class Recorded:
     def __init__(self, completions: list[Completion]) -> None:
         self.completions = completions
 
-    def generate(self, prompts: list[str], config: SamplingParams, seeds: list[int]) -> list[Completion]:
-        self.prompts, self.config, self.seeds = prompts, config, seeds
+    def generate(self, prompts: list[str], params: SamplingParams, seeds: list[int]) -> list[Completion]:
+        self.prompts, self.params, self.seeds = prompts, params, seeds
         return self.completions
 
 
@@ -43,7 +43,7 @@ def test_rows_gain_their_rewrite(examples: list[Example]) -> None:
     assert examples[0].question in backend.prompts[0]
     assert examples[0].answer in backend.prompts[0]
     assert backend.prompts[0].endswith("Rewrite the reference answer in your own words. Keep every fact.")
-    assert backend.config == SamplingParams(temperature=0.9, top_p=0.95, max_tokens=12, batch_size=4)
+    assert backend.params == SamplingParams(temperature=0.9, top_p=0.95, max_tokens=12, batch_size=4)
     assert len(set(backend.seeds)) == 2
 
 
