@@ -105,7 +105,7 @@ class TransformersBackend(StreamingBackend):
         from transformers import LogitsProcessorList
 
         with self._lock:  # loads it once
-            finishing = {*self.model.generation_config.eos_token_id, *config.stop_token_ids}
+            finishing = {*self.model.generation_config.eos_token_id, *params.stop_token_ids}
         stopping = {*finishing, *params.abort_token_ids}
         ids, mask = left_pad(prefixes, self.pad, self.device)
         processors = LogitsProcessorList()
