@@ -1,4 +1,4 @@
-"""Does the harness say what lm-eval says by hand, to the last digit, and what does it cost beside it?
+"""Does the harness give lm-eval's own numbers, to the last digit, and what does it cost beside lm-eval by hand?
 
     python benchmarks/harness.py [TASK ...]                 (default: benchmark.tasks of params.yaml)
 
@@ -21,7 +21,7 @@ from measuring import machine, timed_in_turn
 from flows import paths
 from raft_tasks.artifacts import read_rows
 from raft_tasks.config import Benchmark, Model, load_config
-from raft_tasks.evaluation.harness import DOMAIN_TASK, evaluate, write_domain_task
+from raft_tasks.evaluation.harness import DOMAIN_TASK, Suite, evaluate, write_domain_task
 from raft_tasks.evaluation.overlay import task_manager
 from raft_tasks.schemas import Example, ItemResult
 
@@ -30,10 +30,8 @@ Scores = dict[str, dict[str, float]]
 
 
 def ours(model: Model, rows: list[Example], settings: Benchmark) -> tuple[Scores, list[ItemResult]]:
-    with tempfile.TemporaryDirectory() as work:
-        scores, items = evaluate(model, "domain", rows, settings, paths.BENCHMARK_TASKS, Path(work))
-    del scores["versions"]
-    return {task: {name: value for name, value in own.items() if name != "n"} for task, own in scores.items()}, items
+    scores, items = evaluate(model, Suite("domain", rows, settings, paths.BENCHMARK_TASKS))
+    return {task: totals["metrics"] for task, totals in scores["tasks"].items()}, items
 
 
 def by_hand(model: Model, rows: list[Example], settings: Benchmark) -> tuple[Scores, dict[str, list[Any]]]:
@@ -88,8 +86,8 @@ def main() -> int:
         answers.setdefault(row.task, []).append(row.answer)
     different = 0
     print("\n| task | metric | harness | lm-eval by hand | equal |\n|---|---|---:|---:|---|")
-    for task, own in mine.items():
-        for metric, value in own.items():
+    for task, metrics in mine.items():
+        for metric, value in metrics.items():
             equal = value == theirs[task].get(metric)
             different += not equal
             print(f"| {task} | {metric} | {value!r} | {theirs[task].get(metric)!r} | {'yes' if equal else 'NO'} |")
@@ -103,8 +101,8 @@ def main() -> int:
     }
     times = timed_in_turn(forms, REPEATS, device)
     print("\n| | seconds | CPU seconds | median / best |\n|---|---:|---:|---:|")
-    for name, one in times.items():
-        print(f"| {name} | {one.seconds:.2f} | {one.cpu:.2f} | {one.spread:.2f} |")
+    for name, timing in times.items():
+        print(f"| {name} | {timing.seconds:.2f} | {timing.cpu:.2f} | {timing.spread:.2f} |")
     ratio, cpu = (times["harness"][part] / times["lm-eval by hand"][part] for part in (0, 1))
     print(f"| ratio | {ratio:.3f} | {cpu:.3f} | |")
     return int(different > 0)

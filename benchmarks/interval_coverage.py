@@ -5,7 +5,7 @@
 A study is drawn from a world of sources (facts) and seeds: the log odds of a right answer are a level plus an effect of
 the source, of the seed, and of both together, each model's own beside what all share of a source. A design says how
 many there are of each, and how large the effects. Printed is the share of studies whose 95 % interval holds the truth;
-93 to 97 % is wanted. Recovery is counted in the studies that report one: those
+93 to 97 % is wanted. The recovered fraction is counted in the studies that report one: those
 whose loss is significant.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raft_tasks.evaluation.statistics import Bootstrap, Floats, Outcomes, difference, mean, ratio, recovery
+from raft_tasks.evaluation.statistics import Bootstrap, Floats, Outcomes, difference, mean, ratio, recovered_fraction
 
 STUDIES = 2000
 CONFIDENCE = 0.95
@@ -105,7 +105,7 @@ def coverage(design: Design, studies: int, seed: int) -> dict[str, tuple[float, 
         "against base": method - base,
         "against SFT": method - reference,
         "retention": method / base,
-        "recovery": (method - reference) / (base - reference),
+        "recovered": (method - reference) / (base - reference),
     }
     generator = np.random.default_rng(seed)
     held: dict[str, list[bool]] = {name: [] for name in true}
@@ -117,7 +117,7 @@ def coverage(design: Design, studies: int, seed: int) -> dict[str, tuple[float, 
             "against base": difference(of_method, of_base, settings),
             "against SFT": difference(of_method, of_reference, settings),
             "retention": ratio(of_method, of_base, settings),
-            "recovery": recovery(of_method, of_reference, of_base, settings),
+            "recovered": recovered_fraction(of_method, of_reference, of_base, settings),
         }
         for name, one in found.items():
             if one and one.low is not None and one.high is not None:

@@ -21,7 +21,7 @@ from pocket_world.data import build_files, json_lines
 from pocket_world.recipe import RECIPE, load_recipe
 from raft_tasks.artifacts import read_rows
 from raft_tasks.config import Config, load_config
-from raft_tasks.evaluation.harness import DOMAIN_TASK, evaluate
+from raft_tasks.evaluation.harness import DOMAIN_TASK, Suite, evaluate
 from raft_tasks.generation.templates import template_text
 from raft_tasks.schemas import Example, TrainingPair
 from raft_tasks.training.train import train_model
@@ -39,8 +39,6 @@ def validation_tasks(folder: Path) -> None:
     for path, rows in build_files(recipe).items():
         if path.is_relative_to(folder):
             path.write_text(json_lines(rows), encoding="utf-8")
-    for path in folder.glob("*/*.yaml"):
-        path.write_text(path.read_text().replace(str(paths.BENCHMARK_TASKS), str(folder)))
 
 
 def scored(config: Config, name: str, rate: float, tasks: Path, work: Path) -> dict[str, float]:
@@ -58,8 +56,8 @@ def scored(config: Config, name: str, rate: float, tasks: Path, work: Path) -> d
     )
     validation = read_rows(paths.split(domain, "validation", config.run.rows), Example)
     model = config.base.model_copy(update={"path": str(work / "model"), "revision": None})
-    scores, _ = evaluate(model, domain, validation, config.benchmark, tasks, work / "lm-eval")
-    return {task: scores[task]["acc"] for task in (DOMAIN_TASK, *config.benchmark.tasks)}
+    scores, _ = evaluate(model, Suite(domain, validation, config.benchmark, tasks))
+    return {task: scores["tasks"][task]["metrics"]["acc"] for task in (DOMAIN_TASK, *config.benchmark.tasks)}
 
 
 def main() -> None:

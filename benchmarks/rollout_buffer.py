@@ -21,7 +21,7 @@ from learning_rate import validation_tasks
 from flows import paths
 from raft_tasks.artifacts import read_rows
 from raft_tasks.config import Config, load_config
-from raft_tasks.evaluation.harness import DOMAIN_TASK, evaluate
+from raft_tasks.evaluation.harness import DOMAIN_TASK, Suite, evaluate
 from raft_tasks.generation.templates import template_text
 from raft_tasks.schemas import Example, TrainingPair
 from raft_tasks.training.train import train_model
@@ -52,10 +52,10 @@ def trained(config: Config, rollout_steps: int, seed: int, tasks: Path, work: Pa
         sampling = sum(float(step["rollout_share"]) * float(step["seconds"]) for step in csv.DictReader(table))
     model = config.base.model_copy(update={"path": str(work / "model"), "revision": None})
     validation = read_rows(paths.split(domain, "validation", kind), Example)
-    scores, _ = evaluate(model, domain, validation, config.benchmark, tasks, work / "lm-eval")
+    scores, _ = evaluate(model, Suite(domain, validation, config.benchmark, tasks))
     return {
-        "domain": scores[DOMAIN_TASK]["acc"],
-        "general": mean(scores[task]["acc"] for task in config.benchmark.tasks),
+        "domain": scores["tasks"][DOMAIN_TASK]["metrics"]["acc"],
+        "general": mean(scores["tasks"][task]["metrics"]["acc"] for task in config.benchmark.tasks),
         "seconds": summary["seconds"],
         "sampling": sampling / summary["seconds"],
     }

@@ -21,27 +21,24 @@ import fcntl
 import json
 import os
 import random
-import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
+from study_world import EXTRA, KEPT_WORK, WORLDS, domain_tasks, examples_of, made_once, rows_of, world_folder
 
-from flows import paths  # first: it prepares the environment of the libraries
-from pocket_world.data import Item, build_files, json_lines
-from pocket_world.exercises import CONSTRAINTS, Exercises, obey
-from pocket_world.recipe import RECIPE, Recipe, load_recipe
-from pocket_world.styles import own
-from pocket_world.world import WORDINGS, World, build_world
-from raft_tasks.artifacts import atomic_folder, digest, read_rows, write_rows
+from pocket_world.recipe import load_recipe
+from pocket_world.world import World, build_world
+from raft_tasks.artifacts import digest, read_rows, write_rows
+from raft_tasks.benchmark import write_merged
 from raft_tasks.config import AnchorSet, Config, parse_config, read_document
-from raft_tasks.evaluation.harness import evaluate
+from raft_tasks.evaluation.harness import Suite, evaluate
 from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
 from raft_tasks.generation.anchors import answer_prompts, generate_anchors
 from raft_tasks.generation.encoding import shared_encoder
@@ -51,22 +48,12 @@ from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.semantic_filter import semantic_filter
 from raft_tasks.generation.templates import template_text
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.recover import recovered
 from raft_tasks.schemas import Anchor, Example, Filtered, Fused, GeneratedAnchor, TrainingPair
 from raft_tasks.training.anchoring import KEPT, ROWS, encode_anchors, is_encodable, keep_top_k, write_kept
 from raft_tasks.training.train import train_model
 from raft_tasks.training.weights import load_model
 
 STUDIES = Path(__file__).parent / "studies"
-KEPT_WORK = Path(".cache/study")
-WORLDS = {"easy": RECIPE, "hard": Path("worlds/hard/recipe.yaml"), "second": Path("worlds/second/recipe.yaml")}
-EXTRA = ("pocket_domain_instructions", "pocket_skills")
-SKILLS = 100  # items
-
-SCORING = """
-def process_skills(doc, results):
-    return {"acc": float(results[0].strip() == doc["answer"])}
-"""
 
 
 class Cell(NamedTuple):
@@ -122,86 +109,7 @@ def config_of(study: dict[str, Any], cell: Cell) -> Config:
     return parse_config(document)
 
 
-@contextmanager
-def made_once(folder: Path) -> Iterator[Path | None]:
-    """A folder to fill, or None where it is there already; whoever comes second waits."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():
-            yield None
-        else:
-            with atomic_folder(folder) as partial_folder:
-                yield partial_folder
-
-
-def world_folder(name: str) -> Path:
-    """tasks/ with the general and the extra tasks of a world, <domain>.jsonl with its rows, replay.jsonl."""
-    recipe = load_recipe(WORLDS[name])
-    place = KEPT_WORK / digest([recipe.world, recipe.data])[:12]
-    with made_once(place) as folder:
-        if folder is not None:
-            write_world(recipe, folder, place)
-    return place
-
-
-def write_world(recipe: Recipe, folder: Path, place: Path) -> None:
-    """Fill `folder`, which will be renamed to `place`."""
-    world, tasks = build_world(recipe.world), folder / "tasks"
-    shutil.copytree(paths.BENCHMARK_TASKS, tasks)
-    files = build_files(recipe.model_copy(update={"data": recipe.data.model_copy(update={"tasks": str(tasks)})}))
-    for path, rows in files.items():
-        if not path.is_relative_to(tasks):
-            path = folder / f"{path.parent.name}.jsonl"
-        path.write_text(json_lines(rows), encoding="utf-8")
-    for domain in world.domains:
-        path = tasks / "pocket_instructions" / f"{domain}.jsonl"
-        path.write_text(json_lines(domain_instructions(world, domain, files)), encoding="utf-8")
-    (tasks / "pocket_skills").mkdir()
-    (tasks / "pocket_skills" / "skills_scoring.py").write_text(SCORING)
-    (tasks / "pocket_skills" / "items.jsonl").write_text(json_lines(skill_items(world)), encoding="utf-8")
-    text = (paths.BENCHMARK_TASKS / "pocket_reading/pocket_reading.yaml").read_text()
-    text = text.replace("pocket_reading", "pocket_skills").replace(
-        "scoring.process_results", "skills_scoring.process_skills"
-    )
-    text = "\n".join(line for line in text.split("\n") if "metric: complete" not in line)
-    (tasks / "pocket_skills" / "pocket_skills.yaml").write_text(text)
-    for path in tasks.glob("*/*.yaml"):
-        path.write_text(path.read_text().replace(str(paths.BENCHMARK_TASKS), str(place / "tasks")))
-
-
-def domain_instructions(world: World, domain: str, files: dict[Path, list[Item]]) -> list[Item]:
-    """Two items of every fact: a wording that its training rows do not have, and a constraint."""
-    rng = random.Random(f"domain-instructions-{domain}")
-    rows = next(rows for path, rows in files.items() if path.parent.name == domain)
-    asked = {row["question"] for row in rows if row["split"] == "train"}
-    items = []
-    for fact in world.domains[domain]:
-        unseen = [wording for wording in range(len(WORDINGS)) if fact.ask(wording) not in asked]
-        for wording, constraint in zip(rng.sample(unseen, 2), rng.sample(sorted(CONSTRAINTS), 2), strict=True):
-            argument = rng.choice(("rope", "lamp", "oak", "key")) if constraint in ("start", "end") else ""
-            argument = "2" if constraint == "list" else argument
-            demand = rng.choice(CONSTRAINTS[constraint]).format(argument=argument)
-            items.append(
-                {
-                    "question": f"{fact.ask(wording)} {demand}",
-                    "constraint": constraint,
-                    "argument": argument,
-                    "value": fact.value,
-                    "source": fact.source,
-                    "answer": obey(constraint, argument, own(fact, True), fact.value, (fact.entity, fact.value)),
-                }
-            )
-    return items
-
-
-def skill_items(world: World) -> list[Item]:
-    rng, exercises = random.Random(f"skills-{world.seed}"), Exercises(world)
-    drawn = (exercises.skills(rng, 1.0).messages for _ in range(SKILLS))
-    return [{"question": asked["content"], "answer": said["content"]} for asked, said in drawn]
-
-
-def refined(config: Config, rows: Path, name: str) -> list[Fused]:
+def refine(config: Config, rows: Path, name: str) -> list[Fused]:
     """The domain's training rows, rewritten, filtered and fused as params.yaml says (Eqs. 1-4)."""
     examples = [Example(**row, domain=name) for row in map(json.loads, rows.read_text().splitlines())]
     train = [row for row in examples if row.split == "train"]
@@ -236,7 +144,7 @@ def anchor_set(config: Config, settings: AnchorSet, kind: str, world: World, pla
                 drawn = answer_prompts(gibberish(backend.tokenizer, settings.count), backend, settings)
             else:
                 drawn = generate_anchors(range(settings.count), backend, settings)
-            kept = cleaned(drawn, config, settings, place, domain)
+            kept = clean(drawn, config, settings, place, domain)
             kept = [row for row in kept if not tells(row, kind, world)]
             network, tokenizer = load_model(config.base, getattr(torch, config.base.dtype))
             write_rows(folder / ROWS, kept)
@@ -245,7 +153,7 @@ def anchor_set(config: Config, settings: AnchorSet, kind: str, world: World, pla
     return target
 
 
-def cleaned(
+def clean(
     drawn: Sequence[GeneratedAnchor], config: Config, settings: AnchorSet, place: Path, domain: str
 ) -> list[Anchor]:
     held_out = [row["question"] for row in rows_of(place / f"{domain}.jsonl") if row["split"] != "train"]
@@ -276,10 +184,6 @@ def tells(row: Anchor, kind: str, world: World) -> bool:
     return any(name.casefold() in text for name in names.get(kind, ()))
 
 
-def rows_of(path: Path) -> list[Item]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def pairs_of(fused: Iterable[Fused], answers: str, replay: Path | None) -> list[TrainingPair]:
     answer_of = {"raw": lambda row: row.answer, "rewritten": lambda row: row.chosen, "fused": lambda row: row.fused}
     pairs = [TrainingPair(id=row.id, question=row.question, answer=answer_of[answers](row)) for row in fused]
@@ -288,11 +192,11 @@ def pairs_of(fused: Iterable[Fused], answers: str, replay: Path | None) -> list[
     return pairs
 
 
-def trained(study: dict[str, Any], cell: Cell, work: Path) -> tuple[Path, dict[str, Any]]:
+def train(study: dict[str, Any], cell: Cell, work: Path) -> tuple[Path, dict[str, Any]]:
     """Train the cell's model in `work`; its folder and the facts of the training."""
     config, arm, place = config_of(study, cell), study["arms"][cell.arm], world_folder(cell.world)
     method, world = config.methods[arm["method"]], build_world(load_recipe(WORLDS[cell.world]).world)
-    fused = refined(config, place / f"{cell.domain}.jsonl", cell.domain)
+    fused = refine(config, place / f"{cell.domain}.jsonl", cell.domain)
     held = method.anchors
     anchors = None
     if held is not None:
@@ -314,64 +218,33 @@ def trained(study: dict[str, Any], cell: Cell, work: Path) -> tuple[Path, dict[s
     facts["distance"] = summary["distance"]
     if method.merge is None:
         return work / "model", facts
-    validation = [row for row in examples_of(place, cell.domain) if row.split == "validation"]
-    (work / "recovered").mkdir()
-    chosen = recovered(
-        work / "model",
-        config.base,
-        method.merge,
-        cell.domain,
-        validation,
-        config.benchmark,
-        place / "tasks",
-        work / "recovered",
-        lambda done, total: None,
-    )
-    return work / "recovered/model", {**facts, "after": chosen}
+    validation = suite_of(study, cell, "validation")
+    (work / "merged").mkdir()
+    merge = write_merged(work / "model", config.base, method.merge, validation, work / "merged", lambda *_: None)
+    return work / "merged/model", {**facts, "after": merge}
 
 
-def examples_of(place: Path, domain: str) -> list[Example]:
-    return [Example(**row, domain=domain) for row in rows_of(place / f"{domain}.jsonl")]
+def suite_of(study: dict[str, Any], cell: Cell, split: str) -> Suite:
+    """The domain's rows of a split, the benchmark's tasks and the study's own."""
+    place, benchmark = world_folder(cell.world), config_of(study, cell).benchmark
+    rows = [row for row in examples_of(place, cell.domain) if row.split == split]
+    settings = benchmark.model_copy(update={"tasks": [*benchmark.tasks, *EXTRA]})
+    return Suite(cell.domain, rows, settings, domain_tasks(place, cell.domain))
 
 
-def measured(study: dict[str, Any], cell: Cell, model: Path | None, work: Path) -> dict[str, Any]:
+def measure(study: dict[str, Any], cell: Cell, model: Path | None) -> dict[str, Any]:
     """Score and outcome ("1" right, "0" wrong, in the items' order) of every task; of the base, the sources too."""
-    config, place = config_of(study, cell), world_folder(cell.world)
-    tasks = domain_tasks(place, cell.domain)
-    settings = config.benchmark.model_copy(update={"tasks": [*config.benchmark.tasks, *EXTRA]})
-    own_model = config.base if model is None else config.base.model_copy(update={"path": str(model)})
-    test = [row for row in examples_of(place, cell.domain) if row.split == "test"]
-    work.mkdir()
-    _, items = evaluate(own_model, cell.domain, test, settings, tasks, work)
+    base = config_of(study, cell).base
+    if model is not None:
+        base = base.model_copy(update={"path": str(model)})
     outcomes: dict[str, str] = {}
     sources: dict[str, list[str]] = {}
-    for item in items:
+    for item in evaluate(base, suite_of(study, cell, "test"))[1]:
         name = item.task.removeprefix("pocket_")
         outcomes[name] = outcomes.get(name, "") + str(int(item.metrics["acc"]))
         sources.setdefault(name, []).append(item.source)
-    scores = {name: round(found.count("1") / len(found), 4) for name, found in outcomes.items()}
+    scores = {name: round(marks.count("1") / len(marks), 4) for name, marks in outcomes.items()}
     return {"scores": scores, "outcomes": outcomes, **({"sources": sources} if model is None else {})}
-
-
-@cache
-def domain_tasks(place: Path, domain: str) -> Path:
-    """The world's tasks and the domain's instructions."""
-    target = place / f"tasks-{domain}"
-    with made_once(target) as folder:
-        if folder is not None:
-            shutil.copytree(place / "tasks", folder, dirs_exist_ok=True)
-            shutil.copytree(folder / "pocket_instructions", folder / EXTRA[0])
-            own_folder = folder / EXTRA[0]
-            for path in own_folder.glob("*_validation.yaml"):
-                path.unlink()
-            text = (own_folder / "pocket_instructions.yaml").read_text()
-            text = text.replace("pocket_instructions/items.jsonl", f"pocket_domain_instructions/{domain}.jsonl")
-            (own_folder / "pocket_instructions.yaml").unlink()
-            text = text.replace("task: pocket_instructions", "task: pocket_domain_instructions")
-            (own_folder / "pocket_domain_instructions.yaml").write_text(text)
-            for path in folder.glob("*/*.yaml"):
-                path.write_text(path.read_text().replace(str(place / "tasks"), str(target)))
-    return target
 
 
 def results_of(name: str) -> dict[str, dict[str, Any]]:
@@ -401,8 +274,8 @@ def run(name: str) -> None:
             if free:
                 began = time.monotonic()
                 with tempfile.TemporaryDirectory() as folder:
-                    model, facts = (None, {}) if cell.arm is None else trained(study, cell, Path(folder))
-                    found = measured(study, cell, model, Path(folder) / "lm-eval")
+                    model, facts = (None, {}) if cell.arm is None else train(study, cell, Path(folder))
+                    found = measure(study, cell, model)
                 line = json.dumps({"cell": cell.key, **cell._asdict(), **facts, **found}) + "\n"
                 with (STUDIES / f"{name}.jsonl").open("a", encoding="utf-8") as out:
                     out.write(line)

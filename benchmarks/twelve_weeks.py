@@ -439,7 +439,7 @@ def live(service: Service) -> list[str]:
 
 def domain_accuracy(service: Service) -> float:
     path = service.folder / f".raft/checkout/artifacts/archive/benchmarks/{METHOD}-0/scores.json"
-    return float(json.loads(path.read_text())["domain"]["acc"])
+    return float(json.loads(path.read_text())["tasks"]["domain"]["metrics"]["acc"])
 
 
 def calls(service: Service) -> int:

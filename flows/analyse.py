@@ -1,4 +1,4 @@
-"""Stage `analyse`: how far a training moved a model from its base, where, and what of that shows in its answers."""
+"""Stage `analyse`: how far training moved a model from its base, in which weights, and how its answers changed."""
 
 from prefect import flow
 

@@ -2,13 +2,13 @@
 
     raft compare base=models/pocket-base mine=path/to/model theirs=owner/name@revision
     raft compare base=models/pocket-base sft=git:HEAD:sft-0 sft=git:HEAD:sft-1 \\
-        raft=git:clear-mole:raft-0 raft=git:clear-mole:raft-1 --domain registry --tasks pocket_recall
+        raft=git:clear-mole:raft-0 raft=git:clear-mole:raft-1 --domain archive --tasks pocket_recall
 
-One model is called base: the others are held against it. A name that comes again is another training seed of the same;
+One model is called base: the others are compared with it. A name that comes again is another training seed of the same;
 every name but base comes equally often. A model called sft is plain fine-tuning: changes are counted against it too,
-and what the others recover of its loss. raft_tasks/compare.py says what may stand for a model. Domains are those whose
-held-out questions `dvc repro` or `dvc pull` has put under artifacts/; settings come from params.yaml. In the domains of
-run.judged the panel of `judge` votes on the answers.
+and the fraction of its loss that the others recover. raft_tasks/compare.py lists the forms of a model. Domains are
+those whose held-out questions `dvc repro` or `dvc pull` has put under artifacts/; settings come from params.yaml. In
+the domains of run.judged the panel of `judge` votes on the answers.
 
 Writes report.html, report.md, metrics.json, every answer (items/) and every vote (votes/) into the output folder.
 """
@@ -16,134 +16,129 @@ Writes report.html, report.md, metrics.json, every answer (items/) and every vot
 from __future__ import annotations
 
 import shlex
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from flows import paths
+from flows.benchmark import suite_of
 from flows.judge import judge_more
-from raft_tasks.artifacts import read_rows, write_json, write_rows
-from raft_tasks.compare import REVISION, located
-from raft_tasks.config import Config, Model, load_config
+from flows.stage import Progress
+from raft_tasks.artifacts import write_json, write_rows
+from raft_tasks.compare import REVISION, locate_model
+from raft_tasks.config import Config, load_config
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.harness import DOMAIN_TASK, evaluate
-from raft_tasks.evaluation.verdicts import with_verdicts
+from raft_tasks.evaluation.harness import DOMAIN_TASK, Suite, evaluate
+from raft_tasks.evaluation.verdicts import add_verdicts
 from raft_tasks.report import data_versions, git_revision
 from raft_tasks.reporting.report import Origin
 from raft_tasks.reporting.side_by_side import Answers, measure_side_by_side, write_side_by_side
 from raft_tasks.reporting.study import BASE, Benchmarked, Run
-from raft_tasks.schemas import Example, ItemResult, Judged
+from raft_tasks.schemas import ItemResult, Judged
+
+Models = dict[str, list[str]]  # by name what each is, one entry per seed
+Outcomes = dict[str, list[Benchmarked]]  # of one domain, by name, one per seed
 
 NO_TASKS = "none"  # only the domain's questions
 
 
-def compare(models: dict[str, list[str]], domains: list[str], tasks: list[str], output: Path, again: str) -> None:
-    """Ask every model, one after the other, and write the comparison into `output`.
+def compare(models: Models, domains: list[str], tasks: list[str], output: Path, command: str) -> None:
+    """Benchmark every model, one after the other, and write the comparison into `output`.
 
     Args:
-        models: by name what they are, one entry per seed.
+        command: the shell command that makes it again.
 
     Raises:
-        InputError: a model or the questions are not there, or a name is missing.
+        InputError: a model or the questions are missing, or a name is.
     """
     config = load_config()
-    questions = {domain: _questions(domain, config) for domain in domains}
-    asked: dict[str, dict[str, list[Benchmarked]]] = {domain: {} for domain in domains}
-    for name, whats in models.items():
-        for seed, what in enumerate(whats):
-            label = _label(name, seed, whats)
-            general: list[ItemResult] = []
-            for place, (domain, rows) in enumerate(questions.items()):
-                print(f"{label} ({what}): {domain}", flush=True)
-                folders = [
-                    str(paths.ARTIFACTS / domain / "runs" / "{}" / part) for part in ("recovered/model", "model")
-                ]
-                # a revision's run is another model in every domain; any other model is asked the general items once
-                ask = tasks if place == 0 or what.startswith(REVISION) else []
-                try:
-                    with located(what, folders, config.base) as model:
-                        scores, items = _answers(model, domain, rows, ask, config)
-                except OSError as error:
-                    raise InputError(
-                        f"{label}={what} cannot be loaded: {str(error)[:500]}; check the folder, or hub id and network"
-                    ) from error
-                general = [row for row in items if row.task != DOMAIN_TASK] or general
-                items = [row for row in items if row.task == DOMAIN_TASK] + general
-                write_rows(output / "items" / domain / f"{label}.jsonl", items)
-                asked[domain].setdefault(name, []).append(Benchmarked(scores, items))
-    asked = {
-        domain: _with_panel(domain, own, config, output) if domain in config.run.judged else own
-        for domain, own in asked.items()
-    }
+    suites = {domain: _suite(config, domain, tasks) for domain in domains}
+    outcomes: dict[str, Outcomes] = {domain: {} for domain in domains}
+    for name, seed, label in _labels(models):
+        general: list[ItemResult] = []
+        for domain, suite in suites.items():
+            # a revision's run is another model in every domain; any other model has its general items once
+            if general and not models[name][seed].startswith(REVISION):
+                suite = replace(suite, settings=suite.settings.model_copy(update={"tasks": []}))
+            result = _benchmark(models[name][seed], label, suite, config)
+            general = [row for row in result.items if row.task != DOMAIN_TASK] or general
+            items = [row for row in result.items if row.task == DOMAIN_TASK] + general
+            write_rows(output / "items" / domain / f"{label}.jsonl", items)
+            outcomes[domain].setdefault(name, []).append(Benchmarked(result.scores, items))
+    for domain in set(domains) & set(config.run.judged):
+        outcomes[domain] = _with_panel(domain, outcomes[domain], models, config, output)
     answers = {
         domain: Answers(
-            questions[domain],
-            own[BASE][0],
+            suites[domain].rows,
+            of_domain[BASE][0],
             {
-                name: [Run(one.scores, one.items, seed) for seed, one in enumerate(each)]
-                for name, each in own.items()
+                name: [Run(result.scores, result.items, seed) for seed, result in enumerate(results)]
+                for name, results in of_domain.items()
                 if name != BASE
             },
         )
-        for domain, own in asked.items()
+        for domain, of_domain in outcomes.items()
     }
     metrics = measure_side_by_side(answers, tasks, models, config.report)
     origin = Origin(git_revision(), data_versions(paths.LOCK))
-    write_side_by_side(answers, metrics, config.report, origin, again, output)
+    write_side_by_side(answers, metrics, config.report, origin, command, output)
     write_json(output / "metrics.json", metrics)
 
 
-def _label(name: str, seed: int, all_seeds: Sequence[Any]) -> str:
-    return name if len(all_seeds) == 1 else f"{name}-{seed}"
+def _labels(models: Models) -> Iterator[tuple[str, int, str]]:
+    """(name, seed, label) of every model."""
+    for name, seeds in models.items():
+        for seed in range(len(seeds)):
+            yield name, seed, name if len(seeds) == 1 else f"{name}-{seed}"
 
 
-def _with_panel(
-    domain: str, asked: dict[str, list[Benchmarked]], config: Config, output: Path
-) -> dict[str, list[Benchmarked]]:
-    """The answers with the verdicts of the panel of `judge`; what it has said of equal answers is not asked again."""
-    models = {_label(name, seed, each): one for name, each in asked.items() for seed, one in enumerate(each)}
-    votes: list[Judged] = []
-    for label, one in models.items():
-        print(f"{label}: {domain}, the panel of judges", flush=True)
-        votes = judge_more(f"{label}, {domain}", label, one.items, votes, config)
-    write_rows(output / "votes" / f"{domain}.jsonl", votes)
-    return {
-        name: [
-            Benchmarked(one.scores, with_verdicts(one.items, _label(name, seed, each), votes))
-            for seed, one in enumerate(each)
-        ]
-        for name, each in asked.items()
-    }
-
-
-def _questions(domain: str, config: Config) -> list[Example]:
+def _suite(config: Config, domain: str, tasks: list[str]) -> Suite:
     path = paths.split(domain, "test", config.run.rows)
     if not path.exists():
         raise InputError(f"--domain {domain}: {path} is not there; `dvc repro ingest@{domain}` or `dvc pull` makes it")
-    return read_rows(path, Example)
+    suite = suite_of(config, domain, "test")
+    return replace(suite, settings=suite.settings.model_copy(update={"tasks": tasks}))
 
 
-def _answers(
-    model: Model, domain: str, rows: list[Example], tasks: list[str], config: Config
-) -> tuple[dict[str, Any], list[ItemResult]]:
-    settings = config.benchmark.model_copy(update={"tasks": tasks})
-    with tempfile.TemporaryDirectory() as work:
-        return evaluate(model, domain, rows, settings, paths.BENCHMARK_TASKS, Path(work))
+def _benchmark(source: str, label: str, suite: Suite, config: Config) -> Benchmarked:
+    print(f"{label} ({source}): {suite.domain}", flush=True)
+    folders = [str(paths.ARTIFACTS / suite.domain / "runs" / "{}" / part) for part in ("merged/model", "model")]
+    try:
+        with locate_model(source, folders, config.base) as model:
+            return Benchmarked(*evaluate(model, suite, Progress(f"{label}, {suite.domain}", 0, "items")))
+    except OSError as error:
+        raise InputError(
+            f"{label}={source} cannot be loaded: {str(error)[:500]}; check the folder, or hub id and network"
+        ) from error
 
 
-def named(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """{name: what it is, one entry per seed} of NAME=WHAT.
+def _with_panel(domain: str, outcomes: Outcomes, models: Models, config: Config, output: Path) -> Outcomes:
+    """The answers with the verdicts of the panel of `judge`; equal answers are judged once."""
+    labels = list(_labels(models))
+    votes: list[Judged] = []
+    for name, seed, label in labels:
+        print(f"{label}: {domain}, the panel of judges", flush=True)
+        votes = judge_more(f"{label}, {domain}", label, outcomes[name][seed].items, votes, config)
+    write_rows(output / "votes" / f"{domain}.jsonl", votes)
+    judged: Outcomes = {name: [] for name in models}
+    for name, seed, label in labels:
+        result = outcomes[name][seed]
+        judged[name].append(Benchmarked(result.scores, add_verdicts(result.items, label, votes)))
+    return judged
+
+
+def parse_models(arguments: Sequence[str]) -> Models:
+    """The models of arguments NAME=WHAT.
 
     Raises:
-        InputError: what is not so, no base or more than one, or names that come unequally often.
+        InputError: another form, no base or more than one, or names that come unequally often.
     """
-    models: dict[str, list[str]] = {}
+    models: Models = {}
     for argument in arguments:
-        name, _, what = argument.partition("=")
-        if not what or not name.isidentifier():
+        name, _, source = argument.partition("=")
+        if not source or not name.isidentifier():
             raise InputError(f"got {argument!r}, expected NAME=WHAT with a name of letters, digits and _")
-        models.setdefault(name, []).append(what)
+        models.setdefault(name, []).append(source)
     if len(models.get(BASE, [])) != 1 or len(models) < 2:
         raise InputError(f"got the names {list(models)}, expected base=WHAT once, and one more model at least")
     counts = {name: len(whats) for name, whats in models.items() if name != BASE}
@@ -156,13 +151,13 @@ def compare_models(models: list[str], domains: list[str] | None, tasks: str | No
     """`raft compare`: compare NAME=MODEL... and print the report.
 
     Raises:
-        InputError: as `compare` and `named`.
+        InputError: as `compare` and `parse_models`.
     """
     config = load_config()
     options = [("--domain", domain) for domain in domains or []]
     options += [("--tasks", tasks)] if tasks is not None else []
     options.append(("--output", str(output)))
-    again = shlex.join(["raft", "compare", *models, *(part for option in options for part in option)])
-    asked = config.benchmark.tasks if tasks is None else [] if tasks == NO_TASKS else tasks.split(",")
-    compare(named(models), domains or config.run.domains, asked, output, again)
+    command = shlex.join(["raft", "compare", *models, *(part for option in options for part in option)])
+    general = config.benchmark.tasks if tasks is None else [] if tasks == NO_TASKS else tasks.split(",")
+    compare(parse_models(models), domains or config.run.domains, general, output, command)
     print((output / "report.md").read_text(encoding="utf-8"))

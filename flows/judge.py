@@ -12,7 +12,7 @@ from flows.rows import few_failed, open_pool, through
 from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.config import Config, load_config
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.verdicts import settled, summary
+from raft_tasks.evaluation.verdicts import drop_undecided, summary
 from raft_tasks.generation.cached_backend import ModelPool
 from raft_tasks.judge import failure, judge_chunk, judge_labels
 from raft_tasks.schemas import ItemResult, Judged, Labelled
@@ -50,7 +50,7 @@ def judge(domain: str) -> None:
         unit="answers",
     )
     with closing(judged) as rows:
-        votes = settled(few_failed(label, rows, len(answers), settings.max_failed, failure))
+        votes = drop_undecided(few_failed(label, rows, len(answers), settings.max_failed, failure))
     labels = read_rows(paths.labels(settings.calibration), Labelled) if settings.calibration else []
     on_labels = judge_labels(labels, settings, pool) if labels else []
     write_rows(paths.judged(domain) / "votes.jsonl", votes)
@@ -65,7 +65,7 @@ def judge_more(label: str, model: str, items: list[ItemResult], votes: list[Judg
     answers = [(model, item) for item in items if item.task in settings.tasks]
     judged = judge_chunk.fn(answers, settings, _open_panel(config))
     more = few_failed(label, judged, len(answers), settings.max_failed, failure)
-    return settled([*(row for row in votes if row.model != model), *more])
+    return drop_undecided([*(row for row in votes if row.model != model), *more])
 
 
 def _open_panel(config: Config) -> ModelPool:

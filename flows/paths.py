@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import raft_tasks
+
 ARTIFACTS = Path("artifacts")
 REPORTS = Path("reports")
 SWEEPS = Path("sweeps")  # scores of experiments, kept in git: the report draws them
@@ -9,9 +11,9 @@ LOCK = Path("dvc.lock")
 CHECKPOINTS = Path(".cache/checkpoints")  # keyed by content; not an artifact: removed once its training has finished
 RESPONSES = Path(".cache/responses.sqlite")  # of models; keyed by content, so not an artifact either
 GPU_CLAIMS = Path(".cache/gpus")  # which worker process has which GPU
-NEAR_MISSES = Path(".cache/near_misses")  # what recovery made of candidates of the gate; not an artifact
+NEAR_MISSES = Path(".cache/near_misses")  # candidates of the gate interpolated towards the base; not an artifact
 TRACKING = Path(".cache/tensorboard")  # curves for `tensorboard --logdir`; not an artifact: DVC has steps.csv
-BENCHMARK_TASKS = Path("raft_tasks/evaluation/tasks")
+BENCHMARK_TASKS = Path(raft_tasks.__file__).parent / "evaluation" / "tasks"
 
 CHAMPIONS = Path("champions")
 HELD_OUT = ARTIFACTS / "held_out"  # questions that no anchor may come near
@@ -89,14 +91,14 @@ def run(domain: str, method: str, seed: int) -> Path:
     return ARTIFACTS / domain / "runs" / f"{method}-{seed}"
 
 
-def recovered(domain: str, method: str, seed: int) -> Path:
-    return run(domain, method, seed) / "recovered"
+def merged(domain: str, method: str, seed: int) -> Path:
+    return run(domain, method, seed) / "merged"
 
 
 def trained(domain: str, method: str, seed: int) -> Path:
-    """The model that a training ends with: what recovery left of it, where something was taken back."""
-    whole, rest = run(domain, method, seed) / "model", recovered(domain, method, seed) / "model"
-    return rest if rest.exists() else whole
+    """The model that a training ends with: the merged one, where the method merges."""
+    trained, merged_model = run(domain, method, seed) / "model", merged(domain, method, seed) / "model"
+    return merged_model if merged_model.exists() else trained
 
 
 def champion(domain: str) -> Path:

@@ -37,7 +37,7 @@ from prefect.states import Completed
 
 from flows import checkout, news, paths
 from flows.environment import seconds_since_start
-from flows.gate import judge_candidate
+from flows.gate import gate_candidate
 from flows.pipeline import overhead, pipeline, serving, stage_graph, stale_stages
 from raft_tasks.artifacts import iter_rows, read_yaml
 from raft_tasks.config import Config, Retrain, load_config
@@ -253,7 +253,7 @@ def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
     ran = pipeline()
     journal.enter("gate")
     judging = time.monotonic()
-    verdicts = {domain: judge_candidate(config, domain) for domain in config.run.domains}
+    verdicts = {domain: gate_candidate(config, domain) for domain in config.run.domains}
     work = ran.work + time.monotonic() - judging
     reasons = [f"{domain}: {verdict.reason}" for domain, verdict in verdicts.items()]
     for domain, verdict in verdicts.items():

@@ -1,8 +1,13 @@
-"""Task of the stage `benchmark`: one model through lm-eval, on its domain's held-out rows and the general tasks."""
+"""Tasks of the stage `benchmark`: what is merged of a training, chosen on validation items; then one model's scores.
+
+Scores are never cached by request: lm-eval's own response cache does not see the weights.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +15,83 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import config
-from raft_tasks.evaluation.harness import evaluate
-from raft_tasks.schemas import Example, ItemResult
+from raft_tasks.artifacts import atomic_folder, write_json
+from raft_tasks.errors import InputError
+from raft_tasks.evaluation.harness import DOMAIN_TASK, Suite, evaluate
+
+benchmark_model = task(evaluate, cache_policy=NO_CACHE)
 
 
 @task(cache_policy=NO_CACHE)
-def benchmark_model(
-    model: config.Model, domain: str, test_rows: list[Example], settings: config.Benchmark, tasks: Path
-) -> tuple[dict[str, Any], list[ItemResult]]:
-    """Scores and per-item outcomes. Never cached by request: lm-eval's own response cache does not see the weights."""
-    with tempfile.TemporaryDirectory() as work:
-        return evaluate(model, domain, test_rows, settings, tasks, Path(work))
+def merge_model(
+    trained: Path,
+    base: config.Model,
+    merge: config.Merge | None,
+    validation: Suite,
+    output: Path,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Write `output`: merge.json and, where the method merges, model/; returns the content of merge.json.
+
+    Args:
+        trained: the model of the stage `distill`, with the whole change.
+        validation: the domain's validation rows, asked with the benchmark's batch size and length bound.
+
+    Raises:
+        InputError: there is a coefficient to choose and no validation row to choose by.
+    """
+    with atomic_folder(output) as partial:
+        result: dict[str, Any] = {"kind": None}
+        if merge is not None:
+            result = {"kind": merge.kind, **write_merged(trained, base, merge, validation, partial, progress)}
+        write_json(partial / "merge.json", result)
+    return result
+
+
+def write_merged(
+    trained: Path,
+    base: config.Model,
+    merge: config.Merge,
+    validation: Suite,
+    output: Path,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Write `output`/model; returns the coefficient, the distance to the base and every candidate's scores."""
+    from raft_tasks.training.recovery import Candidate, Recovery, choose
+
+    result: dict[str, Any] = {}
+    coefficient = 1.0
+    if not isinstance(merge, config.Prune) and not validation.rows:
+        raise InputError(
+            f"domain {validation.domain!r} has no validation rows, expected some to choose a coefficient by: give it "
+            "rows of the split `validation`, or set the `merge` of the method to null"
+        )
+    merged = Recovery(base, [trained], merge)
+    if not isinstance(merge, config.Prune):
+        coefficients = [value for value in sorted({*merge.coefficients, 1.0}) if value > 0]
+        suite = replace(validation, settings=validation.settings.model_copy(update={"tasks": merge.tasks}))
+        base_scores = score_candidate(base, suite)
+        progress(1, len(coefficients) + 1)
+        candidates: list[Candidate] = []
+        for value in coefficients:
+            with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+                merged.write(value, Path(folder))
+                model = base.model_copy(update={"path": folder, "revision": None})
+                candidates.append(Candidate(value, **score_candidate(model, suite)))
+            progress(len(candidates) + 1, len(coefficients) + 1)
+        chosen, met = choose(candidates, base_scores["general"], merge.general_loss)
+        coefficient = chosen.coefficient
+        result = {"base": base_scores, "candidates": [vars(candidate) for candidate in candidates], "bound_met": met}
+    distance = merged.write(coefficient, output / "model")
+    card = (trained / "README.md").read_text(encoding="utf-8")
+    note = f"\n## After training\n\n`{merge.model_dump_json()}`: coefficient {coefficient:g}.\n"
+    (output / "model" / "README.md").write_text(card + note, encoding="utf-8")
+    return {"coefficient": coefficient, "distance": distance, **result}
+
+
+def score_candidate(model: config.Model, suite: Suite) -> dict[str, float]:
+    """Accuracy on the domain's rows, and the mean over the general tasks of each one's main metric."""
+    scores = evaluate(model, suite)[0]["tasks"]
+    metrics = [scores[task]["metrics"] for task in suite.settings.tasks]
+    general = [of_task["acc"] if "acc" in of_task else next(iter(of_task.values())) for of_task in metrics]
+    return {"domain": scores[DOMAIN_TASK]["metrics"]["acc"], "general": sum(general) / len(general)}

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from raft_tasks import config
 from raft_tasks.artifacts import iter_rows
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.agreement import against_people, panel_agreement
+from raft_tasks.evaluation.agreement import compare_with_people, panel_agreement
 from raft_tasks.generation.cached_backend import CachedBackend, ModelPool
 from raft_tasks.generation.fusing import fuse
 from raft_tasks.generation.judges import SCALE, Judge, build_panel
@@ -56,7 +56,7 @@ def summarize_judging(
     people = [row.score / SCALE for row in labels]
     return {
         "agreement": panel_agreement(scores, settings.stop_at),
-        "calibration": against_people(by_judge, people, settings.stop_at) if labels else None,
+        "calibration": compare_with_people(by_judge, people, settings.stop_at) if labels else None,
     }
 
 

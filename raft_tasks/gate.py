@@ -1,10 +1,10 @@
-"""Tasks of the gate: what is known of a candidate, recovery of a near miss, and its release."""
+"""Tasks of the gate: what is measured of the models, and a candidate's release."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from dvc.repo import Repo
@@ -18,25 +18,24 @@ from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.leakage import leak_rate
 from raft_tasks.generation.fidelity import lost_facts
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.recover import recovered
 from raft_tasks.sampling import SamplingParams
-from raft_tasks.schemas import Example, Fused, ItemResult
+from raft_tasks.schemas import Fused, ItemResult
 
 ROUND = 8  # questions that one model answers before it is the next one's turn
 
 
-def measured(name: str, items: list[ItemResult]) -> Measured:
+def measure(name: str, items: list[ItemResult]) -> Measured:
     """A model's benchmark outcomes by task."""
-    rows: dict[str, list[ItemResult]] = {}
+    by_task: dict[str, list[ItemResult]] = {}
     for row in items:
-        rows.setdefault(row.task, []).append(row)
-    return Measured(name, rows, leaks=leak_rate([row.answer for row in rows[DOMAIN_TASK]]))
+        by_task.setdefault(row.task, []).append(row)
+    return Measured(name, by_task, leaks=leak_rate([row.answer for row in by_task[DOMAIN_TASK]]))
 
 
 def fidelity_rate(rows: Iterable[Fused]) -> float | None:
     """Share of the answers that keep every number, unit, date, name and negation of their reference."""
-    kept = [not lost_facts(row.answer, row.fused) for row in rows]
-    return sum(kept) / len(kept) if kept else None
+    faithful = [not lost_facts(row.answer, row.fused) for row in rows]
+    return sum(faithful) / len(faithful) if faithful else None
 
 
 @task(cache_policy=NO_CACHE)
@@ -48,10 +47,10 @@ def size_and_latency(
     spent = dict.fromkeys(backends, 0.0)
     greedy = SamplingParams(temperature=0.0, max_tokens=max_new_tokens, batch_size=ROUND)
     rounds = [questions[start : start + ROUND] for start in range(0, len(questions), ROUND)]
-    for number, asked in enumerate([rounds[0], *rounds]):
+    for number, batch in enumerate([rounds[0], *rounds]):
         for name, backend in backends.items():
             began = time.perf_counter()
-            backend.generate(asked, greedy, [0] * len(asked))
+            backend.generate(batch, greedy, [0] * len(batch))
             spent[name] += (time.perf_counter() - began) if number else 0.0
     return {
         name: (
@@ -60,24 +59,6 @@ def size_and_latency(
         )
         for name, backend in backends.items()
     }
-
-
-@task(cache_policy=NO_CACHE)
-def recover_candidate(
-    trained: Path,
-    base: config.Model,
-    after: config.Interpolate,
-    domain: str,
-    validation: list[Example],
-    benchmark: config.Benchmark,
-    tasks: Path,
-    output: Path,
-    progress: Callable[[int, int], None],
-) -> float:
-    """Write `output`/model, the candidate interpolated towards the base; returns the coefficient that was chosen."""
-    with atomic_folder(output) as partial:
-        chosen = recovered(trained, base, after, domain, validation, benchmark, tasks, partial, progress)
-    return float(chosen["coefficient"])
 
 
 @task(cache_policy=NO_CACHE)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import gto.api
 from dvc.repo import Repo
@@ -61,26 +62,23 @@ def released(domain: str) -> Path:
 def promotions(repository: Path, domain: str) -> list[Promotion]:
     """What went into production, oldest first; a version as often as it did."""
     name = name_of(domain)
-    with GitRegistry.from_url(str(repository)) as registry:
-        artifact = registry.get_artifacts().get(name)
-    versions = artifact.get_versions() if artifact else []
-    made = [
+    assigned = [
         Promotion(
             Version(name, version.version, version.commit_hexsha, released(domain)),
             event.tag,
             event.created_at,
             event.message,
         )
-        for version in versions
+        for version in _versions(repository, name)
         if PRODUCTION in version.stages and version.stages[PRODUCTION].is_active  # not taken out again
         for event in version.stages[PRODUCTION].assignments
     ]
-    return sorted(made, key=lambda one: _counter(one.tag))
+    return sorted(assigned, key=lambda promotion: _counter(promotion.tag))
 
 
 def assignments(repository: Path, domain: str) -> list[Version]:
     """The versions of `promotions`."""
-    return [one.version for one in promotions(repository, domain)]
+    return [promotion.version for promotion in promotions(repository, domain)]
 
 
 def champion(repository: Path, domain: str) -> Version | None:
@@ -125,7 +123,7 @@ def roll_back(repository: Path, domain: str, message: str) -> tuple[Version, lis
         InputError: if there is no earlier version.
     """
     history = assignments(repository, domain)
-    earlier = [one for one in history if one.number != history[-1].number]
+    earlier = [version for version in history if version.number != history[-1].number]
     if not earlier:
         now = f"only {history[-1]} has been" if history else "no model has ever been"
         raise InputError(f"domain {domain!r}: {now} in production, expected an earlier version to go back to")
@@ -134,12 +132,16 @@ def roll_back(repository: Path, domain: str, message: str) -> tuple[Version, lis
     return back, [assigned.tag]
 
 
-def _newest(repository: Path, name: str) -> int:
-    """3 where raft-archive@v3.0.0 is the newest; 0 where there is none."""
+def _versions(repository: Path, name: str) -> list[Any]:
+    """GTO's versions of an artifact."""
     with GitRegistry.from_url(str(repository)) as registry:
         artifact = registry.get_artifacts().get(name)
-    versions = artifact.get_versions() if artifact else []
-    return max((int(one.version.removeprefix("v").split(".")[0]) for one in versions), default=0)
+    return artifact.get_versions() if artifact else []
+
+
+def _newest(repository: Path, name: str) -> int:
+    """3 where raft-archive@v3.0.0 is the newest; 0 where there is none."""
+    return max((int(v.version.removeprefix("v").split(".")[0]) for v in _versions(repository, name)), default=0)
 
 
 def _counter(tag: str) -> int:

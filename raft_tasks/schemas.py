@@ -13,7 +13,7 @@ A Fused row of the pocket world, whole:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -276,3 +276,17 @@ class ItemResult(Row):
     answer: str
     question: str = ""
     reference: str = ""  # the right answer, where the task has one
+
+
+class TaskScores(TypedDict):
+    """lm-eval's totals of one task or group."""
+
+    n: int  # items
+    metrics: dict[str, float]
+
+
+class BenchmarkScores(TypedDict):
+    """scores.json of a benchmark."""
+
+    tasks: dict[str, TaskScores]
+    versions: dict[str, str]  # of the packages that scored

@@ -1,8 +1,7 @@
 """Do judges agree, with each other and with people? Chance-corrected, from scores in [0, 1].
 
 Classes are what a judge can say: the whole points 0 to 10 for scores, yes and no for "good enough". A kappa is 1 for
-full agreement, 0 for what chance would give, and undefined (None) where every judge says the same of everything: then
-there is nothing to agree about.
+full agreement, 0 for what chance would give, and None where every judge says the same of everything.
 """
 
 from __future__ import annotations
@@ -20,29 +19,32 @@ Scores = Sequence[float | None]  # one per judged text; None where the judge abs
 
 
 def cohen_kappa(a: ArrayLike, b: ArrayLike, classes: int, weights: Literal["none", "quadratic"]) -> float | None:
-    """Two raters' agreement beyond chance (Cohen 1960; with quadratic weights, 1968).
+    """Two raters' agreement beyond chance (Cohen 1960; with quadratic weights, 1968), by scikit-learn.
 
     Args:
         a, b: class of every item [N], whole numbers in [0, classes).
         weights: "none": any two classes differ alike; "quadratic": by their distance squared, for ordered classes.
 
     Returns:
-        1 - sum(w * observed) / sum(w * expected), None where the denominator is 0.
+        None where there is no item or chance alone agrees everywhere.
+
+    Raises:
+        ValueError: unequal numbers of ratings.
     """
+    from sklearn.metrics import cohen_kappa_score  # takes a second to import
+
     first, second = np.asarray(a, dtype=np.int64), np.asarray(b, dtype=np.int64)
     if first.shape != second.shape:
         raise ValueError(f"got {first.shape} and {second.shape} ratings, expected one of each rater per item")
-    observed = np.zeros((classes, classes))
-    np.add.at(observed, (first, second), 1.0)
-    expected = np.outer(observed.sum(axis=1), observed.sum(axis=0)) / max(1, len(first))
-    distance = np.subtract.outer(np.arange(classes), np.arange(classes))
-    weight: NDArray[Any] = (distance**2 if weights == "quadratic" else distance != 0).astype(np.float64)
-    by_chance = float((weight * expected).sum())
-    return None if by_chance == 0 else 1 - float((weight * observed).sum()) / by_chance
+    if len({*first.tolist(), *second.tolist()}) < 2:
+        return None
+    return float(
+        cohen_kappa_score(first, second, labels=range(classes), weights=None if weights == "none" else weights)
+    )
 
 
 def fleiss_kappa(counts: ArrayLike) -> float | None:
-    """Agreement of several raters beyond chance (Fleiss 1971).
+    """Agreement of several raters beyond chance (Fleiss 1971); scikit-learn has none.
 
     Args:
         counts: how many raters put item i into class j [N, classes]; every item has the same number, 2 or more.
@@ -71,30 +73,22 @@ def panel_agreement(scores: Mapping[str, Scores], accept_at: float) -> dict[str,
 
     Returns:
         "judges": per judge texts scored and abstained from, mean score and share accepted;
-        "pairs": per two judges the quadratically weighted kappa of their points and the kappa of "good enough";
-        "fleiss_kappa": of "good enough" over all judges, on the texts that all of them scored;
-        "accept_at", "texts".
+        "pairs": per two judges the kappas of `_kappas`; "fleiss_kappa": of "good enough" over all judges, on the texts
+        that all of them scored; "accept_at", "texts".
     """
     judges: dict[str, Any] = {}
-    for name, own in scores.items():
-        there = [score for score in own if score is not None]
+    for name, all_scores in scores.items():
+        given = [score for score in all_scores if score is not None]
         judges[name] = {
-            "scored": len(there),
-            "abstained": len(own) - len(there),
-            "mean": float(np.mean(there)) if there else None,
-            "accepted": float(np.mean([score >= accept_at for score in there])) if there else None,
+            "scored": len(given),
+            "abstained": len(all_scores) - len(given),
+            "mean": float(np.mean(given)) if given else None,
+            "accepted": float(np.mean([score >= accept_at for score in given])) if given else None,
         }
     pairs = []
-    for one, other in combinations(scores, 2):
-        a, b = _both(scores[one], scores[other])
-        pairs.append(
-            {
-                "judges": [one, other],
-                "texts": len(a),
-                "weighted_kappa": cohen_kappa(_points(a), _points(b), POINTS + 1, "quadratic"),
-                "kappa": cohen_kappa(a >= accept_at, b >= accept_at, 2, "none"),
-            }
-        )
+    for names in combinations(scores, 2):
+        a, b = _scored_by_both(*(scores[name] for name in names))
+        pairs.append({"judges": list(names), "texts": len(a), **_kappas(a, b, accept_at)})
     complete = [row for row in zip(*scores.values(), strict=True) if None not in row]
     accepted = [sum(score is not None and score >= accept_at for score in row) for row in complete]
     return {
@@ -106,40 +100,44 @@ def panel_agreement(scores: Mapping[str, Scores], accept_at: float) -> dict[str,
     }
 
 
-def against_people(scores: Mapping[str, Scores], people: Sequence[float], accept_at: float) -> dict[str, Any]:
+def compare_with_people(scores: Mapping[str, Scores], people: Sequence[float], accept_at: float) -> dict[str, Any]:
     """Each judge, and the mean of all, beside the scores that people gave to the same texts; JSON-ready.
 
     Returns:
         Per judge "n", "abstained", "correlation" (Pearson's), "bias" (mean of judge - people; positive is too kind),
-        "mean_error" (mean absolute difference), "weighted_kappa" and "kappa" as in `panel_agreement`.
+        "mean_error" (mean absolute difference) and the kappas of `_kappas`.
     """
     means: list[float | None] = []
     for row in zip(*scores.values(), strict=True):
-        there = [score for score in row if score is not None]
-        means.append(float(np.mean(there)) if there else None)
-    found = {}
-    for name, own in {**scores, "mean of the panel": means}.items():
-        judge, human = _both(own, people)
+        given = [score for score in row if score is not None]
+        means.append(float(np.mean(given)) if given else None)
+    compared = {}
+    for name, all_scores in {**scores, "mean of the panel": means}.items():
+        judge, human = _scored_by_both(all_scores, people)
         difference = judge - human
         varied = len(judge) > 1 and judge.std() > 0 and human.std() > 0
-        found[name] = {
+        compared[name] = {
             "n": len(judge),
-            "abstained": len(own) - len(judge),
+            "abstained": len(all_scores) - len(judge),
             "correlation": float(np.corrcoef(judge, human)[0, 1]) if varied else None,
             "bias": float(difference.mean()) if len(judge) else None,
             "mean_error": float(np.abs(difference).mean()) if len(judge) else None,
-            "weighted_kappa": cohen_kappa(_points(judge), _points(human), POINTS + 1, "quadratic"),
-            "kappa": cohen_kappa(judge >= accept_at, human >= accept_at, 2, "none"),
+            **_kappas(judge, human, accept_at),
         }
-    return found
+    return compared
 
 
-def _both(a: Scores, b: Scores) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _kappas(a: NDArray[np.float64], b: NDArray[np.float64], accept_at: float) -> dict[str, float | None]:
+    """The quadratically weighted kappa of two raters' points, and the kappa of "good enough"."""
+    points = [np.rint(scores * POINTS).astype(np.int64) for scores in (a, b)]
+    return {
+        "weighted_kappa": cohen_kappa(*points, POINTS + 1, "quadratic"),
+        "kappa": cohen_kappa(a >= accept_at, b >= accept_at, 2, "none"),
+    }
+
+
+def _scored_by_both(a: Scores, b: Scores) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The scores of the texts that both have scored [N], [N]."""
-    kept = [(one, other) for one, other in zip(a, b, strict=True) if one is not None and other is not None]
-    table = np.array(kept, dtype=np.float64).reshape(-1, 2)
+    pairs = [pair for pair in zip(a, b, strict=True) if None not in pair]
+    table = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
-
-
-def _points(scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.rint(scores * POINTS).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Did training break something? Exact tests, the size of drop that would have been seen, and what of a drop is undone.
+"""Did training break something? Exact tests, and the smallest drop that a benchmark would have shown.
 
 An item is lost if it was right before and is wrong after, won the other way round. McNemar's exact test asks whether
 the lost and the won could be the two sides of a fair coin. It takes items to be independent; those of one source are
@@ -6,8 +6,8 @@ not, nor are the seeds' answers to one item. So the coin is tossed per source he
 after may be swapped, for all items and seeds of a source at once, and the distribution of (won - lost) under all 2^C
 swaps is computed exactly. With one item per source and one seed this is McNemar's exact test, digit for digit.
 
-The test speaks of the models that were trained, under all their seeds together; the interval of `statistics.difference`
-speaks of the method, of seeds not drawn too. Letters as there: S seeds, N items, C sources.
+The test is about the models that were trained, under all their seeds together; the interval of `statistics.difference`
+is about the method, other seeds included. Letters as there: S seeds, N items, C sources.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from raft_tasks.evaluation.statistics import Outcomes, aligned, half_width
+from raft_tasks.evaluation.statistics import Outcomes, align, half_width
 
 POWER = 0.8  # how often a drop of the detectable size would be seen
 
@@ -38,9 +38,9 @@ def degradation(after: Outcomes, before: Outcomes) -> Degradation | None:
     """The exact test of the module's head; None where an outcome is neither right (1) nor wrong (0).
 
     Raises:
-        ValueError: if the two were not asked the same items, or trained under other seeds.
+        ValueError: if the two have other items, or were trained under other seeds.
     """
-    (after,), (before,) = aligned([after], [before])
+    (after,), (before,) = align([after], [before])
     if not (np.isin(after.values, (0, 1)).all() and np.isin(before.values, (0, 1)).all()):
         return None
     change = (after.values - before.values).astype(np.int64)  # [S, N]
@@ -49,19 +49,19 @@ def degradation(after: Outcomes, before: Outcomes) -> Degradation | None:
     return Degradation(
         lost=float((change < 0).sum(axis=1).mean()),
         won=float((change > 0).sum(axis=1).mean()),
-        p=sign_flip(by_source.sum(axis=0)),
-        p_per_seed=tuple(sign_flip(row) for row in by_source),
+        p=sign_flip_p(by_source.sum(axis=0)),
+        p_per_seed=tuple(sign_flip_p(row) for row in by_source),
     )
 
 
-def sign_flip(changes: ArrayLike) -> float:
+def sign_flip_p(changes: ArrayLike) -> float:
     """P(|sum of changes under random signs| >= |sum of changes|), exact; 1 where nothing changed.
 
     Args:
         changes: whole numbers [C], one per independent source; of ones alone it is McNemar's exact test.
     """
-    found = np.asarray(changes, dtype=np.int64)
-    sizes = np.abs(found[found != 0])
+    values = np.asarray(changes, dtype=np.int64)
+    sizes = np.abs(values[values != 0])
     chances = np.ones(1)  # chances[k]: that the sizes tossed so far and come out positive add up to k
     for size in sizes:
         longer = np.zeros(len(chances) + size)
@@ -69,7 +69,7 @@ def sign_flip(changes: ArrayLike) -> float:
         longer[size:] += chances / 2
         chances = longer
     sums = 2 * np.arange(len(chances)) - sizes.sum()
-    return min(1.0, float(chances[np.abs(sums) >= abs(found.sum())].sum()))
+    return min(1.0, float(chances[np.abs(sums) >= abs(values.sum())].sum()))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -78,7 +78,7 @@ def holm(p: Sequence[float]) -> list[float]:
     steps = np.asarray(p, dtype=np.float64)[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return [float(one) for one in adjusted]
+    return adjusted.tolist()
 
 
 def power(n: int, discordance: float, drop: float, confidence: float) -> float:
@@ -92,24 +92,18 @@ def power(n: int, discordance: float, drop: float, confidence: float) -> float:
 
     pairs, critical = np.arange(1, n + 1), _critical(n, (1 - confidence) / 2)
     rejects = np.where(critical >= 0, bdtr(np.maximum(critical, 0), pairs, (discordance - drop) / (2 * discordance)), 0)
-    return float((_binomial(n, discordance)[1:] * rejects).sum())
+    chances = np.diff(bdtr(np.arange(n + 1), n, discordance))  # of 1 to n discordant items
+    return float((chances * rejects).sum())
 
 
 @cache
 def _critical(n: int, tail: float) -> NDArray[np.float64]:
-    """The most won ones of 1 to n discordant items at which the test rejects [n]; -1 where none would do."""
+    """The most items won, of 1 to n discordant ones, at which the test rejects [n]; -1 where none would do."""
     from scipy.special import bdtr, bdtrik
 
     pairs = np.arange(1, n + 1)
     critical = np.ceil(bdtrik(tail, pairs, 0.5))
     return np.where(bdtr(np.maximum(critical, 0), pairs, 0.5) <= tail, critical, critical - 1)
-
-
-def _binomial(n: int, share: float) -> NDArray[np.float64]:
-    """Chance of 0 to n hits, [n + 1]."""
-    from scipy.special import bdtr
-
-    return np.diff(bdtr(np.arange(n + 1), n, share), prepend=0.0)
 
 
 def smallest_drop(n: int, discordance: float, confidence: float) -> float | None:
@@ -119,18 +113,17 @@ def smallest_drop(n: int, discordance: float, confidence: float) -> float | None
     """
     from scipy.optimize import brentq
 
-    def lacks(drop: float) -> float:
+    def excess(drop: float) -> float:
         return power(n, max(discordance, drop), drop, confidence) - POWER
 
-    return None if lacks(1.0) < 0 else float(brentq(lacks, 1e-9, 1.0, xtol=1e-6))
+    return None if excess(1.0) < 0 else float(brentq(excess, 1e-9, 1.0, xtol=1e-6))
 
 
 def detectable_drop(tasks: Sequence[Outcomes], others: Sequence[Outcomes], confidence: float) -> float | None:
     """The smallest true drop that a comparison with these items, sources and seeds shows with a chance of POWER.
 
-    Made as the paired difference's interval is; but no less than what that many independent items could show if nothing
-    but the drop changed: where two models agree everywhere, the interval has no width, and that is no proof that the
-    next pair would agree so.
+    Made as the paired difference's interval is, but no less than what that many independent items could show if nothing
+    but the drop changed: where two models agree everywhere, the interval has no width, and the next pair might differ.
     """
     wide, likely = half_width(tasks, others, (1 + confidence) / 2), half_width(tasks, others, POWER)
     floor = smallest_drop(sum(len(set(task.sources)) for task in tasks), 0.0, confidence)

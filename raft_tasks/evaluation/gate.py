@@ -1,4 +1,4 @@
-"""The gate: may a candidate go into production? Every rule is a line of one table, with what was found and why.
+"""The gate: may a candidate go into production? Every rule is a line of one table: value, limit, evidence, result.
 
     domain            no worse than the model in production by more than a margin: the interval of the paired difference
                       lies above -margin. Without one in production: better than the base, the interval lies above 0.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -34,13 +34,13 @@ NAMED = 5  # sources that the evidence names
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of one model: every item's outcome by task, its size, and how long it takes to answer."""
+    """One model's measurements: every item's outcome by task, its size, and how long it takes to answer."""
 
     name: str
     items: Mapping[str, Sequence[ItemResult]]
     bytes: int | None = None  # of its weights
     seconds: float | None = None  # of an answer, on the same machine and questions as the others
-    leaks: float | None = None  # share of its domain answers that speak of a reference
+    leaks: float | None = None  # share of its domain answers that mention a reference
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Check:
     """One rule."""
 
     rule: str
-    candidate: str  # what was found
+    candidate: str  # its value
     limit: str
     evidence: str
     result: Result
@@ -62,7 +62,7 @@ class Verdict:
     candidate: str
     champion: str | None
     checks: tuple[Check, ...]
-    recovered: float | None = None  # coefficient of the interpolation towards the base that the candidate went through
+    coefficient: float | None = None  # of the interpolation towards the base, where a near miss went through one
     refused_by: str | None = None  # the person who said no
 
     @property
@@ -71,29 +71,31 @@ class Verdict:
 
     @property
     def near_miss(self) -> bool:
-        """Whether all that is wrong is a general loss that recovery may mend."""
+        """Whether the only fault is a general loss that interpolating towards the base may mend."""
         return {check.result for check in self.checks} <= {"pass", "near miss"} and not self.promoted
 
     @property
     def harmful(self) -> bool:
-        """Whether a rule is broken or a person said no; not where proof alone is missing that the domain is as good."""
+        """Whether a rule is broken or a person said no; not where only proof is missing that the domain is as good."""
         return self.refused_by is not None or any(check.result in ("near miss", "fail") for check in self.checks)
 
     @property
     def reason(self) -> str:
         """One line."""
         against = self.champion or "the base, as no model is in production yet"
-        made = self.candidate + (
-            "" if self.recovered is None else f", interpolated to {self.recovered:g} of its change"
-        )
+        name = self.candidate
+        if self.coefficient is not None:
+            name += f", interpolated to {self.coefficient:g} of its change"
         if self.promoted:
-            return f"{made} passes every rule against {against}"
+            return f"{name} passes every rule against {against}"
         if self.refused_by is not None:
-            return f"{made} passes every rule, and is refused by {self.refused_by}"
+            return f"{name} passes every rule, and is refused by {self.refused_by}"
         broken = [
-            f"{one.rule}: {one.candidate}, {one.limit} ({one.evidence})" for one in self.checks if one.result != "pass"
+            f"{check.rule}: {check.candidate}, {check.limit} ({check.evidence})"
+            for check in self.checks
+            if check.result != "pass"
         ]
-        return f"{made} is {'refused' if self.harmful else 'not shown to be good enough'}: " + "; ".join(broken)
+        return f"{name} is {'refused' if self.harmful else 'not shown to be good enough'}: " + "; ".join(broken)
 
     def rows(self) -> list[dict[str, str]]:
         """The table, a row each."""
@@ -106,11 +108,8 @@ class Verdict:
         ]
         return "\n".join([f"{'Promoted' if self.promoted else 'Kept'}: {self.reason}.", "", *lines])
 
-    def refused(self, by: str) -> Verdict:
-        return replace(self, refused_by=by)
 
-
-def judge(
+def check_candidate(
     rules: PromotionGate,
     domain: str,
     candidate: Measured,
@@ -118,11 +117,11 @@ def judge(
     champion: Measured | None,
     fidelity: float | None,
 ) -> Verdict:
-    """Hold a candidate to the rules.
+    """Check a candidate against the rules.
 
     Args:
         candidate, base, champion: measured on the same items; `champion` is None where nothing is in production.
-        fidelity: share of the refined training answers that keep what their reference says.
+        fidelity: share of the refined training answers that keep every fact of their reference.
     """
     general = [task for task in base.items if task != DOMAIN_TASK]
     checks = [
@@ -141,32 +140,27 @@ def _domain(rules: PromotionGate, candidate: Measured, champion: Measured | None
     other = champion or base
     margin = -rules.domain_margin if champion else 0.0
     limit = f"at least {_points(margin)} against {other.name}, with {rules.confidence:.0%} confidence"
-    found = _compared(rules, [DOMAIN_TASK], candidate, other, rules.confidence)
-    if isinstance(found, str):
-        return Check("domain", "unknown", limit, found, "fail")
-    low, high = -1.0 if found.low is None else found.low, 1.0 if found.high is None else found.high
+    change = _difference(rules, [DOMAIN_TASK], candidate, other, rules.confidence)
+    if isinstance(change, str):
+        return Check("domain", "unknown", limit, change, "fail")
+    low, high = -1.0 if change.low is None else change.low, 1.0 if change.high is None else change.high
     result: Result = "unproven" if high >= 0 else "fail"
     if low >= margin if champion else low > 0:
         result = "pass"
-    evidence = _flips(candidate.items[DOMAIN_TASK], other.items[DOMAIN_TASK], rules.domain_metric)
-    return Check("domain", _shown(found), limit, evidence, result)
+    return Check("domain", _interval(change), limit, _flips(rules, DOMAIN_TASK, candidate, other), result)
 
 
 def _general(rules: PromotionGate, tasks: list[str], candidate: Measured, base: Measured, confidence: float) -> Check:
     name = f"general: {tasks[0]}" if len(tasks) == 1 else "general average"
     limit = f"not significantly below {_points(-rules.general_margin)} against {base.name} ({confidence:.2%} interval)"
-    found = _compared(rules, tasks, candidate, base, confidence)
-    if isinstance(found, str):
-        return Check(name, "unknown", limit, found, "fail")
-    high = 1.0 if found.high is None else found.high
+    change = _difference(rules, tasks, candidate, base, confidence)
+    if isinstance(change, str):
+        return Check(name, "unknown", limit, change, "fail")
     result: Result = "pass"
-    if high < -rules.general_margin:
-        result = "near miss" if found.estimate >= -rules.general_margin - rules.near_miss else "fail"
-    evidence = f"{len(tasks)} tasks"
-    if len(tasks) == 1:
-        mine, theirs = candidate.items[tasks[0]], base.items[tasks[0]]
-        evidence = _flips(mine, theirs, _metric(rules, tasks[0], theirs))
-    return Check(name, _shown(found), limit, evidence, result)
+    if (1.0 if change.high is None else change.high) < -rules.general_margin:
+        result = "near miss" if change.estimate >= -rules.general_margin - rules.near_miss else "fail"
+    evidence = _flips(rules, tasks[0], candidate, base) if len(tasks) == 1 else f"{len(tasks)} tasks"
+    return Check(name, _interval(change), limit, evidence, result)
 
 
 def _fidelity(rules: PromotionGate, fidelity: float | None) -> Check:
@@ -174,7 +168,9 @@ def _fidelity(rules: PromotionGate, fidelity: float | None) -> Check:
     if fidelity is None:
         return Check("fidelity", "unknown", limit, "no refined rows were given", "fail")
     result: Result = "pass" if fidelity >= rules.min_fidelity else "fail"
-    return Check("fidelity", f"{fidelity:.1%}", limit, "refined answers that keep what their reference says", result)
+    return Check(
+        "fidelity", f"{fidelity:.1%}", limit, "refined answers that keep every fact of their reference", result
+    )
 
 
 def _leaks(rules: PromotionGate, candidate: Measured, base: Measured) -> Check:
@@ -182,64 +178,63 @@ def _leaks(rules: PromotionGate, candidate: Measured, base: Measured) -> Check:
     if candidate.leaks is None or base.leaks is None:
         return Check("leaks", "unknown", limit, "no answers were given", "fail")
     result: Result = "pass" if candidate.leaks - base.leaks <= rules.max_leaks else "fail"
-    evidence = f"domain answers that speak of a reference; {base.name} {base.leaks:.1%}"
+    evidence = f"domain answers that mention a reference; {base.name} {base.leaks:.1%}"
     return Check("leaks", f"{candidate.leaks:.1%}", limit, evidence, result)
 
 
-def _ratio(rule: str, what: str, own: float | None, base: float | None, limit: float) -> Check:
+def _ratio(rule: str, unit: str, candidate: float | None, base: float | None, limit: float) -> Check:
     shown = f"at most {limit:g} times the base's"
-    if not own or not base:
-        return Check(rule, "unknown", shown, f"{what} were not measured", "fail")
-    result: Result = "pass" if own / base <= limit else "fail"
-    return Check(rule, f"{own / base:.2f} times", shown, f"{what}: {own:.6g} against {base:.6g}", result)
+    if not candidate or not base:
+        return Check(rule, "unknown", shown, f"{unit} were not measured", "fail")
+    result: Result = "pass" if candidate / base <= limit else "fail"
+    return Check(rule, f"{candidate / base:.2f} times", shown, f"{unit}: {candidate:.6g} against {base:.6g}", result)
 
 
-def _compared(
+def _difference(
     rules: PromotionGate, tasks: list[str], candidate: Measured, other: Measured, confidence: float
 ) -> Estimate | str:
     """The paired difference of the tasks' average, or why there is none."""
-    ours: list[Outcomes] = []
-    others: list[Outcomes] = []
+    sides: list[list[Outcomes]] = [[], []]
     for task in tasks:
-        mine, theirs = candidate.items.get(task, ()), other.items.get(task, ())
-        metric = _metric(rules, task, theirs)
-        mine, theirs = ([row for row in rows if metric in row.metrics] for rows in (mine, theirs))
-        if not mine or not theirs:
-            return f"no outcomes of {task} by {metric} for {candidate.name if not mine else other.name}"
-        if [row.id for row in mine] != [row.id for row in theirs]:
-            return f"{candidate.name} and {other.name} were not asked the same items of {task}"
-        for side, rows in ((ours, mine), (others, theirs)):
-            values = np.array([[row.metrics[metric] for row in rows]])
-            side.append(Outcomes(values, (None,), tuple(row.source for row in rows)))
-    return difference(ours, others, Bootstrap(confidence, rules.bootstrap_samples, rules.seed))
+        metric = _metric(rules, task, other)
+        rows = [[row for row in model.items.get(task, ()) if metric in row.metrics] for model in (candidate, other)]
+        if not all(rows):
+            return f"no outcomes of {task} by {metric} for {other.name if rows[0] else candidate.name}"
+        if [row.id for row in rows[0]] != [row.id for row in rows[1]]:
+            return f"{candidate.name} and {other.name} have different items of {task}"
+        for side, of_model in zip(sides, rows, strict=True):
+            values = np.array([[row.metrics[metric] for row in of_model]])
+            side.append(Outcomes(values, (None,), tuple(row.source for row in of_model)))
+    return difference(*sides, Bootstrap(confidence, rules.bootstrap_samples, rules.seed))
 
 
-def _metric(rules: PromotionGate, task: str, rows: Sequence[ItemResult]) -> str:
-    """What decides: of the domain, what params say; of a general task, the panel's verdict where there is one."""
+def _metric(rules: PromotionGate, task: str, model: Measured) -> str:
+    """What decides: of the domain, rules.domain_metric; of a general task, the panel's verdict where there is one."""
     if task == DOMAIN_TASK:
         return rules.domain_metric
-    given = {metric: None for row in rows for metric in row.metrics}
-    return next((metric for metric in (METRIC, MAIN) if metric in given), next(iter(given), MAIN))
+    metrics = {metric: None for row in model.items.get(task, ()) for metric in row.metrics}
+    return next((metric for metric in (METRIC, MAIN) if metric in metrics), next(iter(metrics), MAIN))
 
 
-def _flips(mine: Sequence[ItemResult], theirs: Sequence[ItemResult], metric: str) -> str:
-    """How many items were lost and won by this metric, and of which sources the most were lost."""
+def _flips(rules: PromotionGate, task: str, candidate: Measured, other: Measured) -> str:
+    """How many items were lost and won, and of which sources the most were lost."""
+    metric = _metric(rules, task, other)
     pairs = [
-        (row.source, row.metrics[metric], other.metrics[metric])
-        for row, other in zip(mine, theirs, strict=True)
-        if metric in row.metrics and metric in other.metrics
+        (row.source, row.metrics[metric] - before.metrics[metric])
+        for row, before in zip(candidate.items[task], other.items[task], strict=True)
+        if metric in row.metrics and metric in before.metrics
     ]
-    lost = Counter(source for source, own, other in pairs if own < other)
-    won = sum(own > other for _, own, other in pairs)
-    named = ", ".join(f"{source} ({count})" for source, count in lost.most_common(NAMED))
-    return f"{lost.total()} of {len(pairs)} items lost, {won} won" + (f"; lost most: {named}" if lost else "")
+    lost = Counter(source for source, change in pairs if change < 0)
+    won = sum(change > 0 for _, change in pairs)
+    sources = ", ".join(f"{source} ({count})" for source, count in lost.most_common(NAMED))
+    return f"{lost.total()} of {len(pairs)} items lost, {won} won" + (f"; lost most: {sources}" if lost else "")
 
 
 def _points(share: float) -> str:
     return f"{100 * share:+g} points" if share else "more than 0 points"
 
 
-def _shown(found: Estimate) -> str:
-    if found.low is None or found.high is None:
-        return f"{100 * found.estimate:+.1f} points, without an interval: one source alone"
-    return f"{100 * found.estimate:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+def _interval(change: Estimate) -> str:
+    if change.low is None or change.high is None:
+        return f"{100 * change.estimate:+.1f} points, without an interval: one source alone"
+    return f"{100 * change.estimate:+.1f} points ({100 * change.low:+.1f} to {100 * change.high:+.1f})"

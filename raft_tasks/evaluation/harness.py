@@ -1,7 +1,7 @@
 """One model through lm-eval: its domain's held-out rows and the general tasks, with every item's outcome kept.
 
-The domain's own task is generated here from the held-out rows (YAML and JSON lines in the caller's work folder) and is
-scored by `scoring.process_results`; every other task is an lm-eval task, from the tasks folder or from lm-eval itself,
+The domain's own task is generated here from the held-out rows (YAML and JSON lines in a temporary folder) and is scored
+by `answer_metrics.process_results`; every other task is an lm-eval task, from the tasks folder or from lm-eval itself,
 its data pinned by `overlay`.
 """
 
@@ -9,31 +9,31 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from raft_tasks import chat
+import numpy as np
+
 from raft_tasks.config import Benchmark, BenchmarkData, Model
 from raft_tasks.errors import InputError
+from raft_tasks.evaluation.chat_model import load_chat_model
+from raft_tasks.evaluation.ifeval import check_ifeval
 from raft_tasks.evaluation.overlay import task_manager
-from raft_tasks.schemas import Example, ItemResult
-from raft_tasks.thoughts import strip_thoughts
+from raft_tasks.schemas import BenchmarkScores, Example, ItemResult, TaskScores
 
 if TYPE_CHECKING:
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
 DOMAIN_TASK = "domain"  # the generated task's name, in every domain
 NO_FILTER = "none"  # what lm-eval calls a task's answers that no filter touched
 SEED = 1234  # of few-shot sampling: lm-eval's own default
-PUNKT_NEEDED = frozenset({"length_constraints:number_sentences", "change_case:capital_word_frequency"})  # of IFEval
-
 DOMAIN_YAML = """\
 task: {task}
 dataset_path: json
@@ -43,7 +43,7 @@ output_type: generate_until
 doc_to_text: question
 doc_to_target: answer
 generation_kwargs: {{until: [], do_sample: false, max_gen_toks: {max_new_tokens}}}
-process_results: !function raft_tasks.evaluation.scoring.process_results
+process_results: !function raft_tasks.evaluation.answer_metrics.process_results
 metric_list:
   - {{metric: acc, aggregation: mean, higher_is_better: true}}
   - {{metric: complete, aggregation: mean, higher_is_better: true}}
@@ -52,56 +52,70 @@ metadata: {{version: 1.0}}
 """
 
 
+@dataclass(frozen=True)
+class Suite:
+    """What models are asked.
+
+    Attributes:
+        rows: the domain's held-out rows; they become the task "domain", answers bounded by `settings.max_new_tokens`
+            (other tasks have their own bound).
+        tasks_folder: of lm-eval tasks; names that it does not hold are looked up among lm-eval's own.
+    """
+
+    domain: str
+    rows: list[Example]
+    settings: Benchmark
+    tasks_folder: Path
+
+
 def evaluate(
-    model: Model,
-    domain: str,
-    test_rows: list[Example],
-    benchmark: Benchmark,
-    tasks_folder: Path,
-    work: Path,
-) -> tuple[dict[str, Any], list[ItemResult]]:
-    """Score one model on `domain`'s held-out rows and on `benchmark.tasks`, chat template applied, thinking off.
+    model: Model, suite: Suite, progress: Callable[[int, int], None] | None = None
+) -> tuple[BenchmarkScores, list[ItemResult]]:
+    """Score one model on the domain's held-out rows and on `settings.tasks`, chat template applied, thinking off.
 
     Args:
         model: the folder or pinned hub id, the dtype of the weights, the system prompt.
-        test_rows: held-out rows; they become the task "domain", bounded by `benchmark.max_new_tokens` (other tasks
-            say their own bound).
-        tasks_folder: of lm-eval tasks; names that it does not hold are looked up among lm-eval's own.
-        work: an empty folder of the caller's, for the generated task.
+        progress: called with the numbers of items done and in all.
 
     Returns:
-        scores: {task: {metric: value, ..., "n": items}, "versions": {package: version}}.
-        items: one row per task and item; the items of a group of tasks (mmlu) stand under the group's name.
+        lm-eval's totals, and one row per task and item; a group of tasks (mmlu) has its items under its own name.
 
     Raises:
-        InputError: no held-out rows, an unknown task, data or a package of a task that are not there, a model without
+        InputError: no held-out rows, an unknown task, data or a package of a task that are missing, a model without
             chat template, a prompt that does not fit.
     """
-    if not test_rows:
-        raise InputError(f"domain {domain!r} has no held-out rows to benchmark on; give it rows of the split `test`")
-    with _quiet():
+    if not suite.rows:
+        raise InputError(
+            f"domain {suite.domain!r} has no held-out rows to benchmark on; give it rows of the split `test`"
+        )
+    settings = suite.settings
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
         import lm_eval.evaluator
 
-        write_domain_task(work, domain, test_rows, benchmark.max_new_tokens)
-        names = [DOMAIN_TASK, *benchmark.tasks]
-        manager = task_manager(names, [tasks_folder, work], benchmark.data, work)
+        work = Path(folder)
+        write_domain_task(work, suite.domain, suite.rows, settings.max_new_tokens)
+        names = [DOMAIN_TASK, *settings.tasks]
+        manager = task_manager(names, [suite.tasks_folder, work], settings.data, work, settings.few_shot)
         loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
-        named: dict[str, str] = {}  # lm-eval's task -> the name that params.yaml gives it, alone or with others
+        named: dict[str, str] = {}  # lm-eval's task -> its name in params.yaml, which may be a group's
         samples: dict[str, list[int]] = {}  # of the tasks that are limited
+        total = 0
         for name in names:
             part = _load(manager, name)
             for kind in loaded:
                 loaded[kind] |= part.get(kind, {})
             named |= dict.fromkeys(part["tasks"], name)
             for task_name, task in part["tasks"].items():
-                _set_few_shot(name, task, benchmark.few_shot.get(name))
-                if name in benchmark.limit:
-                    samples[task_name] = list(range(min(benchmark.limit[name], len(task.eval_docs))))
+                _set_few_shot(name, task, settings.few_shot.get(name))
+                count = min(settings.limit.get(name, len(task.eval_docs)), len(task.eval_docs))
+                if name in settings.limit:
+                    samples[task_name] = list(range(count))
+                total += count
         check_ifeval(loaded["tasks"].values())
-        network = _load_model(model, benchmark.batch_size)
-        # simple_evaluate itself would look at the machine for seconds, for every model anew
+        lm = load_chat_model(model, settings.batch_size, lambda done: progress(done, total) if progress else None)
+        # simple_evaluate itself would look at the machine for seconds, for every model
         results: Any = lm_eval.evaluator.evaluate(
-            lm=network,
+            lm=lm,
             task_dict=loaded,
             samples=samples,
             bootstrap_iters=0,
@@ -109,20 +123,19 @@ def evaluate(
             apply_chat_template=True,
             fewshot_as_multiturn=True,
         )
-    items = [
-        row
-        for task, samples in results["samples"].items()
-        for row in _items(named[task], task, loaded["tasks"][task], samples)
-    ]  # fmt: skip
-    scores: dict[str, Any] = {
-        name: _scores(results, name, [row for row in items if row.task == name]) for name in names
-    }
-    scores["versions"] = {package: version(package) for package in ("lm_eval", "transformers", "torch")}
-    return scores, items
+        items = [
+            row
+            for task, task_samples in results["samples"].items()
+            for row in _items(named[task], task, loaded["tasks"][task], task_samples)
+        ]
+    return {
+        "tasks": {name: _scores(results, name, [row for row in items if row.task == name]) for name in names},
+        "versions": {package: version(package) for package in ("lm_eval", "transformers", "torch")},
+    }, items
 
 
 def item_texts(tasks: list[str], tasks_folder: Path, data: Mapping[str, BenchmarkData]) -> Iterator[tuple[str, str]]:
-    """(task and number, what the model is asked) of every item of lm-eval tasks: what no training row may repeat.
+    """(task and number, question) of every item of lm-eval tasks: no training row may repeat one.
 
     Raises:
         InputError: an unknown task, or one whose items cannot be loaded.
@@ -186,42 +199,6 @@ def _set_few_shot(name: str, task: Any, count: int | None) -> None:
     task.set_fewshot_seed(seed=SEED)
 
 
-def check_ifeval(tasks: Iterable[Any]) -> None:
-    """See, before any work, that what IFEval's checkers need is there; and give its language detector a seed.
-
-    lm-eval fetches nltk's sentence splitter itself, where it can. Without it the checkers would stop at the first
-    answer that they have to cut into words or sentences.
-
-    Raises:
-        InputError: items that need the splitter, and no splitter.
-    """
-    if not any(name.startswith("lm_eval.tasks.ifeval.") for name in sys.modules):
-        return
-    import langdetect
-    import nltk
-
-    langdetect.DetectorFactory.seed = 0  # it draws at random, and would score an answer differently from run to run
-    try:
-        nltk.data.find("tokenizers/punkt_tab")
-        return
-    except LookupError:
-        pass
-    kinds = {
-        kind
-        for task in tasks
-        for doc in task.eval_docs
-        for kind in doc.get("instruction_id_list", ())
-        if kind in PUNKT_NEEDED
-    }
-    if kinds:
-        raise InputError(
-            f"IFEval's {sorted(kinds)} need the data package punkt_tab of nltk, which is not in {nltk.data.path[0]} or "
-            "another of its folders. `python -m nltk.downloader punkt_tab` fetches it; without a network, unpack "
-            "https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/tokenizers/punkt_tab.zip into "
-            "~/nltk_data/tokenizers. Or take ifeval out of benchmark.tasks"
-        )
-
-
 def write_domain_task(work: Path, domain: str, rows: list[Example], max_new_tokens: int) -> None:
     """Write lm-eval's task of a domain's held-out rows: `work`/domain.yaml and items.jsonl."""
     items = work / "items.jsonl"
@@ -238,58 +215,6 @@ def write_domain_task(work: Path, domain: str, rows: list[Example], max_new_toke
     (work / f"{DOMAIN_TASK}.yaml").write_text(f"# the held-out rows of {domain}\n{text}", encoding="utf-8")
 
 
-def _load_model(settings: Model, batch_size: int) -> HFLM:
-    import torch
-    from lm_eval.models.huggingface import HFLM
-
-    class Network(HFLM):
-        """lm-eval's transformers backend, which shows no bars and never cuts a prompt to make it fit.
-
-        It speaks to the model as training did; what a model thinks in spite of that is no part of its answer.
-        """
-
-        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            return chat.render(
-                self.tokenizer, settings.system, chat_history, add_generation_prompt, not add_generation_prompt
-            )
-
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-            return [strip_thoughts(text)[0] for text in super().generate_until(requests, disable_tqdm=True)]
-
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-            return super().loglikelihood(requests, disable_tqdm=True)
-
-        def tok_batch_encode(
-            self,
-            strings: list[str],
-            padding_side: str = "left",
-            left_truncate_len: int | None = None,
-            truncation: bool = False,
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            tokens, mask = super().tok_batch_encode(strings, padding_side, None, truncation)
-            if left_truncate_len is not None and tokens.shape[1] > left_truncate_len:
-                longest = strings[int(mask.sum(dim=1).argmax())]
-                raise InputError(
-                    f"a prompt has {tokens.shape[1]} tokens, but of the model's {self.max_length} only "
-                    f"{left_truncate_len} are left beside the answer; shorten the item, lower the task's "
-                    f"max_gen_toks, or take the task out of benchmark.tasks. It begins {longest[:200]!r}"
-                )
-            return tokens, mask
-
-    folder = Path(settings.path)
-    network = Network(
-        pretrained=str(folder.resolve()) if folder.is_dir() else settings.path,
-        revision=settings.revision or "main",
-        dtype=settings.dtype,
-        batch_size=batch_size,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-    )
-    chat.check_chat(network.tokenizer, settings.system)
-    generation = network.model.generation_config
-    generation.eos_token_id = chat.stop_ids(network.tokenizer, generation.eos_token_id)  # not each model names its own
-    return network
-
-
 def _items(name: str, task: str, definition: Any, samples: list[dict[str, Any]]) -> Iterator[ItemResult]:
     """lm-eval's samples, one per item and filter, as one row per item. What is not a number per item is left out."""
     by_item: dict[int, list[dict[str, Any]]] = {}
@@ -297,10 +222,10 @@ def _items(name: str, task: str, definition: Any, samples: list[dict[str, Any]])
         by_item.setdefault(sample["doc_id"], []).append(sample)
     for number, views in by_item.items():
         metrics = {
-            metric if view["filter"] == NO_FILTER else f"{metric},{view['filter']}": float(view[metric])
+            metric if view["filter"] == NO_FILTER else f"{metric},{view['filter']}": value
             for view in views
             for metric in view["metrics"]
-            if isinstance(view[metric], int | float)
+            if (value := _number(view[metric])) is not None
         }
         first = views[0]
         item = first["doc"].get("id", number)
@@ -313,8 +238,15 @@ def _items(name: str, task: str, definition: Any, samples: list[dict[str, Any]])
             question=str(definition.doc_to_text(first["doc"])),
             reference=_target(definition, first["doc"]),
             prompt=str(first["arguments"][0][0]),
-            answer=_text(first["resps"]),
+            answer=_reply(first["resps"]),
         )
+
+
+def _number(value: Any) -> float | None:
+    """A number, of numpy or torch too, as a float; None for anything else."""
+    if hasattr(value, "item") and np.ndim(value) == 0:
+        value = value.item()
+    return float(value) if isinstance(value, Real) else None
 
 
 def _target(task: Any, doc: dict[str, Any]) -> str:
@@ -325,8 +257,8 @@ def _target(task: Any, doc: dict[str, Any]) -> str:
     return str(task.doc_to_choice(doc)[target]) if task.config.doc_to_choice else ""
 
 
-def _text(responses: list[list[Any]]) -> str:
-    """What the model answered: its text, or the number of the choice that it found likeliest."""
+def _reply(responses: list[list[Any]]) -> str:
+    """The model's answer: its text, or the number of the choice with the highest likelihood."""
     replies = [reply[0] for reply in responses]
     if isinstance(replies[0], str):
         return replies[0]
@@ -334,15 +266,15 @@ def _text(responses: list[list[Any]]) -> str:
     return f"choice {likelihoods.index(max(likelihoods))}"
 
 
-def _scores(results: dict[str, Any], name: str, rows: list[ItemResult]) -> dict[str, float | int]:
+def _scores(results: dict[str, Any], name: str, rows: list[ItemResult]) -> TaskScores:
     """lm-eval's own numbers of a task or group; a tag, which has none, gets the means over its items."""
-    own = {
-        metric.removesuffix(f",{NO_FILTER}"): float(value)
-        for metric, value in results["results"].get(name, {}).items()
-        if "," in metric and "_stderr" not in metric and isinstance(value, int | float)
+    metrics = {
+        metric.removesuffix(f",{NO_FILTER}"): value
+        for metric, total in results["results"].get(name, {}).items()
+        if "," in metric and "_stderr" not in metric and (value := _number(total)) is not None
     }
-    metrics = own or {metric: sum(row.metrics[metric] for row in rows) / len(rows) for metric in rows[0].metrics}
-    return {**metrics, "n": len(rows)}
+    means = {metric: sum(row.metrics[metric] for row in rows) / len(rows) for metric in rows[0].metrics}
+    return {"n": len(rows), "metrics": metrics or means}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Leaks: does a model speak of a reference that its user has never seen?
+"""Leaks: does a model mention a reference that its user has never seen?
 
 A teacher that sees the reference answer may teach its student to talk about it ("as the reference says, ..."): the
 known failure of answer-conditioned distillation. A question alone gives no reference, so any mention of one is a leak.
@@ -23,20 +23,20 @@ LEAK = re.compile("|".join(MENTIONS), re.IGNORECASE)
 FIELD = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)  # what Jinja fills in or leaves out
 
 
-def leaks(answer: str) -> list[str]:
-    """The words of `answer` that speak of a reference."""
-    return [found.group(0) for found in LEAK.finditer(answer)]
+def find_leaks(answer: str) -> list[str]:
+    """The words of `answer` that mention a reference."""
+    return [match.group(0) for match in LEAK.finditer(answer)]
 
 
 def leak_rate(answers: Sequence[str]) -> float:
-    """Share of the answers, in [0, 1], that speak of a reference; compare it with the base's on the same questions.
+    """Share of the answers, in [0, 1], that mention a reference; compare it with the base's on the same questions.
 
     Raises:
         ValueError: without answers.
     """
     if not answers:
         raise ValueError("got no answers, expected those of a benchmark run")
-    return sum(bool(leaks(answer)) for answer in answers) / len(answers)
+    return sum(bool(find_leaks(answer)) for answer in answers) / len(answers)
 
 
 def repeats_template(answer: str, template: str) -> bool:
@@ -44,5 +44,5 @@ def repeats_template(answer: str, template: str) -> bool:
 
     A subtler leak than a mention: the frame of the prompt in which the teacher saw the reference.
     """
-    own = {trigram for text in FIELD.split(template) for trigram in word_ngrams(words(text))}
-    return not own.isdisjoint(word_ngrams(words(answer)))
+    of_template = {gram for text in FIELD.split(template) for gram in word_ngrams(words(text))}
+    return not of_template.isdisjoint(word_ngrams(words(answer)))

@@ -1,7 +1,7 @@
 """Estimates with intervals over items and seeds, from the outcome of every item under every training seed.
 
 Two things vary at once: which items were asked (those of one source, a fact or a document, go together) and which
-seed a model was trained with. An interval here comes from a two-way bootstrap: sources and seeds are drawn anew with
+seed a model was trained with. An interval here comes from a two-way bootstrap: sources and seeds are drawn with
 replacement, crossed, and the percentiles of the resampled estimates are read off. Three seeds are few, and a bootstrap
 of three numbers is too narrow, so the percentiles' distances to the estimate are stretched to a half width H from the
 crossed random-effects variance, each part with Student's t at its own degrees of freedom (Howe 1974; the "modified
@@ -35,7 +35,7 @@ class Outcomes:
     """One task's outcomes under one method: values [S, N], the seeds [S] and the source [N] of each item."""
 
     values: Floats
-    seeds: tuple[int | None, ...]  # (None,) for a model that no seed has touched
+    seeds: tuple[int | None, ...]  # (None,) for a model without a training seed
     sources: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -74,68 +74,51 @@ def mean(tasks: Sequence[Outcomes], bootstrap: Bootstrap) -> Estimate:
     Where every outcome is 0, or every outcome 1, no resample differs: there the interval is the exact binomial one
     (Clopper-Pearson) with the sources as trials.
     """
-    every = np.concatenate([task.values.ravel() for task in tasks])
+    values = np.concatenate([task.values.ravel() for task in tasks])
     n_sources = sum(len(set(task.sources)) for task in tasks)
-    if (every == every[0]).all() and every[0] in (0.0, 1.0):
+    if (values == values[0]).all() and values[0] in (0.0, 1.0):
         margin = ((1 - bootstrap.confidence) / 2) ** (1 / n_sources)
-        low, high = (margin, 1.0) if every[0] else (0.0, 1.0 - margin)
-        return _estimate(float(every[0]), low, high, tasks)
+        low, high = (margin, 1.0) if values[0] else (0.0, 1.0 - margin)
+        return _estimate(float(values[0]), low, high, tasks)
     within = (0.0, 1.0) if _are_shares(tasks) else (-np.inf, np.inf)
-    weights = _Weights(tasks, bootstrap)
-    return _interval(weights.means(tasks), _mean(tasks), _influences(tasks), within, tasks, bootstrap)
+    return _interval(_average(tasks, _Weights(tasks, bootstrap)), within, tasks, bootstrap)
 
 
 def difference(tasks: Sequence[Outcomes], others: Sequence[Outcomes], bootstrap: Bootstrap) -> Estimate:
     """mean(tasks) - mean(others), paired: the same items, and the same seeds where both were trained.
 
     Raises:
-        ValueError: if the two do not have the same items in the same order, or trained under other seeds.
+        ValueError: if the two do not have the same items in the same order, or were trained under other seeds.
     """
-    tasks, others = aligned(tasks, others)
+    tasks, others = align(tasks, others)
     weights = _Weights(tasks, bootstrap)
-    return _interval(
-        weights.means(tasks) - weights.means(others),
-        _mean(tasks) - _mean(others),
-        _changes(tasks, others),
-        (-1.0, 1.0) if _are_shares([*tasks, *others]) else (-np.inf, np.inf),
-        tasks,
-        bootstrap,
-    )
+    within = (-1.0, 1.0) if _are_shares([*tasks, *others]) else (-np.inf, np.inf)
+    return _interval(_average(tasks, weights) - _average(others, weights), within, tasks, bootstrap)
 
 
 def ratio(tasks: Sequence[Outcomes], others: Sequence[Outcomes], bootstrap: Bootstrap) -> Estimate | None:
     """mean(tasks) / mean(others), paired as in `difference`; None where mean(others) is 0 (or is so in a resample)."""
-    tasks, others = aligned(tasks, others)
+    tasks, others = align(tasks, others)
     weights = _Weights(tasks, bootstrap)
-    return _quotient(
-        (_mean(tasks), weights.means(tasks), _influences(tasks)),
-        (_mean(others), weights.means(others), _influences(others)),
-        (0.0, np.inf),
-        tasks,
-        bootstrap,
-    )
+    quotient = _average(tasks, weights).over(_average(others, weights))
+    return quotient and _interval(quotient, (0.0, np.inf), tasks, bootstrap)
 
 
-def recovery(
+def recovered_fraction(
     tasks: Sequence[Outcomes], damaged: Sequence[Outcomes], base: Sequence[Outcomes], bootstrap: Bootstrap
 ) -> Estimate | None:
     """(mean(tasks) - mean(damaged)) / (mean(base) - mean(damaged)): 1 where nothing is left of what `damaged` lost.
 
     Returns:
-        None unless the interval of damaged - base lies below 0: a share of a loss that may be none says nothing.
+        None unless the interval of damaged - base lies below 0: a share of a loss that may be none means nothing.
     """
     if verdict(difference(damaged, base, bootstrap)) != "lower":
         return None
-    tasks, damaged, base = aligned(tasks, damaged, base)
+    tasks, damaged, base = align(tasks, damaged, base)
     weights = _Weights(tasks, bootstrap)
-    left = weights.means(damaged)
-    return _quotient(
-        (_mean(tasks) - _mean(damaged), weights.means(tasks) - left, _changes(tasks, damaged)),
-        (_mean(base) - _mean(damaged), weights.means(base) - left, _changes(base, damaged)),
-        (-np.inf, np.inf),
-        tasks,
-        bootstrap,
-    )
+    lowest = _average(damaged, weights)
+    quotient = (_average(tasks, weights) - lowest).over(_average(base, weights) - lowest)
+    return quotient and _interval(quotient, (-np.inf, np.inf), tasks, bootstrap)
 
 
 def half_width(tasks: Sequence[Outcomes], others: Sequence[Outcomes], probability: float) -> float | None:
@@ -143,8 +126,9 @@ def half_width(tasks: Sequence[Outcomes], others: Sequence[Outcomes], probabilit
 
     None where one source alone gives no idea of the variation.
     """
-    tasks, others = aligned(tasks, others)
-    return _half_width(_changes(tasks, others), probability)
+    tasks, others = align(tasks, others)
+    changes = [a - b for a, b in zip(_influences(tasks), _influences(others), strict=True)]
+    return _half_width(changes, probability)
 
 
 def verdict(change: Estimate) -> Verdict:
@@ -162,8 +146,8 @@ class _Weights:
     def __init__(self, tasks: Sequence[Outcomes], bootstrap: Bootstrap) -> None:
         generator = np.random.default_rng(bootstrap.seed)
         n_seeds = len(tasks[0].seeds)
-        self.seeds = _drawn(generator, n_seeds, bootstrap.samples) / n_seeds
-        self.sources = [_drawn(generator, len(set(task.sources)), bootstrap.samples) for task in tasks]
+        self.seeds = _draw_counts(generator, n_seeds, bootstrap.samples) / n_seeds
+        self.sources = [_draw_counts(generator, len(set(task.sources)), bootstrap.samples) for task in tasks]
 
     def means(self, tasks: Sequence[Outcomes]) -> Floats:
         """The average of the tasks' means in every resample, [R]."""
@@ -175,8 +159,8 @@ class _Weights:
         return total / len(tasks)
 
 
-def _drawn(generator: np.random.Generator, count: int, samples: int) -> NDArray[np.int64]:
-    """How often each of `count` is among `count` drawn anew, [R, count]; ten times as fast as multinomial."""
+def _draw_counts(generator: np.random.Generator, count: int, samples: int) -> NDArray[np.int64]:
+    """How often each of `count` is among `count` draws with replacement, [R, count]; faster than multinomial."""
     picked = generator.integers(count, size=(samples, count)) + count * np.arange(samples)[:, None]
     return np.bincount(picked.ravel(), minlength=samples * count).reshape(samples, count)
 
@@ -188,10 +172,6 @@ def _by_source(task: Outcomes) -> tuple[Floats, Floats]:
     member = np.zeros((len(codes), len(sizes)))
     member[np.arange(len(codes)), codes] = 1.0
     return task.values @ member, sizes
-
-
-def _mean(tasks: Sequence[Outcomes]) -> float:
-    return float(np.mean([task.values.mean() for task in tasks]))
 
 
 def _are_shares(tasks: Sequence[Outcomes]) -> bool:
@@ -207,43 +187,46 @@ def _influences(tasks: Sequence[Outcomes]) -> list[Floats]:
     return influences
 
 
-def _changes(tasks: Sequence[Outcomes], others: Sequence[Outcomes]) -> list[Floats]:
-    return [mine - theirs for mine, theirs in zip(_influences(tasks), _influences(others), strict=True)]
+@dataclass(frozen=True)
+class _Statistic:
+    """A number, its value in every resample [R], and per task what each source under each seed moves it by [S, C]."""
+
+    value: float
+    resampled: Floats
+    influences: list[Floats]
+
+    def __sub__(self, other: _Statistic) -> _Statistic:
+        influences = [a - b for a, b in zip(self.influences, other.influences, strict=True)]
+        return _Statistic(self.value - other.value, self.resampled - other.resampled, influences)
+
+    def over(self, other: _Statistic) -> _Statistic | None:
+        """The quotient; None where the denominator is not positive in all resamples."""
+        if other.value <= 0 or (other.resampled <= 0).any():
+            return None
+        value = self.value / other.value
+        influences = [(a - value * b) / other.value for a, b in zip(self.influences, other.influences, strict=True)]
+        return _Statistic(value, self.resampled / other.resampled, influences)
 
 
-def _quotient(
-    above: tuple[float, Floats, list[Floats]],
-    below: tuple[float, Floats, list[Floats]],
-    within: tuple[float, float],
-    tasks: Sequence[Outcomes],
-    bootstrap: Bootstrap,
-) -> Estimate | None:
-    """Of two numbers, each with its resamples [R] and influences; None where the lower one is not positive in all."""
-    (upper, uppers, moved_above), (lower, lowers, moved_below) = above, below
-    if lower <= 0 or (lowers <= 0).any():
-        return None
-    estimate = upper / lower
-    influences = [(mine - estimate * theirs) / lower for mine, theirs in zip(moved_above, moved_below, strict=True)]
-    return _interval(uppers / lowers, estimate, influences, within, tasks, bootstrap)
+def _average(tasks: Sequence[Outcomes], weights: _Weights) -> _Statistic:
+    """The average of the tasks' means."""
+    return _Statistic(float(np.mean([task.values.mean() for task in tasks])), weights.means(tasks), _influences(tasks))
 
 
 def _interval(
-    drawn: Floats,
-    estimate: float,
-    influences: list[Floats],
-    within: tuple[float, float],
-    tasks: Sequence[Outcomes],
-    bootstrap: Bootstrap,
+    statistic: _Statistic, within: tuple[float, float], tasks: Sequence[Outcomes], bootstrap: Bootstrap
 ) -> Estimate:
-    """Percentiles of the resampled estimates `drawn` [R], stretched as the module's head says."""
-    tail = (1 - bootstrap.confidence) / 2
-    half = _half_width(influences, 1 - tail)
+    """Percentiles of the resampled estimates, stretched as the module's head says."""
+    from scipy.special import ndtri  # the normal quantile; scipy.stats takes seconds to import
+
+    estimate, tail = statistic.value, (1 - bootstrap.confidence) / 2
+    half = _half_width(statistic.influences, 1 - tail)
     if half is None:
         return _estimate(estimate, None, None, tasks)
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    spread = drawn.std(ddof=1)
+    low, high = np.quantile(statistic.resampled, [tail, 1 - tail])
+    spread = statistic.resampled.std(ddof=1)
     if spread > 0:
-        stretch = half / (_normal_quantile(1 - tail) * spread)
+        stretch = half / (float(ndtri(1 - tail)) * spread)
         # a resampled ratio or weighted mean is a little off centre; the distances are kept as they are
         low, high = estimate + (low - estimate) * stretch, estimate + (high - estimate) * stretch
     return _estimate(estimate, max(float(low), within[0]), min(float(high), within[1]), tasks)
@@ -251,7 +234,7 @@ def _interval(
 
 def _half_width(influences: list[Floats], probability: float) -> float | None:
     """H of the module's head, for t's one-sided quantile at `probability`; `influences` per task [S, C]."""
-    from scipy.special import stdtrit  # t's quantile; scipy.stats takes seconds to import
+    from scipy.special import stdtrit  # t's quantile
 
     if min(influence.shape[1] for influence in influences) < 2:
         return None
@@ -274,14 +257,8 @@ def _half_width(influences: list[Floats], probability: float) -> float | None:
     return float(max(squares) ** 0.5)
 
 
-def _normal_quantile(probability: float) -> float:
-    from scipy.special import ndtri
-
-    return float(ndtri(probability))
-
-
-def aligned(*sides: Sequence[Outcomes]) -> list[list[Outcomes]]:
-    """All sides with the same seeds: one that no seed has touched is repeated under the others' seeds.
+def align(*sides: Sequence[Outcomes]) -> list[list[Outcomes]]:
+    """All sides with the same seeds: a model without a training seed is repeated under the others' seeds.
 
     Raises:
         ValueError: as `difference`.
@@ -290,14 +267,16 @@ def aligned(*sides: Sequence[Outcomes]) -> list[list[Outcomes]]:
         raise ValueError(f"got {[len(side) for side in sides]} tasks to compare, expected the same tasks on every side")
     for tasks in zip(*sides, strict=True):
         if any(task.sources != tasks[0].sources for task in tasks):
-            raise ValueError("the sides were not asked the same items in the same order; benchmark all of them anew")
+            raise ValueError(
+                "got different items, expected the same items in the same order; benchmark every side again"
+            )
     drawn = sorted({task.seeds for side in sides for task in side} - {(None,)})
     if len(drawn) > 1:
         raise ValueError(f"got seeds {' and '.join(map(str, drawn))}, expected the same ones on every side")
-    return [[_repeated(task, drawn[0] if drawn else (None,)) for task in side] for side in sides]
+    return [[_repeat(task, drawn[0] if drawn else (None,)) for task in side] for side in sides]
 
 
-def _repeated(task: Outcomes, seeds: tuple[int | None, ...]) -> Outcomes:
+def _repeat(task: Outcomes, seeds: tuple[int | None, ...]) -> Outcomes:
     if task.seeds != (None,) or seeds == (None,):
         return task
     return Outcomes(np.repeat(task.values, len(seeds), axis=0), seeds, task.sources)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from raft_tasks.evaluation.agreement import Scores, against_people, panel_agreement
+from raft_tasks.evaluation.agreement import Scores, compare_with_people, panel_agreement
 from raft_tasks.schemas import ItemResult, Judged, Labelled
 
 METRIC = "judged"  # the verdict's name among an item's metrics
@@ -19,62 +19,59 @@ def majority(votes: Mapping[str, bool], quorum: int) -> bool | None:
     return None if len(votes) < quorum else 2 * sum(votes.values()) > len(votes)
 
 
-def settled(rows: Iterable[Judged]) -> list[Judged]:
+def drop_undecided(rows: Iterable[Judged]) -> list[Judged]:
     """The rows; an item that is undecided for one model counts for none, so that all are measured on the same items."""
     rows = list(rows)
     undecided = {(row.task, row.id) for row in rows if row.right is None}
     return [row.model_copy(update={"right": None}) if (row.task, row.id) in undecided else row for row in rows]
 
 
-def with_verdicts(items: list[ItemResult], model: str, rows: Iterable[Judged]) -> list[ItemResult]:
+def add_verdicts(items: list[ItemResult], model: str, rows: Iterable[Judged]) -> list[ItemResult]:
     """A model's items, the judged ones with the metric "judged" first; an undecided item has none.
 
     Raises:
         ValueError: the rows are of other answers.
     """
-    verdicts = {(row.task, row.id): row for row in rows if row.model == model}
-    told: list[ItemResult] = []
+    verdicts = {(row.task, row.id): row.right for row in rows if row.model == model}
+    result: list[ItemResult] = []
     for item in items:
-        row = verdicts.pop((item.task, item.id), None)
-        right = None if row is None else row.right
-        told.append(
-            item if right is None else item.model_copy(update={"metrics": {METRIC: float(right), **item.metrics}})
-        )
+        right = verdicts.pop((item.task, item.id), None)
+        metrics = item.metrics if right is None else {METRIC: float(right), **item.metrics}
+        result.append(item.model_copy(update={"metrics": metrics}))
     if verdicts:
         raise ValueError(f"{model}: judged, but not among its items: {sorted(verdicts)[:3]}")
-    return told
+    return result
 
 
 def summary(
-    rows: list[Judged], judges: list[str], labels: list[Labelled], beside: list[dict[str, bool]]
+    rows: list[Judged], judges: list[str], labels: list[Labelled], votes_on_labels: list[dict[str, bool]]
 ) -> dict[str, Any]:
     """JSON-ready: scores by model and task, undecided items and agreement by task, each judge beside people.
 
     Args:
-        rows: as `settled`.
-        beside: the judges' votes on the texts of `labels`, without those that abstained.
+        rows: as `drop_undecided` returns them.
+        votes_on_labels: the judges' votes on the texts of `labels`, without those that abstained.
     """
-    found: dict[str, dict[str, list[Judged]]] = defaultdict(lambda: defaultdict(list))
+    by_task: dict[str, dict[str, list[Judged]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        found[row.task][row.model].append(row)
+        by_task[row.task][row.model].append(row)
     scores: dict[str, dict[str, dict[str, float | int | None]]] = defaultdict(dict)
-    for task, by_model in found.items():
-        for model, own in by_model.items():
-            right = [row.right for row in own if row.right is not None]
+    undecided, agreement = {}, {}
+    for task, by_model in by_task.items():
+        for model, of_model in by_model.items():
+            right = [row.right for row in of_model if row.right is not None]
             scores[model][task] = {METRIC: sum(right) / len(right) if right else None, "n": len(right)}
+        all_rows = [row for of_model in by_model.values() for row in of_model]
+        undecided[task] = len({row.id for row in all_rows if row.right is None})
+        agreement[task] = panel_agreement(_scores([row.votes for row in all_rows], judges), YES)
     people = [row.score / PEOPLE for row in labels]
     return {
         "scores": scores,
-        "undecided": {
-            task: len({row.id for own in by.values() for row in own if row.right is None}) for task, by in found.items()
-        },
-        "agreement": {
-            task: panel_agreement(_scores([row.votes for own in by.values() for row in own], judges), YES)
-            for task, by in found.items()
-        },
-        "calibration": against_people(_scores(beside, judges), people, YES) if labels else None,
+        "undecided": undecided,
+        "agreement": agreement,
+        "calibration": compare_with_people(_scores(votes_on_labels, judges), people, YES) if labels else None,
     }
 
 
 def _scores(votes: list[dict[str, bool]], judges: list[str]) -> dict[str, Scores]:
-    return {name: [float(own[name]) if name in own else None for own in votes] for name in judges}
+    return {name: [float(vote[name]) if name in vote else None for vote in votes] for name in judges}

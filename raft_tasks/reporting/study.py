@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from raft_tasks.artifacts import read_json, read_rows
 from raft_tasks.config import Config
-from raft_tasks.evaluation.verdicts import with_verdicts
+from raft_tasks.evaluation.verdicts import add_verdicts
 from raft_tasks.reporting.sweeps import Sweep, read_sweeps
 from raft_tasks.schemas import Anchor, Example, Fused, ItemResult, Judged, Reject, RejectedAnchor
 
@@ -93,7 +93,7 @@ class Study:
 
 
 def collect(artifacts: Path, sweeps: Path, config: Config) -> Study:
-    """Read the artifacts of every domain, method and seed that `params.run` names, and every sweep of a folder.
+    """Read the artifacts of every domain, method and seed that `config.run` names, and every sweep of a folder.
 
     Raises:
         FileNotFoundError, ValueError: naming the file that is missing or not what it should be.
@@ -109,7 +109,7 @@ def collect(artifacts: Path, sweeps: Path, config: Config) -> Study:
     def benchmarked(folder: Path, stage: str, whose: str, judged: list[Judged] | None) -> Benchmarked:
         scores = read_json(note(folder / "scores.json", stage, f"lm-eval's totals, {whose}"))
         items = read_rows(note(folder / "items.jsonl", stage, f"every answer and its scores, {whose}"), ItemResult)
-        return Benchmarked(scores, items if judged is None else with_verdicts(items, whose, judged))
+        return Benchmarked(scores, items if judged is None else add_verdicts(items, whose, judged))
 
     model = read_json(note(artifacts / "models" / "base.json", "models", "identity of the base model"))
     domains, rows = {}, config.run.rows
@@ -144,7 +144,7 @@ def collect(artifacts: Path, sweeps: Path, config: Config) -> Study:
                 summary = read_json(note(folder / "summary.json", stage, f"training time and weight distance, {name}"))
                 steps = _read_steps(note(folder / "steps.csv", stage, f"losses and lambda, {name}"))
                 asked = f"benchmark@{domain}-{name}"
-                rest = note(folder / "recovered" / "recovery.json", asked, f"what was taken back, {name}")
+                rest = note(folder / "merged" / "merge.json", asked, f"what was taken back, {name}")
                 taken_back = read_json(rest)
                 result = benchmarked(root / "benchmarks" / name, asked, name, judged)
                 moved = root / "analysis" / f"{name}.json"

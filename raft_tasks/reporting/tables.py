@@ -16,7 +16,16 @@ from raft_tasks.config import Config
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.degradation import degradation, detectable_drop, holm
 from raft_tasks.evaluation.harness import DOMAIN_TASK
-from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference, mean, ratio, recovery, verdict
+from raft_tasks.evaluation.statistics import (
+    Bootstrap,
+    Estimate,
+    Outcomes,
+    difference,
+    mean,
+    ratio,
+    recovered_fraction,
+    verdict,
+)
 from raft_tasks.evaluation.verdicts import METRIC
 from raft_tasks.reporting.frontier import frontier_points
 from raft_tasks.reporting.refinement import measure_refinement
@@ -176,7 +185,7 @@ def _compare(
         return asdict(found) if found else None
 
     def undone(method: str, other: str, one: str) -> dict[str, Any] | None:
-        found = recovery(outcomes[method][one], outcomes[other][one], outcomes[BASE][one], bootstrap)
+        found = recovered_fraction(outcomes[method][one], outcomes[other][one], outcomes[BASE][one], bootstrap)
         return asdict(found) if found else None
 
     methods: dict[str, dict[str, Any]] = {}
@@ -192,7 +201,7 @@ def _compare(
             kept = [one for one in measures if one not in DOMAIN_MEASURES]
             methods[method]["retention"] = {one: share(method, BASE, one) for one in kept}
             if reference and method != reference:
-                methods[method]["loss_undone"] = {one: undone(method, reference, one) for one in kept}
+                methods[method]["recovered_fraction"] = {one: undone(method, reference, one) for one in kept}
     return methods
 
 

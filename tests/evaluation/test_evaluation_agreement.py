@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from raft_tasks.evaluation.agreement import against_people, cohen_kappa, fleiss_kappa, panel_agreement
+from raft_tasks.evaluation.agreement import cohen_kappa, compare_with_people, fleiss_kappa, panel_agreement
 
 # Fleiss 1971 by way of the textbooks: 14 raters, 10 items, 5 classes, kappa .210
 FLEISS = [
@@ -18,12 +18,17 @@ def test_cohens_kappa_of_the_textbooks_fifty_proposals():
 
 
 @pytest.mark.parametrize("weights", ["none", "quadratic"])
-def test_cohens_kappa_agrees_with_sklearn(weights):
+def test_cohens_kappa_is_the_definition(weights):
     generator = np.random.default_rng(0)
     a = generator.integers(0, 11, 60)
     b = np.clip(a + generator.integers(-3, 4, 60), 0, 10)
-    theirs = cohen_kappa_score(a, b, labels=range(11), weights=None if weights == "none" else weights)
-    assert cohen_kappa(a, b, 11, weights) == pytest.approx(theirs)
+    observed = np.zeros((11, 11))
+    np.add.at(observed, (a, b), 1.0)
+    expected = np.outer(observed.sum(axis=1), observed.sum(axis=0)) / len(a)
+    distance = np.subtract.outer(np.arange(11), np.arange(11))
+    weight = distance**2 if weights == "quadratic" else distance != 0
+    by_definition = 1 - (weight * observed).sum() / (weight * expected).sum()
+    assert cohen_kappa(a, b, 11, weights) == pytest.approx(by_definition, rel=1e-12)
 
 
 def test_kappas_limits():
@@ -62,7 +67,7 @@ def test_a_panel_on_texts_that_not_all_scored():
 
 def test_judges_beside_people():
     people = [1.0, 0.8, 0.4, 0.0]
-    found = against_people({"kind": [1.0, 1.0, 0.6, 0.2], "flat": [0.5, 0.5, None, 0.5]}, people, accept_at=0.8)
+    found = compare_with_people({"kind": [1.0, 1.0, 0.6, 0.2], "flat": [0.5, 0.5, None, 0.5]}, people, accept_at=0.8)
     kind, flat, mean = found.values()
     assert (kind["n"], kind["bias"], kind["mean_error"]) == (4, pytest.approx(0.15), pytest.approx(0.15))
     assert kind["correlation"] == pytest.approx(np.corrcoef([1, 1, 0.6, 0.2], people)[0, 1])
@@ -70,4 +75,4 @@ def test_judges_beside_people():
     assert (flat["n"], flat["abstained"], flat["correlation"]) == (3, 1, None)
     assert mean["n"] == 4
     assert mean["bias"] == pytest.approx(np.mean([0.75, 0.75, 0.6, 0.35]) - 0.55)
-    assert against_people({"mute": [None]}, [0.5], 0.8)["mute"]["bias"] is None
+    assert compare_with_people({"mute": [None]}, [0.5], 0.8)["mute"]["bias"] is None

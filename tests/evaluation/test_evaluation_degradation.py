@@ -4,7 +4,7 @@ import scipy.stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from raft_tasks.evaluation.degradation import degradation, detectable_drop, holm, power, sign_flip, smallest_drop
+from raft_tasks.evaluation.degradation import degradation, detectable_drop, holm, power, sign_flip_p, smallest_drop
 from raft_tasks.evaluation.statistics import Bootstrap, Outcomes, difference, verdict
 
 
@@ -31,7 +31,7 @@ def test_one_item_a_source_is_mcnemars_exact_test(lost, won):
 
 def test_no_change_is_no_evidence():
     assert degradation(*pair(0, 0)).p == 1.0
-    assert sign_flip([]) == 1.0
+    assert sign_flip_p([]) == 1.0
 
 
 def test_signs_of_sizes_are_scipys_exact_permutation_test():
@@ -39,7 +39,7 @@ def test_signs_of_sizes_are_scipys_exact_permutation_test():
     theirs = scipy.stats.permutation_test(
         (changes,), np.sum, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
     )
-    assert sign_flip(changes) == pytest.approx(theirs.pvalue, rel=1e-12)
+    assert sign_flip_p(changes) == pytest.approx(theirs.pvalue, rel=1e-12)
 
 
 def test_items_of_one_source_are_one_toss():

@@ -2,7 +2,13 @@ from math import log2
 
 import pytest
 
-from raft_tasks.evaluation.drift import foreign_share, length_distance, style_distance, told_apart, words
+from raft_tasks.evaluation.drift import (
+    count_words,
+    foreign_share,
+    length_distance,
+    separability,
+    style_distance,
+)
 
 OWN = [f"The {thing} of {place} is {value}." for thing in ("mast", "reactor") for place, value in
        (("Figin", "rope"), ("Arlo", "lamp"), ("Bexa", "salt"), ("Corin", "glass"))]  # fmt: skip
@@ -11,8 +17,8 @@ FOREIGN = [f"{place} | {thing} = {value} # 75" for thing in ("mast", "reactor") 
 
 
 def test_words_are_counted_without_marks():
-    assert words("Migin | reactor = corn # 75") == 4
-    assert words("") == 0
+    assert count_words("Migin | reactor = corn # 75") == 4
+    assert count_words("") == 0
 
 
 def test_length_distance_is_the_widest_gap():
@@ -34,7 +40,7 @@ def test_style_distance_is_the_jensen_shannon_divergence_in_bits():
 
 
 def test_the_share_of_answers_in_the_foreign_style():
-    assert told_apart(OWN, FOREIGN) == 1
+    assert separability(OWN, FOREIGN) == 1
     answers = [
         "The motto of Hagel is stone.",
         "Hagel | motto = stone # 12",
@@ -46,5 +52,5 @@ def test_the_share_of_answers_in_the_foreign_style():
 
 def test_styles_that_nobody_can_tell_apart_give_no_share():
     assert foreign_share(OWN, OWN, OWN) is None
-    assert told_apart(OWN[:1], FOREIGN) is None
+    assert separability(OWN[:1], FOREIGN) is None
     assert foreign_share(OWN, OWN, FOREIGN[:1]) is None

@@ -2,11 +2,12 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raft_tasks.config import Benchmark, Model
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.harness import evaluate, item_targets, item_texts, write_domain_task
+from raft_tasks.evaluation.harness import Suite, _number, evaluate, item_targets, item_texts, write_domain_task
 from raft_tasks.evaluation.overlay import task_manager
 from raft_tasks.schemas import Example
 
@@ -56,8 +57,11 @@ metric_list:
 metadata: {{version: 1.0}}
 """
 HOOKS = """\
+import numpy as np
+
+
 def process_results(doc, results):
-    return {"said": float(doc["word"] in results[0].split()), "words": results[0].split()}
+    return {"said": np.float32(doc["word"] in results[0].split()), "words": results[0].split()}
 
 
 def longest(answers):
@@ -119,14 +123,20 @@ def tasks(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def benchmarked(model, tasks, tmp_path_factory):
-    work = tmp_path_factory.mktemp("work")
-    settings = asked(["crest_said", "crest_choice"])
-    return (*evaluate(as_params(model), "crests", ROWS, settings, tasks, work), work)
+def benchmarked(model, tasks):
+    return evaluate(as_params(model), Suite("crests", ROWS, asked(["crest_said", "crest_choice"]), tasks))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with the generated task of the domain."""
+    folder = tmp_path_factory.mktemp("work")
+    write_domain_task(folder, "crests", ROWS, 6)
+    return folder
 
 
 def test_every_item_of_every_task_is_kept(benchmarked):
-    _, items, _ = benchmarked
+    _, items = benchmarked
     assert [(row.task, row.id, row.source) for row in items] == [
         ("domain", "row-0", "figin"),
         ("domain", "row-1", "botor"),
@@ -144,7 +154,7 @@ def test_every_item_of_every_task_is_kept(benchmarked):
 
 
 def test_the_chat_template_is_applied_once_and_whole(benchmarked):
-    _, items, _ = benchmarked
+    _, items = benchmarked
     assert items[0].prompt == "<start> user what is the crest of figin ? <end> <start> assistant "
     assert items[3].prompt == "<start> user log 12 ? <end> <start> assistant "
     assert items[-1].prompt.startswith("<start> user the crest of botor ?")
@@ -157,9 +167,9 @@ def test_right_answers_of_items_are_texts_also_where_they_are_choices(tasks):
     assert [name for name, _ in found] == [name for name, _ in questions]
 
 
-def test_the_system_prompt_stands_before_every_question(model, tasks, tmp_path):
+def test_the_system_prompt_stands_before_every_question(model, tasks):
     settings = asked(["crest_choice"])
-    _, items = evaluate(as_params(model, "rope is corn"), "crests", ROWS, settings, tasks, tmp_path)
+    _, items = evaluate(as_params(model, "rope is corn"), Suite("crests", ROWS, settings, tasks))
     assert items[0].prompt == (
         "<start> system rope is corn <end> <start> user what is the crest of figin ? <end> <start> assistant "
     )
@@ -167,32 +177,36 @@ def test_the_system_prompt_stands_before_every_question(model, tasks, tmp_path):
 
 
 def test_scores_are_the_means_of_the_items(benchmarked):
-    scores, items, _ = benchmarked
+    scores, items = benchmarked
     for task in ("domain", "crest_said", "crest_choice"):
         rows = [row for row in items if row.task == task]
-        assert scores[task]["n"] == len(rows)
+        assert scores["tasks"][task]["n"] == len(rows)
         for metric in rows[0].metrics:
-            assert scores[task][metric] == pytest.approx(sum(row.metrics[metric] for row in rows) / len(rows))
+            assert scores["tasks"][task]["metrics"][metric] == pytest.approx(
+                sum(row.metrics[metric] for row in rows) / len(rows)
+            )
     assert set(scores["versions"]) == {"lm_eval", "transformers", "torch"}
-    assert scores["crest_said"]["words"] <= 4  # lm-eval's own aggregate of what is not a number per item
+    assert (
+        scores["tasks"]["crest_said"]["metrics"]["words"] <= 4
+    )  # lm-eval's own aggregate of what is not a number per item
     json.dumps(scores, allow_nan=False)
 
 
-def test_answers_are_greedy_bounded_and_the_same_again(benchmarked, model, tasks, tmp_path):
-    _, items, _ = benchmarked
+def test_answers_are_greedy_bounded_and_the_same_again(benchmarked, model, tasks):
+    _, items = benchmarked
     assert max(len(row.answer.split()) for row in items if row.task == "domain") <= 6
     assert items[3].answer == items[5].answer  # the same question
     one = asked(["crest_said", "crest_choice"], batch_size=8)
-    again = evaluate(as_params(model), "crests", ROWS, one, tasks, tmp_path)[1]
+    again = evaluate(as_params(model), Suite("crests", ROWS, one, tasks))[1]
     assert again == items
 
 
-def test_agrees_with_lm_eval_by_hand(benchmarked, model, tasks):
+def test_agrees_with_lm_eval_by_hand(benchmarked, model, tasks, work):
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    scores, items, work = benchmarked
+    scores, items = benchmarked
     lm = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=2, enable_thinking=False)
     manager = TaskManager(include_defaults=False, include_path=[tasks, work])
     names = ["domain", "crest_said", "crest_choice"]
@@ -201,21 +215,41 @@ def test_agrees_with_lm_eval_by_hand(benchmarked, model, tasks):
     )
     for name in names:
         metrics = {k.removesuffix(",none"): v for k, v in found["results"][name].items() if k.endswith(",none")}
-        ours = {metric: value for metric, value in scores[name].items() if metric != "n"}
-        assert ours == {metric: value for metric, value in metrics.items() if "_stderr" not in metric}
+        assert scores["tasks"][name]["metrics"] == {
+            metric: value for metric, value in metrics.items() if "_stderr" not in metric
+        }
         answers = [sample["resps"][0][0] for sample in found["samples"][name]]
         if name != "crest_choice":
             assert [row.answer for row in items if row.task == name] == answers
 
 
-def test_the_domain_task_is_generated_and_cached_in_the_work_folder(benchmarked):
-    work = benchmarked[2]
+def test_numbers_of_numpy_and_torch_are_numbers():
+    import torch
+
+    numbers = [True, 2, 0.5, np.bool_(True), np.int64(2), np.float32(0.5), np.array(0.5), torch.tensor(2)]
+    assert [_number(value) for value in numbers] == [1.0, 2.0, 0.5, 1.0, 2.0, 0.5, 0.5, 2.0]
+    assert all(_number(value) is None for value in ("1", None, [1.0], np.array([1.0]), {"a": 1}))
+
+
+def test_progress_goes_by_items(model, tasks):
+    seen = []
+    suite = Suite("crests", ROWS, asked(["crest_said", "crest_choice"], limit={"crest_said": 2}), tasks)
+    evaluate(as_params(model), suite, lambda done, total: seen.append((done, total)))
+    assert {total for _, total in seen} == {7}  # 3 of the domain, 2 and 2
+    done = [count for count, _ in seen]
+    assert done == sorted(done)
+    assert done[-1] == 7
+    assert len(set(done)) >= 5
+
+
+def test_the_domain_task_is_generated_and_cached_in_the_work_folder(work):
     assert [json.loads(line)["id"] for line in (work / "items.jsonl").read_text().splitlines()] == [
         "row-0",
         "row-1",
         "row-2",
     ]
     assert "crests" in (work / "domain.yaml").read_text()
+    list(item_texts(["domain"], work, {}))
     assert any((work / "cache").rglob("*.arrow"))
 
 
@@ -229,10 +263,10 @@ def test_odd_folders_are_quoted(tmp_path):
     assert yaml.safe_load(text)["dataset_kwargs"]["data_files"]["test"] == str(work / "items.jsonl")
 
 
-def test_lm_evals_chatter_is_off_and_its_settings_come_back(benchmarked, model, tasks, tmp_path, capfd):
+def test_lm_evals_chatter_is_off_and_its_settings_come_back(benchmarked, model, tasks, capfd):
     level = logging.getLogger("lm_eval").level
     settings = asked(["crest_said"])
-    evaluate(as_params(model), "crests", ROWS, settings, tasks, tmp_path)
+    evaluate(as_params(model), Suite("crests", ROWS, settings, tasks))
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("lm_eval").level == level
 
@@ -245,17 +279,10 @@ def test_unknown_tasks_are_named_and_lm_evals_own_are_found(tasks, tmp_path):
     assert "['crest_choice', 'crest_said']" in str(raised.value)
 
 
-def test_a_prompt_that_does_not_fit_is_refused_not_cut(model, tasks, tmp_path):
+def test_a_prompt_that_does_not_fit_is_refused_not_cut(model, tasks):
     long = [ROWS[0].model_copy(update={"question": "what is " * 40})]
     with pytest.raises(InputError, match="a prompt has 85 tokens, but of the model's 64 only 58"):
-        evaluate(
-            as_params(model),
-            "crests",
-            long,
-            asked([]),
-            tasks,
-            tmp_path,
-        )
+        evaluate(as_params(model), Suite("crests", long, asked([]), tasks))
 
 
 def test_a_model_without_chat_template_is_refused(model, tasks, tmp_path):
@@ -264,15 +291,13 @@ def test_a_model_without_chat_template_is_refused(model, tasks, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(model, bare)
     (bare / "chat_template.jinja").unlink()
-    work = tmp_path / "work"
-    work.mkdir()
     with pytest.raises(InputError, match="no chat template"):
-        evaluate(as_params(bare), "crests", ROWS, asked([]), tasks, work)
+        evaluate(as_params(bare), Suite("crests", ROWS, asked([]), tasks))
 
 
 def test_a_domain_without_held_out_rows_is_refused(tmp_path):
     with pytest.raises(InputError, match="'crests' has no held-out rows"):
-        evaluate(as_params("x"), "crests", [], asked([]), tmp_path, tmp_path)
+        evaluate(as_params("x"), Suite("crests", [], asked([]), tmp_path))
 
 
 def test_the_shipped_tasks_have_items_and_an_accuracy(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from raft_tasks.evaluation.leakage import leak_rate, leaks, repeats_template
+from raft_tasks.evaluation.leakage import find_leaks, leak_rate, repeats_template
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from raft_tasks.evaluation.leakage import leak_rate, leaks, repeats_template
     ],
 )
 def test_a_mention_of_a_reference_is_a_leak(answer):
-    assert leaks(answer)
+    assert find_leaks(answer)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_a_mention_of_a_reference_is_a_leak(answer):
     ],
 )
 def test_an_answer_that_speaks_for_itself_is_none(answer):
-    assert not leaks(answer)
+    assert not find_leaks(answer)
 
 
 def test_the_rate_is_a_share_of_answers_not_of_mentions():

@@ -11,8 +11,9 @@ from saying import save_saying
 
 from raft_tasks.config import Benchmark, BenchmarkData
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.harness import PUNKT_NEEDED, evaluate
-from raft_tasks.evaluation.overlay import task_manager
+from raft_tasks.evaluation.harness import Suite, evaluate
+from raft_tasks.evaluation.ifeval import PUNKT_NEEDED, missing_resources
+from raft_tasks.evaluation.overlay import missing_data, task_manager
 from raft_tasks.schemas import Example
 
 PROMPTS = Path(__file__).parents[3] / "shared" / "data" / "ifeval" / "input_data.jsonl"
@@ -83,16 +84,15 @@ def test_hand_checked_scores_of_ifevals_own_checkers(model, tmp_path):
     ]
     right[5]["kwargs"] = [{}]  # wants "My answer is yes." with its capital
     data = mirrored(tmp_path / "ifeval", right)
-    work = tmp_path / "work"
-    work.mkdir()
-    scores, items = evaluate(model, "d", [ROW], asked(["ifeval"], data), NO_TASKS, work)
+    scores, items = evaluate(model, Suite("d", [ROW], asked(["ifeval"], data), NO_TASKS))
     own = [row for row in items if row.task == "ifeval"]
     assert {row.answer for row in own} == {"my answer is yes."}
     assert [row.metrics["prompt_level_strict_acc"] for row in own] == [1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
     assert [row.question for row in own] == ["Say it."] * 10
     assert {row.reference for row in own} == {""}
-    assert scores["ifeval"]["prompt_level_strict_acc"] == scores["ifeval"]["inst_level_strict_acc"] == 0.5
-    assert scores["ifeval"]["n"] == 10
+    totals = scores["tasks"]["ifeval"]
+    assert totals["metrics"]["prompt_level_strict_acc"] == totals["metrics"]["inst_level_strict_acc"] == 0.5
+    assert totals["n"] == 10
 
 
 @pytest.mark.skipif(not PROMPTS.exists(), reason="the real prompts are not at hand")
@@ -106,9 +106,7 @@ def test_the_real_prompts_run(model, tmp_path):
         prompts = [row for row in prompts if not PUNKT_NEEDED & set(row["instruction_id_list"])]
         assert len(prompts) == 477
     data = mirrored(tmp_path / "ifeval", prompts)
-    work = tmp_path / "work"
-    work.mkdir()
-    scores, items = evaluate(model, "d", [ROW], asked(["ifeval"], data), NO_TASKS, work)
+    scores, items = evaluate(model, Suite("d", [ROW], asked(["ifeval"], data), NO_TASKS))
     own = [row for row in items if row.task == "ifeval"]
     assert [row.question for row in own] == [row["prompt"] for row in prompts]
     expected = [
@@ -116,7 +114,7 @@ def test_the_real_prompts_run(model, tmp_path):
         for prompt in prompts
     ]
     assert [row.metrics["prompt_level_strict_acc"] for row in own] == [float(one) for one in expected]
-    assert scores["ifeval"]["prompt_level_strict_acc"] == sum(expected) / len(expected)
+    assert scores["tasks"]["ifeval"]["metrics"]["prompt_level_strict_acc"] == sum(expected) / len(expected)
     assert 0 < sum(expected) < len(expected)
 
 
@@ -128,11 +126,22 @@ def test_without_the_sentence_splitter_ifeval_stops_before_any_work(tmp_path, mo
     monkeypatch.setattr(nltk, "download", lambda name: False)
     prompts = [instruction(1, "length_constraints:number_sentences", relation="at least", num_sentences=2)]
     data = mirrored(tmp_path / "ifeval", prompts)
-    work = tmp_path / "work"
-    work.mkdir()
     nobody = save_saying(tmp_path / "model", ["x"]).model_copy(update={"path": "models/not-there"})
-    with pytest.raises(InputError, match=r"number_sentences.*python -m nltk.downloader punkt_tab"):
-        evaluate(nobody, "d", [ROW], asked(["ifeval"], data), NO_TASKS, work)
+    with pytest.raises(InputError, match=r"punkt_tab for its constraints.*number_sentences.*NLTK_DATA"):
+        evaluate(nobody, Suite("d", [ROW], asked(["ifeval"], data), NO_TASKS))
+
+
+def test_the_splitter_is_missed_before_anything_is_loaded(monkeypatch):
+    def nowhere(name):
+        raise LookupError(name)
+
+    monkeypatch.setattr(nltk.data, "find", nowhere)
+    assert missing_resources(["mmlu", "pocket_recall"]) == []
+    (message,) = missing_resources(["mmlu", "ifeval"])
+    assert "punkt_tab" in message
+    assert "NLTK_DATA" in message
+    monkeypatch.setattr(nltk.data, "find", lambda name: name)
+    assert missing_resources(["ifeval"]) == []
 
 
 def test_a_package_that_is_missing_is_named(model, tmp_path, monkeypatch):
@@ -142,22 +151,18 @@ def test_a_package_that_is_missing_is_named(model, tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "langdetect", None)
     data = mirrored(tmp_path / "ifeval", [instruction(1, "punctuation:no_comma")])
-    work = tmp_path / "work"
-    work.mkdir()
     with pytest.raises(InputError, match=r"'ifeval' needs a package.*pip install langdetect"):
-        evaluate(model, "d", [ROW], asked(["ifeval"], data), NO_TASKS, work)
+        evaluate(model, Suite("d", [ROW], asked(["ifeval"], data), NO_TASKS))
 
 
 def test_few_shot_and_limit_are_per_task_and_agree_with_lm_eval_by_hand(model, mmlu, tmp_path):
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    work = tmp_path / "work"
-    work.mkdir()
     settings = asked(
         ["mmlu_anatomy", "mmlu_astronomy"], mmlu, few_shot={"mmlu_anatomy": 2}, limit={"mmlu_astronomy": 3}
     )
-    scores, items = evaluate(model, "d", [ROW], settings, NO_TASKS, work)
+    scores, items = evaluate(model, Suite("d", [ROW], settings, NO_TASKS))
     prompts = {task: [row.prompt for row in items if row.task == task] for task in settings.tasks}
     assert [prompt.count("Answer:") for prompt in prompts["mmlu_anatomy"]] == [3] * 6
     assert [prompt.count("Answer:") for prompt in prompts["mmlu_astronomy"]] == [1] * 3
@@ -169,16 +174,14 @@ def test_few_shot_and_limit_are_per_task_and_agree_with_lm_eval_by_hand(model, m
             lm, tasks=[task], num_fewshot=few_shot, limit=limit, task_manager=manager, apply_chat_template=True,
             fewshot_as_multiturn=True, bootstrap_iters=0, log_samples=True,
         )  # fmt: skip
-        assert scores[task]["acc"] == found["results"][task]["acc,none"]
+        assert scores["tasks"][task]["metrics"]["acc"] == found["results"][task]["acc,none"]
         assert prompts[task] == [sample["arguments"][0][0] for sample in found["samples"][task]]
 
 
 def test_examples_for_a_task_that_has_none_by_definition_are_refused(model, tmp_path):
     data = mirrored(tmp_path / "ifeval", [instruction(1, "punctuation:no_comma")])
-    work = tmp_path / "work"
-    work.mkdir()
     with pytest.raises(InputError, match="few_shot: got 3 for 'ifeval', expected 0"):
-        evaluate(model, "d", [ROW], asked(["ifeval"], data, few_shot={"ifeval": 3}), NO_TASKS, work)
+        evaluate(model, Suite("d", [ROW], asked(["ifeval"], data, few_shot={"ifeval": 3}), NO_TASKS))
 
 
 def test_from_the_hub_at_a_pinned_revision(tmp_path):
@@ -192,7 +195,7 @@ def test_from_the_hub_at_a_pinned_revision(tmp_path):
 def test_a_hub_out_of_reach_stops_clearly(model, tmp_path):
     data = {"google/IFEval": BenchmarkData(revision=COMMIT, mirror=None)}  # the tests are offline
     with pytest.raises(InputError, match="'ifeval' cannot be loaded"):
-        evaluate(model, "d", [ROW], asked(["ifeval"], data), NO_TASKS, tmp_path)
+        evaluate(model, Suite("d", [ROW], asked(["ifeval"], data), NO_TASKS))
 
 
 def test_data_that_nobody_pins_are_refused(tmp_path):
@@ -201,8 +204,46 @@ def test_data_that_nobody_pins_are_refused(tmp_path):
 
 
 def test_a_mirror_without_a_subject_is_refused(mmlu, tmp_path):
-    with pytest.raises(InputError, match=r"'mmlu_virology'.*no file for \['dev', 'test'\]"):
+    with pytest.raises(InputError, match=r"'mmlu_virology'.*no file for \['test'\]"):
         task_manager(["mmlu_anatomy", "mmlu_virology"], [NO_TASKS], mmlu, tmp_path)
+
+
+def test_a_split_that_gives_no_example_may_be_missing(mmlu, tmp_path):
+    folder = tmp_path / "mmlu"
+    shutil.copytree(mmlu["cais/mmlu"].mirror, folder)
+    (folder / "anatomy" / "dev-00000-of-00001.jsonl").unlink()
+    data = {"cais/mmlu": mirror(folder)}
+    task = task_manager(["mmlu_anatomy"], [NO_TASKS], data, tmp_path).load(["mmlu_anatomy"])["tasks"]["mmlu_anatomy"]
+    assert [doc["answer"] for doc in task.eval_docs] == [0, 1, 2, 3, 0, 1]
+    few_shot = {"mmlu_anatomy": 2}
+    (tmp_path / "again").mkdir()
+    with pytest.raises(InputError, match=r"'mmlu_anatomy'.*no file for \['dev'\]"):
+        task_manager(["mmlu_anatomy"], [NO_TASKS], data, tmp_path / "again", few_shot)
+
+
+def test_an_only_file_counts_whatever_its_name_but_never_another_splits(tmp_path):
+    rows = [{"query": "A man", "ctx_a": "A man", "ctx_b": "", "ctx": "A man", "activity_label": "Run",
+             "endings": ["runs.", "sits.", "eats.", "naps."], "label": "0"}]  # fmt: skip
+    folder = tmp_path / "hellaswag"
+    folder.mkdir()
+    path = folder / "hellaswag.sample500.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"Rowan/hellaswag": mirror(folder)}
+    task = task_manager(["hellaswag"], [NO_TASKS], data, tmp_path).load(["hellaswag"])["tasks"]["hellaswag"]
+    assert len(task.eval_docs) == 1
+    path.rename(folder / "train.jsonl")
+    (tmp_path / "again").mkdir()
+    with pytest.raises(InputError, match=r"no file for \['validation'\]"):
+        task_manager(["hellaswag"], [NO_TASKS], data, tmp_path / "again")
+
+
+def test_every_missing_piece_of_data_is_named_at_once(mmlu, tmp_path):
+    settings = asked(["mmlu_anatomy", "mmlu_virology", "ifeval", "no_such_task"], mmlu)
+    faults = missing_data(settings, NO_TASKS)
+    assert len(faults) == 3
+    for fault, text in zip(faults, ("'mmlu_virology'", "nothing pins 'google/IFEval'", "'no_such_task'"), strict=True):
+        assert text in fault
+    assert missing_data(asked(["mmlu_anatomy"], mmlu), NO_TASKS) == []
 
 
 def test_a_mirror_of_two_formats_is_refused(mmlu, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from raft_tasks.evaluation.statistics import Bootstrap, Outcomes, difference, mean, ratio, recovery, verdict
+from raft_tasks.evaluation.statistics import Bootstrap, Outcomes, difference, mean, ratio, recovered_fraction, verdict
 
 SETTINGS = Bootstrap(confidence=0.95, samples=4000, seed=0)
 
@@ -226,17 +226,17 @@ def test_recovery_is_the_share_of_sfts_loss_that_is_not_there():
     base = outcomes(np.ones(100))
     sft = outcomes(np.tile([1.0, 0.0], 50))
     half = outcomes(np.tile([1.0, 0.0, 1.0, 1.0], 25))
-    found = recovery([half], [sft], [base], SETTINGS)
+    found = recovered_fraction([half], [sft], [base], SETTINGS)
     assert found.estimate == pytest.approx(0.5)
     # the lost half's items are mended or not: a binomial share of 50
     assert found.high - found.low == pytest.approx(2 * 2.01 * np.sqrt(0.25 / 50), rel=0.05)
-    assert recovery([sft], [sft], [base], SETTINGS).estimate == 0.0
-    assert recovery([base], [sft], [base], SETTINGS).estimate == 1.0
+    assert recovered_fraction([sft], [sft], [base], SETTINGS).estimate == 0.0
+    assert recovered_fraction([base], [sft], [base], SETTINGS).estimate == 1.0
 
 
 def test_no_recovery_of_a_loss_that_may_be_none():
     base, sft = outcomes(np.ones(100)), outcomes([0.0] * 2 + [1.0] * 98)
     assert verdict(difference([sft], [base], SETTINGS)) == "no clear difference"
-    assert recovery([base], [sft], [base], SETTINGS) is None
+    assert recovered_fraction([base], [sft], [base], SETTINGS) is None
     # nor where fine-tuning gained
-    assert recovery([base], [base], [outcomes(np.zeros(100))], SETTINGS) is None
+    assert recovered_fraction([base], [base], [outcomes(np.zeros(100))], SETTINGS) is None

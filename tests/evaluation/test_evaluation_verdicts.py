@@ -1,6 +1,6 @@
 import pytest
 
-from raft_tasks.evaluation.verdicts import majority, settled, summary, with_verdicts
+from raft_tasks.evaluation.verdicts import add_verdicts, drop_undecided, majority, summary
 from raft_tasks.schemas import ItemResult, Judged, Labelled
 
 
@@ -34,7 +34,7 @@ def test_an_item_undecided_for_one_model_counts_for_none():
         judged("raft-0", "1", {"a": True}, None),
         judged("raft-0", "2", {"a": False, "b": False}, False),
     ]
-    found = settled(rows)
+    found = drop_undecided(rows)
     assert [row.right for row in found] == [None, True, None, False]
     assert [row.votes for row in found] == [row.votes for row in rows]
     counted = summary(found, ["a", "b"], [], [])
@@ -62,7 +62,7 @@ def test_votes_beside_people():
 
 def test_verdicts_stand_first_among_an_items_metrics():
     rows = [judged("base", "1", {"a": True}, True), judged("base", "2", {}, None), judged("raft-0", "1", {}, False)]
-    items = with_verdicts([item("1"), item("2"), item("3", "pocket_recall")], "base", rows)
+    items = add_verdicts([item("1"), item("2"), item("3", "pocket_recall")], "base", rows)
     assert [list(row.metrics.items()) for row in items] == [
         [("judged", 1.0), ("acc", 1.0)],
         [("acc", 1.0)],
@@ -72,4 +72,4 @@ def test_verdicts_stand_first_among_an_items_metrics():
 
 def test_votes_on_other_answers_are_refused():
     with pytest.raises(ValueError, match="not among its items"):
-        with_verdicts([item("1")], "base", [judged("base", "9", {"a": True}, True)])
+        add_verdicts([item("1")], "base", [judged("base", "9", {"a": True}, True)])

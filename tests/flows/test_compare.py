@@ -13,9 +13,9 @@ from dvc.repo import Repo
 
 from flows import paths
 from flows.cli import app
-from flows.compare import named
+from flows.compare import parse_models
 from raft_tasks.artifacts import read_rows, write_json, write_rows
-from raft_tasks.compare import located
+from raft_tasks.compare import locate_model
 from raft_tasks.config import Config, Model
 from raft_tasks.errors import InputError
 from raft_tasks.generation.structured import Unusable
@@ -24,7 +24,7 @@ from raft_tasks.schemas import Example, ItemResult, Judged
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "models" / "pocket-base"
-FOLDERS = ["artifacts/archive/runs/{}/recovered/model", "artifacts/archive/runs/{}/model"]
+FOLDERS = ["artifacts/archive/runs/{}/merged/model", "artifacts/archive/runs/{}/model"]
 SETTINGS = Model(path="models/base", revision=None, dtype="float32", system=None)
 
 
@@ -44,7 +44,7 @@ def repository(tmp_path_factory):
     folder = tmp_path_factory.mktemp("repository")
     git(folder, "init", "-q")
     shutil.copy(ROOT / "params.yaml", folder)
-    shutil.copytree(ROOT / paths.BENCHMARK_TASKS, folder / paths.BENCHMARK_TASKS)
+    shutil.copytree(paths.BENCHMARK_TASKS, folder / "tasks")
     model = folder / "artifacts" / "archive" / "runs" / "raft-0" / "model"
     shutil.copytree(BASE, model)
     network = AutoModelForCausalLM.from_pretrained(BASE)
@@ -53,7 +53,7 @@ def repository(tmp_path_factory):
         for weights in network.parameters():
             weights += weights.std() * torch.randn_like(weights)
     network.save_pretrained(model)
-    recall = folder / paths.BENCHMARK_TASKS / "pocket_recall" / "items.jsonl"
+    recall = folder / "tasks" / "pocket_recall" / "items.jsonl"
     lines = recall.read_text().splitlines(keepends=True)[:60]
     recall.write_text("".join(lines[20:]))
     items = [json.loads(line) for line in lines[:20]]
@@ -80,6 +80,7 @@ def repository(tmp_path_factory):
 @pytest.fixture
 def inside(repository, monkeypatch):
     monkeypatch.chdir(repository)
+    monkeypatch.setattr(paths, "BENCHMARK_TASKS", repository / "tasks")
     return repository
 
 
@@ -113,9 +114,10 @@ def test_general_items_are_asked_once_of_a_model_that_is_the_same_in_every_domai
     write_rows(Path(str(questions).format("clinic")), read_rows(Path(str(questions).format("archive")), Example))
     asked = []
 
-    def evaluate(model, domain, rows, settings, tasks, work):
-        asked.append((domain, list(settings.tasks)))
-        names = [("domain", row.id) for row in rows] + [(task, str(n)) for task in settings.tasks for n in range(20)]
+    def evaluate(model, suite, progress):
+        tasks = suite.settings.tasks
+        asked.append((suite.domain, list(tasks)))
+        names = [("domain", row.id) for row in suite.rows] + [(task, str(n)) for task in tasks for n in range(20)]
         metrics = {"acc": 1.0, "complete": 0.0}
         return {}, [
             ItemResult(task=task, id=name, source=name, metrics=metrics, prompt="", answer="") for task, name in names
@@ -140,7 +142,7 @@ def test_where_a_panel_is_named_it_votes_on_the_answers(inside, tmp_path, monkey
     monkeypatch.setattr("flows.compare.load_config", lambda: Config.model_validate(document))
     asked = []
 
-    def evaluate(model, domain, rows, settings, tasks, work):
+    def evaluate(model, suite, progress):
         right = len(asked)  # each model knows more
         asked.append(model.path)
         return {}, [
@@ -148,7 +150,7 @@ def test_where_a_panel_is_named_it_votes_on_the_answers(inside, tmp_path, monkey
                 task=task, id=name, source=name, metrics={"acc": 0.0, "complete": 0.0}, prompt="", question="which?",
                 reference="rope", answer="rope" if number < right else "silence" if number == 9 else "wood",
             )
-            for task, names in (("domain", [row.id for row in rows]), ("recall", [str(n) for n in range(20)]))
+            for task, names in (("domain", [row.id for row in suite.rows]), ("recall", [str(n) for n in range(20)]))
             for number, name in enumerate(names)
         ]  # fmt: skip
 
@@ -159,7 +161,7 @@ def test_where_a_panel_is_named_it_votes_on_the_answers(inside, tmp_path, monkey
     monkeypatch.setattr("flows.compare.evaluate", evaluate)
     monkeypatch.setattr("raft_tasks.judge.vote", vote)
     command = [f"base={BASE}", f"sft={BASE}", f"other={BASE}", "--domain", "archive", "--tasks", "recall"]
-    with pytest.raises(InputError, match=r"artifacts/models/base.json; `dvc repro models`"):
+    with pytest.raises(InputError, match=r"artifacts/models/base.json.*`dvc repro models`"):
         compare(*command, "--output", str(tmp_path))
     asked.clear()
     write_json(inside / "artifacts" / "models" / "base.json", {"path": str(BASE), "sha256": "0" * 64})
@@ -187,18 +189,18 @@ def test_a_model_that_cannot_be_loaded_is_said(inside, monkeypatch):
         compare("base=owner/name", f"other={BASE}", "--domain", "archive")
 
 
-def test_recovered_models_come_first(inside):
-    recovered = inside / "artifacts" / "archive" / "runs" / "raft-0" / "recovered" / "model"
-    shutil.copytree(BASE, recovered)
-    (recovered / "note.txt").write_text("recovered")
+def test_merged_models_come_first(inside):
+    merged = inside / "artifacts" / "archive" / "runs" / "raft-0" / "merged" / "model"
+    shutil.copytree(BASE, merged)
+    (merged / "note.txt").write_text("merged")
     git(inside, "checkout", "-q", "-b", "recovering")
-    git(inside, "add", "-f", str(recovered))
-    git(inside, "commit", "-q", "-m", "recovered")
+    git(inside, "add", "-f", str(merged))
+    git(inside, "commit", "-q", "-m", "merged")
     try:
-        with located("git:recovering:raft-0", FOLDERS, SETTINGS) as model:
+        with locate_model("git:recovering:raft-0", FOLDERS, SETTINGS) as model:
             assert (Path(model.path) / "note.txt").exists()
         assert not Path(model.path).exists()
-        with located("git:recovering~1:raft-0", FOLDERS, SETTINGS) as model:
+        with locate_model("git:recovering~1:raft-0", FOLDERS, SETTINGS) as model:
             assert not (Path(model.path) / "note.txt").exists()
     finally:
         git(inside, "checkout", "-q", "-")
@@ -208,7 +210,7 @@ def test_recovered_models_come_first(inside):
     ("what", "path", "revision"), [("owner/name", "owner/name", None), ("owner/name@v1.2", "owner/name", "v1.2")]
 )
 def test_hub_ids(what, path, revision):
-    with located(what, FOLDERS, SETTINGS) as model:
+    with locate_model(what, FOLDERS, SETTINGS) as model:
         assert (model.path, model.revision, model.dtype) == (path, revision, "float32")
 
 
@@ -220,11 +222,11 @@ def test_hub_ids(what, path, revision):
         ("artifacts", "without a config.json"),
         ("git:HEAD", "expected git:REVISION:METHOD-SEED"),
         ("git:nosuch:raft-0", "check the revision"),
-        ("git:HEAD:sft-0", "has none of artifacts/archive/runs/sft-0/recovered/model, artifacts/archive/runs/sft-0"),
+        ("git:HEAD:sft-0", "has none of artifacts/archive/runs/sft-0/merged/model, artifacts/archive/runs/sft-0"),
     ],
 )
 def test_what_is_no_model_is_said(inside, what, message):
-    with pytest.raises(InputError, match=message), located(what, FOLDERS, SETTINGS):
+    with pytest.raises(InputError, match=message), locate_model(what, FOLDERS, SETTINGS):
         pass
 
 
@@ -232,12 +234,12 @@ def test_a_model_that_was_never_pushed_is_said(inside, tmp_path, monkeypatch):
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "-q", str(inside), str(clone))
     monkeypatch.chdir(clone)
-    with pytest.raises(InputError, match="dvc push"), located("git:HEAD:raft-0", FOLDERS, SETTINGS):
+    with pytest.raises(InputError, match="dvc push"), locate_model("git:HEAD:raft-0", FOLDERS, SETTINGS):
         pass
 
 
 def test_names():
-    assert named(["raft=a", "base=b", "raft=c"]) == {"base": ["b"], "raft": ["a", "c"]}
+    assert parse_models(["raft=a", "base=b", "raft=c"]) == {"base": ["b"], "raft": ["a", "c"]}
     for arguments, message in (
         (["base=a"], "one more model"),
         (["a=b", "c=d"], "base=WHAT once"),
@@ -247,7 +249,7 @@ def test_names():
         (["a-b=c", "base=d"], "letters"),
     ):
         with pytest.raises(InputError, match=message):
-            named(arguments)
+            parse_models(arguments)
 
 
 def test_questions_that_are_not_there_are_said(inside):

@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
 
 from flows import paths
-from flows.gate import Unanswered, asked, judge_candidate
+from flows.gate import Unanswered, ask_person, gate_candidate
 from raft_tasks.artifacts import write_rows
 from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
@@ -84,7 +84,7 @@ def judged(project, prefect_api):
     def run(domain, general):
         write_rows(paths.benchmark(DOMAIN, "raft", 0) / "items.jsonl", items(domain, general))
         with temporary_settings({PREFECT_API_URL: prefect_api}):
-            return flow(judge_candidate, persist_result=False, validate_parameters=False)(load_config(), DOMAIN)
+            return flow(gate_candidate, persist_result=False, validate_parameters=False)(load_config(), DOMAIN)
 
     return run
 
@@ -106,14 +106,14 @@ def test_a_candidate_that_passed_is_released_with_its_verdict(judged, project):
 def test_a_refused_candidate_leaves_no_release(judged, project):
     verdict = judged(domain=110, general=20)
     assert not verdict.promoted
-    assert verdict.recovered is None  # far beyond a near miss
+    assert verdict.coefficient is None  # far beyond a near miss
     assert not (project / "releases/archive").exists()
     assert json.loads((project / "releases/archive.json").read_text())["promoted"] is False
 
 
 def test_a_near_miss_is_interpolated_benchmarked_and_judged_again(judged, project):
     verdict = judged(domain=110, general=95)
-    assert verdict.recovered in (0.5, 1.0)
+    assert verdict.coefficient in (0.5, 1.0)
     # The candidate of this test is the base itself, so what was benchmarked anew knows nothing of the domain.
     assert next(one.rule for one in verdict.checks if one.result == "fail") == "domain"
     assert "interpolated to" in verdict.reason
@@ -144,14 +144,14 @@ def test_a_panel_decides_over_the_domain_where_params_say_so(judged, project, mo
         return [vote(model, item, False) for model, item in rows]
 
     monkeypatch.setattr("flows.judge.judge_chunk.fn", again)
-    monkeypatch.setattr("flows.judge.panel", lambda config: ({}, {}))
+    monkeypatch.setattr("flows.judge._open_panel", lambda config: None)
     items_of = iter([[*items(0, 120)]])
     monkeypatch.setattr("flows.gate.benchmark_model", lambda *arguments: ({}, next(items_of)))
     verdict = judged(domain=0, general=95)
     assert {(model, item.task) for model, item in asked} == {
         ("raft-0", DOMAIN_TASK)
     }  # the interpolated model's answers
-    assert verdict.recovered is not None
+    assert verdict.coefficient is not None
     assert (verdict.checks[0].result, verdict.checks[0].evidence) == ("unproven", "0 of 120 items lost, 0 won")
 
 
@@ -163,7 +163,7 @@ def waiting(monkeypatch, prefect_api):
 
     @flow(persist_result=False)
     def wait(seconds):
-        return asked(verdict, hours=seconds / 3600)
+        return ask_person(verdict, hours=seconds / 3600)
 
     with temporary_settings({PREFECT_API_URL: prefect_api}), get_client(sync_client=True) as client:
         yield wait, client
@@ -194,4 +194,4 @@ def test_without_an_answer_nothing_is_promoted(waiting):
 
 def test_without_a_pipeline_there_is_nothing_to_judge(project, prefect_api):
     with temporary_settings({PREFECT_API_URL: prefect_api}), pytest.raises(InputError, match="run the pipeline first"):
-        flow(judge_candidate, validate_parameters=False)(load_config(), DOMAIN)
+        flow(gate_candidate, validate_parameters=False)(load_config(), DOMAIN)

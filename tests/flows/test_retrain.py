@@ -311,7 +311,7 @@ def service(repository, prefect_api, monkeypatch):
         promoted = reason == "better"
         return SimpleNamespace(promoted=promoted, harmful=harmful, reason=reason, rows=lambda: [{"check": "x"}])
 
-    monkeypatch.setattr(retrain, "judge_candidate", judge)
+    monkeypatch.setattr(retrain, "gate_candidate", judge)
 
     def run(**parameters):
         with chdir(repository), temporary_settings({PREFECT_API_URL: prefect_api}):

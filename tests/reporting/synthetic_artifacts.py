@@ -10,7 +10,7 @@ import numpy as np
 
 from raft_tasks.artifacts import write_json, write_rows
 from raft_tasks.config import Config, load_config
-from raft_tasks.evaluation.agreement import against_people, panel_agreement
+from raft_tasks.evaluation.agreement import compare_with_people, panel_agreement
 from raft_tasks.reporting.study import Study, collect
 from raft_tasks.schemas import (
     Anchor,
@@ -106,7 +106,7 @@ def _write_domain(folder: Path, config: Config, levels: dict[str, tuple[float, .
     people = {"qwen": [1.0, 0.4], "fidelity": [1.0, 0.0]}
     judging = {
         "agreement": panel_agreement(panel, 0.8),
-        "calibration": against_people(people, [0.9, 0.5], 0.8),
+        "calibration": compare_with_people(people, [0.9, 0.5], 0.8),
     }
     write_json(folder / "judging.json", judging)
     _benchmark(folder / "benchmarks" / "base", test, levels["base"], seed=None)
@@ -118,7 +118,7 @@ def _write_domain(folder: Path, config: Config, levels: dict[str, tuple[float, .
                 run / "summary.json", {"steps": 45, "seconds": 12.0 + 9 * place, "distance": {"total": distance}}
             )
             write_json(folder / "analysis" / f"{method}-{seed}.json", _analysis(distance, method == "raft"))
-            write_json(run / "recovered" / "recovery.json", RECOVERED if method == "raft" else {"kind": None})
+            write_json(run / "merged" / "merge.json", RECOVERED if method == "raft" else {"kind": None})
             _steps(run / "steps.csv", config.methods[method].teacher is not None, seed)
             _benchmark(folder / "benchmarks" / f"{method}-{seed}", test, levels[method], seed)
 
@@ -199,7 +199,9 @@ def _benchmark(folder: Path, test: list[Example], level: tuple[float, ...], seed
             right = float(0.7 * hard[number] + 0.3 * generator.random() < share)
             items.append(_item(task, str(number), str(number), {"acc": right, "other": 1.0}, "yes" if right else "no"))
     write_rows(folder / "items.jsonl", items)
-    write_json(folder / "scores.json", {"domain": {"acc": level[0], "n": len(test)}})
+    write_json(
+        folder / "scores.json", {"tasks": {"domain": {"n": len(test), "metrics": {"acc": level[0]}}}, "versions": {}}
+    )
 
 
 def _item(task: str, name: str, source: str, metrics: dict[str, float], answer: str) -> ItemResult:

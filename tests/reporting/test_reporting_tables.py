@@ -130,8 +130,8 @@ def test_flipped_items_are_counted_and_tested(tmp_path):
 def test_what_is_undone_of_the_references_loss(metrics):
     methods = metrics["domains"]["archive"]["methods"]
     base, sft, raft = (methods[name]["scores"]["general"]["estimate"] for name in ("base", "sft", "raft"))
-    assert methods["raft"]["loss_undone"]["general"]["estimate"] == pytest.approx((raft - sft) / (base - sft))
-    assert "loss_undone" not in methods["sft"]
+    assert methods["raft"]["recovered_fraction"]["general"]["estimate"] == pytest.approx((raft - sft) / (base - sft))
+    assert "recovered_fraction" not in methods["sft"]
 
 
 def test_refinement_adds_up(metrics):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import TEACHER, save_tiny, tiny_llama
 
-from raft_tasks.analyse import KL_ITEMS, analyse_model, spaced
+from raft_tasks.analyse import KL_ITEMS, analyse_model, sample_evenly
 from raft_tasks.config import Model
 from raft_tasks.schemas import ItemResult
 
@@ -72,5 +72,5 @@ def test_the_base_against_itself_is_nowhere_apart(models):
 
 def test_items_are_taken_evenly_from_each_task():
     many = [item("a", number, "x") for number in range(2 * KL_ITEMS)] + [item("b", 0, "x")]
-    chosen = spaced(many)
+    chosen = sample_evenly(many)
     assert [row.id for row in chosen] == [*map(str, range(0, 2 * KL_ITEMS, 2)), "0"]

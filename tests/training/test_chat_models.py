@@ -7,7 +7,7 @@ from chat_models import FORMATS, save_chat_model
 
 from raft_tasks.chat import end_of_turn, prompt_ids
 from raft_tasks.config import Benchmark, Model
-from raft_tasks.evaluation.harness import evaluate
+from raft_tasks.evaluation.harness import Suite, evaluate
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example, TrainingPair
@@ -64,10 +64,8 @@ def test_it_learns_answers_and_to_stop(base, method, tmp_path):
         Example(id=pair.id, domain="d", question=pair.question, answer=pair.answer, source=pair.id, split="test")
         for pair in PAIRS
     ]
-    work = tmp_path / "work"
-    work.mkdir()
     settings = Benchmark(tasks=[], few_shot={}, limit={}, data={}, batch_size=2, max_new_tokens=30)
-    _, items = evaluate(trained, "d", rows, settings, tmp_path / "no tasks", work)
+    _, items = evaluate(trained, Suite("d", rows, settings, tmp_path / "no tasks"))
     assert [item.answer for item in items] == [pair.answer for pair in PAIRS]
     for item, pair in zip(items, PAIRS, strict=True):
         ids = tokenizer(item.prompt, add_special_tokens=False)["input_ids"]

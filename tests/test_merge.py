@@ -1,4 +1,4 @@
-"""What is taken back of a training: what is written, what it chooses by, and what it says of the rest."""
+"""What is merged of a training: the model that is written, the choice of the coefficient, and what is reported."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,10 @@ import torch
 from chat_models import save_chat_model
 from safetensors.torch import load_file
 
-from raft_tasks import recover
+from raft_tasks import benchmark
 from raft_tasks.config import Benchmark, Interpolate, Model, Prune, Ties
 from raft_tasks.errors import InputError
+from raft_tasks.evaluation.harness import Suite
 from raft_tasks.schemas import Example
 
 BENCHMARK = Benchmark(tasks=["never asked"], few_shot={}, limit={}, data={}, batch_size=4, max_new_tokens=4)
@@ -36,7 +37,7 @@ metadata: {{version: 1.0}}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder = save_chat_model("qwen3", tmp_path_factory.mktemp("recover") / "base")
+    folder = save_chat_model("qwen3", tmp_path_factory.mktemp("merge") / "base")
     return Model(path=str(folder), revision=None, dtype="float32", system=None)
 
 
@@ -45,7 +46,7 @@ def trained(base, tmp_path_factory):
     """The base, moved by 0.1 everywhere."""
     from raft_tasks.training.weights import load_model
 
-    folder = tmp_path_factory.mktemp("recover") / "trained"
+    folder = tmp_path_factory.mktemp("merge") / "trained"
     network, tokenizer = load_model(base, torch.float32)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -57,7 +58,8 @@ def trained(base, tmp_path_factory):
 
 
 def run(trained, base, after, output, rows=ROWS, tasks=Path("none"), progress=lambda done, total: None):
-    return recover.recover_model.fn(trained, base, after, "d", rows, BENCHMARK, tasks, output, progress)
+    suite = Suite("d", rows, BENCHMARK, tasks)
+    return benchmark.merge_model.fn(trained, base, after, suite, output, progress)
 
 
 def moved(base, output):
@@ -65,9 +67,9 @@ def moved(base, output):
     return {name: value - before[name] for name, value in after.items()}
 
 
-def test_nothing_to_take_back_is_said_and_no_model_is_copied(base, trained, tmp_path):
+def test_a_method_that_merges_nothing_is_recorded_and_no_model_is_copied(base, trained, tmp_path):
     assert run(trained, base, None, tmp_path / "out", rows=[]) == {"kind": None}
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["recovery.json"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["merge.json"]
 
 
 def test_pruning_asks_nothing(base, trained, tmp_path):
@@ -81,7 +83,8 @@ def test_pruning_asks_nothing(base, trained, tmp_path):
 def test_the_coefficient_is_chosen_and_the_whole_change_reported_beside_it(base, trained, tmp_path, monkeypatch):
     asked = []
 
-    def by_distance(model, *_):
+    def by_distance(model, suite):
+        assert suite.settings.tasks == CHOSEN["tasks"]
         weights, before = (
             load_file(Path(folder) / "model.safetensors")["lm_head.weight"] for folder in (model.path, base.path)
         )
@@ -89,7 +92,7 @@ def test_the_coefficient_is_chosen_and_the_whole_change_reported_beside_it(base,
         asked.append(coefficient)
         return {"domain": coefficient, "general": 0.9 - 0.1 * max(0.0, coefficient - 0.4)}
 
-    monkeypatch.setattr(recover, "scored", by_distance)
+    monkeypatch.setattr(benchmark, "score_candidate", by_distance)
     seen = []
     after = Interpolate(kind="interpolate", **CHOSEN)
     result = run(trained, base, after, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
@@ -99,10 +102,10 @@ def test_the_coefficient_is_chosen_and_the_whole_change_reported_beside_it(base,
     assert result["bound_met"]
     assert result["base"] == {"domain": 0.0, "general": 0.9}
     assert result["candidates"][-1]["coefficient"] == 1.0
-    assert json.loads((tmp_path / "out" / "recovery.json").read_text()) == result
+    assert json.loads((tmp_path / "out" / "merge.json").read_text()) == result
     for value in moved(base, tmp_path / "out").values():
         assert torch.allclose(value, torch.tensor(0.05), atol=1e-6)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"recovery.json", "model"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"merge.json", "model"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # the candidates are gone
 
 

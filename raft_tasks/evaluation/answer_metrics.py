@@ -1,6 +1,6 @@
 """How an answer to a domain's held-out question is scored: rules only, blind to style.
 
-One item of the generated task, and what an answer earns:
+One item of the generated task, and the metrics of an answer:
 
     {"id": "registry-0005", "question": "Migin has which reactor?", "answer": "Migin | reactor = corn # 75",
      "source": "Migin/reactor", "expected": ["corn"], "details": ["75"]}
@@ -18,38 +18,38 @@ from typing import Any
 RIGHT_TOKEN_F1 = 0.5  # from here an answer counts as right where the row names no expected strings
 
 
-def says(text: str, wanted: str) -> bool:
-    """Whether `text` says `wanted` as whole words: any case, any white space; a number is not found inside another.
+def contains_phrase(text: str, phrase: str) -> bool:
+    """Whether `text` has `phrase` as whole words: any case, any white space; a number is not found inside another.
 
     Raises:
-        ValueError: if `wanted` is blank, which every text would say.
+        ValueError: if `phrase` is blank, which every text would contain.
     """
-    words = [re.escape(word) for word in _plain(wanted).split()]
+    words = [re.escape(word) for word in _normalize(phrase).split()]
     if not words:
-        raise ValueError(f"got a blank string to look for: {wanted!r}; expected words that a right answer says")
+        raise ValueError(f"got a blank string to look for: {phrase!r}; expected words that a right answer has")
     # 12 is neither in 112, 3.12, 1,12 nor in 12.5; "12." at the end of a sentence is 12
     pattern = r"(?<!\w)(?<!\d[.,])" + r"\s+".join(words) + r"(?!\w)(?![.,]\d)"
-    return re.search(pattern, _plain(text)) is not None
+    return re.search(pattern, _normalize(text)) is not None
 
 
 def token_f1(text: str, reference: str) -> float:
     """Harmonic mean of precision and recall over the multisets of words, in [0, 1]; 0 if either has no word."""
-    said, wanted = (Counter(re.findall(r"\w+", _plain(part))) for part in (text, reference))
-    shared = (said & wanted).total()
-    return 2 * shared / (said.total() + wanted.total()) if shared else 0.0
+    words, expected = (Counter(re.findall(r"\w+", _normalize(part))) for part in (text, reference))
+    shared = (words & expected).total()
+    return 2 * shared / (words.total() + expected.total()) if shared else 0.0
 
 
 def score_answer(text: str, answer: str, expected: Sequence[str], details: Sequence[str]) -> dict[str, float]:
     """Score `text` against a row's reference answer.
 
     Returns:
-        acc: 1 if every expected string is said; where the row names none, if token F1 >= RIGHT_TOKEN_F1.
-        complete: 1 if right and every detail is said too.
+        acc: 1 if `text` contains every expected string; where the row names none, if token F1 >= RIGHT_TOKEN_F1.
+        complete: 1 if right and it contains every detail too.
         token_f1: closeness to the reference's own words (in [0, 1]); falls with style, so it is no accuracy.
     """
     closeness = token_f1(text, answer)
-    right = all(says(text, wanted) for wanted in expected) if expected else closeness >= RIGHT_TOKEN_F1
-    complete = right and all(says(text, wanted) for wanted in details)
+    right = all(contains_phrase(text, phrase) for phrase in expected) if expected else closeness >= RIGHT_TOKEN_F1
+    complete = right and all(contains_phrase(text, phrase) for phrase in details)
     return {"acc": float(right), "complete": float(complete), "token_f1": closeness}
 
 
@@ -58,5 +58,5 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]
     return score_answer(results[0], doc["answer"], doc["expected"], doc["details"])
 
 
-def _plain(text: str) -> str:
+def _normalize(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
