@@ -15,8 +15,10 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 from collections import Counter
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.request import urlopen
 
 HANG_SECONDS = 30
@@ -152,6 +154,34 @@ def running(**settings):
     finally:
         process.kill()
         process.communicate()
+
+
+@contextmanager
+def answering(reply):
+    """A server in this process that answers a chat with `reply(model, prompt)`; yields its base_url."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            content = reply(request["model"], request["messages"][0]["content"])
+            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+            usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+            data = json.dumps({"choices": [choice], "usage": usage}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
 
 
 def stats(base_url):

@@ -92,16 +92,16 @@ class _Duplicates:
         """Remember the prompt, or say why not and the id of the earlier row."""
         from datasketch import MinHash
 
-        folded, own = " ".join(row.prompt.casefold().split()), shingles(row.prompt)
+        folded, prompt = " ".join(row.prompt.casefold().split()), shingles(row.prompt)
         if folded in self.ids:
             return "duplicate", self.ids[folded]
         sketch = MinHash(num_perm=PERMUTATIONS)
-        sketch.update_batch([" ".join(shingle).encode() for shingle in own])
+        sketch.update_batch([" ".join(shingle).encode() for shingle in prompt])
         for id in sorted(self.similar.query(sketch)):
-            if jaccard(own, self.shingles[id]) >= self.overlap:
+            if jaccard(prompt, self.shingles[id]) >= self.overlap:
                 return "near duplicate", id
         self.similar.insert(row.id, sketch)
-        self.ids[folded], self.shingles[row.id] = row.id, own
+        self.ids[folded], self.shingles[row.id] = row.id, prompt
         return None, None
 
 

@@ -31,15 +31,15 @@ JOINERS = "\u200c\u200d"  # invisible, but scripts and emoji need them
 CHAT_TOKEN = re.compile(r"<(?=[|｜/<]?[\w▁.:-]+(?:[|｜]?>|[|｜]))|\[(?=/?(?:INST|SYS|TOOL\w*|AVAILABLE_TOOLS)\])")
 
 
-def guarded(template: str, seed: int, own: Mapping[str, str] | None = None, **texts: str) -> str:
+def guarded(template: str, seed: int, trusted: Mapping[str, str] | None = None, **texts: str) -> str:
     """The rule about blocks, then the template with each of `texts` as a fenced block in the field of its name.
 
     Args:
-        own: further fields that are ours, not foreign text: they stand in the prompt as they are.
+        trusted: further fields that are not foreign text: they stand in the prompt as they are.
     """
     mark = mark_for(seed, *texts.values())
     blocks = {name: block(name, text, mark) for name, text in texts.items()}
-    return render(RULE, mark=mark).rstrip("\n") + "\n\n" + render(template, **(own or {}), **blocks)
+    return render(RULE, mark=mark).rstrip("\n") + "\n\n" + render(template, **(trusted or {}), **blocks)
 
 
 def mark_for(seed: int, *texts: str) -> str:

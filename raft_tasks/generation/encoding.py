@@ -25,9 +25,9 @@ def encoder_folder(name: str) -> Path | None:
     if Path(name).is_dir():
         return Path(name)
     package = importlib.util.find_spec(name) if name.isidentifier() else None
-    for place in (package and package.submodule_search_locations) or []:
-        if (Path(place) / "model" / "modules.json").is_file():
-            return Path(place) / "model"
+    for folder in (package and package.submodule_search_locations) or []:
+        if (Path(folder) / "model" / "modules.json").is_file():
+            return Path(folder) / "model"
     return None
 
 

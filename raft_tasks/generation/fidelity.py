@@ -153,7 +153,7 @@ def _compare(reference: str, text: str) -> tuple[list[str], int]:
 
     def survives(value: frozenset[Date] | tuple[str, str] | str) -> bool:
         if isinstance(value, frozenset):
-            return any(_says(date, own) for own in value for date in dates)
+            return any(_says(date, reading) for reading in value for date in dates)
         if isinstance(value, tuple):
             return value in numbers if value[1] else value[0] in plain_numbers
         return value in words
@@ -164,22 +164,22 @@ def _compare(reference: str, text: str) -> tuple[list[str], int]:
         missing.append((denied.start(), denied.group()))
     if denies and not denied:
         missing.append((len(reference), f"added: {denies.group()}"))
-    turned, directions = _turned(reference, text)
-    return [surface for _, surface in sorted(missing + turned)], len(wanted) + bool(denied or denies) + directions
+    opposites, directions = _find_reversals(reference, text)
+    return [surface for _, surface in sorted(missing + opposites)], len(wanted) + bool(denied or denies) + directions
 
 
-def _turned(reference: str, text: str) -> tuple[list[tuple[int, str]], int]:
+def _find_reversals(reference: str, text: str) -> tuple[list[tuple[int, str]], int]:
     """Directions of the reference whose opposite the text says, by position; and on how many axes both say anything."""
-    turned, compared = [], 0
-    for one, other in AXES:
-        poles, own = (one.search(reference), other.search(reference)), (one.search(text), other.search(text))
-        said = poles[0] or poles[1]
-        if said is None or (poles[0] and poles[1]) or not (own[0] or own[1]):
+    reversals, compared = [], 0
+    for axis in AXES:
+        in_reference, in_text = ([pole.search(side) for pole in axis] for side in (reference, text))
+        word = in_reference[0] or in_reference[1]
+        if word is None or all(in_reference) or not any(in_text):
             continue
         compared += 1
-        if own == (None, own[1]) if poles[0] else own == (own[0], None):
-            turned.append((said.start(), said.group()))
-    return turned, compared
+        if in_text[0 if in_reference[0] else 1] is None:
+            reversals.append((word.start(), word.group()))
+    return reversals, compared
 
 
 def _facts(text: str) -> list[Fact]:
@@ -199,15 +199,14 @@ def _facts(text: str) -> list[Fact]:
 
 def _date(match: re.Match[str]) -> frozenset[Date]:
     """Every way to read the date (3/4/2020 has two); empty if it is none ("may 3" is mostly the verb)."""
-    found = match.groupdict()
-    year, day = (int(found[part]) if found.get(part) else None for part in ("year", "day"))
-    if found.get("month"):
-        name = found["month"]
+    parts = match.groupdict()
+    year, day = (int(parts[part]) if parts.get(part) else None for part in ("year", "day"))
+    if name := parts.get("month"):
         if name in ("may", "march", "mar"):
             return frozenset()
         readings = [(year, [month[:3] for month in MONTHS].index(name[:3].lower()) + 1, day)]
     else:
-        number = int(found["number"])
+        number = int(parts["number"])
         readings = [(year, number, day)] if "-" in match.group() else [(year, number, day), (year, day or 0, number)]
     return frozenset((y, m, d) for y, m, d in readings if 1 <= m <= 12 and (d is None or 1 <= d <= 31))
 

@@ -4,13 +4,11 @@ import json
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
 
 import pytest
 import yaml
 from conftest import copy_project
+from endpoint_server import answering
 
 from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.schemas import ItemResult, Judged, Labelled
@@ -19,45 +17,24 @@ ANSWERS = {"base": ["12 euros", "in June"], "sft-0": ["12 euros", "in May"]}
 REFERENCES = ["12 euros", "in May"]
 
 
-class Panel(BaseHTTPRequestHandler):
+asked: list[str] = []
+
+
+def say(name, prompt):
     """`strict` and `fair` compare with the reference, `kind` approves all, `silent` has nothing to say."""
-
-    asked: ClassVar[list[str]] = []
-
-    def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        name, prompt = request["model"], request["messages"][0]["content"]
-        Panel.asked.append(name)
-        reference, candidate = (
-            re.search(rf"(?s)<<<{block} (\w+)\n(.*?)\n{block} \1>>>", prompt)[2] for block in ("reference", "candidate")
-        )
-        right = name == "kind" or reference == candidate
-        reply = "Hm." if name == "silent" else json.dumps({"reason": f"{name} has read it", "right": right})
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}
-        body = {
-            "id": "1", "object": "chat.completion", "created": 0, "model": name, "choices": [choice],
-            "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
-        }  # fmt: skip
-        data = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
+    asked.append(name)
+    reference, candidate = (
+        re.search(rf"(?s)<<<{block} (\w+)\n(.*?)\n{block} \1>>>", prompt)[2] for block in ("reference", "candidate")
+    )
+    right = name == "kind" or reference == candidate
+    return "Hm." if name == "silent" else json.dumps({"reason": f"{name} has read it", "right": right})
 
 
 @pytest.fixture
 def server():
-    Panel.asked.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Panel) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}/v1"
-        running.shutdown()
-        thread.join()
+    asked.clear()
+    with answering(say) as base_url:
+        yield base_url
 
 
 @pytest.fixture
@@ -99,7 +76,7 @@ def judge(project, environment, *names, quorum=2):
     like = config["judge"]["judges"][0]
     config["judge"] |= {"judges": [{**like, "model": name, "repairs": 0} for name in names], "quorum": quorum}
     (project / "params.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    Panel.asked.clear()
+    asked.clear()
     command = [sys.executable, "-m", "flows.cli", "stage", "judge", "archive"]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
 
@@ -112,7 +89,7 @@ def environment(prefect_api, clean_environment):
 def test_the_majority_decides_and_what_was_asked_is_not_asked_again(project, environment):
     done = judge(project, environment, "strict", "fair", "kind")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(Panel.asked) == 3 * (3 + 2)  # of four answers two are the same text; and the labels
+    assert len(asked) == 3 * (3 + 2)  # of four answers two are the same text; and the labels
     folder = project / "artifacts" / "archive" / "judged"
     votes = read_rows(folder / "votes.jsonl", Judged)
     assert [(row.model, row.task, row.id, row.right) for row in votes] == [
@@ -130,7 +107,7 @@ def test_the_majority_decides_and_what_was_asked_is_not_asked_again(project, env
 
     again = judge(project, environment, "strict", "kind", "silent")  # one judge less, one that cannot be used
     assert again.returncode == 0, again.stdout + again.stderr
-    assert set(Panel.asked) == {"silent"}
+    assert set(asked) == {"silent"}
     votes = read_rows(folder / "votes.jsonl", Judged)
     assert votes[1].votes == {"strict": False, "kind": True}
     assert votes[1].right is False  # a tie

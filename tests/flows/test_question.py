@@ -5,14 +5,12 @@ import os
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import yaml
 from conftest import copy_project
+from endpoint_server import answering
 
 from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
@@ -34,54 +32,31 @@ PAIRS = {
 }
 
 
-class Model(BaseHTTPRequestHandler):
+asked: list[tuple[str, str]] = []
+
+
+def say(model, prompt):
     """Proposes what PAIRS says, fenced and with a preamble, and approves what the passage says word by word."""
+    asked.append((model, prompt))
+    passage, answer = (read_block(prompt, name) for name in ("passage", "answer"))
+    if answer:
+        good = all(number in passage for number in re.findall(r"\d+", answer))
+        return json.dumps({"reason": "read", "answerable": True, "grounded": good, "self_contained": True})
+    pairs = next((pairs for word, pairs in PAIRS.items() if word in passage), [])
+    listed = json.dumps({"pairs": [{"question": q, "answer": a} for q, a in pairs]})
+    return f"Here they are:\n```json\n{listed}\n```"
 
-    asked: ClassVar[list[tuple[str, str]]] = []
 
-    def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = request["messages"][0]["content"]
-        Model.asked.append((request["model"], prompt))
-        passage, answer = (self.block(prompt, name) for name in ("passage", "answer"))
-        if answer:
-            good = all(number in passage for number in re.findall(r"\d+", answer))
-            reply = json.dumps({"reason": "read", "answerable": True, "grounded": good, "self_contained": True})
-        else:
-            pairs = next((pairs for word, pairs in PAIRS.items() if word in passage), [])
-            listed = json.dumps({"pairs": [{"question": q, "answer": a} for q, a in pairs]})
-            reply = f"Here they are:\n```json\n{listed}\n```"
-        body = {
-            "id": "1", "object": "chat.completion", "created": 0, "model": request["model"],
-            "choices": [
-                {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}},
-            ],
-            "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
-        }  # fmt: skip
-        data = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def block(self, prompt, name):
-        found = re.search(rf"(?s)<<<{name} (\w+)\n(.*?)\n{name} \1>>>", prompt)
-        return found[2] if found else ""
-
-    def log_message(self, *args):
-        pass
+def read_block(prompt, name):
+    match = re.search(rf"(?s)<<<{name} (\w+)\n(.*?)\n{name} \1>>>", prompt)
+    return match[2] if match else ""
 
 
 @pytest.fixture
 def server():
-    Model.asked.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Model) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}/v1"
-        running.shutdown()
-        thread.join()
+    asked.clear()
+    with answering(say) as base_url:
+        yield base_url
 
 
 @pytest.fixture
@@ -148,17 +123,17 @@ def test_documents_become_examples_and_rejects(project, environment):
     counts = json.loads((folder / "summary.json").read_text())
     assert (counts["documents"], counts["chunks"], counts["proposed"], counts["kept"]) == (3, 3, 5, 3)
     assert counts["rejected"] == {"not grounded": 1, "refers to the text": 1, "unreadable document": 1}
-    assert {model for model, _ in Model.asked} == {"maker", "reader", "lawyer"}
+    assert {model for model, _ in asked} == {"maker", "reader", "lawyer"}
 
     examples = project / "artifacts" / "permits" / "examples"
     split = {name: rows(examples / f"{name}.jsonl") for name in ("train", "test")}
     assert {row["id"] for own in split.values() for row in own} == {pair["id"] for pair in pairs}
     assert not {row["source"] for row in split["train"]} & {row["source"] for row in split["test"]}
 
-    asked = len(Model.asked)
+    before = len(asked)
     again = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert len(Model.asked) == asked
+    assert len(asked) == before
 
 
 def test_no_documents_is_a_clear_error(tmp_path):

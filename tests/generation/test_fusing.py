@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from scripted import Scripted
 
-from raft_tasks.config import Budget, Fuse, PromptedCall
+from raft_tasks.config import Fuse, PromptedCall
 from raft_tasks.generation.backend import Completion, Failure
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.generation.fusing import KEEPS_FAILING, QuorumLost, fuse
@@ -16,11 +16,8 @@ from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example, Filtered, Fused
 
 SETTINGS = Fuse(
-    model="base", template="fuse.jinja", judges=["fidelity", "likelihood"], quorum=1, tie_break=None,
-    fidelity_veto=False, calibration=None, encoder="", revision=None, rounds=3,
-    candidates=2, stop_at=0.8, temperature=0.9, top_p=0.95, max_new_tokens=12, batch_size=4, chunk_rows=8, seed=0,
-    budget=Budget(tokens=None, money=None), max_failed=0.0,
-)  # fmt: skip
+    judges=["fidelity", "likelihood"], quorum=1, temperature=0.9, max_new_tokens=12, batch_size=4, chunk_rows=8
+)
 
 
 class InTurn:

@@ -5,15 +5,14 @@ from typing import Any
 import pytest
 from scripted import Scripted
 
-from raft_tasks.config import Budget, Checker, Question
+from raft_tasks.config import Checker, Question
 from raft_tasks.generation.questions import make_questions, points_to_text
 from raft_tasks.schemas import Chunk, Questioned
 
-CHECKER = {"template": "check.jinja", "temperature": 0.0, "max_new_tokens": 90, "repairs": 0, "rounds": 1}
+CHECKER = {"max_new_tokens": 90, "repairs": 0}
 SETTINGS = Question(
-    model="maker", template="question.jinja", temperature=0.7, max_new_tokens=90, repairs=0, min_characters=10,
-    max_characters=500, pairs=2, rounds=1, checkers=[Checker(model="a", **CHECKER), Checker(model="b", **CHECKER)],
-    agreement=1.0, max_failed=0.1, batch_size=4, chunk_rows=4, seed=0, budget=Budget(tokens=None, money=None),
+    model="maker", max_new_tokens=90, repairs=0, min_characters=10, max_characters=500, pairs=2, batch_size=4,
+    checkers=[Checker(model="a", **CHECKER), Checker(model="b", **CHECKER)],
 )  # fmt: skip
 
 

@@ -1,24 +1,13 @@
 import pytest
 
-from raft_tasks.config import Budget, Rewrite
+from raft_tasks.config import Rewrite
 from raft_tasks.generation.backend import Completion
 from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example
 
-SETTINGS = Rewrite(
-    model="base",
-    template="rewrite.jinja",
-    temperature=0.9,
-    top_p=0.95,
-    max_new_tokens=12,
-    batch_size=4,
-    chunk_rows=8,
-    seed=3,
-    budget=Budget(tokens=None, money=None),
-    max_failed=0.0,
-)
+SETTINGS = Rewrite(temperature=0.9, max_new_tokens=12, batch_size=4, seed=3)
 
 
 class Recorded:
