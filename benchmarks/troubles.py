@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from twelve_weeks import Service
+from weeks_service import Service
 
 DAY = 86400
 # seconds after the pipeline began, and by how many the clock is off from then on

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from raft_tasks.config import Fuse, PromptedCall
 from raft_tasks.generation.backend import Backend, LikelihoodBackend, TextEncoder
@@ -35,11 +35,18 @@ class Judgement:
 Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[Judgement]]
 
 
+def refuse_truth(value: Any) -> Any:
+    """`value`, unless it is true or false, which pydantic would take for 1 or 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"got {str(value).lower()}, expected a number")
+    return value
+
+
 class Verdict(BaseModel):
     """What a judging model answers."""
 
     reason: str = Field(min_length=1, max_length=4000)
-    score: Annotated[float, Field(ge=0, le=SCALE, allow_inf_nan=False)]
+    score: Annotated[float, BeforeValidator(refuse_truth), Field(ge=0, le=SCALE, allow_inf_nan=False)]
 
 
 class Preference(BaseModel):

@@ -9,8 +9,8 @@ from scripted import Scripted
 
 from raft_tasks.config import PromptedCall, load_config
 from raft_tasks.generation.encoding import SentenceEncoder
-from raft_tasks.generation.judges import Judge, Judgement, Pair, Preference, build_panel, compare
-from raft_tasks.generation.structured import Unusable
+from raft_tasks.generation.judges import Judge, Judgement, Pair, Preference, Verdict, build_panel, compare
+from raft_tasks.generation.structured import NotTheSchema, Unusable, parse
 from raft_tasks.generation.transformers_backend import TransformersBackend
 
 FUSE = load_config(Path(__file__).parents[2] / "params.yaml").fuse
@@ -164,3 +164,10 @@ def test_pairs_are_compared_in_both_orders() -> None:
     always_first = Scripted(lambda prompt: json.dumps({"reason": "it stands first", "better": "first"}))
     ((straight, swapped),) = compare(always_first, settings, pairs[:1], batch_size=4, seed=0)
     assert (straight.better, swapped.better) == ("first", "second")  # the position decided, and the two cancel out
+
+
+@pytest.mark.parametrize("score", ["true", "false"])
+def test_a_truth_value_is_no_score(score: str) -> None:
+    with pytest.raises(NotTheSchema, match=r"score: .*expected a number"):
+        parse(f'{{"reason": "because", "score": {score}}}', Verdict)
+    assert parse('{"reason": "because", "score": 1}', Verdict).score == 1
