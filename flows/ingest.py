@@ -47,6 +47,7 @@ def ingest(domain: str) -> None:
         "rejected": counts["rejects"],
         "rejected_by_rule": dict(sorted(rules["rejects"].items())),
         "flagged_by_rule": dict(sorted(rules["flags"].items())),
+        "unread_columns": sorted(ingested.roles.unread),
     }
     write_json(paths.ingest_summary(domain), summary)
     print(f"ingest@{domain}: {summary}", flush=True)

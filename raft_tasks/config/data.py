@@ -34,12 +34,17 @@ class Columns(Section):
     """Which column of the files holds what; null where they have none."""
 
     id: str | None = key(None, "a row's id; null: a digest of question and answer")
-    question: str | None = key("question", "the question; null with `chat`")
+    question: str | list[str] | None = key(
+        "question",
+        "the question; a list of columns (joined by blank lines) or a template ('{{ instruction }}: {{ input }}') if "
+        "it stands in several; null with `chat`",
+    )
     answer: str | None = key("answer", "the reference answer; null with `chat`")
     source: str | None = key(None, "what a row comes from, such as a document: rows of one source share a split")
     split: str | None = key(None, "train, validation or test, for `split.by: column`")
     expected: str | None = key(None, "texts that a right answer must contain")
     details: str | None = key(None, "texts that a complete answer contains too")
+    unused: list[str] = key([], "columns such as `input` or `context` that are left out on purpose")
 
 
 class SplitByColumn(Section):

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raft_tasks.sources.cleaning import INVISIBLE, cleaned
+from raft_tasks.sources.cleaning import INVISIBLE, cleaned, without_line_end_hyphens
 from raft_tasks.sources.pdf import UnreadableError
 
 Kind = Literal["heading", "paragraph", "whole"]  # whole: a table, code or list, kept in one piece if it fits
@@ -36,14 +36,14 @@ class Block:
 
 def plain_text(text: str) -> tuple[str, list[Block]]:
     """Paragraphs, parted by blank lines."""
-    text = cleaned(text)
+    text = without_line_end_hyphens(cleaned(text))
     return text, _paragraphs(text, 0)
 
 
 def pages(texts: list[str]) -> tuple[str, list[Block], list[int]]:
     """Paragraphs of pages; the third value is where each page starts."""
     starts, blocks, parts, length = [], [], [], 0
-    for page in map(cleaned, texts):
+    for page in map(without_line_end_hyphens, map(cleaned, texts)):
         starts.append(length)
         blocks += _paragraphs(page, length)
         parts.append(page)

@@ -1,23 +1,29 @@
-"""Question-answer files, row by row: .jsonl, .csv and .parquet under a declared column mapping.
+"""Question-answer files, row by row: .jsonl, .csv (also .gz and .zst) and .parquet under a declared column mapping.
 
 A .jsonl row, with columns {question: question, answer: answer, source: fact, ...}:
 
     {"question": "What is the reactor of Figin?", "answer": "Figin :: reactor -> rope", "fact": "Figin/reactor"}
 
-What is wrong with a file as a whole (not there, another encoding, no such column) is a `SourceError`: going on would
-silently use a part of it. What is wrong with one row is a `Reject`, and reading goes on.
+What is wrong with a file as a whole (missing, another encoding, no such column, a record that runs into the next) is a
+`SourceError`: going on would silently use a part of it. What is wrong with one row is a `Reject`, and reading goes on.
 """
 
 from __future__ import annotations
 
 import csv
 import glob
+import gzip
+import io
 import json
 import re
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import jinja2
+import jinja2.meta
 
 from raft_tasks.config import Domain
 from raft_tasks.errors import InputError
@@ -25,8 +31,14 @@ from raft_tasks.schemas import Reject
 from raft_tasks.sources.privacy import findings, masked
 
 CONTENT_CHARACTERS = 500  # of a rejected row that are kept for the record
-LINE_BYTES = 16 * 2**20  # of a line; longer ones are passed over without being held
+LINE_BYTES = 16 * 2**20  # of a line; longer ones are skipped without being held
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+CSV_FIELD = re.compile(r'(?:"(?:[^"]|"")*"|(?!")[^,\r\n]*)(?:,|\r?\n|$)')  # with what ends it
+LFS_POINTER = b"version https://git-lfs"
+# Columns that public data sets use for a part of what the model is asked; without them a row is another question.
+INPUTS = frozenset(
+    {"input", "inputs", "instruction", "context", "contexts", "passage", "history", "system", "system_prompt"}
+)
 
 
 class SourceError(InputError):
@@ -35,12 +47,99 @@ class SourceError(InputError):
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row as its file has it: `values` by role (question, answer, id, ...); a role without a value is not there."""
+    """One row as its file has it: `values` by role (question, answer, id, ...); a role without a value is missing."""
 
     file: str
     line: int  # 1-based; the record's first line in CSV, the row's number in Parquet
     values: dict[str, Any]
     content: str  # the row as text
+
+
+class Roles:
+    """Takes the values of the roles (question, answer, id, ..., `chat` for a conversation) out of a record.
+
+    Args:
+        columns: {role: column}; the question's may be a list of columns, or a Jinja template of them.
+        unused: columns that are left out on purpose.
+
+    Attributes:
+        unread: other columns with a value that no role reads -> where the first one stands.
+    """
+
+    def __init__(self, columns: Mapping[str, str | list[str] | None], unused: Iterable[str] = ()) -> None:
+        self.unused = frozenset(unused)
+        question = columns.get("question") or []
+        self._template: jinja2.Template | None = None
+        if isinstance(question, str) and "{{" in question:
+            environment = jinja2.Environment(keep_trailing_newline=True)
+            self._parts = sorted(jinja2.meta.find_undeclared_variables(environment.parse(question)))
+            self._template = environment.from_string(question)
+        else:
+            self._parts = [question] if isinstance(question, str) else question
+        self._single = {role: str(column) for role, column in columns.items() if column and role != "question"}
+        self.columns = dict.fromkeys(self._parts, "question")
+        self.columns |= {column: role for role, column in self._single.items() if column not in self.columns}
+        self.unread: dict[str, str] = {}
+        self._inputs: dict[str, str] = {}  # those of them that belong to the question
+
+    def take(self, record: Mapping[str, Any], place: str) -> dict[str, Any]:
+        """{role: value} of the roles that have one."""
+        values = {role: record[column] for role, column in self._single.items() if record.get(column) is not None}
+        question = self._question(record)
+        if question is not None:
+            values["question"] = question
+        for column in record.keys() - self.columns.keys() - self.unused:
+            if record[column] not in (None, "", [], {}):
+                self.leave(column, place)
+        return values
+
+    def leave(self, column: str, place: str) -> None:
+        """Note a column that is not read."""
+        (self._inputs if column.lower() in INPUTS else self.unread).setdefault(column, place)
+
+    def check_inputs(self) -> None:
+        """Raises SourceError if a column that belongs to the question has a value, and nothing reads it."""
+        for column, place in self._inputs.items():
+            raise SourceError(
+                f"{place}: column {column!r} has a value and nothing reads it, so other questions would be learned; "
+                "add it to columns.question (a list of columns, or a template), or to columns.unused in params.yaml"
+            )
+
+    def check(self, place: str, columns: list[str]) -> None:
+        """Raises SourceError for a column that is missing, or stands twice."""
+        twice = [column for column in self.columns if columns.count(column) > 1]
+        if twice:
+            raise SourceError(f"{place}: column {twice[0]!r} stands twice: {columns}; rename one of them")
+        missing = [f"{column!r} (for {role})" for column, role in self.columns.items() if column not in columns]
+        if missing:
+            separator = next((mark for mark in ";\t|" if len(columns) == 1 and mark in columns[0]), None)
+            raise SourceError(
+                f"{place}: no column {', '.join(missing)}; the columns there are {', '.join(map(repr, columns))}; "
+                + (
+                    "correct `columns` in params.yaml"
+                    if separator is None
+                    else f"separate by commas, not {separator!r}"
+                )
+            )
+
+    def _question(self, record: Mapping[str, Any]) -> Any:
+        if len(self._parts) == 1 and self._template is None:
+            return record.get(self._parts[0])
+        parts = {column: record[column] for column in self._parts if record.get(column) not in (None, "")}
+        wrong = [part for part in parts.values() if not isinstance(part, str)]
+        if wrong or not parts:
+            return wrong[0] if wrong else None
+        if self._template is None:
+            return "\n\n".join(parts.values())
+        return self._template.render(dict.fromkeys(self._parts, "") | parts)
+
+
+def roles_of(domain: Domain) -> Roles:
+    columns: dict[str, Any] = domain.columns.model_dump()
+    unused = columns.pop("unused", ())
+    if domain.chat is not None:
+        columns["chat"] = domain.chat.column
+    return Roles(columns, unused)
 
 
 def reject(file: str, line: int, reason: str, content: str, rule: str = "unreadable") -> Reject:
@@ -73,7 +172,7 @@ def find_files(patterns: list[str], workspace: Path) -> list[Path]:
     Raises:
         SourceError: for a pattern that names no file, and for a file outside of the workspace.
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for pattern in patterns:
         if CONTROL.search(pattern):
             raise SourceError(f"{pattern!r} holds control characters; correct `files` in params.yaml")
@@ -87,8 +186,8 @@ def find_files(patterns: list[str], workspace: Path) -> list[Path]:
             if CONTROL.search(str(path)):
                 raise SourceError(f"{str(path)!r}: the name holds control characters; rename it")
             check_inside(path, workspace)
-        found.update(dict.fromkeys(files))
-    return list(found)
+        paths.update(dict.fromkeys(files))
+    return list(paths)
 
 
 def check_inside(path: Path, workspace: Path) -> None:
@@ -100,38 +199,34 @@ def check_inside(path: Path, workspace: Path) -> None:
         )
 
 
-def roles_of(domain: Domain) -> dict[str, str]:
-    """{role: column} for the roles that have one; the role `chat` is a conversation."""
-    roles = {role: column for role, column in domain.columns.model_dump().items() if column is not None}
-    return roles if domain.chat is None else {**roles, "chat": domain.chat.column}
-
-
-def read_file(path: Path, roles: dict[str, str]) -> Iterator[RawRow | Reject]:
+def read_file(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
     """Yield the rows of one file in their order, holding a small part of it in memory.
 
-    Args:
-        roles: {role: column}, see `roles_of`.
-
     Raises:
-        SourceError: unknown ending, unreadable file, not UTF-8, or a roles column that the file does not have.
+        SourceError: unknown ending, unreadable file, not UTF-8, a column of the roles missing or twice, or records that
+            run into each other.
     """
-    readers: dict[str, Callable[[Path, dict[str, str]], Iterator[RawRow | Reject]]] = {
-        ".jsonl": read_jsonl,
-        ".csv": read_csv,
-        ".parquet": read_parquet,
-    }
-    reader = readers.get(path.suffix.lower())
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    readers: dict[str, Callable[[Path, Roles], Iterator[RawRow | Reject]]] = {".jsonl": read_jsonl, ".csv": read_csv}
+    if name == path.name.lower():
+        readers[".parquet"] = read_parquet
+    reader = readers.get(Path(name).suffix)
     if reader is None:
-        raise SourceError(f"{path}: got the ending {path.suffix!r}, expected one of {', '.join(readers)}")
+        endings = ".jsonl, .csv (both also .gz or .zst), .parquet"
+        raise SourceError(f"{path}: got the ending {path.suffix!r}, expected one of {endings}")
     try:
+        with path.open("rb") as content:
+            if content.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise SourceError(f"{path}:1: a Git LFS pointer, not the file itself; run `git lfs pull`")
         yield from reader(path, roles)
-    except OSError as error:
+        roles.check_inputs()
+    except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
 
 
-def read_jsonl(path: Path, roles: dict[str, str]) -> Iterator[RawRow | Reject]:
-    """One JSON object per line; blank lines are passed over. A column may be missing in some rows, not in all."""
-    seen: dict[str, None] = {}  # every column of the file, in order of appearance
+def read_jsonl(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
+    """One JSON object per line; blank lines are skipped. A column may be missing in some rows, not in all."""
+    columns: dict[str, None] = {}  # every column of the file, in order of appearance
     for number, line in _lines(path):
         if line is None:
             yield reject(str(path), number, f"a line of more than {LINE_BYTES} bytes", "")
@@ -140,20 +235,48 @@ def read_jsonl(path: Path, roles: dict[str, str]) -> Iterator[RawRow | Reject]:
         if not text:
             continue
         try:
-            record = json.loads(text)
+            record = json.loads(text, object_pairs_hook=_unique_keys)
         except (ValueError, RecursionError) as error:
-            yield reject(str(path), number, f"broken JSON: {error}", text)
+            if len(text) <= 2 and not text.strip("[]{},"):
+                raise SourceError(f"{path}:{number}: JSON over several lines; write one object per line") from error
+            for part, reason in _values_in_line(text, error):
+                yield reject(str(path), number, reason, part)
             continue
+        if isinstance(record, list) and any(isinstance(entry, dict) for entry in record):
+            raise SourceError(f"{path}:{number}: a list of objects; write one object per line, without brackets")
         if not isinstance(record, dict):
             yield reject(str(path), number, f"got a JSON {type(record).__name__}, expected an object", text)
             continue
-        seen.update(dict.fromkeys(record))
-        yield RawRow(str(path), number, _by_role(record, roles), text)
-    if seen:
-        _check_columns(path, roles, list(seen))
+        columns.update(dict.fromkeys(record))
+        yield RawRow(str(path), number, roles.take(record, f"{path}:{number}"), text)
+    if columns:
+        roles.check(str(path), list(columns))
 
 
-def read_csv(path: Path, roles: dict[str, str]) -> Iterator[RawRow | Reject]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return record
+
+
+def _values_in_line(text: str, error: Exception) -> Iterator[tuple[str, str]]:
+    """(value, why it is rejected) of a broken line: every one of several objects, so that the counts add up."""
+    while isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and text[0] + text[error.pos] == "{{":
+        yield text[: error.pos], "one of several JSON values in a line; end each with a newline"
+        text = text[error.pos :]
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError) as next_error:
+            error = next_error
+        else:
+            yield text, "one of several JSON values in a line; end each with a newline"
+            return
+    yield text, f"broken JSON: {error}"
+
+
+def read_csv(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
     """Comma-separated with a header and double quotes. An empty field is a missing value."""
     consumed: list[str] = []  # the physical lines of the record that is being read
 
@@ -172,46 +295,72 @@ def read_csv(path: Path, roles: dict[str, str]) -> Iterator[RawRow | Reject]:
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            if header is None:
-                raise SourceError(f"{path}:{first_line}: the header is not CSV: {error}") from error
-            yield reject(str(path), first_line, f"broken CSV: {error}", "".join(consumed).strip())
-            continue
+            raise _broken_csv(path, first_line, "".join(consumed), str(error)) from error
         if fields is None:
             return
         if not any(field.strip() for field in fields):
             continue
-        if header is None:
-            header = fields
-            twice = sorted({name for name in header if header.count(name) > 1} & set(roles.values()))
-            if twice:
-                raise SourceError(f"{path}:{first_line}: column {twice[0]!r} stands twice in the header: {header}")
-            _check_columns(path, roles, header)
-            continue
         content = "".join(consumed).strip()
+        if header is None:
+            if content != "sep=,":  # Excel's mark
+                header = [name if name in roles.columns else name.strip() for name in fields]
+                roles.check(str(path), header)
+            continue
         if len(fields) != len(header):
             reason = f"got {len(fields)} fields, expected {len(header)} as in the header"
+            if len(consumed) > 1:  # the record has swallowed others
+                raise _broken_csv(path, first_line, "".join(consumed), reason)
             yield reject(str(path), first_line, reason, content)
             continue
         record = {name: field for name, field in zip(header, fields, strict=True) if field}
-        yield RawRow(str(path), first_line, _by_role(record, roles), content)
+        yield RawRow(str(path), first_line, roles.take(record, f"{path}:{first_line}"), content)
 
 
-def read_parquet(path: Path, roles: dict[str, str]) -> Iterator[RawRow | Reject]:
-    """Row by row; only the roles columns are read. A null is a missing value."""
+def _broken_csv(path: Path, first_line: int, text: str, reason: str) -> SourceError:
+    """The error of a record without an end, with the line where its first wrong quote opened."""
+    begin = opened = 0
+    while begin < len(text) and (field := CSV_FIELD.match(text, begin)) and field.end() > begin:
+        if "\n" in field[0].rstrip("\r\n"):
+            opened = begin  # the last field over several lines, if nothing is broken but the number of fields
+        begin = field.end()
+    line = first_line + text.count("\n", 0, begin if begin < len(text) else opened)
+    return SourceError(
+        f"{path}:{line}: broken CSV: {reason}; a quote that opens here has no end before a comma or a line's end; "
+        'close it, and write a quote within a field as ""'
+    )
+
+
+def read_parquet(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
+    """Row by row; only the columns of the roles are read. A null is a missing value."""
     import pyarrow
     import pyarrow.parquet
 
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            _check_columns(path, roles, table.schema_arrow.names)
-            for batch in table.iter_batches(batch_size=1024, columns=sorted(set(roles.values()))):
+            names = table.schema_arrow.names
+            roles.check(str(path), names)
+            rest = {name for name in names if name not in roles.columns and name not in roles.unused}
+            inputs = {name for name in rest if name.lower() in INPUTS}
+            for name in sorted(rest - inputs):
+                roles.leave(name, str(path))
+            for batch in table.iter_batches(batch_size=1024, columns=sorted({*roles.columns, *inputs})):
                 for record in batch.to_pylist():
                     number += 1
-                    values = _by_role(record, roles)
+                    values = roles.take(record, f"{path}:{number}")
                     yield RawRow(str(path), number, values, json.dumps(values, ensure_ascii=False, default=str))
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         raise SourceError(f"{path}: not readable as Parquet after row {number}: {error}") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.suffix.lower() == ".gz":
+        return io.BufferedReader(gzip.open(path))
+    if path.suffix.lower() == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    return path.open("rb")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str | None]]:
@@ -219,7 +368,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str | None]]:
 
     The encoding is the whole file's: rejecting just the lines that show it would quietly keep the plain-ASCII rest.
     """
-    with path.open("rb") as lines:
+    with _open(path) as lines:
         number = 0
         while line := lines.readline(LINE_BYTES):
             number += 1
@@ -235,16 +384,3 @@ def _lines(path: Path) -> Iterator[tuple[int, str | None]]:
                     f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at {error.start + 1}); "
                     "save the whole file as UTF-8"
                 ) from error
-
-
-def _by_role(record: dict[str, Any], roles: dict[str, str]) -> dict[str, Any]:
-    return {role: record[column] for role, column in roles.items() if record.get(column) is not None}
-
-
-def _check_columns(path: Path, roles: dict[str, str], there: list[str]) -> None:
-    missing = [f"{column!r} (for {role})" for role, column in roles.items() if column not in there]
-    if missing:
-        raise SourceError(
-            f"{path}: no column {', '.join(missing)}; the columns there are {', '.join(map(repr, there))}; "
-            "correct `columns` in params.yaml"
-        )

@@ -13,28 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from raft_tasks.config import Hub
-from raft_tasks.schemas import Reject
-from raft_tasks.sources.files import RawRow, SourceError, check_inside
+from raft_tasks.sources.files import RawRow, Roles, SourceError, check_inside
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SCANNED = 5_000_000  # rows that are passed over before `where` is taken for wrong
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def read_hub(hub: Hub, roles: dict[str, str], workspace: Path) -> Iterator[RawRow | Reject]:
+def read_hub(hub: Hub, roles: Roles, workspace: Path) -> Iterator[RawRow]:
     """The rows of a data set that have the values of `hub.where`, at most `hub.limit`; their number is their line.
 
     Args:
-        roles: {role: column}, see `files.roles_of`.
         workspace: a local data set lies within it.
 
     Raises:
         SourceError: not pinned, not reachable, no such data set, configuration, split or column.
     """
     name = place(hub)
-    for number, record in records(hub, list(roles.values()), workspace):
-        values = {role: record[column] for role, column in roles.items() if record.get(column) is not None}
+    for number, record in records(hub, list(roles.columns), workspace):
+        values = roles.take(record, f"{name}#{number}")
         yield RawRow(name, number, values, json.dumps(values, ensure_ascii=False, default=str))
+    roles.check_inputs()
 
 
 def place(hub: Hub) -> str:
@@ -74,14 +73,18 @@ def _open(hub: Hub, workspace: Path) -> Any:
             f"hub.revision: got {hub.revision!r}, expected the 40 hexadecimal digits of a commit of {hub.id}: a branch "
             "can move, and the rows below would be others"
         )
-    return datasets.load_dataset(
+    builder = datasets.load_dataset_builder(
         str(workspace / hub.id) if local else hub.id,
         name=hub.config,
         data_files=hub.data_files,
-        split=hub.split,
         revision=hub.revision,
-        streaming=hub.streaming,
     )
+    if hasattr(builder.config, "keep_default_na"):  # CSV through pandas, which would read "NA" as nothing and 007 as 7
+        builder.config.keep_default_na, builder.config.dtype = False, "str"
+    if hub.streaming:
+        return builder.as_streaming_dataset(split=hub.split)
+    builder.download_and_prepare()
+    return builder.as_dataset(split=hub.split)
 
 
 def _filtered(hub: Hub, columns: list[str], rows: Any) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,7 +1,7 @@
 """All rows of a domain: read, checked, cleaned of duplicates and contamination, split. Every row ends kept or rejected.
 
-Rows are read once and wait on disk (`Spool`) with their keys (`Keys`) while the rules that compare rows are decided;
-14 bytes a row stay in memory. The rules, in order; a row is rejected by the first that holds:
+Rows are read once and wait on disk (`Spool`) with their keys while the rules that compare rows are decided; 14 bytes a
+row stay in memory. The rules, in order; a row is rejected by the first that holds:
 
 1. unreadable, unusable, missing, too long, too short, several turns: the row itself (`files`, `examples`)
 2. language: question and answer are surely in another one than `hygiene.language`
@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +30,13 @@ from raft_tasks import ngrams
 from raft_tasks.config import Domain, Ingest, SplitBySource
 from raft_tasks.schemas import Example, Flag, Reject, Split
 from raft_tasks.sources.contamination import LENGTH, BenchmarkIndex
-from raft_tasks.sources.examples import SPLITS, UnusableError, content_key, examples_of
+from raft_tasks.sources.conversations import UnusableError
+from raft_tasks.sources.examples import SPLITS, content_key, examples_of
 from raft_tasks.sources.files import RawRow, SourceError, find_files, read_file, reject, roles_of
 from raft_tasks.sources.hub import read_hub
 from raft_tasks.sources.language import other_language
 from raft_tasks.sources.privacy import Finding, findings, mask
-from raft_tasks.sources.spool import Keys, Spool
+from raft_tasks.sources.spool import Spool
 
 BATCH = 1024  # rows that are fingerprinted together
 CONTENT_KEPT = 1000  # characters of a row as its file has it that wait with it, for the case that it is rejected
@@ -79,16 +80,15 @@ class Ingested:
 
     def __init__(self, name: str, domain: Domain, ingest: Ingest, work: Path, index: BenchmarkIndex | None) -> None:
         self.name, self.domain, self.ingest, self.index = name, domain, ingest, index
+        self.roles = roles_of(domain)
         hygiene = domain.hygiene
         straddle = domain.split.by == "column" and domain.split.sources_may_straddle
         self._protected = hygiene.contamination is not None and not straddle  # held-out rows, from training rows
         self._near = hygiene.near_duplicates
-        self._spool = Spool(work / "rows")
-        self._content, self._ids = Keys(work / "content", 2), Keys(work / "ids", 2)
-        self._sources = Keys(work / "sources", 2) if domain.split.by == "column" and not straddle else None
-        self._questions = Keys(work / "questions", 2) if self._protected else None
-        self._bands = [Keys(work / f"band-{n}", 1) for n in range(ngrams.BANDS)] if self._near else []
-        self._shingles = Spool(work / "shingles")
+        self._has_sources = domain.split.by == "column" and not straddle
+        self._bands = [f"band_{n}" for n in range(ngrams.BANDS)] if self._near else []
+        names = ["content", "id", "source", "question", *self._bands]
+        self._spool = Spool(work / "rows.sqlite", names)
         self._straddle = straddle
         self._states, self._splits = bytearray(), bytearray()  # of every row: its decision, its split's place in SPLITS
         self.state: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)
@@ -130,14 +130,10 @@ class Ingested:
             origin = json.dumps([entry.row.file, entry.row.line, entry.row.content]).encode()
             records[entry.place] = entry.example.model_dump_json().encode() + b"\n" + origin + entry.flags
             states[entry.place], splits[entry.place] = KEPT, SPLITS.index(entry.example.split)
-        first = self._spool.count
+        self._add_keys(waiting)
         self._spool.append(records)
         self._states += states
         self._splits += splits
-        shingles = [b""] * len(records)
-        if waiting:
-            self._add_keys(np.array([first + entry.place for entry in waiting], dtype=np.int64), waiting, shingles)
-        self._shingles.append(shingles)
         return bool(records)
 
     @property
@@ -149,9 +145,9 @@ class Ingested:
         hygiene = self.domain.hygiene
         text = f"{example.question}\n{example.answer}"
         if hygiene.language is not None:
-            found = other_language(text, hygiene.language)
-            if found is not None:
-                raise UnusableError(f"the text is {found!r}, expected {hygiene.language!r}", "language")
+            language = other_language(text, hygiene.language)
+            if language is not None:
+                raise UnusableError(f"the text is {language!r}, expected {hygiene.language!r}", "language")
         private = findings(text)
         if private and hygiene.privacy == "reject":
             named = ", ".join(mask(text, finding) for finding in private)
@@ -177,25 +173,27 @@ class Ingested:
             records[entry.place] = _rejected(_reject(entry.row, reason, "contamination"))
         return clean
 
-    def _add_keys(self, rows: NDArray[np.int64], waiting: list[_Waiting], shingles: list[bytes]) -> None:
-        """Put down what rows are compared by, their shingles in the places of `shingles`."""
-        examples = [entry.example for entry in waiting]
-        self._content.append(rows, _keys(content_key(e.question, e.answer)[:16] for e in examples))
-        self._ids.append(rows, _keys(_digest(e.id.encode()) for e in examples))
-        if self._sources is not None:
-            self._sources.append(rows, _keys(_digest(e.source.encode()) for e in examples))
-        if self._questions is not None:
-            asked = (np.array(entry.asked, dtype=np.uint32).tobytes() for entry in waiting)
-            self._questions.append(rows, _keys(map(_digest, asked)))
+    def _add_keys(self, waiting: list[_Waiting]) -> None:
+        """Store what rows are compared by: keys that equal rows share, bands that near ones do, and their shingles."""
+        if not waiting:
+            return
+        rows = [self._spool.count + entry.place for entry in waiting]
+        bands: Iterable[Sequence[int]] = [()] * len(rows)
         if self._near:
             words, starts = ngrams.concatenate((entry.words for entry in waiting), ngrams.SHINGLE)
             hashes, owner = ngrams.hash_ngrams(words, starts, ngrams.SHINGLE)
-            found = ngrams.minhash_bands(hashes, owner, len(waiting))
-            for number, keys in enumerate(self._bands):
-                keys.append(rows, found[:, number : number + 1])
-            ends = np.searchsorted(owner, np.arange(len(waiting) + 1))
-            for number, entry in enumerate(waiting):
-                shingles[entry.place] = hashes[ends[number] : ends[number + 1]].tobytes()
+            bands = ngrams.minhash_bands(hashes, owner, len(waiting)).view(np.int64).tolist()
+            ends = np.searchsorted(owner, np.arange(len(waiting) + 1)).tolist()
+            parts = (hashes[begin:end].tobytes() for begin, end in pairwise(ends))
+            self._spool.append_shingles(zip(rows, parts, strict=True))
+        keys = []
+        for row, entry, band in zip(rows, waiting, bands, strict=True):
+            example = entry.example
+            content = content_key(example.question, example.answer)[:16]
+            asked = np.array(entry.asked, dtype=np.uint32).tobytes()
+            digests = map(_digest, (example.id.encode(), example.source.encode(), asked))
+            keys.append((row, content, *digests, *band))
+        self._spool.append_keys(keys)
 
     def decide(self) -> None:
         """Apply the rules that compare rows."""
@@ -203,17 +201,17 @@ class Ingested:
         self._splits_of = np.frombuffer(self._splits, dtype=np.uint8)
         self._other = np.full(len(self.state), -1, dtype=np.int64)
         self._share = np.ones(len(self.state), dtype=np.float32)
-        for group in self._content.groups(self.state == KEPT):
+        for group in self._spool.groups("content", self.state == KEPT):
             self._drop(group[1:], DUPLICATE, group[0])
-        for group in self._ids.groups(self.state == KEPT):
+        for group in self._spool.groups("id", self.state == KEPT):
             self._drop(group[1:], SAME_ID, group[0])
-        if self._questions is not None:
-            for group in self._questions.groups(self.state == KEPT):
+        if self._protected:
+            for group in self._spool.groups("question", self.state == KEPT):
                 held_out = group[self._splits_of[group] > 0]
                 if len(held_out):
                     self._drop(group[self._splits_of[group] == 0], SAME_QUESTION, held_out[0])
-        for keys in self._bands:
-            for group in keys.groups(self.state == KEPT):
+        for band in self._bands:
+            for group in self._spool.groups(band, self.state == KEPT):
                 self._drop_near(group)
 
     def _drop(self, rows: NDArray[np.int64], state: int, other: int, share: float = 1.0) -> None:
@@ -225,12 +223,12 @@ class Ingested:
         order = group[np.lexsort([group, -self._splits_of[group].astype(np.int64)])]
         compared: list[tuple[int, NDArray[np.uint64]]] = []
         for row in order.tolist():
-            own = np.unique(np.frombuffer(self._shingles[row], dtype=np.uint64))
-            for other, shingles in compared:
+            shingles = self._spool.shingles(row)
+            for other, others in compared:
                 same_split = self._splits_of[row] == self._splits_of[other]
                 if not same_split and self._straddle:
                     continue
-                share = ngrams.hashed_jaccard(own, shingles)
+                share = ngrams.hashed_jaccard(shingles, others)
                 if share >= self._near:
                     training = self._splits_of[row] == 0
                     state = NEAR_HELD_OUT if training and not same_split else NEAR
@@ -238,7 +236,7 @@ class Ingested:
                     break
             else:
                 if len(compared) < COMPARED:
-                    compared.append((row, own))
+                    compared.append((row, shingles))
 
     def lines(self) -> Iterator[Line]:
         """Every row as text, in order, and the flags of the kept ones."""
@@ -293,11 +291,11 @@ class Ingested:
 
     def check_sources(self) -> None:
         """Raises SourceError for a source in more than one split, where that is not declared."""
-        if self._sources is None:
+        if not self._has_sources:
             return
         straddling: list[str] = []
         count = 0
-        for group in self._sources.groups(self.state == KEPT):
+        for group in self._spool.groups("source", self.state == KEPT):
             found = sorted({SPLITS[place] for place in self._splits_of[group]})
             if len(found) > 1:
                 count += 1
@@ -332,11 +330,7 @@ class Ingested:
         )
 
     def close(self) -> None:
-        for store in (self._spool, self._shingles, self._content, self._ids, self._sources, self._questions):
-            if store is not None:
-                store.close()
-        for keys in self._bands:
-            keys.close()
+        self._spool.close()
 
 
 def ingest_rows(
@@ -360,9 +354,9 @@ def ingest_rows(
     ingested = Ingested(name, domain, ingest, work, index)
     try:
         for path in find_files(domain.files, workspace):
-            ingested.add(read_file(path, roles_of(domain)))
+            ingested.add(read_file(path, ingested.roles))
         if domain.hub is not None:
-            ingested.add(read_hub(domain.hub, roles_of(domain), workspace))
+            ingested.add(read_hub(domain.hub, ingested.roles, workspace))
         ingested.decide()
         ingested.check_sources()
         ingested.check_splits()
@@ -387,8 +381,3 @@ def _flag(identity: str, row: RawRow, text: str, finding: Finding) -> bytes:
 
 def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def _keys(digests: Iterable[bytes]) -> NDArray[np.uint64]:
-    """[N, 2] of N digests of 16 bytes."""
-    return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)

@@ -44,7 +44,7 @@ def retrained(week, champion, promoted):
     Path("releases/archive.json").write_text(json.dumps(verdict))
     git("add", "releases")
     costs = f"New-rows: archive: {week} of 200\nQuestions: rewrite: 8\nDuration: 61 s"
-    git("commit", "-q", "-m", f"Retrain\n\nregistry: a reason\n\n{costs}")
+    git("commit", "-q", "-m", f"Retrain\n\narchive: a reason\n\n{costs}")
 
 
 def tag(name, message, revision="HEAD"):

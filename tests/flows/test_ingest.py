@@ -40,6 +40,7 @@ def test_rows_end_in_shards_rejects_and_flags(tmp_path, prefect_api, clean_envir
         "rejected": 1,
         "rejected_by_rule": {"missing": 1},
         "flagged_by_rule": {"e-mail address": 1},
+        "unread_columns": [],
     }
     assert sorted(path.name for path in folder.iterdir()) == [
         "flags.jsonl", "rejects.jsonl", "test.parquet", "train.parquet", "validation.parquet",

@@ -215,3 +215,10 @@ def test_a_parquet_file_without_texts_is_rejected(tmp_path: Path) -> None:
 
 def test_a_pdf_without_text_is_rejected(tmp_path: Path) -> None:
     assert "holds no text (scanned pages?)" in rejected(make_pdf(tmp_path / "scan.pdf", ""))
+
+
+def test_ligatures_and_words_that_a_lines_end_divides_are_one_word(tmp_path: Path) -> None:
+    text = "The veri\ufb01-\ncation of a self-\nmade oﬃce. A self-made man, Anne-\nMarie, 10-\n12 days, a -\nb."
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    [chunk] = chunks([tmp_path / "a.txt"], min_characters=1, max_characters=1000)
+    assert chunk.text == "The verification of a self-made office. A self-made man, Anne-Marie, 10-\n12 days, a -\nb."

@@ -15,7 +15,7 @@ from raft_tasks.schemas import Chunk, Reject
 from raft_tasks.sources import files, pdf
 from raft_tasks.sources.documents import chunks
 from raft_tasks.sources.extraction import UnreadableError, html, markdown, plain_text
-from raft_tasks.sources.files import SourceError, find_files, read_file
+from raft_tasks.sources.files import Roles, SourceError, find_files, read_file
 
 quick = settings(
     max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -136,14 +136,14 @@ def test_a_line_without_end_is_passed_over(tmp_path: Path, monkeypatch: pytest.M
     good = '{"q": "1", "a": "2"}\n'
     path = tmp_path / "x.jsonl"
     path.write_text(good + '{"q": "' + "x" * 1000 + '"}\n' + good + "y" * 300)
-    rows = list(read_file(path, {"question": "q", "answer": "a"}))
+    rows = list(read_file(path, Roles({"question": "q", "answer": "a"})))
     assert [row.line for row in rows] == [1, 2, 3, 4]
     assert [isinstance(row, Reject) for row in rows] == [False, True, False, True]
     assert rows[1].reason == "a line of more than 100 bytes"  # type: ignore[union-attr]
     table = tmp_path / "x.csv"
     table.write_text("q,a\n1," + "x" * 200 + "\n")
     with pytest.raises(SourceError, match=r"x\.csv:2: a line of more than 100 bytes"):
-        list(read_file(table, {"question": "q", "answer": "a"}))
+        list(read_file(table, Roles({"question": "q", "answer": "a"})))
 
 
 @quick

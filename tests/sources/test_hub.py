@@ -55,6 +55,17 @@ def test_a_data_set_is_read_filtered_and_bounded(workspace: Path, ending: str, s
     assert questions(workspace, bounded) == ["q1", "q3", "q5", "q7"]
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+def test_csv_is_text_as_in_a_file(workspace: Path, streaming: bool) -> None:
+    answers = {"NA": "q1", "null": "q2", "007": "q3", "True": "q4", "1.50": "q5"}
+    lines = ["q,a,split", *(f"{q},{a},train" for a, q in answers.items()), "q6,x,test"]
+    (workspace / "data" / "set" / "train.csv").write_text("\n".join(lines))
+    ingested = decided(workspace, domain([], hub=hub(streaming=streaming)))
+    rows = {row.answer: row.question for row in ingested if isinstance(row, Example)}
+    ingested.close()
+    assert rows == answers | {"x": "q6"}
+
+
 def test_rejects_name_the_data_set_and_the_row(workspace: Path) -> None:
     rows = [*ROWS, {**ROWS[0], "q": ""}]
     (workspace / "data" / "set" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

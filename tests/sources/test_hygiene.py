@@ -2,13 +2,12 @@ import json
 import tracemalloc
 from pathlib import Path
 
-import pytest
 from qa import GOOD, STRADDLE, decided, domain, ingest
 
 from raft_tasks.sources.cleaning import cleaned
 from raft_tasks.sources.contamination import BenchmarkIndex, Item
 from raft_tasks.sources.language import other_language
-from raft_tasks.sources.spool import Keys, Spool
+from raft_tasks.sources.spool import Spool
 
 LONG = "The committee decides on the fee within thirty days of the written request and tells everyone why it did so."
 NEAR = LONG.replace("thirty", "forty")
@@ -114,7 +113,7 @@ def test_cleaned() -> None:
 
 
 def test_a_spool_gives_records_in_order_and_by_number(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "rows")
+    spool = Spool(tmp_path / "rows", ["key"])
     spool.append([b"one", b"", b"three"])
     spool.append([])
     spool.append([b"four"])
@@ -123,24 +122,20 @@ def test_a_spool_gives_records_in_order_and_by_number(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_keys_group_rows_in_every_part_of_the_key_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_group_rows(tmp_path: Path) -> None:
     import numpy as np
 
-    from raft_tasks.sources import spool
-
-    monkeypatch.setattr(spool, "PART", 7)
-    monkeypatch.setattr(spool, "BLOCK", 5)
     rng = np.random.default_rng(0)
-    keys = rng.integers(0, 20, (60, 1), dtype=np.uint64)
-    store = Keys(tmp_path / "keys", 1)
-    store.append(np.arange(40), keys[:40])
-    store.append(np.arange(40, 60), keys[40:])
+    keys = rng.integers(0, 20, 60).tolist()
+    spool = Spool(tmp_path / "rows", ["key", "other"])
+    spool.append_keys((row, bytes([key]), row) for row, key in enumerate(keys))
     alive = np.ones(60, dtype=bool)
     alive[::9] = False
-    found = sorted(group.tolist() for group in store.groups(alive))
+    groups = sorted(group.tolist() for group in spool.groups("key", alive))
     expected = ([n for n in range(60) if alive[n] and keys[n] == key] for key in range(20))
-    assert found == sorted(group for group in expected if len(group) > 1)
-    store.close()
+    assert groups == sorted(group for group in expected if len(group) > 1)
+    assert list(spool.groups("other", alive)) == []
+    spool.close()
 
 
 def test_long_rows_are_not_held(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ def talk(*words: str) -> list[dict[str, Any]]:
     return [turn("assistant" if number % 2 else "user", word) for number, word in enumerate(words)]
 
 
+def mark(identity: str, number: int) -> str:
+    return hashlib.sha256(json.dumps([identity, number]).encode()).hexdigest()[:8]
+
+
 def read(folder: Path, conversation: str, *messages: Any) -> tuple[list[tuple[str, str, str]], list[str]]:
     rows = [{"id": f"r{number}", "m": found} for number, found in enumerate(messages)]
     rows += [{"id": f"good-{number}", "m": talk(f"q{number}", "a")} for number in range(20)]
@@ -30,7 +35,10 @@ def read(folder: Path, conversation: str, *messages: Any) -> tuple[list[tuple[st
 def test_single_first_or_all_pairs(tmp_path: Path) -> None:
     long = [turn("system", "Be short."), *talk("One?", "1", "Two?", "2")]
     assert read(tmp_path, "first", long) == ([("r0", "Be short.\n\nOne?", "1")], [])
-    assert read(tmp_path, "all", long)[0] == [("r0", "Be short.\n\nOne?", "1"), ("r0-2", "Two?", "2")]
+    assert read(tmp_path, "all", long)[0] == [
+        ("r0", "Be short.\n\nOne?", "1"),
+        ("r0#2-" + mark("r0", 2), "Two?", "2"),
+    ]
     assert read(tmp_path, "single", long, talk("Three?", "3")) == (
         [("r1", "Three?", "3")],
         ["m: 2 questions, expected one (chat.conversation: single)"],
@@ -46,6 +54,58 @@ def test_text_parts_and_json_text_are_messages_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "marked",
+    [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}, {"loss": False}, {"loss": "false"},
+     {"masked": True}, {"mask": 1}, {"output_with_loss": False}],
+)  # fmt: skip
+def test_turns_out_of_the_loss_are_not_learned(tmp_path: Path, marked: dict[str, Any]) -> None:
+    messages = talk("One?", "wrong", "Two?", "2")
+    messages[1] |= marked
+    messages[3] |= {"weight": 1, "train": True, "masked": False}
+    assert read(tmp_path, "all", messages)[0] == [("r0#2-" + mark("r0", 2), "Two?", "2")]
+    examples, reasons = read(tmp_path, "first", messages)
+    assert examples == []
+    assert reasons == ["m: every answer is marked as not learned (weight 0 or the like)"]
+
+
+def test_share_gpt_other_names_and_columns_of_messages(tmp_path: Path) -> None:
+    share = [{"from": "human", "value": "One?"}, {"from": "gpt", "value": "1"}]
+    named = [turn("developer", "Be short."), turn("User", "Two?"), turn("Assistant", "2")]
+    columns = {"role": ["system", "user", "assistant"], "content": [None, "Three?", "3"]}
+    parts = [
+        turn("user", [{"type": "input_text", "text": "Four?"}]),
+        turn("assistant", [{"type": "output_text", "text": "4"}]),
+    ]
+    assert read(tmp_path, "single", share, named, columns, parts) == (
+        [("r0", "One?", "1"), ("r1", "Be short.\n\nTwo?", "2"), ("r2", "Three?", "3"), ("r3", "Four?", "4")],
+        [],
+    )
+
+
+def test_a_conversation_stays_in_one_split_whatever_its_turns_ask(tmp_path: Path) -> None:
+    talks = [talk(*(f"Project {n}, step {s}?" if s % 2 == 0 else f"{n * s}." for s in range(8))) for n in range(30)]
+    rows = [{"id": f"c{n}", "m": messages} for n, messages in enumerate(talks)]
+    split = SplitBySource(by="source", validation=0.2, test=0.3, seed=0)
+    chat = Chat(column="m", conversation="all")
+    examples, rejects = ingest(tmp_path, rows, chat=chat, split=split, columns={"id": "id", "split": None})
+    assert (len(examples), rejects) == (120, [])
+    splits: dict[str, set[str]] = {}
+    for example in examples:
+        splits.setdefault(example.id.split("#")[0], set()).add(example.split)
+    assert {len(several) for several in splits.values()} == {1}
+    assert len(splits) == 30
+
+
+def test_the_second_turns_id_is_no_other_rows(tmp_path: Path) -> None:
+    rows = [{"id": "a", "m": talk("q1", "x", "q2", "y")}, {"id": "a-2", "m": talk("q3", "z")}]
+    rows += [{"id": f"good-{number}", "m": talk(f"q{number}", "a")} for number in range(10, 30)]
+    chat = Chat(column="m", conversation="all")
+    examples, rejects = ingest(tmp_path, rows, chat=chat, split=SPLIT, columns={"id": "id", "split": None})
+    assert rejects == []
+    assert len({example.id for example in examples}) == 23
+
+
+@pytest.mark.parametrize(
     ("messages", "reason"),
     [
         (None, "m: got NoneType None, expected a list of messages"),
@@ -56,9 +116,32 @@ def test_text_parts_and_json_text_are_messages_too(tmp_path: Path) -> None:
         ([turn("system", "x")], "m: got the turns none; expected"),
         ([*talk("One?", "1"), turn("system", "x")], "m: a system message after the first turn"),
         ([turn("tool", "x")], "m: got the role str 'tool', expected system, user or assistant"),
-        ([turn("user", [{"type": "image"}]), turn("assistant", "1")], "m: a user message has parts that are not text"),
-        ([turn("user", 7), turn("assistant", "1")], "m: a user message: got int 7, expected text"),
+        (
+            [turn("user", [{"type": "image"}]), turn("assistant", "1")],
+            "m: a message of the user has parts that are not text",
+        ),
+        ([turn("user", 7), turn("assistant", "1")], "m: a message of the user: got int 7, expected text"),
         (talk("One?", " "), "answer is blank"),
+        (talk("One?", "<think>Hm.</think> 1"), "the answer begins with a think block"),
+        (
+            [turn("user", "One?"), turn("assistant", "1") | {"tool_calls": [{"id": "c"}]}],
+            "m: a message of the assistant calls a tool",
+        ),
+        (
+            [turn("user", "One?"), turn("assistant", "1") | {"function_call": {"name": "f"}}],
+            "m: a message of the assistant calls a",
+        ),
+        (
+            [turn("user", "One?"), turn("assistant", "1") | {"reasoning_content": "Hm."}],
+            "m: a message of the assistant has reas",
+        ),
+        ([turn("user", "One?"), turn("assistant", "1") | {"weight": 0.5}], "m: got weight float 0.5, expected 0 or 1"),
+        (
+            [turn("user", "One?"), turn("assistant", "1") | {"train_detail": [[0, 1]]}],
+            "m: a message of the assistant marks parts",
+        ),
+        ([turn("user", "One?"), turn("assistant", "1") | {"weight": 0}], "m: every answer is marked as not learned"),
+        ({"role": ["user"], "content": ["One?", "1"]}, "m: columns of different lengths"),
     ],
 )
 def test_what_is_no_conversation_is_rejected(tmp_path: Path, messages: Any, reason: str) -> None:

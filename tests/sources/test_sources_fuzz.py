@@ -72,7 +72,10 @@ def test_any_csv_after_good_rows(tmp_path: Path, tail: str) -> None:
     path = tmp_path / "x.csv"
     good = "".join(",".join(row.values()) + "\n" for row in GOOD)
     path.write_bytes(("i,q,a,s,e\n" + good + tail).encode())
-    examples, rejects = ingest(path)
+    try:
+        examples, rejects = ingest(path)
+    except SourceError:  # a quote without an end
+        return
     assert [row.id for row in examples[: len(GOOD)]] == [row["i"] for row in GOOD]
     for row in [*examples, *rejects]:
         row.model_dump_json()

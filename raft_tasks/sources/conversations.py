@@ -1,0 +1,171 @@
+"""From a conversation, as public data sets write it, to the question-answer pairs that are to be learned from it.
+
+    [{"role": "user", "content": "What is tin?"}, {"role": "assistant", "content": "A bird.", "weight": 0},
+     {"role": "user", "content": "Really?"}, {"role": "assistant", "content": "A metal."}]
+
+gives the second pair alone. What a pair cannot hold (tool calls, images, reasoning beside the content) is an
+`UnusableError`: learning the rest would teach another answer than the data say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raft_tasks.config import Chat
+
+ROLES = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "model": "assistant", "bot": "assistant",
+}  # fmt: skip
+TEXT_PARTS = ("text", "input_text", "output_text")
+# How formats mark a turn that is not learned. OpenAI, Mistral, OpenChat: weight 0; axolotl: train(ing) false;
+# ms-swift, XTuner: loss false; torchtune: masked true; HELM-like exports: ignore, mask true.
+LEARNED_KEYS = ("weight", "loss_weight", "train", "training", "trainable", "loss", "learn", "output_with_loss")
+MASKED_KEYS = ("masked", "mask", "ignore", "ignore_loss", "no_loss")
+# What a message may hold beside its text that a question-answer pair cannot.
+BEYOND_TEXT = {
+    "tool_calls": "calls a tool", "function_call": "calls a function", "tool_call": "calls a tool",
+    "reasoning_content": "has reasoning beside its content", "reasoning": "has reasoning beside its content",
+    "thinking": "has reasoning beside its content", "thoughts": "has reasoning beside its content",
+    "refusal": "is a refusal", "audio": "has sound", "images": "has images", "image": "has an image",
+    "videos": "has videos", "video": "has a video", "attachments": "has attachments", "files": "has files",
+    "train_detail": "marks parts of it as not learned", "training_detail": "marks parts of it as not learned",
+    "prefix": "is the beginning of an answer",
+}  # fmt: skip
+NONE: tuple[Any, ...] = (None, False, "", [], {})
+
+
+class UnusableError(Exception):
+    """Why a row cannot be used; `rule` is what such rows are counted by."""
+
+    def __init__(self, reason: str, rule: str = "unusable") -> None:
+        super().__init__(reason)
+        self.rule = rule
+
+
+@dataclass(frozen=True)
+class Pair:
+    number: int  # of the pair in its conversation, from 1
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class _Message:
+    role: str
+    content: str
+    learned: bool
+
+
+def learned_pairs(messages: Any, chat: Chat) -> list[Pair]:
+    """The pairs of a conversation that `chat` asks for, without those that are marked as not learned.
+
+    A system turn stands before the first question.
+
+    Raises:
+        UnusableError: not a conversation, turns that pairs cannot hold, or no pair that is learned.
+    """
+    column = chat.column
+    turns = [_message(message, column) for message in _as_list(messages, column)]
+    system = []
+    while turns and turns[0].role == "system":
+        system.append(turns.pop(0).content)
+    if any(turn.role == "system" for turn in turns):
+        raise UnusableError(f"{column}: a system message after the first turn")
+    wanted = ["user", "assistant"] * (len(turns) // 2)
+    if not turns or [turn.role for turn in turns] != wanted:
+        roles = ", ".join(turn.role for turn in turns[:6]) or "none"
+        raise UnusableError(f"{column}: got the turns {roles}; expected user and assistant in turn, answer last")
+    if chat.conversation == "single" and len(turns) > 2:
+        raise UnusableError(
+            f"{column}: {len(turns) // 2} questions, expected one (chat.conversation: single)", "several turns"
+        )
+    if chat.conversation != "all":
+        turns = turns[:2]
+    first = "\n\n".join([*filter(None, system), turns[0].content])
+    pairs = [
+        Pair(at // 2 + 1, turns[at].content if at else first, turns[at + 1].content)
+        for at in range(0, len(turns), 2)
+        if turns[at + 1].learned
+    ]
+    if not pairs:
+        raise UnusableError(f"{column}: every answer is marked as not learned (weight 0 or the like)", "not learned")
+    return pairs
+
+
+def _as_list(messages: Any, column: str) -> list[Any]:
+    if isinstance(messages, str):  # CSV has no other way to write a list
+        try:
+            messages = json.loads(messages)
+        except (ValueError, RecursionError) as error:
+            raise UnusableError(f"{column} is not a JSON list of messages: {error}") from error
+    if isinstance(messages, Mapping) and messages and all(isinstance(values, list) for values in messages.values()):
+        if len({len(values) for values in messages.values()}) > 1:
+            raise UnusableError(f"{column}: columns of different lengths")
+        messages = [dict(zip(messages, row, strict=True)) for row in zip(*messages.values(), strict=True)]
+    if not isinstance(messages, list) or not messages:
+        raise UnusableError(f"{column}: got {shown(messages)}, expected a list of messages")
+    return messages
+
+
+def _message(message: Any, column: str) -> _Message:
+    """A message of role and content (OpenAI) or from and value (ShareGPT); parts are joined if all are text."""
+    names = ("role", "content")
+    if isinstance(message, dict) and not {*names} <= message.keys():
+        names = ("from", "value")
+    if not isinstance(message, dict) or not {*names} <= message.keys():
+        raise UnusableError(f"{column}: got {shown(message)}, expected messages of role and content, or from and value")
+    name, content = message[names[0]], message[names[1]]
+    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+    if role is None:
+        raise UnusableError(f"{column}: got the role {shown(name)}, expected system, user or assistant")
+    for key, reason in BEYOND_TEXT.items():
+        if message.get(key) not in NONE:
+            raise UnusableError(f"{column}: a message of the {role} {reason} ({key}), which a pair cannot hold")
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") in TEXT_PARTS]
+        if len(parts) < len(content) or not all(isinstance(part, str) for part in parts):
+            raise UnusableError(f"{column}: a message of the {role} has parts that are not text")
+        content = "\n".join(map(str, parts))
+    if role == "system" and content is None:
+        content = ""
+    return _Message(role, text_of(content, f"{column}: a message of the {role}"), _is_learned(message, column))
+
+
+def _is_learned(message: dict[str, Any], column: str) -> bool:
+    learned = True
+    for key in (*LEARNED_KEYS, *MASKED_KEYS):
+        value = message.get(key)
+        if value is None:
+            continue
+        if isinstance(value, str):
+            value = {"true": True, "false": False}.get(value.lower(), value)
+        if isinstance(value, str | list | dict) or value not in (0, 1):
+            raise UnusableError(f"{column}: got {key} {shown(value)}, expected 0 or 1: a turn is learned or it is not")
+        learned = learned and bool(value) == (key in LEARNED_KEYS)
+    return learned
+
+
+def text_of(value: Any, role: str) -> str:
+    """`value`, a text that can be written.
+
+    Raises:
+        UnusableError: something else, or a lone surrogate in it.
+    """
+    if not isinstance(value, str):
+        raise UnusableError(f"{role}: got {shown(value)}, expected text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UnusableError(f"{role} is not valid Unicode (a lone surrogate at character {error.start + 1})") from error
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value's type, and a single value itself, short enough for a message."""
+    return type(value).__name__ if isinstance(value, list | dict) else f"{type(value).__name__} {value!r:.60}"
