@@ -31,7 +31,7 @@ def analyse_model(
     template: str | None,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Everything that the stage measures of one model; the form is described in docs/analysis.md.
+    """Everything that the stage measures of one model; the form is described in docs/guides/analysis.md.
 
     Args:
         items: the trained model's benchmark outcomes.

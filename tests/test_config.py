@@ -233,7 +233,7 @@ def test_an_endpoint_holds_no_secret_and_is_not_half_a_local_model(change, name)
 
 
 def test_the_documented_endpoint_is_valid():
-    block = re.search(r"```yaml\n(models:.*?)```", Path("docs/backends.md").read_text(), re.DOTALL).group(1)
+    block = re.search(r"```yaml\n(models:.*?)```", Path("docs/guides/models.md").read_text(), re.DOTALL).group(1)
     config = parse_config(small(**yaml.safe_load(block)))
     assert isinstance(config.models[config.rewrite.model], Endpoint)
 

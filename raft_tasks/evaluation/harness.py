@@ -182,7 +182,7 @@ def _load(manager: TaskManager, name: str) -> dict[str, Any]:
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"the items of the benchmark {name!r} cannot be loaded: {str(error)[:500]}; check the network, give "
-            "benchmark.data a mirror (docs/benchmarks.md), or take it out of benchmark.tasks"
+            "benchmark.data a mirror (docs/guides/benchmarks.md), or take it out of benchmark.tasks"
         ) from error
 
 

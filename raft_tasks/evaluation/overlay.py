@@ -184,7 +184,7 @@ def _changes(task: str, entry: Entry, data: Mapping[str, BenchmarkData], few_sho
         raise TaskDataError(
             f"params.yaml: benchmark.data: nothing pins {source!r}, which the task {task!r} reads; expected "
             f"`{source}: {{revision: the 40 digits of its commit on the hub, mirror: null}}`, or "
-            "`{revision: null, mirror: data/benchmarks/FOLDER}` for files that you have: docs/benchmarks.md"
+            "`{revision: null, mirror: data/benchmarks/FOLDER}` for files that you have: docs/guides/benchmarks.md"
         )
     if place.mirror is None:
         return {"dataset_kwargs": {**options, "revision": place.revision}}

@@ -45,7 +45,7 @@ class Trained(Run):
 
     summary: dict[str, Any]
     recovery: dict[str, Any]  # what was taken back after training: recovery.json
-    analysis: dict[str, Any]  # how far it is from the base, in its weights, words and answers: docs/analysis.md
+    analysis: dict[str, Any]  # how far it is from the base, in its weights, words and answers: docs/guides/analysis.md
     steps: dict[str, list[float | None]]  # column of steps.csv -> a value per optimiser step, None where empty
 
 

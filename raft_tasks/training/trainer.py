@@ -275,7 +275,7 @@ class RaftTrainer(Trainer):
                 f"gave its tokens differ from the trainer's by {sums['sampler_gap']:.3g} on average, expected at most "
                 f"distillation.sampling_logprob_tolerance {settings.sampling_logprob_tolerance}. The rollouts were not "
                 "drawn from the student as it is now: stale weights in the sampler (a vLLM server that did not "
-                "read them again), another temperature, or a much coarser precision; docs/long-runs.md says more"
+                "read them again), another temperature, or a much coarser precision; docs/guides/long-runs.md says more"
             )
 
     def kl_backward(self, model: Any) -> None:

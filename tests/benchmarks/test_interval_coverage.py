@@ -1,4 +1,4 @@
-"""A short, seeded run of the simulation behind docs/statistics.md."""
+"""A short, seeded run of the simulation behind docs/guides/statistics.md."""
 
 import dataclasses
 

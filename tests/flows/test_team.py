@@ -186,7 +186,7 @@ def dvc(folder, *arguments):
 
 
 def use_ssh(folder, address, key):
-    """As docs/operations.md says it: the remote for all, the key for oneself."""
+    """As docs/guides/operations.md says it: the remote for all, the key for oneself."""
     dvc(folder, "remote", "add", "-f", "-d", "team", address)
     dvc(folder, "remote", "modify", "--local", "team", "keyfile", str(key))
 
