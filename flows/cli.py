@@ -49,6 +49,18 @@ def init(
 
 
 @app.command()
+def doctor() -> None:
+    """Name everything that would make a run fail, each with what to do; exit code 1 if there is anything."""
+    from flows.doctor import find_faults, list_faults
+
+    faults = find_faults()
+    if faults:
+        typer.echo(list_faults(faults))
+        raise typer.Exit(1)
+    typer.echo("no faults: data, models, benchmarks, endpoints and this machine are ready for `raft run`")
+
+
+@app.command()
 def run() -> None:
     """Run every stage that is not up to date, then print the results."""
     from flows.pipeline import run_pipeline

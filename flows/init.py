@@ -26,7 +26,6 @@ from raft_tasks.sources.columns import Recognised, read_head, recognise_columns
 PROJECT = Path(__file__).with_name("project")  # graph.yaml, prefect.yaml and the presets
 POCKET = Path(__file__).parents[1] / "pocket_world" / "model"
 POCKET_PATH = "models/pocket-base"  # in a project
-WATCHED = ("data/anchors", "data/benchmarks", "data/calibration", "data/replay", "sweeps")  # by DVC
 IGNORED = (
     "/.venv/",
     "/.prefect/",
@@ -147,13 +146,12 @@ def project_texts(domain: str) -> dict[str, str]:
         "README.md": README.format(domain=domain),
         ".gitignore": "\n".join([*IGNORED, ""]),
         "champions/domains.yaml": "champions: []   # domains with a model in production, written by `raft retrain`\n",
-        **{f"{folder}/.gitkeep": "" for folder in (*WATCHED, f"data/{domain}")},
+        **{f"{folder}/.gitkeep": "" for folder in ("sweeps", f"data/{domain}")},  # DVC watches them
     }
 
 
 def graph_text(text: str) -> str:
-    """The repository's dvc.yaml without what belongs to its embedded world: frozen stages, and released models."""
-    text = re.sub(r"(?m)^  \w+:.*\n    frozen: true\n(?:    .*\n|\n)*", "", text)
+    """The repository's dvc.yaml without the models that it has released."""
     return re.sub(r"(?m)^artifacts:.*\n(?: .*\n)*", "", text).rstrip() + "\n"
 
 

@@ -27,6 +27,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import paths
+from flows.doctor import check_before_run
 from flows.environment import PIPELINE_PID, seconds_since_start
 from flows.reproduce import Reproducer
 from flows.resolve import resolve
@@ -243,7 +244,9 @@ def show_results() -> None:
 
 def run_pipeline() -> None:
     """Run the pipeline if something is not up to date, then print the results; this is `raft run`."""
-    upstream, changed = stage_graph(load_config())  # what is wrong there is said before anything starts
+    config = load_config()
+    check_before_run(config)
+    upstream, changed = stage_graph(config)
     if not stale_stages(upstream, changed):
         print(f"Nothing to do: all {len(upstream)} stages are up to date.")
         show_results()

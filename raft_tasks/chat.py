@@ -172,11 +172,21 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, configured: int | list[int] | N
 
 
 def check_chat(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
-    """See, before any work, that thinking is off and that the system prompt is heard.
+    """Check the chat template before any work.
 
     Raises:
-        ChatError: the template opens a think block that cannot be switched off, drops the system prompt or refuses it,
-            or the system prompt itself switches thinking on; or as `end_of_turn`.
+        ChatError: as `check_prompt` and `end_of_turn`.
+    """
+    check_prompt(tokenizer, system)
+    end_of_turn(tokenizer)
+
+
+def check_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
+    """Check that a prompt shows the user's turn and the system prompt, with thinking off.
+
+    Raises:
+        ChatError: the template opens a think block that cannot be switched off, drops one of the two or refuses the
+            system prompt, or the system prompt itself switches thinking on.
     """
     if system is not None and (not system.strip() or "/think" in system or "/no_think" in system):
         raise ChatError(
@@ -189,9 +199,12 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
             "the chat template opens a think block even with enable_thinking=False; answers would be learned as "
             f"thoughts. Use a model or template without forced thinking. The prompt ends with {prompt[-60:]!r}"
         )
+    if "question" not in prompt:
+        raise ChatError(
+            f"the chat template of {tokenizer.name_or_path!r} does not show the user's turn: {prompt[-60:]!r}"
+        )
     if system is not None and system.strip() not in prompt:
         raise ChatError(
             f"the chat template of {tokenizer.name_or_path!r} does not show the system prompt {system!r:.200}; set the "
             "model's `system` in params.yaml to null, or use a template with a system turn"
         )
-    end_of_turn(tokenizer)

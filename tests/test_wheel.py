@@ -47,3 +47,9 @@ def test_links_to_the_repository_s_files_became_copies(wheel):
     assert wheel.read("flows/project/prefect.yaml") == (ROOT / "prefect.yaml").read_bytes()
     weights = (ROOT / "models/pocket-base/model.safetensors").read_bytes()
     assert wheel.read("pocket_world/model/model.safetensors") == weights
+
+
+@pytest.mark.slow
+def test_the_command_is_installed(wheel):
+    points = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert "raft = flows.cli:main" in wheel.read(points).decode()

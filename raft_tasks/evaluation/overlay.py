@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raft_tasks.config import Benchmark, BenchmarkData
+from raft_tasks.config import BenchmarkData
 from raft_tasks.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def task_manager(
     overlays.mkdir()
     for name, task in _tasks(names, manager.task_index):
         entry = manager.task_index[task]
-        changes = _changes(task, entry, data, few_shot.get(name))
+        changes = data_changes(task, entry, data, few_shot.get(name))
         if changes is not None:
             text = {"include": str(Path(str(entry.yaml_path)).resolve()), "task": task, "tag": None, **changes}
             (overlays / f"{task}.yaml").write_text(json.dumps(text), encoding="utf-8")  # JSON is YAML
@@ -70,25 +70,6 @@ def task_manager(
         if manager.task_index[path.stem].yaml_path != path:
             raise RuntimeError(f"lm-eval did not take the overlay {path}")
     return manager
-
-
-def missing_data(settings: Benchmark, folder: Path) -> list[str]:
-    """One message per task of `settings` that is unknown, unpinned or without the files that it reads."""
-    try:
-        index = _index(settings.tasks, [folder]).task_index
-        tasks = list(_tasks(settings.tasks, index))
-    except TaskDataError as error:
-        if len(settings.tasks) == 1:
-            return [str(error)]
-        parts = (settings.model_copy(update={"tasks": [name]}) for name in settings.tasks)
-        return [fault for part in parts for fault in missing_data(part, folder)]
-    faults = []
-    for name, task in tasks:
-        try:
-            _changes(task, index[task], settings.data, settings.few_shot.get(name))
-        except TaskDataError as error:
-            faults.append(str(error))
-    return faults
 
 
 def _index(names: list[str], folders: list[Path]) -> TaskManager:
@@ -102,7 +83,7 @@ def _index(names: list[str], folders: list[Path]) -> TaskManager:
     from lm_eval.tasks._index import Kind
 
     root = Path(lm_eval.tasks.__file__).parent
-    homes = {home for name in names if (home := _home(name, root)) is not None}
+    homes = {home for name in names if (home := home_folder(name, root)) is not None}
     for part in ([], sorted(homes), [root]):
         manager = TaskManager(include_defaults=False, include_path=[*part, *folders])
         index = manager.task_index
@@ -120,7 +101,7 @@ def _index(names: list[str], folders: list[Path]) -> TaskManager:
     )
 
 
-def _home(name: str, root: Path) -> Path | None:
+def home_folder(name: str, root: Path) -> Path | None:
     parts = name.split("_")
     starts = (root / "_".join(parts[:end]) for end in range(len(parts), 0, -1))
     return next((folder for folder in starts if folder.is_dir()), None)
@@ -138,18 +119,18 @@ def _names(names: Iterable[str], index: Mapping[str, Entry]) -> Iterator[str]:
         yield name
         entry = index[name]
         if entry.kind is Kind.GROUP:
-            yield from _names(_members((entry.cfg or {}).get("task")), index)
+            yield from _names(members((entry.cfg or {}).get("task")), index)
         elif entry.kind is Kind.TAG:
             yield from _names(sorted(entry.tags), index)
 
 
-def _members(listed: Any) -> Iterator[str]:
+def members(listed: Any) -> Iterator[str]:
     """The names in a group's list; a group may be written out in it."""
     for item in [listed] if isinstance(listed, str) else listed or []:
         if isinstance(item, str):
             yield item
         elif isinstance(item.get("task"), list):
-            yield from _members(item["task"])
+            yield from members(item["task"])
         else:
             yield item.get("task") or item["group"]
 
@@ -170,7 +151,9 @@ def _tasks(names: list[str], index: Mapping[str, Entry]) -> Iterator[tuple[str, 
                 yield name, task
 
 
-def _changes(task: str, entry: Entry, data: Mapping[str, BenchmarkData], few_shot: int | None) -> dict[str, Any] | None:
+def data_changes(
+    task: str, entry: Entry, data: Mapping[str, BenchmarkData], few_shot: int | None
+) -> dict[str, Any] | None:
     """What the overlay of `task` changes; None where lm-eval reads files as the task names them."""
     file = entry.cfg or {}
     source, options = str(file.get("dataset_path")), file.get("dataset_kwargs") or {}

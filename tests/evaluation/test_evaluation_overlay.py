@@ -13,7 +13,8 @@ from raft_tasks.config import Benchmark, BenchmarkData
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import Suite, evaluate
 from raft_tasks.evaluation.ifeval import PUNKT_NEEDED, missing_resources
-from raft_tasks.evaluation.overlay import missing_data, task_manager
+from raft_tasks.evaluation.overlay import task_manager
+from raft_tasks.evaluation.task_files import missing_data
 from raft_tasks.schemas import Example
 
 PROMPTS = Path(__file__).parents[3] / "shared" / "data" / "ifeval" / "input_data.jsonl"

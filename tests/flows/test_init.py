@@ -11,6 +11,7 @@ from conftest import ROOT
 
 from flows.init import Source, graph_text, init, params_text, presets
 from raft_tasks.artifacts import read_yaml
+from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
 
 ROWS = [{"prompt": f"What is {number}?", "completion": f"It is {number}."} for number in range(20)]
@@ -47,15 +48,11 @@ def test_a_project_is_made_and_committed(empty):
     assert (Path(".dvc/config").read_text()) == (ROOT / ".dvc/config").read_text()
 
 
-def test_the_graph_is_the_repository_s_without_its_own_world():
+def test_the_graph_is_the_repository_s_without_its_released_models():
     ours = read_yaml(ROOT / "dvc.yaml")
-    theirs = yaml.safe_load(graph_text((ROOT / "dvc.yaml").read_text()))
     del ours["artifacts"]
-    frozen = [name for name, stage in ours["stages"].items() if stage.get("frozen")]
-    assert frozen == ["world", "backbone"]
-    for name in frozen:
-        del ours["stages"][name]
-    assert theirs == ours
+    assert yaml.safe_load(graph_text((ROOT / "dvc.yaml").read_text())) == ours
+    assert (ROOT / "flows/project/graph.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
 
 
 @pytest.mark.parametrize("preset", presets())
@@ -132,3 +129,11 @@ def test_a_json_list_becomes_json_lines(empty):
     Path("../rows.json").write_text(json.dumps(ROWS))
     list(init("pocket", "mine", Source(Path("../rows.json"), None, None), None))
     assert [json.loads(line) for line in Path("data/mine/rows.jsonl").read_text().splitlines()] == ROWS
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_presets_are_valid_configurations(preset, tmp_path):
+    (tmp_path / "params.yaml").write_text(params_text(preset, "mine", None, None))
+    config = load_config(tmp_path / "params.yaml")
+    assert config.retrain.candidate.method in config.run.methods
+    assert not {*config.benchmark.tasks} & {*config.benchmark.validation_tasks}

@@ -1,0 +1,180 @@
+"""`raft doctor`: all that would make a run fail, at once, each with what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
+from http.client import HTTPException
+from itertools import product
+from pathlib import Path
+
+import psutil
+
+from flows import paths
+from flows.environment import PREFECT_PORT
+from raft_tasks.config import Config, Model
+from raft_tasks.doctor import Fault, check_endpoints, check_files, count_parameters, read_leniently
+from raft_tasks.errors import InputError
+
+WIDTH = {"float32": 4, "bfloat16": 2}  # bytes of a number
+
+
+def find_faults(params: Path = Path("params.yaml")) -> list[Fault]:
+    """Every fault of the project in the working folder and of this machine."""
+    config, faults = read_leniently(params)
+    if config is not None:
+        faults += [*quick_check(config), *check_endpoints(config)]
+    return [*faults, *check_git(), *check_remote(), *check_prefect()]
+
+
+def check_before_run(config: Config) -> None:
+    """The quick part of the doctor.
+
+    Raises:
+        InputError: naming every fault.
+    """
+    faults = quick_check(config)
+    if faults:
+        raise InputError(f"{len(faults)} fault(s), nothing was run:\n{list_faults(faults)}")
+
+
+def quick_check(config: Config) -> list[Fault]:
+    """What can be seen without asking other machines."""
+    return [*check_files(config), *check_gpus(config), *check_space(config)]
+
+
+def list_faults(faults: list[Fault]) -> str:
+    return "\n".join(f"{number:3d}. {fault}" for number, fault in enumerate(faults, start=1))
+
+
+def check_gpus(config: Config) -> Iterator[Fault]:
+    """As many as resources.gpus says."""
+    count, needed = len(gpu_bytes()), config.resources.gpus
+    if count < needed:
+        yield Fault("resources.gpus", f"{count} GPUs on this machine", str(needed), "`nvidia-smi` shows them")
+
+
+def gpu_bytes() -> list[int]:
+    """The memory of every NVIDIA GPU."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    listing = subprocess.run(query, capture_output=True, text=True, timeout=10)
+    return [int(line) * 2**20 for line in listing.stdout.split()] if listing.returncode == 0 else []
+
+
+def check_space(config: Config) -> Iterator[Fault]:
+    """Disk for the models that are still to be trained and a checkpoint of each process; memory for each method."""
+    base = config.models.get("base")
+    parameters = count_parameters(Path(base.path)) if isinstance(base, Model) else 0
+    if not isinstance(base, Model) or not parameters:
+        return
+    size, methods = (
+        parameters * WIDTH[base.dtype],
+        {n: config.methods[n] for n in config.run.methods if n in config.methods},
+    )
+    models = sum(
+        1 + (row.merge is not None)
+        for domain, (name, row), seed in product(config.run.domains, methods.items(), config.run.seeds)
+        if not paths.trained(domain, name, seed).exists()
+    )
+    checkpoints = config.resources.processes * parameters * 3 * WIDTH["float32"]  # weights and AdamW's two moments
+    disk, free = (
+        (2 * models * size + checkpoints) * (models > 0),
+        shutil.disk_usage(Path()).free,
+    )  # DVC's cache has copies
+    if free < disk:
+        yield Fault(
+            "disk", f"{gb(free)} free in {Path.cwd()}", f"{gb(disk)} for {models} models", "`raft prune`, or free some"
+        )
+    memory = max(gpu_bytes(), default=psutil.virtual_memory().total)
+    shards = config.train.launch.processes if config.train.launch.strategy == "fsdp2" else 1
+    for name, row in methods.items():
+        trained = 0 if row.lora else 4 * parameters * WIDTH["float32"]  # weights, gradients, AdamW's two moments
+        needed = trained // shards + (size if row.lora or row.distillation else 0)
+        if memory < needed:
+            action = "`lora: {}` for this method, or fsdp2 over several GPUs (train.launch)"
+            yield Fault(f"methods.{name}", f"{gb(memory)} of memory", f"at least {gb(needed)} for the weights", action)
+
+
+def gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def check_git() -> Iterator[Fault]:
+    """A repository, and a name for its commits."""
+    if _git("rev-parse", "--git-dir") is None:
+        yield Fault("git", "no repository in this folder", "one", "`git init`, or `raft init` in an empty folder")
+    if _git("var", "GIT_COMMITTER_IDENT") is None:
+        action = "`git config --global user.name NAME` and `git config --global user.email ADDRESS`"
+        yield Fault("git", "no identity", "a name and an address for the commits of `raft retrain`", action)
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-c", "user.useConfigOnly=true", *arguments]  # no address guessed from the machine's name
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except FileNotFoundError:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def check_remote() -> Iterator[Fault]:
+    """A DVC repository with a default remote; a folder, where it is one, can be written."""
+    if not Path("dvc.yaml").is_file():
+        yield Fault(
+            "dvc.yaml", "no such file", "the graph", "run from the project's folder, or `raft init` in an empty one"
+        )
+    if not Path(".dvc/config").is_file():
+        yield Fault(".dvc/config", "no such file", "a DVC repository", "`dvc init`")
+        return
+    settings = ConfigParser()
+    try:
+        settings.read([".dvc/config", ".dvc/config.local"], encoding="utf-8")
+        name = settings.get("core", "remote", fallback=None)
+        url = settings.get(f"'remote \"{name}\"'", "url", fallback=None)
+    except ConfigParserError as error:
+        yield Fault(".dvc/config", str(error), "an INI file")
+        return
+    if url is None:
+        action = "`dvc remote add --default NAME URL`"
+        yield Fault(".dvc/config", f"the default remote {name!r} without url", "a place for artifacts", action)
+    elif "://" not in url:
+        folder = (Path(".dvc") / url).resolve()
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not os.access(existing, os.W_OK):
+            yield Fault(
+                f"DVC remote {name}", f"{existing} cannot be written", "a folder of yours", "`dvc remote modify`"
+            )
+
+
+def check_prefect() -> Iterator[Fault]:
+    """PREFECT_API_URL answers, or nothing but Prefect is on its port; without a server `raft run` starts its own."""
+    given = os.environ.get("PREFECT_API_URL")
+    answer = _answer(f"{given or f'http://127.0.0.1:{PREFECT_PORT}/api'}/health")
+    if given and answer != "true":
+        action = "start it, or unset the variable: `raft run` then starts its own"
+        yield Fault("PREFECT_API_URL", f"{given} does not answer as Prefect", "a server", action)
+    elif answer not in ("true", None):
+        action = "stop it, or set PREFECT_API_URL to the server of `raft ui --port`"
+        yield Fault(
+            f"port {PREFECT_PORT}", "something else than Prefect answers", "Prefect's server, or nothing", action
+        )
+
+
+def _answer(url: str) -> str | None:
+    """What stands under `url`; None where nothing answers."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=3) as answer:
+            return str(answer.read(100).decode("utf-8", "replace"))
+    except urllib.error.HTTPError as error:
+        return f"status {error.code}"
+    except (OSError, HTTPException, ValueError):
+        return None

@@ -1,0 +1,298 @@
+"""What would make a run fail, found before anything runs: each check yields every fault that it finds.
+
+No check imports torch, transformers, lm-eval, Prefect or DVC, so all of them together take a second or two, those
+that ask other machines (`check_endpoints`) aside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from raft_tasks.chat import check_prompt
+from raft_tasks.config import Config, Domain, Endpoint, Model, read_document
+from raft_tasks.config.base import walk
+from raft_tasks.config.defaults import fill_in
+from raft_tasks.config.faults import explain
+from raft_tasks.errors import InputError
+from raft_tasks.evaluation.task_files import missing_data
+from raft_tasks.sources.files import RawRow, find_files, read_file, roles_of
+
+OUR_TASKS = Path(__file__).parent / "evaluation" / "tasks"
+HEAD_ROWS = 2000  # of a data file that are read
+ENDPOINT_SECONDS = 8.0
+COMMIT = re.compile(r"[0-9a-f]{40}")
+LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that a run would fail of: a key, file or service, what is there, what is expected, what to do."""
+
+    where: str
+    got: str
+    expected: str = ""
+    action: str = ""
+
+    def __str__(self) -> str:
+        expected = f", expected {self.expected}" if self.expected else ""
+        return f"{self.where}: {self.got}{expected}" + (f"\n    -> {self.action}" if self.action else "")
+
+
+def read_leniently(path: Path) -> tuple[Config | None, list[Fault]]:
+    """The configuration as far as it can be read, wrong keys left out; None where too little is left."""
+    try:
+        document = read_document(path)
+    except InputError as error:
+        return None, [Fault(str(path), str(error))]
+    faults: list[Fault] = []
+    for _ in range(20):
+        try:
+            return Config.model_validate(document), faults
+        except ValidationError as error:
+            faults = faults or [_key_fault(path, line) for line in explain(Config, error)]
+            reduced = document
+            for problem in error.errors():
+                reduced = _without(reduced, list(walk(Config, problem["loc"])[0]), problem["loc"])
+            if reduced == document:
+                return _by_section(document), faults
+            document = reduced
+    return None, faults
+
+
+def _key_fault(path: Path, line: str) -> Fault:
+    key, _, message = line.strip().partition(": ")
+    return Fault(f"{path}: {key}", message, action="`raft config show` prints the keys that hold")
+
+
+def _without(document: Any, parts: list[Any], location: tuple[Any, ...]) -> Any:
+    """The document without the key of a fault, or without the deepest part of its path that is there."""
+    if location and location[-1] not in parts[-1:]:
+        parts = [*parts, location[-1]]
+    if not isinstance(document, dict) or not parts or parts[0] not in document:
+        return document
+    child = document[parts[0]]
+    reduced = _without(child, parts[1:], ()) if isinstance(child, dict) and len(parts) > 1 else child
+    if reduced == child:  # the key itself, or one that is missing below it
+        return {name: value for name, value in document.items() if name != parts[0]}
+    return {**document, parts[0]: reduced}
+
+
+def _by_section(document: Any) -> Config | None:
+    """The configuration unchecked as a whole, where its sections name each other wrongly."""
+    filled, sections = fill_in(document), {}
+    for name, field in Config.model_fields.items():
+        try:
+            sections[name] = (
+                TypeAdapter(field.annotation or Any).validate_python(filled[name]) if name in filled else None
+            )
+        except ValidationError:
+            return None
+    return Config.model_construct(**{name: value for name, value in sections.items() if value is not None})
+
+
+def check_files(config: Config) -> list[Fault]:
+    """Data, models, templates and benchmarks."""
+    checks = (check_rows, check_models, check_templates, check_benchmarks)
+    return [fault for check in checks for fault in check(config)]
+
+
+def check_rows(config: Config) -> Iterator[Fault]:
+    """Files of every domain are there, and their first rows have the columns."""
+    for name in config.run.domains:
+        domain = config.domains.get(name)
+        if domain is None:
+            continue
+        if domain.hub and domain.hub.revision is None and not Path(domain.hub.id).is_dir():
+            yield Fault(f"domains.{name}.hub.revision", "null", "a commit of 40 digits", pin(domain.hub.id, "dataset"))
+        if name in config.run.documents or not domain.files:
+            if name in {*config.run.documents} - {*config.run.harvest} and not Path("documents", name).is_dir():
+                yield Fault(f"documents/{name}", "no such folder", "documents", "put them there, or see run.harvest")
+            continue
+        try:
+            files = find_files(domain.files, Path())
+        except InputError as error:
+            yield Fault(f"domains.{name}.files", str(error), action=f"put question-answer pairs into data/{name}/")
+            continue
+        for file in files:
+            yield from _check_file(file, name, domain)
+
+
+def _check_file(file: Path, name: str, domain: Domain) -> Iterator[Fault]:
+    rows = unusable = 0
+    missing = {"question", "answer"} if domain.chat is None else {"chat"}
+    try:
+        for row in islice(read_file(file, roles_of(domain)), HEAD_ROWS):
+            rows += 1
+            if isinstance(row, RawRow):
+                missing -= row.values.keys()
+            else:
+                unusable += 1
+    except InputError as error:
+        yield Fault(f"domains.{name}", str(error))
+        return
+    if missing or unusable == rows:
+        got = f"no value for {sorted(missing)} in {rows} rows" if rows else "no rows"
+        yield Fault(f"{file}", got, "question-answer pairs", f"correct the file, or domains.{name}.columns")
+
+
+def check_models(config: Config) -> Iterator[Fault]:
+    """Every local model's weights are there, or pinned to a commit of the hub."""
+    for role, model in config.models.items():
+        if isinstance(model, Model):
+            yield from _check_model(f"models.{role}", model, Path(model.path))
+    for section in ("semantic_filter", "fuse"):
+        settings = getattr(config, section)
+        hub_id = "/" in settings.encoder and not Path(settings.encoder).is_dir()
+        if hub_id and settings.revision is None:
+            yield Fault(f"{section}.revision", "null", "a commit of 40 digits", pin(settings.encoder))
+        elif "/" not in settings.encoder and find_spec(settings.encoder) is None:
+            yield Fault(f"{section}.encoder", repr(settings.encoder), "an installed package, a folder or a hub id")
+
+
+def _check_model(key: str, model: Model, path: Path) -> Iterator[Fault]:
+    if path.suffix == ".gguf" or path.is_dir():
+        files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.bin"), *path.glob("*.gguf")]
+        if path.is_dir() and not (path / "config.json").is_file():
+            yield Fault(f"{key}.path", f"{model.path!r} without config.json", "a model folder as transformers saves it")
+        if not files:
+            yield Fault(f"{key}.path", f"no weights in {model.path!r}", "*.safetensors", "put the weights there")
+        for file in files:
+            with file.open("rb") as weights:
+                if weights.read(len(LFS_POINTER)) == LFS_POINTER:
+                    yield Fault(f"{key}.path", f"{file} is a Git-LFS pointer", "weights", "`git lfs pull` there")
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith("models/"):
+        yield Fault(f"{key}.path", f"{model.path!r}, which does not exist", "a folder, or a hub id (owner/name)")
+    elif not COMMIT.fullmatch(model.revision or ""):
+        yield Fault(f"{key}.revision", repr(model.revision), f"a commit of {model.path}, 40 digits", pin(model.path))
+
+
+def pin(repository: str, kind: str = "model") -> str:
+    """How a commit of the hub is found: what is unpinned can change between two stages."""
+    command = f"from huggingface_hub import {kind}_info; print({kind}_info('{repository}').sha)"
+    return f'`python -c "{command}"` prints the newest one'
+
+
+class TemplateFile:
+    """As much of a tokenizer as a chat template needs, read without transformers; it has no tokens."""
+
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+    all_special_tokens: ClassVar[list[str]] = []
+    all_special_ids: ClassVar[list[int]] = []
+
+    def __len__(self) -> int:
+        return 0
+
+    def __init__(self, folder: Path) -> None:
+        settings = folder / "tokenizer_config.json"
+        self.settings = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        file = folder / "chat_template.jinja"
+        template = file.read_text(encoding="utf-8") if file.is_file() else self.settings.get("chat_template")
+        if isinstance(template, list):  # named templates
+            template = next((item["template"] for item in template if item["name"] == "default"), None)
+        self.chat_template = template
+        self.name_or_path = str(folder)
+
+    def apply_chat_template(self, messages: Any, *, chat_template: str, tokenize: bool, **variables: Any) -> str:
+        """As transformers renders it."""
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def refuse(message: str) -> None:
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = refuse
+        environment.filters["tojson"] = lambda value, **settings: json.dumps(value, ensure_ascii=False, **settings)
+        text = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", chat_template)  # marks of transformers' own
+        tokens = {name: token for name, token in self.settings.items() if name.endswith("_token")}
+        tokens = {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}
+        return environment.from_string(text).render(messages=messages, **tokens, **variables)
+
+
+def check_templates(config: Config) -> Iterator[Fault]:
+    """Every local model's chat template can be rendered, with the system prompt."""
+    for role, model in config.models.items():
+        if isinstance(model, Model) and Path(model.path).is_dir():
+            try:
+                template: Any = TemplateFile(Path(model.path))
+                check_prompt(template, model.system)
+            except InputError as error:
+                yield Fault(f"models.{role}", str(error))
+
+
+def check_benchmarks(config: Config) -> Iterator[Fault]:
+    """Tasks are known, their data pinned or mirrored with the splits that are read, and IFEval's splitter is there."""
+    merges = [config.methods[name].merge for name in config.run.methods if name in config.methods]
+    tasks = [*config.benchmark.tasks, *(task for merge in merges for task in getattr(merge, "tasks", []))]
+    settings = config.benchmark.model_copy(update={"tasks": list(dict.fromkeys(tasks))})
+    for message in missing_data(settings, OUR_TASKS):
+        yield Fault("benchmark", message)
+    files = [folder / "tokenizers" / name for folder in nltk_folders() for name in ("punkt_tab", "punkt_tab.zip")]
+    if any("ifeval" in task for task in tasks) and not any(file.exists() for file in files):
+        action = "`python -m nltk.downloader punkt_tab`, or unpack punkt_tab.zip into ~/nltk_data/tokenizers"
+        yield Fault("benchmark.tasks: ifeval", "nltk's punkt_tab is not installed", "its sentence splitter", action)
+
+
+def nltk_folders() -> list[Path]:
+    """Where nltk looks for its data."""
+    prefixes = (sys.prefix, f"{sys.prefix}/share", f"{sys.prefix}/lib", str(Path.home()), "/usr/share",
+                "/usr/local/share", "/usr/lib", "/usr/local/lib")  # fmt: skip
+    given = filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep))
+    return [*map(Path, given), *(Path(prefix, "nltk_data") for prefix in prefixes)]
+
+
+def count_parameters(model: Path) -> int:
+    """Of the safetensors files in a folder, by their headers; 0 where there are none."""
+    total = 0
+    for file in model.glob("*.safetensors"):
+        with file.open("rb") as weights:
+            try:
+                header = json.loads(weights.read(int.from_bytes(weights.read(8), "little")))
+            except (ValueError, OverflowError, MemoryError):  # a pointer, or broken: check_models says so
+                return 0
+        for tensor in header.values():
+            total += prod(tensor.get("shape", [0]))  # the header's metadata has none
+    return total
+
+
+def check_endpoints(config: Config) -> list[Fault]:
+    """One token from every endpoint, all at once."""
+    endpoints = [(role, model) for role, model in config.models.items() if isinstance(model, Endpoint)]
+    with ThreadPoolExecutor(max(1, len(endpoints))) as pool:
+        return [fault for fault in pool.map(lambda item: _ask(*item), endpoints) if fault]
+
+
+def _ask(role: str, model: Endpoint) -> Fault | None:
+    import httpx
+
+    key = os.environ.get(model.api_key_env or "")
+    if model.api_key_env and not key:
+        return Fault(f"models.{role}.api_key_env", f"the variable {model.api_key_env} is not set", "the API's key")
+    body = {"model": model.model, "messages": [{"role": "user", "content": "Hi"}], model.length_field: 1}
+    address, action = (
+        f"{model.base_url.rstrip('/')}/chat/completions",
+        "start the server, or correct base_url and model",
+    )
+    headers = {"Authorization": f"Bearer {key or 'none'}"}
+    try:
+        answer = httpx.post(address, json=body | model.options, headers=headers, timeout=ENDPOINT_SECONDS)
+    except httpx.HTTPError as error:
+        return Fault(f"models.{role}", f"no answer from {address}: {error}", "an OpenAI-compatible API", action)
+    if answer.is_success:
+        return None
+    return Fault(f"models.{role}", f"{address} answers {answer.status_code} {answer.reason_phrase}", "a token", action)
