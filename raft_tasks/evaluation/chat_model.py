@@ -1,104 +1,100 @@
-"""lm-eval's transformers backend as a chat model: prompts as in training, nothing cut, progress reported."""
+"""lm-eval's transformers backend as a chat model: prompts as in training, nothing cut, progress reported.
+
+Imports lm-eval, which takes seconds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
+
+import torch
+from lm_eval.models import huggingface
 
 from raft_tasks import chat
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
 from raft_tasks.thoughts import strip_thoughts
 
-if TYPE_CHECKING:
-    import torch
-    from lm_eval.models.huggingface import HFLM
 
-
-def load_chat_model(settings: Model, batch_size: int, progress: Callable[[int], None]) -> HFLM:
-    """The model for lm-eval.
+class ChatModel(huggingface.HFLM):
+    """The model of a folder or hub id; a prompt that does not fit is an InputError.
 
     Args:
         progress: called with the number of items done so far.
 
     Raises:
-        InputError: a model without chat template; later, while it answers, a prompt that does not fit.
+        InputError: a model without chat template.
     """
-    import torch
-    from lm_eval.models import huggingface
 
-    class ChatModel(huggingface.HFLM):
-        done = 0  # items
+    def __init__(self, settings: Model, batch_size: int, progress: Callable[[int], None]) -> None:
+        self.system, self.progress, self.done = settings.system, progress, 0
+        folder = Path(settings.path)
+        super().__init__(
+            pretrained=str(folder.resolve()) if folder.is_dir() else settings.path,
+            revision=settings.revision or "main",
+            dtype=settings.dtype,
+            batch_size=batch_size,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+        )
+        chat.check_chat(self.tokenizer, settings.system)
+        generation = self.model.generation_config
+        generation.eos_token_id = chat.stop_ids(self.tokenizer, generation.eos_token_id)  # not each model names its own
 
-        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            return chat.render(
-                self.tokenizer, settings.system, chat_history, add_generation_prompt, not add_generation_prompt
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return chat.render(self.tokenizer, self.system, chat_history, add_generation_prompt, not add_generation_prompt)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        with self.reporting(requests):
+            answers = super().generate_until(requests, disable_tqdm=True)
+        return [strip_thoughts(text)[0] for text in answers]
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        with self.reporting(requests):
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+    @contextmanager
+    def reporting(self, requests: list[Any]) -> Iterator[None]:
+        """Report what lm-eval tells its progress bar; an item may make several requests, one per choice."""
+        items = len({(request.task_name, request.doc_id) for request in requests})
+        before, progress = self.done, self.progress
+
+        class Bar:
+            answered = 0
+
+            def __init__(self, iterable: Iterable[Any] = (), **_: Any) -> None:
+                self.iterable = iterable
+
+            def __iter__(self) -> Iterator[Any]:
+                return iter(self.iterable)
+
+            def update(self, count: int = 1) -> None:
+                self.answered += count
+                progress(before + items * self.answered // len(requests))
+
+            def close(self) -> None:
+                progress(before + items)
+
+        with patch.object(huggingface, "tqdm", Bar):
+            yield
+        self.done += items
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens, mask = super().tok_batch_encode(strings, padding_side, None, truncation)
+        if left_truncate_len is not None and tokens.shape[1] > left_truncate_len:
+            longest = strings[int(mask.sum(dim=1).argmax())]
+            raise InputError(
+                f"a prompt has {tokens.shape[1]} tokens, but of the model's {self.max_length} only "
+                f"{left_truncate_len} are left beside the answer; shorten the item, lower the task's "
+                f"max_gen_toks, or take the task out of benchmark.tasks. It begins {longest[:200]!r}"
             )
-
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-            with self.reporting(requests):
-                answers = super().generate_until(requests, disable_tqdm=True)
-            return [strip_thoughts(text)[0] for text in answers]
-
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-            with self.reporting(requests):
-                return super().loglikelihood(requests, disable_tqdm=True)
-
-        @contextmanager
-        def reporting(self, requests: list[Any]) -> Iterator[None]:
-            """Report what lm-eval tells its progress bar; an item may make several requests, one per choice."""
-            items = len({(request.task_name, request.doc_id) for request in requests})
-            before = self.done
-
-            class Bar:
-                answered = 0
-
-                def __init__(self, iterable: Iterable[Any] = (), **_: Any) -> None:
-                    self.iterable = iterable
-
-                def __iter__(self) -> Iterator[Any]:
-                    return iter(self.iterable)
-
-                def update(self, count: int = 1) -> None:
-                    self.answered += count
-                    progress(before + items * self.answered // len(requests))
-
-                def close(self) -> None:
-                    progress(before + items)
-
-            with patch.object(huggingface, "tqdm", Bar):
-                yield
-            self.done += items
-
-        def tok_batch_encode(
-            self,
-            strings: list[str],
-            padding_side: str = "left",
-            left_truncate_len: int | None = None,
-            truncation: bool = False,
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            tokens, mask = super().tok_batch_encode(strings, padding_side, None, truncation)
-            if left_truncate_len is not None and tokens.shape[1] > left_truncate_len:
-                longest = strings[int(mask.sum(dim=1).argmax())]
-                raise InputError(
-                    f"a prompt has {tokens.shape[1]} tokens, but of the model's {self.max_length} only "
-                    f"{left_truncate_len} are left beside the answer; shorten the item, lower the task's "
-                    f"max_gen_toks, or take the task out of benchmark.tasks. It begins {longest[:200]!r}"
-                )
-            return tokens, mask
-
-    folder = Path(settings.path)
-    model = ChatModel(
-        pretrained=str(folder.resolve()) if folder.is_dir() else settings.path,
-        revision=settings.revision or "main",
-        dtype=settings.dtype,
-        batch_size=batch_size,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-    )
-    chat.check_chat(model.tokenizer, settings.system)
-    generation = model.model.generation_config
-    generation.eos_token_id = chat.stop_ids(model.tokenizer, generation.eos_token_id)  # not each model names its own
-    return model
+        return tokens, mask

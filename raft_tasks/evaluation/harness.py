@@ -23,7 +23,6 @@ import numpy as np
 
 from raft_tasks.config import Benchmark, BenchmarkData, Model
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.chat_model import load_chat_model
 from raft_tasks.evaluation.ifeval import check_ifeval
 from raft_tasks.evaluation.overlay import task_manager
 from raft_tasks.schemas import BenchmarkScores, Example, ItemResult, TaskScores
@@ -88,36 +87,18 @@ def evaluate(
         raise InputError(
             f"domain {suite.domain!r} has no held-out rows to benchmark on; give it rows of the split `test`"
         )
-    settings = suite.settings
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         import lm_eval.evaluator
 
-        work = Path(folder)
-        write_domain_task(work, suite.domain, suite.rows, settings.max_new_tokens)
-        names = [DOMAIN_TASK, *settings.tasks]
-        manager = task_manager(names, [suite.tasks_folder, work], settings.data, work, settings.few_shot)
-        loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
-        named: dict[str, str] = {}  # lm-eval's task -> its name in params.yaml, which may be a group's
-        samples: dict[str, list[int]] = {}  # of the tasks that are limited
-        total = 0
-        for name in names:
-            part = _load(manager, name)
-            for kind in loaded:
-                loaded[kind] |= part.get(kind, {})
-            named |= dict.fromkeys(part["tasks"], name)
-            for task_name, task in part["tasks"].items():
-                _set_few_shot(name, task, settings.few_shot.get(name))
-                count = min(settings.limit.get(name, len(task.eval_docs)), len(task.eval_docs))
-                if name in settings.limit:
-                    samples[task_name] = list(range(count))
-                total += count
-        check_ifeval(loaded["tasks"].values())
-        lm = load_chat_model(model, settings.batch_size, lambda done: progress(done, total) if progress else None)
+        from raft_tasks.evaluation.chat_model import ChatModel
+
+        tasks = _load_suite(suite, Path(folder))
+        lm = ChatModel(model, suite.settings.batch_size, lambda done: progress(done, tasks.total) if progress else None)
         # simple_evaluate itself would look at the machine for seconds, for every model
         results: Any = lm_eval.evaluator.evaluate(
             lm=lm,
-            task_dict=loaded,
-            samples=samples,
+            task_dict=tasks.loaded,
+            samples=tasks.samples,
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=True,
@@ -125,13 +106,44 @@ def evaluate(
         )
         items = [
             row
-            for task, task_samples in results["samples"].items()
-            for row in _items(named[task], task, loaded["tasks"][task], task_samples)
+            for task, samples in results["samples"].items()
+            for row in _items(tasks.named[task], task, tasks.loaded["tasks"][task], samples)
         ]
+    names = [DOMAIN_TASK, *suite.settings.tasks]
     return {
         "tasks": {name: _scores(results, name, [row for row in items if row.task == name]) for name in names},
         "versions": {package: version(package) for package in ("lm_eval", "transformers", "torch")},
     }, items
+
+
+@dataclass
+class _Tasks:
+    """The tasks of a suite, as lm-eval's evaluate takes them."""
+
+    loaded: dict[str, Any]
+    named: dict[str, str]  # lm-eval's task -> its name in params.yaml, which may be a group's
+    samples: dict[str, list[int]]  # of the tasks that are limited
+    total: int  # items
+
+
+def _load_suite(suite: Suite, work: Path) -> _Tasks:
+    settings, names = suite.settings, [DOMAIN_TASK, *suite.settings.tasks]
+    write_domain_task(work, suite.domain, suite.rows, settings.max_new_tokens)
+    manager = task_manager(names, [suite.tasks_folder, work], settings.data, work, settings.few_shot)
+    tasks = _Tasks({"tasks": {}, "groups": {}, "group_map": {}}, {}, {}, 0)
+    for name in names:
+        part = _load(manager, name)
+        for kind in tasks.loaded:
+            tasks.loaded[kind] |= part.get(kind, {})
+        tasks.named |= dict.fromkeys(part["tasks"], name)
+        for task_name, task in part["tasks"].items():
+            _set_few_shot(name, task, settings.few_shot.get(name))
+            count = min(settings.limit.get(name, len(task.eval_docs)), len(task.eval_docs))
+            if name in settings.limit:
+                tasks.samples[task_name] = list(range(count))
+            tasks.total += count
+    check_ifeval(tasks.loaded["tasks"].values())
+    return tasks
 
 
 def item_texts(tasks: list[str], tasks_folder: Path, data: Mapping[str, BenchmarkData]) -> Iterator[tuple[str, str]]:
