@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from stdnum import iban, luhn
+
 SHOWN = 2  # characters of a finding that reports show
 
 _DIGITS = re.compile(r"\d[\d ().\-]{5,}\d")  # what every rule on numbers needs
@@ -63,29 +65,27 @@ def mask(text: str, finding: Finding) -> str:
     return f"{text[finding.start : finding.start + SHOWN]}...[{finding.rule}, {finding.end - finding.start} characters]"
 
 
-def iban_is_valid(number: str) -> bool:
-    """ISO 13616: the first four characters moved to the end, letters as 10 to 35, modulo 97 is 1."""
-    compact = number.replace(" ", "")
-    digits = "".join(str(int(character, 36)) for character in compact[4:] + compact[:4])
-    return 15 <= len(compact) <= 34 and int(digits) % 97 == 1
-
-
 def card_is_valid(number: str) -> bool:
-    """ISO/IEC 7812: an issuer's first digit, and Luhn's sum divisible by 10."""
-    digits = [int(character) for character in number if character.isdigit()]
-    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
-    return digits[0] in (2, 3, 4, 5, 6) and len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
+    """ISO/IEC 7812: an issuer's first digit, and Luhn's check digit."""
+    digits = "".join(filter(str.isdigit, number))
+    return digits[0] in "23456" and len(set(digits)) > 1 and luhn.is_valid(digits)
 
 
-def _phone_is_valid(number: str) -> bool:
-    return 8 <= sum(character.isdigit() for character in number) <= 15
+def phone_is_valid(number: str) -> bool:
+    """Whether a country's numbers can have this length; without a country code: those of North America."""
+    import phonenumbers
+
+    try:
+        return phonenumbers.is_possible_number(phonenumbers.parse(number, "US"))
+    except phonenumbers.NumberParseException:
+        return False
 
 
 _NUMBERS: list[tuple[str, re.Pattern[str], Callable[[str], bool]]] = [
-    ("IBAN", _IBAN, iban_is_valid),
+    ("IBAN", _IBAN, iban.is_valid),
     ("payment card number", _CARD, card_is_valid),
     ("US social security number", _SSN, lambda number: True),
-    ("phone number", _PHONE, _phone_is_valid),
+    ("phone number", _PHONE, phone_is_valid),
 ]
 
 

@@ -1,6 +1,7 @@
 import pytest
+from stdnum import iban
 
-from raft_tasks.sources.privacy import card_is_valid, findings, iban_is_valid, masked
+from raft_tasks.sources.privacy import card_is_valid, findings, masked, phone_is_valid
 
 PRIVATE = [
     ("Write to bob.smith+x@mail.example.org, please.", "e-mail address", "bob.smith+x@mail.example.org"),
@@ -40,10 +41,13 @@ def test_what_only_looks_like_it_is_left_alone(text: str) -> None:
 
 
 def test_check_digits() -> None:
-    assert iban_is_valid("GB82 WEST 1234 5698 7654 32")
-    assert not iban_is_valid("GB82 WEST 1234 5698 7654 23")
+    assert iban.is_valid("GB82 WEST 1234 5698 7654 32")
+    assert not iban.is_valid("GB82 WEST 1234 5698 7654 23")
     assert card_is_valid("5500-0000-0000-0004")
     assert not card_is_valid("0000 0000 0000 0000")
+    assert phone_is_valid("+1 212 555 0123")
+    assert not phone_is_valid("+49 1")
+    assert not phone_is_valid("+999 1234567")
 
 
 def test_several_findings_in_order() -> None:
