@@ -3,7 +3,7 @@
 from prefect import flow
 
 from flows import paths
-from flows.rows import WITHOUT_LIMIT, open_pool, through
+from flows.rows import WITHOUT_LIMIT, ProgressReporter, map_chunks, open_pool
 from raft_tasks.anchors import answer_chunk, generate_chunk, held_out_texts, identity_of, measured_texts, write_set
 from raft_tasks.artifacts import atomic_folder, read_rows, write_json
 from raft_tasks.config import load_config
@@ -29,17 +29,8 @@ def anchors() -> None:
                 (generate_chunk, range(settings.count), "generated"),
                 (answer_chunk, turns, "given"),
             ):
-                rows += through(
-                    work,
-                    inputs,
-                    settings,
-                    label="anchors",
-                    total=len(inputs),
-                    chunk_rows=settings.chunk_rows,
-                    chunks=config.resources.chunks,
-                    pool=pool,
-                    unit=f"{kind} turns of {name}",
-                )
+                progress = ProgressReporter("anchors", len(inputs), pool.calls, f"{kind} turns of {name}")
+                rows += map_chunks(work, inputs, settings, pool, config.resources.chunks, progress)
             measured = measured_texts(settings, config.benchmark, paths.BENCHMARK_TASKS)
             cleaning = Cleaning(settings, held_out, measured, encoder=encoder)
             statistics = write_set(rows, cleaning, config.base, folder / "sets" / name)

@@ -6,7 +6,7 @@ from itertools import chain
 from prefect import flow
 
 from flows import paths
-from flows.rows import few_failed, open_pool, through
+from flows.rows import ProgressReporter, enforce_failure_rate, map_chunks, open_pool
 from raft_tasks.artifacts import atomic_folder, count_rows, iter_rows, read_rows, write_json, write_rows
 from raft_tasks.config import load_config
 from raft_tasks.fuse import failure, fuse_chunk, judge_labels, replay_pairs, summarize_judging, training_pairs
@@ -22,18 +22,10 @@ def fuse(domain: str) -> None:
     pool = open_pool(
         "fuse", settings.budget, config, {settings.model, "base", *(judge.model for judge in settings.models)}
     )
-    rows = through(
-        fuse_chunk,
-        iter_rows(filtered, Filtered),
-        settings,
-        label=label,
-        total=total,
-        chunk_rows=settings.chunk_rows,
-        chunks=config.resources.chunks,
-        pool=pool,
-    )
+    progress = ProgressReporter(label, total, pool.calls)
+    rows = map_chunks(fuse_chunk, iter_rows(filtered, Filtered), settings, pool, config.resources.chunks, progress)
     with closing(rows) as fused:
-        kept = few_failed(label, fused, total, settings.max_failed, failure)
+        kept = enforce_failure_rate(label, fused, total, settings.max_failed, failure)
         write_rows(paths.fused(domain, config.run.rows), kept)
     labels = read_rows(paths.labels(settings.calibration), Labelled) if settings.calibration else []
     scores = judge_labels(labels, settings, pool) if labels else []

@@ -8,7 +8,7 @@ from contextlib import closing
 from prefect import flow
 
 from flows import paths
-from flows.rows import few_failed, open_pool, through
+from flows.rows import ProgressReporter, enforce_failure_rate, map_chunks, open_pool
 from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.config import Config, load_config
 from raft_tasks.errors import InputError
@@ -38,19 +38,10 @@ def judge(domain: str) -> None:
             "benchmark.tasks whose answers are texts"
         )
     pool = _open_panel(config)
-    judged = through(
-        judge_chunk,
-        answers,
-        settings,
-        label=label,
-        total=len(answers),
-        chunk_rows=settings.chunk_rows,
-        chunks=config.resources.chunks,
-        pool=pool,
-        unit="answers",
-    )
+    progress = ProgressReporter(label, len(answers), pool.calls, "answers")
+    judged = map_chunks(judge_chunk, answers, settings, pool, config.resources.chunks, progress)
     with closing(judged) as rows:
-        votes = drop_undecided(few_failed(label, rows, len(answers), settings.max_failed, failure))
+        votes = drop_undecided(enforce_failure_rate(label, rows, len(answers), settings.max_failed, failure))
     labels = read_rows(paths.labels(settings.calibration), Labelled) if settings.calibration else []
     on_labels = judge_labels(labels, settings, pool) if labels else []
     write_rows(paths.judged(domain) / "votes.jsonl", votes)
@@ -64,7 +55,7 @@ def judge_more(label: str, model: str, items: list[ItemResult], votes: list[Judg
     settings = config.judge
     answers = [(model, item) for item in items if item.task in settings.tasks]
     judged = judge_chunk.fn(answers, settings, _open_panel(config))
-    more = few_failed(label, judged, len(answers), settings.max_failed, failure)
+    more = enforce_failure_rate(label, judged, len(answers), settings.max_failed, failure)
     return drop_undecided([*(row for row in votes if row.model != model), *more])
 
 

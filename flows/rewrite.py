@@ -6,7 +6,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows import paths
-from flows.rows import few_failed, open_pool, through
+from flows.rows import ProgressReporter, enforce_failure_rate, map_chunks, open_pool
 from raft_tasks.artifacts import count_rows, iter_rows, write_rows
 from raft_tasks.config import Rewrite, load_config
 from raft_tasks.generation.cached_backend import ModelPool
@@ -25,16 +25,9 @@ def rewrite(domain: str) -> None:
     settings = config.rewrite
     examples = paths.split(domain, "train", config.run.rows)
     total, label = count_rows(examples), f"rewrite@{domain}"
-    rows = through(
-        rewrite_chunk,
-        iter_rows(examples, Example),
-        settings,
-        label=label,
-        total=total,
-        chunk_rows=settings.chunk_rows,
-        chunks=config.resources.chunks,
-        pool=open_pool("rewrite", settings.budget, config, {settings.model}),
-    )
+    pool = open_pool("rewrite", settings.budget, config, {settings.model})
+    progress = ProgressReporter(label, total, pool.calls)
+    rows = map_chunks(rewrite_chunk, iter_rows(examples, Example), settings, pool, config.resources.chunks, progress)
     with closing(rows) as rewritten:
-        kept = few_failed(label, rewritten, total, settings.max_failed, lambda row: row.failure)
+        kept = enforce_failure_rate(label, rewritten, total, settings.max_failed, lambda row: row.failure)
         write_rows(paths.rewritten(domain, config.run.rows), kept)

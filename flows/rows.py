@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
@@ -16,7 +15,7 @@ from prefect.futures import PrefectWrappedFuture
 
 from flows import paths
 from flows.stage import PROGRESS_SECONDS, Progress
-from raft_tasks.artifacts import read_json
+from raft_tasks.artifacts import batched, read_json
 from raft_tasks.config import Budget, Chunks, Config
 from raft_tasks.errors import InputError
 from raft_tasks.generation.cached_backend import CallSession, ModelPool
@@ -47,39 +46,35 @@ def open_pool(stage: str, budget: Budget, config: Config, names: Collection[str]
     return ModelPool(calls, {name: config.models[name] for name in names}, identities)
 
 
-def through(
+def map_chunks(
     work: Task[..., list[NewT]],
     rows: Iterable[RowT],
-    *arguments: Any,
-    label: str,
-    total: int,
-    chunk_rows: int,
-    chunks: Chunks,
+    settings: Any,
     pool: ModelPool,
-    unit: str = "rows",
+    chunks: Chunks,
+    progress: ProgressReporter,
 ) -> Generator[NewT, None, None]:
-    """`work(chunk, *arguments, pool)` for every `chunk_rows` rows of `rows`; what it returns, in the rows' order.
+    """`work(chunk, settings, pool)` for every `settings.chunk_rows` rows; what it returns, in the rows' order.
 
     Two chunks per worker are under way at most. Where one fails, or the caller stops (and closes this), no more calls
-    begin, those in flight end and are kept, and then the first error is raised.
+    begin, those in flight end and are cached, and then the first error is raised.
     """
     waiting: deque[PrefectWrappedFuture[list[NewT], Any]] = deque()
-    portions = _portions(iter(rows), chunk_rows)
-    sight = Sight(label, total, unit, pool.calls)
+    portions = batched(rows, settings.chunk_rows)
     done = 0
     try:
         while True:
             while len(waiting) < 2 * chunks.workers and (portion := next(portions, None)):
-                future: Any = work.submit(portion, *arguments, pool)
+                future: Any = work.submit(portion, settings, pool)
                 waiting.append(future)
             if not waiting:
                 break
             while not waiting[0].wrapped_future.done():
                 waiting[0].wait(PROGRESS_SECONDS)
-                sight(done)
+                progress.show(done)
             result = waiting.popleft().result()
             done += len(result)
-            sight(done)
+            progress.show(done)
             yield from result
     except BaseException:
         pool.calls.cache.stop(pool.calls.run)
@@ -88,10 +83,10 @@ def through(
                 future.wait()
         raise
     finally:
-        sight.end()
+        progress.end()
 
 
-def few_failed(
+def enforce_failure_rate(
     label: str, rows: Iterable[RowT], total: int, max_failed: float, failure: Callable[[RowT], str | None]
 ) -> Iterator[RowT]:
     """Pass `rows` on while at most the share `max_failed` of `total` has a failure.
@@ -114,20 +109,20 @@ def few_failed(
         yield row
 
 
-class Sight:
+class ProgressReporter:
     """What a run of a row stage shows while it works: lines, and on the run's page a bar and at the end a table."""
 
-    def __init__(self, label: str, total: int, unit: str, calls: CallSession) -> None:
+    def __init__(self, label: str, total: int, calls: CallSession, unit: str = "rows") -> None:
         self.calls, self.total = calls, total
         self.progress = Progress(label, total, unit)
         self.shown = (0, "")
         self.key = label.replace("@", "-").replace("_", "-")
         self.artifact: Any = create_progress_artifact(0.0, key=self.key, description=label)
 
-    def __call__(self, done: int) -> None:
+    def show(self, done: int) -> None:
         if not self.progress.due(done):
             return
-        details = in_words(self.calls.cache.tally(self.calls.run))
+        details = describe(self.calls.cache.tally(self.calls.run))
         if (done, details) != self.shown:
             self.shown = (done, details)
             self.progress(done, shown=details)
@@ -138,13 +133,8 @@ class Sight:
         create_table_artifact(key=f"{self.key}-calls", table=[asdict(tally)], description=f"Calls of {self.key}")
 
 
-def in_words(tally: Tally) -> str:
+def describe(tally: Tally) -> str:
     """E.g. `120 calls, 8 from the cache, 20514 tokens, 3 errors, 0.0215 spent`; parts that are nothing are left out."""
     parts = [f"{tally.calls} calls", f"{tally.cached} from the cache", f"{tally.prompt_tokens + tally.tokens} tokens"]
     parts += [f"{tally.errors} errors", f"{tally.failed} failed", f"{tally.cost:.4f} spent"]
     return ", ".join(part for part in parts if float(part.split()[0]))
-
-
-def _portions(rows: Iterator[RowT], size: int) -> Iterator[list[RowT]]:
-    while portion := list(itertools.islice(rows, size)):
-        yield portion

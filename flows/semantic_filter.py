@@ -6,7 +6,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows import paths
-from flows.rows import WITHOUT_LIMIT, open_pool, through
+from flows.rows import WITHOUT_LIMIT, ProgressReporter, map_chunks, open_pool
 from raft_tasks.artifacts import count_rows, iter_rows, write_rows
 from raft_tasks.config import SemanticFilter, load_config
 from raft_tasks.generation.cached_backend import ModelPool
@@ -27,15 +27,8 @@ def semantic_filter(domain: str) -> None:
     config = load_config()
     settings = config.semantic_filter
     rewritten = paths.rewritten(domain, config.run.rows)
-    rows = through(
-        filter_chunk,
-        iter_rows(rewritten, Rewritten),
-        settings,
-        label=f"semantic_filter@{domain}",
-        total=count_rows(rewritten),
-        chunk_rows=settings.chunk_rows,
-        chunks=config.resources.chunks,
-        pool=open_pool("semantic_filter", WITHOUT_LIMIT, config),
-    )
+    pool = open_pool("semantic_filter", WITHOUT_LIMIT, config)
+    progress = ProgressReporter(f"semantic_filter@{domain}", count_rows(rewritten), pool.calls)
+    rows = map_chunks(filter_chunk, iter_rows(rewritten, Rewritten), settings, pool, config.resources.chunks, progress)
     with closing(rows) as filtered:
         write_rows(paths.filtered(domain, config.run.rows), filtered)
