@@ -25,7 +25,8 @@ import yaml
 from study import STUDIES, results_of
 
 from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference, mean, ratio
-from raft_tasks.reporting.figures import frontier, styles_of
+from raft_tasks.reporting.figures.panel import styles_of
+from raft_tasks.reporting.figures.scores import frontier
 from raft_tasks.reporting.frontier import AXES, undominated
 from raft_tasks.reporting.study import BASE
 

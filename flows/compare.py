@@ -24,14 +24,14 @@ from flows import paths
 from flows.benchmark import suite_of
 from flows.judge import judge_more
 from flows.stage import Progress
-from raft_tasks.artifacts import write_json, write_rows
+from raft_tasks.artifacts import write_rows
 from raft_tasks.compare import REVISION, locate_model
 from raft_tasks.config import Config, load_config
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import DOMAIN_TASK, Suite, evaluate
 from raft_tasks.evaluation.verdicts import add_verdicts
-from raft_tasks.report import data_versions, git_revision
-from raft_tasks.reporting.report import Origin
+from raft_tasks.reporting.metrics import write_metrics
+from raft_tasks.reporting.origin import read_origin
 from raft_tasks.reporting.side_by_side import Answers, measure_side_by_side, write_side_by_side
 from raft_tasks.reporting.study import BASE, Benchmarked, Run
 from raft_tasks.schemas import ItemResult, Judged
@@ -80,9 +80,9 @@ def compare(models: Models, domains: list[str], tasks: list[str], output: Path, 
         for domain, of_domain in outcomes.items()
     }
     metrics = measure_side_by_side(answers, tasks, models, config.report)
-    origin = Origin(git_revision(), data_versions(paths.LOCK))
+    origin = read_origin(paths.LOCK)
     write_side_by_side(answers, metrics, config.report, origin, command, output)
-    write_json(output / "metrics.json", metrics)
+    write_metrics(output / "metrics.json", metrics)
 
 
 def _labels(models: Models) -> Iterator[tuple[str, int, str]]:

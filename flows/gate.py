@@ -24,7 +24,7 @@ from raft_tasks.evaluation.gate import Measured, Verdict, check_candidate
 from raft_tasks.evaluation.verdicts import add_verdicts
 from raft_tasks.gate import fidelity_rate, measure, release, size_and_latency
 from raft_tasks.registry import champion, released
-from raft_tasks.report import data_versions
+from raft_tasks.reporting.origin import data_versions
 from raft_tasks.schemas import Fused, ItemResult, Judged
 
 POLL_SECONDS = 5  # between two looks for a person's answer

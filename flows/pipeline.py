@@ -33,10 +33,10 @@ from flows.reproduce import Reproducer
 from flows.resolve import resolve
 from flows.server import ensure_server
 from flows.stage import END_LINE, RUN_LINE, run_page
-from raft_tasks.artifacts import read_json
 from raft_tasks.config import Config, load_config
 from raft_tasks.errors import OperationalError
-from raft_tasks.reporting.tables import print_table
+from raft_tasks.reporting.metrics import read_metrics
+from raft_tasks.reporting.terminal import print_table
 
 TAIL_LINES = 30  # of a failed stage's output, repeated in its error
 ERROR = "error: "  # that flows/cli.py begins the message of a failed stage with
@@ -238,7 +238,7 @@ def show_results() -> None:
     """Print the table of the report and where the page is."""
     metrics = paths.REPORTS / "metrics.json"
     if metrics.exists():
-        print_table(read_json(metrics))
+        print_table(read_metrics(metrics))
         print(f"The whole report: {(paths.REPORTS / 'report.html').resolve().as_uri()}")
 
 

@@ -3,13 +3,18 @@
 from prefect import flow
 
 from flows import paths
-from raft_tasks.artifacts import write_json
 from raft_tasks.config import load_config
-from raft_tasks.report import report_run
+from raft_tasks.reporting.measures import measure
+from raft_tasks.reporting.metrics import write_metrics
+from raft_tasks.reporting.origin import read_origin
+from raft_tasks.reporting.report import write_report, write_summary
+from raft_tasks.reporting.study import collect
 
 
 @flow
 def report() -> None:
-    page, summary = paths.REPORTS / "report.html", paths.REPORTS / "report.md"
-    metrics = report_run(load_config(), paths.ARTIFACTS, paths.SWEEPS, paths.LOCK, page, summary)
-    write_json(paths.REPORTS / "metrics.json", metrics)
+    study = collect(paths.ARTIFACTS, paths.SWEEPS, load_config())
+    metrics, origin = measure(study), read_origin(paths.LOCK)
+    write_report(study, metrics, origin, paths.REPORTS / "report.html")
+    write_summary(metrics, origin, paths.REPORTS / "report.md")
+    write_metrics(paths.REPORTS / "metrics.json", metrics)

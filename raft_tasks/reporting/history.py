@@ -1,4 +1,4 @@
-"""The history of a service: every retraining and every roll back, on a page that needs nothing beside it."""
+"""The history of a retrained model: every retraining and every rollback, as a self-contained page and as Markdown."""
 
 from __future__ import annotations
 
@@ -8,37 +8,36 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from raft_tasks.artifacts import atomic_file
-from raft_tasks.reporting.report import page_environment
-
-PAGES = {"history.html.jinja": "history.html", "history.md.jinja": "history.md"}
+from raft_tasks.reporting.report import page_environment, render
 
 
 @dataclass(frozen=True)
 class Event:
-    """One domain's candidate that was judged, or one model that a person put back into production."""
+    """The gate's decision on one domain's candidate, or one rollback."""
 
     when: datetime
     domain: str
     outcome: str  # promoted | kept | rolled back
-    winner: str  # what was in production afterwards
+    winner: str  # the version in production afterwards
     reason: str
     commit: str
-    verdict: Mapping[str, Any] | None = None  # releases/<domain>.json; None of a roll back
+    verdict: Mapping[str, Any] | None = None  # releases/<domain>.json; None for a rollback
     new_rows: str = ""
     questions: str = ""
     duration: str = ""
 
     def margin(self, rule: str) -> str:
-        """By how much, as the verdict's table has it; empty where it has no such rule."""
-        checks = self.verdict["checks"] if self.verdict else []
-        return next((check["candidate"] for check in checks if check["rule"] == rule), "")
+        """The candidate's margin under a rule of the gate; empty where it has no such rule."""
+        return next((check["candidate"] for check in self._checks if check["rule"] == rule), "")
+
+    @property
+    def _checks(self) -> list[dict[str, Any]]:
+        return self.verdict["checks"] if self.verdict else []
 
     @property
     def general(self) -> str:
         """The general average, or the only general task."""
-        checks = self.verdict["checks"] if self.verdict else []
-        rules = [check["rule"] for check in checks if check["rule"].startswith("general")]
+        rules = [check["rule"] for check in self._checks if check["rule"].startswith("general")]
         return self.margin(rules[-1]) if rules else ""
 
     @property
@@ -47,16 +46,16 @@ class Event:
 
 
 def write_history(events: Sequence[Event], folder: Path) -> None:
-    """Write history.html and history.md into `folder`; `events` in any order, shown newest first."""
-    environment = page_environment()
-    shown = sorted(events, key=lambda event: event.when, reverse=True)
+    """Write history.html and history.md into `folder`, newest event first."""
+    newest_first = sorted(events, key=lambda event: event.when, reverse=True)
     current: dict[str, str] = {}
-    for event in shown:
+    for event in newest_first:
         current.setdefault(event.domain, event.winner)
-    counts = {
-        outcome: sum(event.outcome == outcome for event in shown) for outcome in ("promoted", "kept", "rolled back")
+    outcomes = ("promoted", "kept", "rolled back")
+    view = {
+        "events": newest_first,
+        "current": current,
+        "counts": {outcome: sum(event.outcome == outcome for event in events) for outcome in outcomes},
     }
-    for template, name in PAGES.items():
-        with atomic_file(folder / name) as temporary:
-            page = environment.get_template(template).render(events=shown, current=current, counts=counts)
-            temporary.write_text(page, encoding="utf-8")
+    for suffix in ("html", "md"):
+        render(page_environment(), f"history.{suffix}.jinja", view, folder / f"history.{suffix}")

@@ -1,13 +1,23 @@
-"""The paper's tables with ours beside them; its figures stand in paper.yaml."""
+"""The paper's tables with ours beside them; its figures are in paper.yaml."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raft_tasks.artifacts import read_yaml
+from raft_tasks.reporting.metrics import DomainMetrics, OverallMetrics
 
-ABLATION = ("sft", "fused_sft", "raft")  # raw answers, fused answers, fused answers and the teacher
+ABLATION = ("sft", "fused_sft", "raft")  # reference answers, fused answers, fused answers and the teacher
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    domain: str
+    paper: bool
+    cells: dict[str, list[Any]]  # by measure of the paper, a score per step: an Interval of ours, percent of the paper
 
 
 def load_paper() -> dict[str, Any]:
@@ -15,54 +25,51 @@ def load_paper() -> dict[str, Any]:
     return read_yaml(Path(__file__).parent / "paper.yaml")
 
 
-def beside(paper: dict[str, Any], measures: list[str]) -> dict[str, str | None]:
-    """{measure of the paper: ours that stands beside it}; None where nothing like it was benchmarked."""
-    return {theirs: next((one for one in ours if one in measures), None) for theirs, ours in paper["measures"].items()}
+def our_measures(paper: Mapping[str, Any], measures: Sequence[str]) -> dict[str, str | None]:
+    """{measure of the paper: our corresponding measure}; None where nothing like it was benchmarked."""
+    return {
+        measure: next((name for name in ours if name in measures), None) for measure, ours in paper["measures"].items()
+    }
 
 
-def main_table(paper: dict[str, Any], overall: dict[str, Any]) -> list[dict[str, Any]]:
-    """Table 1: a row per method of either side, with a cell per measure of the paper.
+def main_table(paper: Mapping[str, Any], overall: OverallMetrics) -> list[dict[str, Any]]:
+    """Table 1: a row per method of the paper or of ours, with a cell per measure of the paper.
 
-    A cell holds `ours` (score, share of SFT's score: estimates, None where there is none) and, by backbone, the paper's
-    (score, relative change in percent).
+    A cell holds our `score` and `share` of SFT's score (None where there is none) and, by backbone, the `paper`'s
+    (score, relative change), both in percent.
     """
-    ours = beside(paper, overall["measures"])
+    ours = our_measures(paper, overall["measures"])
     rows = []
-    for method in [*paper["methods"], *(one for one in overall["methods"] if one not in paper["methods"])]:
-        own = overall["methods"].get(method)
-        cells = []
-        for place, (measure, mine) in enumerate(ours.items()):
-            printed = {name: rows[method] for name, rows in paper["table"].items() if method in rows}
-            cells.append(
-                {
-                    "measure": measure,
-                    "score": own["scores"][mine] if own and mine else None,
-                    "share": own.get("share_of_reference", {}).get(mine) if own and mine else None,
-                    "paper": {
-                        name: (row["scores"][place], row.get("changes", [None] * 3)[place])
-                        for name, row in printed.items()
-                    },
-                }
-            )
-        rows.append({"method": method, "cells": cells, "measured": own is not None})
+    for method in dict.fromkeys([*paper["methods"], *overall["methods"]]):
+        row = overall["methods"].get(method)
+        backbones = {name: scores[method] for name, scores in paper["table"].items() if method in scores}
+        cells = [
+            {
+                "measure": measure,
+                "score": row["scores"][name] if row and name else None,
+                "share": row.get("share_of_reference", {}).get(name) if row and name else None,
+                "paper": {
+                    backbone: (printed["scores"][i], printed.get("changes", [None] * 3)[i])
+                    for backbone, printed in backbones.items()
+                },
+            }
+            for i, (measure, name) in enumerate(ours.items())
+        ]
+        rows.append({"method": method, "cells": cells})
     return rows
 
 
-def ablation_table(paper: dict[str, Any], domains: dict[str, Any]) -> list[dict[str, Any]]:
-    """Raw SFT -> fused SFT -> RAFT: a row per domain, ours first; per measure of the paper the three scores in percent.
-
-    A score of ours is an estimate, one of the paper a number; None where a method was not run or nothing is measured.
-    """
+def ablation_table(paper: Mapping[str, Any], domains: Mapping[str, DomainMetrics]) -> list[AblationRow]:
+    """SFT -> fused SFT -> RAFT: a row per domain, ours first; None where a method or a measure is missing."""
     rows = []
-    for name, found in domains.items():
-        ours = beside(paper, list(found["measures"]))
-        methods = found["methods"]
-        cells = {
-            measure: [methods[one]["scores"][mine] if mine and one in methods else None for one in ABLATION]
-            for measure, mine in ours.items()
+    for domain, scored in domains.items():
+        methods = scored["methods"]
+        cells: dict[str, list[Any]] = {
+            measure: [methods[step]["scores"][name] if name and step in methods else None for step in ABLATION]
+            for measure, name in our_measures(paper, list(scored["measures"])).items()
         }
-        rows.append({"domain": name, "whose": "ours", "cells": cells})
-    for name, scores in paper["ablation"].items():
-        cells = {measure: [scores[one][place] for one in ABLATION] for place, measure in enumerate(paper["measures"])}
-        rows.append({"domain": name, "whose": "paper", "cells": cells})
+        rows.append(AblationRow(domain, False, cells))
+    for domain, printed in paper["ablation"].items():
+        cells = {measure: [printed[step][i] for step in ABLATION] for i, measure in enumerate(paper["measures"])}
+        rows.append(AblationRow(domain, True, cells))
     return rows

@@ -1,4 +1,4 @@
-"""What refinement did to a domain's rows: counts, lengths, judges, and a sample of rows with their changes marked."""
+"""Data refinement in numbers: counts, lengths, judges, and a sample of rows with their changes marked."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from raft_tasks.config import Config
+from raft_tasks.reporting.metrics import JudgeScores, Lengths, Refinement
 from raft_tasks.reporting.study import DomainStudy
 from raft_tasks.schemas import Comparison, Fused
 
@@ -19,28 +20,28 @@ BIN = 0.05  # of the similarity histogram
 LENGTH_BINS = 20
 SHOWN_CHARACTERS = 1500  # of a text in the sample
 TOKEN = re.compile(r"\w+|\s+|[^\w\s]")
-OUTCOMES = {  # of a row, in the words of the page; the keys are Fused.fallback, Fused.unfused and two good ends
-    "similarity": "reference: the rewrite's similarity is below the threshold",
-    "unfinished": "reference: the rewrite was cut off",
-    "empty": "reference: the rewrite is empty",
-    "failed": "reference: the model gave no rewrite",
-    "fidelity": "reference: the rewrite lost a fact (veto)",
+OUTCOMES = {  # of a row, as the page says it; the keys are Fused.fallback, Fused.unfused and two successes
+    "similarity": "reference answer: the rewrite's similarity is below the threshold",
+    "unfinished": "reference answer: the rewrite was cut off",
+    "empty": "reference answer: the rewrite is empty",
+    "failed": "reference answer: the model returned no rewrite",
+    "fidelity": "reference answer: the rewrite lost a fact (veto)",
     "fused": "fused answer",
-    "rewrite": "rewrite, which no fusion surpassed",
-    "quorum": "reference: too few judges scored any candidate",
-    "fidelity of all candidates": "reference: every candidate lost a fact (veto)",
+    "rewrite": "rewrite: no fused candidate scored higher",
+    "quorum": "reference answer: too few judges scored any candidate",
+    "fidelity of all candidates": "reference answer: every candidate lost a fact (veto)",
 }
 
 Span = tuple[Literal["same", "gone", "new"], str]
 
 
-def measure_refinement(domain: DomainStudy, config: Config) -> dict[str, Any]:
-    """Every number of the report's part on refinement, JSON-ready."""
+def measure_refinement(domain: DomainStudy, config: Config) -> Refinement:
+    """Every number of the report's part on refinement."""
     rows = domain.fused
     passed = [row for row in rows if row.passed]
     scored = [row.score for row in passed if row.score is not None]
     edges = np.round(np.arange(min(0.0, _lowest(rows)), 1 + BIN, BIN), 2)
-    outcomes = Counter(outcome(row) for row in rows)
+    outcomes = Counter(row_outcome(row) for row in rows)
     return {
         "rows_in": sum(domain.splits.get(split, 0) for split in ("train", "validation", "test")) + len(domain.rejects),
         "rows_rejected": len(domain.rejects),
@@ -52,7 +53,7 @@ def measure_refinement(domain: DomainStudy, config: Config) -> dict[str, Any]:
         "rewrites_unfinished": sum(not row.finished for row in rows),
         "rewrites_passed": len(passed),
         "share_passed": len(passed) / len(rows),
-        "passed_that_lost_something": sum(bool(row.lost) for row in passed),
+        "passed_with_lost_facts": sum(bool(row.lost) for row in passed),
         "tau": config.semantic_filter.tau,
         "mean_similarity": float(np.mean([row.similarity for row in rows])),
         "similarity_edges": [float(edge) for edge in edges],
@@ -65,11 +66,11 @@ def measure_refinement(domain: DomainStudy, config: Config) -> dict[str, Any]:
         "judges": _judges(rows, domain.judging["agreement"]["judges"]),
         "agreement": domain.judging["agreement"],
         "calibration": domain.judging["calibration"],
-        "comparisons": _comparisons([one for row in rows for one in row.comparisons]),
+        "comparisons": _comparisons([pair for row in rows for pair in row.comparisons]),
     }
 
 
-def outcome(row: Fused) -> str:
+def row_outcome(row: Fused) -> str:
     """Which of OUTCOMES a row came to."""
     if row.fallback:
         return row.fallback
@@ -78,21 +79,21 @@ def outcome(row: Fused) -> str:
     return row.unfused or ("rewrite" if row.fused == row.rewritten else "fused")
 
 
-def sample(rows: list[Fused], count: int, seed: int) -> list[Fused]:
+def sample_rows(rows: list[Fused], count: int, seed: int) -> list[Fused]:
     """Up to `count` rows, drawn with `seed`: of every outcome in turn, so that rare ones are seen too."""
     order = random.Random(seed).sample(rows, len(rows))
-    by_outcome = {name: [row for row in order if outcome(row) == name] for name in OUTCOMES}
-    chosen: list[Fused] = []
-    while len(chosen) < min(count, len(rows)):
-        for own in by_outcome.values():
-            if own and len(chosen) < count:
-                chosen.append(own.pop(0))
-    return chosen
+    by_outcome = {name: [row for row in order if row_outcome(row) == name] for name in OUTCOMES}
+    selected: list[Fused] = []
+    while len(selected) < min(count, len(rows)):
+        for group in by_outcome.values():
+            if group and len(selected) < count:
+                selected.append(group.pop(0))
+    return selected
 
 
-def marked(old: str, new: str) -> list[Span]:
+def mark_changes(old: str, new: str) -> list[Span]:
     """`new` word by word, with what it has beyond `old`, and what of `old` is gone, in reading order."""
-    before, after = TOKEN.findall(_shown(old)), TOKEN.findall(_shown(new))
+    before, after = TOKEN.findall(_shorten(old)), TOKEN.findall(_shorten(new))
     return list(_merged(_spans(before, after)))
 
 
@@ -122,53 +123,58 @@ def _merged(spans: Iterator[Span]) -> Iterator[Span]:
     yield from (span for span in (("gone", gone), ("new", new)) if span[1])
 
 
-def _shown(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} […]"
 
 
-def _lengths(rows: list[Fused]) -> dict[str, Any]:
-    """Words of the reference answers and of the learned ones: means, and both counted in the same bins."""
+def _lengths(rows: list[Fused]) -> Lengths:
+    """Words per reference answer and per target: means, and counts in the same bins."""
     words = {
         name: np.array([len(text.split()) for text in texts])
-        for name, texts in (("reference", [row.answer for row in rows]), ("learned", [row.fused for row in rows]))
+        for name, texts in (("reference", [row.answer for row in rows]), ("target", [row.fused for row in rows]))
     }
-    most = max(int(np.quantile(own, 0.99)) for own in words.values()) + 1
-    edges = np.unique(np.linspace(0, most, min(LENGTH_BINS, most) + 1).round())
+    longest = max(int(np.quantile(counts, 0.99)) for counts in words.values()) + 1
+    edges = np.unique(np.linspace(0, longest, min(LENGTH_BINS, longest) + 1).round())
     return {
-        "mean": {name: float(own.mean()) for name, own in words.items()},
+        "mean": {name: float(counts.mean()) for name, counts in words.items()},
         "edges": edges.tolist(),
-        "counts": {name: np.histogram(np.minimum(own, most), edges)[0].tolist() for name, own in words.items()},
+        "counts": {
+            name: np.histogram(np.minimum(counts, longest), edges)[0].tolist() for name, counts in words.items()
+        },
     }
 
 
-def _judges(rows: list[Fused], totals: dict[str, Any]) -> dict[str, Any]:
-    """Per judge: mean score of the rewrites and of the chosen answers, beside its totals over all candidates."""
-    found = {}
-    for name, own in totals.items():
-        drawn = [(candidate, row) for row in rows for candidate in row.candidates if name in candidate.scores]
-        rewrites = [candidate.scores[name] for candidate, _ in drawn if candidate.round == 0]
-        first = {row.id: candidate.scores[name] for candidate, row in reversed(drawn) if candidate.text == row.fused}
-        found[name] = {
-            **own,
+def _judges(rows: list[Fused], totals: dict[str, Any]) -> dict[str, JudgeScores]:
+    """Per judge: mean score of the rewrites and of the selected answers, beside its totals over all candidates."""
+    judges: dict[str, JudgeScores] = {}
+    for name, total in totals.items():
+        scored = [(candidate, row) for row in rows for candidate in row.candidates if name in candidate.scores]
+        rewrites = [candidate.scores[name] for candidate, _ in scored if candidate.round == 0]
+        chosen = {row.id: candidate.scores[name] for candidate, row in reversed(scored) if candidate.text == row.fused}
+        judges[name] = {
+            "scored": total["scored"],
+            "abstained": total["abstained"],
+            "mean": total["mean"],
+            "accepted": total["accepted"],
             "rewrites": float(np.mean(rewrites)) if rewrites else None,
-            "chosen": float(np.mean(list(first.values()))) if first else None,
+            "chosen": float(np.mean(list(chosen.values()))) if chosen else None,
         }
-    return found
+    return judges
 
 
-def _comparisons(comparisons: list[Comparison]) -> dict[str, Any]:
+def _comparisons(comparisons: list[Comparison]) -> dict[str, dict[str, Any]]:
     """Per judge: pairs compared, without a usable answer, and of the others the share that the order did not change."""
-    found = {}
-    for name in dict.fromkeys(one.judge for one in comparisons):
-        own = [one for one in comparisons if one.judge == name]
-        usable = [one for one in own if one.better and one.better_swapped]
-        steady = sum(one.better == one.better_swapped for one in usable)
-        found[name] = {
-            "pairs": len(own),
-            "unusable": len(own) - len(usable),
-            "steady": steady / len(usable) if usable else None,
+    judges = {}
+    for name in dict.fromkeys(pair.judge for pair in comparisons):
+        pairs = [pair for pair in comparisons if pair.judge == name]
+        usable = [pair for pair in pairs if pair.better and pair.better_swapped]
+        consistent = sum(pair.better == pair.better_swapped for pair in usable)
+        judges[name] = {
+            "pairs": len(pairs),
+            "unusable": len(pairs) - len(usable),
+            "consistent": consistent / len(usable) if usable else None,
         }
-    return found
+    return judges
 
 
 def _lowest(rows: list[Fused]) -> float:

@@ -1,4 +1,4 @@
-"""Models that no run of the pipeline ties together, compared by the report's own statistics, tables and figures."""
+"""Models from anywhere, compared by the report's statistics, tables and figures."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raft_tasks.artifacts import atomic_file
 from raft_tasks.config import Report
 from raft_tasks.evaluation.statistics import Bootstrap
-from raft_tasks.reporting import figures
-from raft_tasks.reporting.flips import chosen, flips
+from raft_tasks.reporting.figures.panel import Styles, styles_of
+from raft_tasks.reporting.flips import find_flips, select_flips
 from raft_tasks.reporting.frontier import frontier_points
-from raft_tasks.reporting.report import MEASURE_NAMES, Origin, compared, described, page_environment
+from raft_tasks.reporting.measures import Roles, measure_models, single_parts
+from raft_tasks.reporting.metrics import Comparison, DomainMetrics
+from raft_tasks.reporting.origin import Origin
+from raft_tasks.reporting.report import page_environment, render
 from raft_tasks.reporting.study import BASE, Benchmarked, Run
-from raft_tasks.reporting.tables import label, measure_models, single_parts
+from raft_tasks.reporting.views import domain_frontier
+from raft_tasks.reporting.wording import MEASURE_NAMES, compare_in_words, describe_changes, label
 from raft_tasks.schemas import Example
 
-REFERENCE = "sft"  # a model of this name is plain fine-tuning: what the others recover of its loss is counted
+REFERENCE = "sft"  # a model of this name is plain SFT: the fraction of its loss that the others recover is counted
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Of the models on one domain's held-out questions and on the general tasks; an `Answered` of reporting.study."""
+    """Models' answers to one domain's held-out questions and to the general tasks; an `Answered` of reporting.study."""
 
     test: list[Example]
     base: Benchmarked
@@ -31,97 +34,71 @@ class Answers:
 
 
 def measure_side_by_side(
-    domains: Mapping[str, Answers], tasks: list[str], whats: Mapping[str, list[str]], report: Report
-) -> dict[str, Any]:
-    """Every number of the comparison, JSON-ready.
+    domains: Mapping[str, Answers], tasks: list[str], models: Mapping[str, list[str]], report: Report
+) -> Comparison:
+    """Every number of the comparison.
 
     Args:
-        domains: answers by domain, the same models in each.
-        whats: what the command called every model, by name; BASE among them.
+        domains: answers by domain, of the same models in each.
+        models: what the command called every model, by name; BASE among them.
     """
     bootstrap = Bootstrap(report.confidence, report.bootstrap_samples, report.seed)
     runs = next(iter(domains.values())).runs
     reference = REFERENCE if REFERENCE in runs else None
-    found = {
-        name: measure_models(name, answers, tasks, reference, None, bootstrap) for name, answers in domains.items()
+    measured = {
+        name: measure_models(name, answers, tasks, Roles(reference), bootstrap) for name, answers in domains.items()
     }
+    if tasks:
+        for name, domain in measured.items():
+            domain["frontier"] = frontier_points(domain["methods"], [], name)
     return {
         "confidence": report.confidence,
-        "models": dict(whats),
+        "models": dict(models),
         "seeds": [run.seed for run in next(iter(runs.values()))],
         "reference": reference,
-        "domains": {
-            name: {**one, "frontier": frontier_points(one["methods"], [], name) if tasks else []}
-            for name, one in found.items()
-        },
+        "domains": measured,
     }
 
 
 def write_side_by_side(
-    domains: Mapping[str, Answers], metrics: dict[str, Any], report: Report, origin: Origin, again: str, folder: Path
+    domains: Mapping[str, Answers], metrics: Comparison, report: Report, origin: Origin, command: str, folder: Path
 ) -> None:
-    """Write report.html and report.md of `metrics` into `folder`; `again` is the command that makes them."""
-    environment = page_environment()
+    """Write report.html and report.md of `metrics` into `folder`; `command` is the command line that makes them."""
     names = list(next(iter(domains.values())).runs)
-    style = figures.styles_of(names)
-    environment.globals["colour_of"] = {name: colour for name, (colour, _) in style.items()}
-    views = []
-    for name, answers in domains.items():
-        found = metrics["domains"][name]
-        seeds = {method: row["per_seed"] for method, row in found["methods"].items()}
-        views.append(
-            {
-                "name": name,
-                "found": found,
-                "headlines": [
-                    compared(
-                        one,
-                        BASE,
-                        {
-                            measure: change["verdict"]
-                            for measure, change in found["methods"][one]["against_base"].items()
-                        },
-                    )
-                    for one in names
-                ],
-                "sentences": sentences(found, names),
-                "figures": {
-                    "frontier": (
-                        "Up is more of the domain, right is more of what the base could do.",
-                        [figures.frontier(found["frontier"], seeds, style)] if found["frontier"] else [],
-                    ),
-                    "changes": ("", []),
-                },
-                "flips": chosen(flips(answers, single_parts(found["measures"])), report.flips),
-            }
-        )
-    seen = {
-        "domains": views,
+    styles = styles_of(names)
+    environment = page_environment(styles)
+    view = {
+        "domains": [
+            _domain_view(name, answers, metrics["domains"][name], styles, report.flips)
+            for name, answers in domains.items()
+        ],
         "metrics": metrics,
         "models": metrics["models"],
         "names": names,
         "report": report,
         "reference": metrics["reference"],
         "candidate": None,
-        "again": again,
+        "redo_command": command,
         "origin": origin,
     }
-    for template, output in (
-        ("side_by_side.html.jinja", "report.html"),
-        ("side_by_side.md.jinja", "report.md"),
-    ):
-        with atomic_file(folder / output) as temporary:
-            temporary.write_text(environment.get_template(template).render(seen), encoding="utf-8")
+    for suffix in ("html", "md"):
+        render(environment, f"side_by_side.{suffix}.jinja", view, folder / f"report.{suffix}")
 
 
-def sentences(found: dict[str, Any], names: list[str]) -> list[str]:
-    """The numbers behind the headlines: every model against the base."""
-    measured = [one for one in MEASURE_NAMES if one in found["measures"] and one != "domain_complete"]
-    return [
-        f"{label(name)} against {BASE}: "
-        + "; ".join(
-            f"{MEASURE_NAMES[one]} score {described(found['methods'][name]['against_base'][one])}" for one in measured
-        )
-        + "."
-        for name in names
-    ]
+def _domain_view(name: str, answers: Answers, scored: DomainMetrics, styles: Styles, flip_count: int) -> dict[str, Any]:
+    against_base = {method: scored["methods"][method]["against_base"] for method in answers.runs}
+    measures = [key for key in MEASURE_NAMES if key in scored["measures"] and key != "domain_complete"]
+    return {
+        "name": name,
+        "metrics": scored,
+        "headlines": [
+            compare_in_words(method, BASE, {measure: row["verdict"] for measure, row in changes.items()})
+            for method, changes in against_base.items()
+        ],
+        "sentences": [
+            describe_changes(f"{label(method)} against {BASE}", changes, measures)
+            for method, changes in against_base.items()
+        ],
+        "figures": {"frontier": domain_frontier(scored, styles), "changes": []},
+        "flips": select_flips(find_flips(answers, single_parts(scored["measures"])), flip_count),
+    }

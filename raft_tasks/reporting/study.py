@@ -1,4 +1,4 @@
-"""What a finished run left on disk, read once for tables, figures and page. The layout is that of flows/paths.py."""
+"""The artifacts of a finished run, read once for measures, figures and page. The layout is that of flows/paths.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from pydantic import BaseModel
 
 from raft_tasks.artifacts import read_json, read_rows
 from raft_tasks.config import Config
@@ -14,7 +16,9 @@ from raft_tasks.evaluation.verdicts import add_verdicts
 from raft_tasks.reporting.sweeps import Sweep, read_sweeps
 from raft_tasks.schemas import Anchor, Example, Fused, ItemResult, Judged, Reject, RejectedAnchor
 
-BASE = "base"  # the untouched model's place among the methods
+BASE = "base"  # the untrained model's name among the methods
+
+Row = TypeVar("Row", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Benchmarked:
 
 @dataclass(frozen=True)
 class Run(Benchmarked):
-    """One model of several of a kind, trained under one seed."""
+    """A model trained under one seed."""
 
     seed: int
 
@@ -44,13 +48,13 @@ class Trained(Run):
     """One method under one seed."""
 
     summary: dict[str, Any]
-    recovery: dict[str, Any]  # what was taken back after training: recovery.json
-    analysis: dict[str, Any]  # how far it is from the base, in its weights, words and answers: docs/guides/analysis.md
+    merge: dict[str, Any]  # the merge after training: merge.json
+    analysis: dict[str, Any]  # distance to the base in weights, words and answers: docs/guides/analysis.md
     steps: dict[str, list[float | None]]  # column of steps.csv -> a value per optimiser step, None where empty
 
 
 class Answered(Protocol):
-    """What models answered to the questions of one domain, and to the general ones."""
+    """Models' answers to the questions of one domain and to the general ones."""
 
     @property
     def test(self) -> list[Example]: ...
@@ -65,7 +69,7 @@ class Answered(Protocol):
 class DomainStudy:
     rejects: list[Reject]
     splits: dict[str, Any]  # rows per split, rejects and flags by rule
-    questions: dict[str, Any] | None  # what became of documents; None where the domain has none
+    questions: dict[str, Any] | None  # pairs made from documents; None where the domain has none
     test: list[Example]
     fused: list[Fused]
     judging: dict[str, Any]  # the judges' agreement, and their calibration
@@ -75,7 +79,7 @@ class DomainStudy:
 
 @dataclass(frozen=True)
 class AnchorSet:
-    """General turns that the base invented for methods that are held to them."""
+    """General prompts and answers that the base generated to regularise students towards it."""
 
     statistics: dict[str, Any]  # AnchorStatistics
     kept: list[Anchor]
@@ -96,70 +100,81 @@ def collect(artifacts: Path, sweeps: Path, config: Config) -> Study:
     """Read the artifacts of every domain, method and seed that `config.run` names, and every sweep of a folder.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file that is missing or not what it should be.
+        FileNotFoundError, ValueError: naming the file that is missing or malformed.
     """
-    files: list[Artifact] = []
+    reader = _Reader(artifacts, config, [])
+    model = reader.json(artifacts / "models" / "base.json", "models", "identity of the base model")
+    domains = {domain: reader.domain(domain) for domain in config.run.domains}
+    sets = sorted({row.set for method in config.run.methods if (row := config.methods[method].anchors)})
+    return Study(
+        config, model, domains, {name: reader.anchors(name) for name in sets}, read_sweeps(sweeps), reader.files
+    )
 
-    def note(path: Path, stage: str, holds: str) -> Path:
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads artifacts and lists every file that it read."""
+
+    artifacts: Path
+    config: Config
+    files: list[Artifact]
+
+    def path(self, path: Path, stage: str, holds: str) -> Path:
         if not path.exists():
-            raise FileNotFoundError(f"{path} is not there; `dvc repro {stage}` makes it (or `dvc pull` fetches it)")
-        files.append(Artifact(path, stage, holds))
+            raise FileNotFoundError(f"{path} does not exist; `dvc repro {stage}` makes it (or `dvc pull` fetches it)")
+        self.files.append(Artifact(path, stage, holds))
         return path
 
-    def benchmarked(folder: Path, stage: str, whose: str, judged: list[Judged] | None) -> Benchmarked:
-        scores = read_json(note(folder / "scores.json", stage, f"lm-eval's totals, {whose}"))
-        items = read_rows(note(folder / "items.jsonl", stage, f"every answer and its scores, {whose}"), ItemResult)
-        return Benchmarked(scores, items if judged is None else add_verdicts(items, whose, judged))
+    def json(self, path: Path, stage: str, holds: str) -> dict[str, Any]:
+        return read_json(self.path(path, stage, holds))
 
-    model = read_json(note(artifacts / "models" / "base.json", "models", "identity of the base model"))
-    domains, rows = {}, config.run.rows
-    for domain in config.run.domains:
-        root = artifacts / domain
-        examples, ingest = root / "examples", f"ingest@{domain}"
-        splits = read_json(note(root / "ingest.json", ingest, "rows per split, rejects and flags by rule"))
-        rejects = read_rows(note(examples / "rejects.jsonl", ingest, "rejected rows"), Reject)
-        test = read_rows(note(examples / f"test.{rows}", ingest, "held-out questions"), Example)
-        fused = read_rows(
-            note(root / f"fused.{rows}", f"fuse@{domain}", "rewrites, similarities, decisions, fused answers"),
-            Fused,
+    def rows(self, path: Path, stage: str, holds: str, schema: type[Row]) -> list[Row]:
+        return read_rows(self.path(path, stage, holds), schema)
+
+    def domain(self, domain: str) -> DomainStudy:
+        root, run, suffix = self.artifacts / domain, self.config.run, self.config.run.rows
+        examples, ingest, fuse = root / "examples", f"ingest@{domain}", f"fuse@{domain}"
+        splits = self.json(root / "ingest.json", ingest, "rows per split, rejects and flags by rule")
+        rejects = self.rows(examples / "rejects.jsonl", ingest, "rejected rows", Reject)
+        test = self.rows(examples / f"test.{suffix}", ingest, "held-out questions", Example)
+        fused = self.rows(root / f"fused.{suffix}", fuse, "rewrites, similarities, decisions, fused answers", Fused)
+        judging = self.json(root / "judging.json", fuse, "agreement and calibration of the judges")
+        questions = judged = None
+        if domain in run.documents:
+            summary = root / "questions" / "summary.json"
+            questions = self.json(summary, f"question@{domain}", "pairs made from documents, by outcome")
+        if domain in run.judged:
+            votes = root / "judged" / "votes.jsonl"
+            judged = self.rows(votes, f"judge@{domain}", "the panel's votes on every answer", Judged)
+        base = self.benchmarked(root, BASE, f"benchmark_base@{domain}", judged)
+        runs = {method: [self.run(domain, method, seed, judged) for seed in run.seeds] for method in run.methods}
+        return DomainStudy(rejects, splits, questions, test, fused, judging, base, runs)
+
+    def benchmarked(self, root: Path, model: str, stage: str, judged: list[Judged] | None) -> Benchmarked:
+        folder = root / "benchmarks" / model
+        scores = self.json(folder / "scores.json", stage, f"lm-eval's totals, {model}")
+        items = self.rows(folder / "items.jsonl", stage, f"every answer and its scores, {model}", ItemResult)
+        return Benchmarked(scores, items if judged is None else add_verdicts(items, model, judged))
+
+    def run(self, domain: str, method: str, seed: int, judged: list[Judged] | None) -> Trained:
+        root, name = self.artifacts / domain, f"{method}-{seed}"
+        folder, distill, benchmark = root / "runs" / name, f"distill@{domain}-{name}", f"benchmark@{domain}-{name}"
+        summary = self.json(folder / "summary.json", distill, f"training time and weight distance, {name}")
+        steps = _read_steps(self.path(folder / "steps.csv", distill, f"losses and KL weight, {name}"))
+        merge = self.json(folder / "merged" / "merge.json", benchmark, f"merge after training, {name}")
+        model = self.benchmarked(root, name, benchmark, judged)
+        analysis = self.json(
+            root / "analysis" / f"{name}.json", f"analyse@{domain}-{name}", f"distance to the base and drift, {name}"
         )
-        judging = read_json(note(root / "judging.json", f"fuse@{domain}", "agreement and calibration of the judges"))
-        questions = None
-        if domain in config.run.documents:
-            pairs = root / "questions" / "summary.json"
-            questions = read_json(
-                note(pairs, f"question@{domain}", "pairs made from documents, by what became of them")
-            )
-        judged = None
-        if domain in config.run.judged:
-            votes = note(root / "judged" / "votes.jsonl", f"judge@{domain}", "the panel's votes on every answer")
-            judged = read_rows(votes, Judged)
-        base = benchmarked(root / "benchmarks" / BASE, f"benchmark_base@{domain}", BASE, judged)
-        runs: dict[str, list[Trained]] = {}
-        for method in config.run.methods:
-            runs[method] = []
-            for seed in config.run.seeds:
-                name = f"{method}-{seed}"
-                folder, stage = root / "runs" / name, f"distill@{domain}-{name}"
-                summary = read_json(note(folder / "summary.json", stage, f"training time and weight distance, {name}"))
-                steps = _read_steps(note(folder / "steps.csv", stage, f"losses and lambda, {name}"))
-                asked = f"benchmark@{domain}-{name}"
-                rest = note(folder / "merged" / "merge.json", asked, f"what was taken back, {name}")
-                taken_back = read_json(rest)
-                result = benchmarked(root / "benchmarks" / name, asked, name, judged)
-                moved = root / "analysis" / f"{name}.json"
-                analysis = read_json(note(moved, f"analyse@{domain}-{name}", f"distance to the base and drift, {name}"))
-                runs[method].append(Trained(result.scores, result.items, seed, summary, taken_back, analysis, steps))
-        domains[domain] = DomainStudy(rejects, splits, questions, test, fused, judging, base, runs)
-    anchors = {}
-    for name in sorted({row.anchors.set for one in config.run.methods if (row := config.methods[one]).anchors}):
-        folder = artifacts / "anchors" / "sets" / name
-        anchors[name] = AnchorSet(
-            read_json(note(folder / "statistics.json", "anchors", f"how well the base invents, {name}")),
-            read_rows(note(folder / "anchors.jsonl", "anchors", f"anchors, {name}"), Anchor),
-            read_rows(note(folder / "rejects.jsonl", "anchors", f"rejected anchors, {name}"), RejectedAnchor),
+        return Trained(model.scores, model.items, seed, summary, merge, analysis, steps)
+
+    def anchors(self, name: str) -> AnchorSet:
+        folder = self.artifacts / "anchors" / "sets" / name
+        return AnchorSet(
+            self.json(folder / "statistics.json", "anchors", f"quality of the generated anchors, {name}"),
+            self.rows(folder / "anchors.jsonl", "anchors", f"anchors, {name}", Anchor),
+            self.rows(folder / "rejects.jsonl", "anchors", f"rejected anchors, {name}", RejectedAnchor),
         )
-    return Study(config, model, domains, anchors, read_sweeps(sweeps), files)
 
 
 def _read_steps(path: Path) -> dict[str, list[float | None]]:
@@ -168,4 +183,4 @@ def _read_steps(path: Path) -> dict[str, list[float | None]]:
     try:
         return {name: [float(row[name]) if row[name] else None for row in rows] for name in (rows[0] if rows else {})}
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: got a cell that is not a number: {error}; `dvc repro` the run anew") from error
+        raise ValueError(f"{path}: got a cell that is not a number: {error}; run `dvc repro` again") from error

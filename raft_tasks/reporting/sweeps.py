@@ -1,4 +1,4 @@
-"""Sweeps: what one setting does to the scores, read from `sweeps/<name>.csv`.
+"""Sweeps: the effect of one setting on the scores, read from `sweeps/<name>.csv`.
 
 A row of such a file is one score of one experiment:
 
@@ -12,23 +12,32 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
 from raft_tasks.errors import InputError
 
-COLUMNS = ("parameter", "value", "domain", "method", "seeds", "measure", "estimate", "low", "high", "experiment")
 
+class SweptScore(BaseModel):
+    model_config = ConfigDict(frozen=True)
 
-@dataclass(frozen=True)
-class SweptScore:
     parameter: str  # key of params.yaml
-    value: str  # as it stands there: a number, or a word such as `ema`
+    value: str  # as in params.yaml: a number, or a word such as `ema`
     domain: str
     method: str
     seeds: int
     measure: str  # a name of metrics.json
-    estimate: float  # a share, as in metrics.json; the interval's ends are None where there is none
-    low: float | None
+    estimate: float  # a share, as in metrics.json
+    low: float | None  # both ends are None where there is no interval
     high: float | None
     experiment: str  # of `dvc exp`, or a commit
+
+    @field_validator("low", "high", mode="before")
+    @classmethod
+    def _empty_is_none(cls, cell: str | float | None) -> str | float | None:
+        return None if cell == "" else cell
+
+
+COLUMNS = tuple(SweptScore.model_fields)
 
 
 @dataclass(frozen=True)
@@ -42,26 +51,21 @@ def read_sweeps(folder: Path) -> list[Sweep]:
     """Every sweep of the folder, in the order of their names.
 
     Raises:
-        InputError: naming the file, line and column that is not what it should be.
+        InputError: naming the file, line and column that is malformed.
     """
     return [Sweep(path.stem, path, _read(path)) for path in sorted(folder.glob("*.csv"))]
 
 
 def _read(path: Path) -> list[SweptScore]:
+    scores = []
     with path.open(encoding="utf-8", newline="") as lines:
         table = csv.DictReader(lines)
-        missing = [name for name in COLUMNS if name not in (table.fieldnames or [])]
-        if missing:
+        if missing := [name for name in COLUMNS if name not in (table.fieldnames or [])]:
             raise InputError(f"{path}: got no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
-        return [_score(path, number, row) for number, row in enumerate(table, start=2)]
-
-
-def _score(path: Path, number: int, row: dict[str, str]) -> SweptScore:
-    try:
-        low, high = (float(row[end]) if row[end] else None for end in ("low", "high"))
-        return SweptScore(
-            row["parameter"], row["value"], row["domain"], row["method"], int(row["seeds"]), row["measure"],
-            float(row["estimate"]), low, high, row["experiment"],
-        )  # fmt: skip
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}:{number}: expected numbers under seeds, estimate, low and high: {error}") from error
+        for number, row in enumerate(table, start=2):
+            try:
+                scores.append(SweptScore.model_validate(row))
+            except ValidationError as error:
+                faults = "; ".join(f"{fault['loc'][0]}: {fault['msg']}" for fault in error.errors())
+                raise InputError(f"{path}:{number}: {faults}") from error
+    return scores

@@ -41,7 +41,7 @@ ITEMS = 60  # of a general task
 def synthetic_config(
     seeds: list[int] | None = None, methods: list[str] | None = None, domains: list[str] | None = None
 ) -> Config:
-    """The project's params with what the made-up run is about."""
+    """The project's config with what the made-up run is about."""
     config = load_config(Path(__file__).parents[2] / "params.yaml")
     names = methods or [name for name in LEVELS if name != "base"]
     run = config.run.model_copy(

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from synthetic_artifacts import collected, synthetic_config, write_artifacts
 
-from raft_tasks.reporting import figures
-from raft_tasks.reporting.tables import measure
+from raft_tasks.reporting.figures import refinement, scores, training
+from raft_tasks.reporting.figures.panel import styles_of
+from raft_tasks.reporting.measures import measure
 
 
 @pytest.fixture(scope="module")
@@ -14,21 +15,25 @@ def drawn(tmp_path_factory):
     root, config = tmp_path_factory.mktemp("artifacts"), synthetic_config()
     write_artifacts(root, config)
     study = collected(root, config)
-    domain, found, style = study.domains["archive"], measure(study)["domains"]["archive"], figures.styles(config)
+    domain, metrics, styles = (
+        study.domains["archive"],
+        measure(study)["domains"]["archive"],
+        styles_of(config.run.methods),
+    )
 
-    seeds = {method: row["per_seed"] for method, row in found["methods"].items()}
+    seeds = {method: row["per_seed"] for method, row in metrics["methods"].items()}
 
     def draw():
         return {
-            "frontier": figures.frontier(found["frontier"], seeds, style),
-            "changes": figures.changes(found, "sft", style, "general", "General score"),
-            "l_sft": figures.curves(domain, style, "l_sft", "L_SFT"),
-            "lambda": figures.curves(domain, style, "lambda", "lambda", 1.0),
-            "similarities": figures.similarities(found["refinement"]),
-            "distances": figures.distances(found, style),
+            "frontier": scores.frontier(metrics["frontier"], seeds, styles),
+            "changes": scores.changes(metrics, "sft", styles, "general", "General score"),
+            "l_sft": training.curves(domain, styles, "l_sft", "L_SFT"),
+            "lambda": training.curves(domain, styles, "lambda", "lambda", 1.0),
+            "similarities": refinement.similarities(metrics["refinement"]),
+            "distances": training.distances(metrics, styles),
         }
 
-    return draw(), draw(), style, domain
+    return draw(), draw(), styles, domain
 
 
 def test_every_figure_is_wellformed_named_and_scales(drawn):
@@ -54,25 +59,27 @@ def test_the_same_numbers_give_the_same_bytes(drawn):
 
 
 def test_a_method_has_one_colour_everywhere(drawn):
-    figure, _, style, _ = drawn
-    colour = style["raft"][0].lower()
+    figure, _, styles, _ = drawn
+    colour = styles["raft"][0].lower()
     for name in ("frontier", "changes", "l_sft", "lambda", "distances"):
         assert colour in figure[name]
-    colours = [colour for colour, _ in style.values()]
-    assert len(set(style.values())) == len(style)
+    colours = [colour for colour, _ in styles.values()]
+    assert len(set(styles.values())) == len(styles)
     assert len(set(colours[:8])) == len(colours[:8])
+    many = styles_of([f"method {i}" for i in range(20)])
+    assert len(set(many.values())) == 21
 
 
 def test_methods_without_a_teacher_have_no_lambda(drawn):
-    figure, _, style, domain = drawn
-    assert style["sft"][0].lower() not in figure["lambda"]
-    assert figures.has_column(domain, "l_kl")
-    assert not figures.has_column(domain, "no_such_column")
+    figure, _, styles, domain = drawn
+    assert styles["sft"][0].lower() not in figure["lambda"]
+    assert training.has_column(domain, "l_kl")
+    assert not training.has_column(domain, "no_such_column")
 
 
 def test_smoothing_keeps_a_constant_a_short_run_and_gaps():
-    assert figures._smoothed(np.full(9, 2.0)) == pytest.approx([2.0] * 9)
-    assert figures._smoothed(np.ones(2)) == pytest.approx([1.0, 1.0])
-    assert figures._smoothed(np.array([0, 0, 0, 5.0, 0, 0, 0])) == pytest.approx([0, 5 / 4, 1, 1, 1, 5 / 4, 0])
-    assert figures._smoothed(np.array([np.nan, 3.0, 3.0])) == pytest.approx([3.0, 3.0, 3.0])
-    assert np.isnan(figures._smoothed(np.full(3, np.nan))).all()
+    assert training._smoothed(np.full(9, 2.0)) == pytest.approx([2.0] * 9)
+    assert training._smoothed(np.ones(2)) == pytest.approx([1.0, 1.0])
+    assert training._smoothed(np.array([0, 0, 0, 5.0, 0, 0, 0])) == pytest.approx([0, 5 / 4, 1, 1, 1, 5 / 4, 0])
+    assert training._smoothed(np.array([np.nan, 3.0, 3.0])) == pytest.approx([3.0, 3.0, 3.0])
+    assert np.isnan(training._smoothed(np.full(3, np.nan))).all()

@@ -1,4 +1,4 @@
-from raft_tasks.reporting.flips import SHOWN_CHARACTERS, chosen, flips
+from raft_tasks.reporting.flips import SHOWN_CHARACTERS, Flip, find_flips, select_flips
 from raft_tasks.reporting.study import Benchmarked, DomainStudy, Trained
 from raft_tasks.schemas import Example, ItemResult
 
@@ -24,7 +24,7 @@ DOMAIN = DomainStudy([], {}, None, [ASKED], [], {}, BASE, {"sft": RUNS})
 
 
 def test_flips_say_which_way_how_often_and_what_was_said():
-    won, both, once = flips(DOMAIN, PARTS)
+    won, both, once = find_flips(DOMAIN, PARTS)
     assert (won.task, won.id, won.direction, won.seeds) == ("domain", "d1", "won", 2)
     assert (won.question, won.before, won.after) == ("What is Q?", "said", "Q.")
     assert (both.id, both.direction, both.seeds, both.after) == ("b", "lost", 2, "zero")
@@ -33,9 +33,9 @@ def test_flips_say_which_way_how_often_and_what_was_said():
 
 
 def test_few_are_chosen_of_every_method_direction_and_task_in_turn():
-    found = flips(DOMAIN, PARTS)
-    assert chosen(found, 2) == found[:2]  # one won, one lost
-    assert chosen(found, 0) == []
-    assert chosen(found, 9) == found
-    other = [type(found[0])("sft", "reading", str(n), "lost", 1, "", "", "") for n in range(5)]
-    assert [flip.task for flip in chosen(found + other, 6)] == ["domain", "recall", "recall", *["reading"] * 3]
+    listed = find_flips(DOMAIN, PARTS)
+    assert select_flips(listed, 2) == listed[:2]  # one won, one lost
+    assert select_flips(listed, 0) == []
+    assert select_flips(listed, 9) == listed
+    other = [Flip("sft", "reading", str(n), "lost", 1, "", "", "") for n in range(5)]
+    assert [flip.task for flip in select_flips(listed + other, 6)] == ["domain", "recall", "recall", *["reading"] * 3]

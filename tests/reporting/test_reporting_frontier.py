@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raft_tasks.errors import InputError
-from raft_tasks.reporting import figures
+from raft_tasks.reporting.figures.scores import sweep as draw_sweep
 from raft_tasks.reporting.frontier import frontier_points, undominated
 from raft_tasks.reporting.sweeps import COLUMNS, Sweep, SweptScore, read_sweeps
 
@@ -27,7 +27,10 @@ def test_what_is_left_out_is_beaten_by_what_stays(points):
 
 
 def swept(method, parameter, value, measure, estimate, domain="archive"):
-    return SweptScore(parameter, value, domain, method, 3, measure, estimate, None, None, "exp-a")
+    return SweptScore(
+        parameter=parameter, value=value, domain=domain, method=method, seeds=3, measure=measure, estimate=estimate,
+        low=None, high=None, experiment="exp-a",
+    )  # fmt: skip
 
 
 METHODS = {
@@ -76,8 +79,11 @@ def test_sweeps_are_read_as_written(tmp_path):
     ("text", "said"),
     [
         ("parameter,value\n", "got no column domain, method"),
-        (f"{HEAD}\nsemantic_filter.tau,0.5,archive,raft,3,domain_acc,high,,,x\n", r"tau\.csv:2: expected numbers"),
-        (f"{HEAD}\nsemantic_filter.tau,0.5,archive\n", r"tau\.csv:2: expected numbers"),
+        (
+            f"{HEAD}\nsemantic_filter.tau,0.5,archive,raft,3,domain_acc,high,,,x\n",
+            r"tau\.csv:2: estimate: Input should be",
+        ),
+        (f"{HEAD}\nsemantic_filter.tau,0.5,archive\n", r"tau\.csv:2: method: Input should be"),
     ],
 )
 def test_a_broken_sweep_names_file_and_line(tmp_path, text, said):
@@ -88,6 +94,6 @@ def test_a_broken_sweep_names_file_and_line(tmp_path, text, said):
 
 def test_a_sweeps_values_stand_in_the_order_of_numbers_then_words():
     scores = [swept("raft", "kl_weight", value, "general", 0.5) for value in ("ema", "10", "0.1", "1e-3", "2")]
-    svg = figures.sweep(scores, "kl_weight")
+    svg = draw_sweep(scores, "kl_weight")
     places = [svg.index(f">{value}<") for value in ("1e-3", "0.1", "2", "10", "ema")]
     assert places == sorted(places)

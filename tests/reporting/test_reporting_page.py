@@ -7,8 +7,9 @@ from browser import WIDTHS, chromium, examine, needs_chromium
 from pypdf import PdfReader
 from synthetic_artifacts import collected, synthetic_config, write_artifacts
 
-from raft_tasks.reporting.report import Origin, write_report
-from raft_tasks.reporting.tables import measure
+from raft_tasks.reporting.measures import measure
+from raft_tasks.reporting.origin import Origin
+from raft_tasks.reporting.report import write_report
 
 pytestmark = needs_chromium
 
@@ -66,5 +67,5 @@ def test_prints(written):
     pages = [page.extract_text() for page in PdfReader(written / "report.pdf").pages]
     assert 5 < len(pages) < 40
     assert "kept more of what the model could do before" in " ".join(pages[0].split())
-    assert "Ours beside the paper" in " ".join(" ".join(pages).split())
+    assert "Comparison with the paper" in " ".join(" ".join(pages).split())
     assert not any("shown" in page and "words method flip" in " ".join(page.split()) for page in pages)

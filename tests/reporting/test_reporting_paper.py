@@ -1,6 +1,6 @@
 import pytest
 
-from raft_tasks.reporting.paper import ablation_table, beside, load_paper, main_table
+from raft_tasks.reporting.paper import ablation_table, load_paper, main_table, our_measures
 
 PAPER = load_paper()
 
@@ -59,19 +59,19 @@ def test_ours_stand_in_the_papers_rows_and_columns():
 
 
 def test_the_papers_own_benchmarks_come_first():
-    assert beside(PAPER, ["domain_acc", "general", "ifeval", "pocket_instructions", "ms_bench"]) == {
+    assert our_measures(PAPER, ["domain_acc", "general", "ifeval", "pocket_instructions", "ms_bench"]) == {
         "D-Acc": "domain_acc",
         "MS-Bench": "ms_bench",
         "IFEval": "ifeval",
     }
-    assert beside(PAPER, ["domain_acc"]) == {"D-Acc": "domain_acc", "MS-Bench": None, "IFEval": None}
+    assert our_measures(PAPER, ["domain_acc"]) == {"D-Acc": "domain_acc", "MS-Bench": None, "IFEval": None}
 
 
 def test_the_ablation_goes_from_raw_to_fused_to_raft():
     ours, *printed = ablation_table(PAPER, {"archive": OVERALL})
-    assert [one and one["estimate"] for one in ours["cells"]["MS-Bench"]] == [None, None, 0.85]
-    assert [row["domain"] for row in printed] == ["Law", "Science", "Culture"]
-    assert printed[1]["cells"] == {
+    assert [score and score["estimate"] for score in ours.cells["MS-Bench"]] == [None, None, 0.85]
+    assert [row.domain for row in printed] == ["Law", "Science", "Culture"]
+    assert printed[1].cells == {
         "D-Acc": [8.3, 10.0, 13.3],
         "MS-Bench": [62.0, 64.0, 65.0],
         "IFEval": [23.5, 27.2, 32.7],

@@ -3,9 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_artifacts import collected, synthetic_config, write_artifacts
 
-from raft_tasks.reporting.refinement import OUTCOMES, SHOWN_CHARACTERS, marked, outcome, sample
-from raft_tasks.reporting.report import Origin, write_report
-from raft_tasks.reporting.tables import measure
+from raft_tasks.reporting.measures import measure
+from raft_tasks.reporting.origin import Origin
+from raft_tasks.reporting.refinement import OUTCOMES, SHOWN_CHARACTERS, mark_changes, row_outcome, sample_rows
+from raft_tasks.reporting.report import write_report
 from raft_tasks.schemas import Comparison
 
 TEXT = st.text(st.sampled_from("ab .|\n") | st.characters(codec="utf-8"), max_size=60)
@@ -13,20 +14,20 @@ TEXT = st.text(st.sampled_from("ab .|\n") | st.characters(codec="utf-8"), max_si
 
 @given(TEXT, TEXT)
 def test_the_marks_hold_both_texts_whole(old, new):
-    spans = marked(old, new)
+    spans = mark_changes(old, new)
     assert "".join(text for kind, text in spans if kind != "gone") == new
     assert "".join(text for kind, text in spans if kind != "new") == old
     assert all(text for _, text in spans)
 
 
 def test_words_are_marked_not_letters_and_neighbours_as_one():
-    assert marked("It weighs 5 mg.", "It weighs 50 mg.") == [
+    assert mark_changes("It weighs 5 mg.", "It weighs 50 mg.") == [
         ("same", "It weighs "), ("gone", "5"), ("new", "50"), ("same", " mg."),
     ]  # fmt: skip
-    assert marked("one two three", "eins zwei three") == [
+    assert mark_changes("one two three", "eins zwei three") == [
         ("gone", "one two"), ("new", "eins zwei"), ("same", " three"),
     ]  # fmt: skip
-    assert len(marked("", "x" * 2 * SHOWN_CHARACTERS)[0][1]) < SHOWN_CHARACTERS + 10
+    assert len(mark_changes("", "x" * 2 * SHOWN_CHARACTERS)[0][1]) < SHOWN_CHARACTERS + 10
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +42,15 @@ def test_every_outcome_is_counted_once_and_sampled(study):
     found = measure(study)["domains"]["archive"]["refinement"]
     assert sum(found["outcomes"].values()) == len(rows) == 120
     assert found["outcomes"] == {"fused": 30, "rewrite": 60, "similarity": 27, "unfinished": 3}
-    seen = sample(rows, 20, 0)
-    assert seen == sample(rows, 20, 0) != sample(rows, 20, 1)
+    seen = sample_rows(rows, 20, 0)
+    assert seen == sample_rows(rows, 20, 0) != sample_rows(rows, 20, 1)
     assert len({row.id for row in seen}) == 20
-    assert {outcome(row) for row in seen} == set(found["outcomes"])
-    assert len(sample(rows, 500, 0)) == 120
+    assert {row_outcome(row) for row in seen} == set(found["outcomes"])
+    assert len(sample_rows(rows, 500, 0)) == 120
     last = rows[1].model_copy(update={"unfused": "fidelity"})
     vetoed = rows[1].model_copy(update={"fallback": "fidelity", "unfused": "filter"})
-    assert [outcome(row) for row in (last, vetoed)] == ["fidelity of all candidates", "fidelity"]
-    assert {outcome(last), outcome(vetoed)} < set(OUTCOMES)
+    assert [row_outcome(row) for row in (last, vetoed)] == ["fidelity of all candidates", "fidelity"]
+    assert {row_outcome(last), row_outcome(vetoed)} < set(OUTCOMES)
 
 
 def test_judges_lengths_and_comparisons(study):
@@ -57,15 +58,15 @@ def test_judges_lengths_and_comparisons(study):
     found = measure(study)["domains"]["archive"]["refinement"]
     assert found["judges"]["qwen"]["rewrites"] == pytest.approx(0.7)
     assert found["judges"]["fidelity"]["chosen"] == 1
-    assert found["lengths"]["mean"] == {"reference": 7.0, "learned": pytest.approx((30 * 7 + 90 * 10) / 120)}
-    assert sum(found["lengths"]["counts"]["learned"]) == 120
+    assert found["lengths"]["mean"] == {"reference": 7.0, "target": pytest.approx((30 * 7 + 90 * 10) / 120)}
+    assert sum(found["lengths"]["counts"]["target"]) == 120
     told = [("first", "first"), ("first", "second"), ("first", None)]
     compared = [
         Comparison(judge="qwen", first=0, second=1, better=one, better_swapped=other, reasons=[]) for one, other in told
     ]
     domain.fused[1] = domain.fused[1].model_copy(update={"comparisons": compared})
     found = measure(study)["domains"]["archive"]["refinement"]
-    assert found["comparisons"] == {"qwen": {"pairs": 3, "unusable": 1, "steady": 0.5}}
+    assert found["comparisons"] == {"qwen": {"pairs": 3, "unusable": 1, "consistent": 0.5}}
 
 
 def test_the_page_shows_what_became_of_rows_and_documents(study, tmp_path):
@@ -76,7 +77,7 @@ def test_the_page_shows_what_became_of_rows_and_documents(study, tmp_path):
     for words in (
         "row rejected: empty answer", "row flagged, and kept: email", "pair rejected: not grounded",
         "made from 3 documents in 9 chunks",
-        "reference: the rewrite was cut off", "Fleiss", "people: correlation", "qwen 0.86 (“&lt;all&gt; there”)",
+        "reference answer: the rewrite was cut off", "Fleiss", "people: correlation", "qwen 0.86 (“&lt;all&gt; there”)",
         "<ins>, noted in log",
     ):  # fmt: skip
         assert words in page, words

@@ -6,7 +6,7 @@ import pytest
 from browser import WIDTHS, examine, needs_chromium
 from synthetic_artifacts import TASKS, collected, synthetic_config, write_artifacts
 
-from raft_tasks.reporting.report import Origin
+from raft_tasks.reporting.origin import Origin
 from raft_tasks.reporting.side_by_side import Answers, measure_side_by_side, write_side_by_side
 
 COMMAND = "raft compare base=models/pocket-base sft=git:HEAD:sft-0 sft=git:HEAD:sft-1"

@@ -7,8 +7,11 @@ from synthetic_artifacts import ITEMS, LEVELS, TASKS, collected, synthetic_confi
 from raft_tasks.artifacts import read_rows, write_rows
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.degradation import holm
-from raft_tasks.reporting.flips import flips
-from raft_tasks.reporting.tables import label, measure, percent, points, print_table
+from raft_tasks.reporting.flips import find_flips
+from raft_tasks.reporting.measures import measure
+from raft_tasks.reporting.metrics import read_metrics, write_metrics
+from raft_tasks.reporting.terminal import print_table
+from raft_tasks.reporting.wording import label, percent, points
 from raft_tasks.schemas import ItemResult, Judged
 
 
@@ -22,13 +25,15 @@ def metrics(tmp_path_factory):
     return measured(tmp_path_factory.mktemp("artifacts"), synthetic_config())
 
 
-def test_is_json_and_whole(metrics):
+def test_is_json_and_whole(metrics, tmp_path):
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+    write_metrics(tmp_path / "metrics.json", metrics)
+    assert read_metrics(tmp_path / "metrics.json") == metrics
     domain = metrics["domains"]["archive"]
     assert list(domain["methods"]) == ["base", "sft", "sdft", "fused_sft", "on_policy", "raft", "fused_sft_anchored"]
     assert list(domain["measures"]) == ["domain_acc", "domain_complete", "general", *TASKS]
     assert (metrics["reference"], metrics["candidate"]) == ("sft", "raft")
-    assert metrics["same_answers_without_teacher"] == ["fused_sft"]
+    assert metrics["same_target_without_teacher"] == ["fused_sft"]
     assert metrics["anchored"] == "fused_sft_anchored"
 
 
@@ -127,7 +132,7 @@ def test_flipped_items_are_counted_and_tested(tmp_path):
     assert recall["p_holm"] > recall["p"]
 
 
-def test_what_is_undone_of_the_references_loss(metrics):
+def test_the_recovered_fraction_of_the_references_loss(metrics):
     methods = metrics["domains"]["archive"]["methods"]
     base, sft, raft = (methods[name]["scores"]["general"]["estimate"] for name in ("base", "sft", "raft"))
     assert methods["raft"]["recovered_fraction"]["general"]["estimate"] == pytest.approx((raft - sft) / (base - sft))
@@ -147,13 +152,13 @@ def test_refinement_adds_up(metrics):
     assert refined["share_fused_changed"] == pytest.approx(1 / 3)
 
 
-def test_what_was_taken_back_stands_beside_the_whole_change(metrics):
+def test_a_merge_has_the_scores_with_and_without_it(metrics):
     methods = metrics["domains"]["archive"]["methods"]
-    assert methods["sdft"]["recovery"] == []
-    first, *others = methods["raft"]["recovery"]
+    assert methods["sdft"]["merge"] == []
+    first, *others = methods["raft"]["merge"]
     assert [one["seed"] for one in (first, *others)] == [0, 1, 2]
     assert (first["coefficient"], first["bound_met"], first["relative_l2"]) == (0.6, False, 0.0123)
-    assert (first["chosen"]["domain"], first["whole"]["domain"], first["base"]["general"]) == (0.952, 0.991, 0.871)
+    assert (first["merged"]["domain"], first["unmerged"]["domain"], first["base"]["general"]) == (0.952, 0.991, 0.871)
 
 
 def test_training_is_averaged_over_seeds(metrics):
@@ -249,5 +254,5 @@ def test_where_a_panel_judged_its_verdicts_are_measured(tmp_path):
     assert "retention" in found["methods"]["sft"]
     tested = found["methods"]["sft"]["degradation"][TASKS[0]]
     assert (tested["asked"], tested["won"], "7" in tested["won_items"]) == (ITEMS - 1, ITEMS - 1, False)
-    listed = flips(collected(tmp_path, config).domains["archive"], [(TASKS[0], "judged")])
+    listed = find_flips(collected(tmp_path, config).domains["archive"], [(TASKS[0], "judged")])
     assert {one.id for one in listed} == set(tested["won_items"])
