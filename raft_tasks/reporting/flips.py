@@ -8,11 +8,12 @@ from itertools import zip_longest
 from typing import Literal
 
 from raft_tasks.evaluation.harness import DOMAIN_TASK
-from raft_tasks.reporting.study import Answered
+from raft_tasks.reporting.study import BASE, Answered
 from raft_tasks.schemas import ItemResult
 
 Direction = Literal["lost", "won"]
 SHOWN_CHARACTERS = 300  # of a question or an answer
+CHOICE = "choice "  # begins the answer to an item of multiple choice: nothing was generated
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,45 @@ def select_flips(flips: Sequence[Flip], count: int) -> list[Flip]:
         groups.setdefault((flip.method, flip.direction, flip.task), []).append(position)
     in_turn = [position for turn in zip_longest(*groups.values()) for position in turn if position is not None]
     return [flips[position] for position in sorted(in_turn[:count])]
+
+
+@dataclass(frozen=True)
+class AnsweredQuestion:
+    """One general question with the answers of several models: (method, text, right)."""
+
+    task: str
+    question: str
+    answers: list[tuple[str, str, bool]]
+
+
+def telling_questions(
+    domain: Answered, parts: Sequence[tuple[str, str]], methods: Sequence[str], count: int
+) -> list[AnsweredQuestion]:
+    """General questions that the base answers correctly and most clearly tell `methods` apart, from all tasks in turn.
+
+    First those that fewer methods answer correctly, though not none; of each method the answer under its first seed.
+
+    Args:
+        parts: (task, metric) of the general tasks; those without generated answers have no questions.
+    """
+    prefix, suffix = _around_question(domain)
+    by_task = []
+    for task, metric in parts:
+        models = [domain.base, *(domain.runs[method][0] for method in methods)]
+        answers = [{row.id: row for row in model.items if row.task == task} for model in models]
+        questions = []
+        for name, row in answers[0].items():
+            rows = [answer[name] for answer in answers]
+            if metric not in row.metrics or row.answer.startswith(CHOICE) or not _right(row, metric):
+                continue
+            right = [_right(other, metric) for other in rows]
+            shown = [(m, _shorten(r.answer), ok) for m, r, ok in zip([BASE, *methods], rows, right, strict=True)]
+            text = _shorten(row.prompt.removeprefix(prefix).removesuffix(suffix))
+            # SFT wrong and RAFT right comes first: right[1:] is False before True
+            rank = (all(right), not any(right[1:]), right[1:2], len(row.prompt), name)
+            questions.append((rank, AnsweredQuestion(task, text, shown)))
+        by_task.append([question for _, question in sorted(questions, key=lambda entry: entry[0])])
+    return [question for turn in zip_longest(*by_task) for question in turn if question is not None][:count]
 
 
 def _right(row: ItemResult, metric: str) -> bool:

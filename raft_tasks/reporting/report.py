@@ -24,6 +24,7 @@ from raft_tasks.reporting.views import (
     method_settings,
     overall_frontier,
     paper_panels,
+    question_views,
     sweep_views,
 )  # fmt: skip
 
@@ -48,6 +49,7 @@ def write_report(study: Study, metrics: Metrics, origin: Origin, output: Path) -
         **_shared_view(metrics, origin),
         "domains": [domain_view(study, metrics, styles, name) for name in config.run.domains],
         "frontier": overall_frontier(metrics, styles),
+        "questions": question_views(study, metrics),
         "paper": paper,
         "paper_rows": main_table(paper, overall),
         "paper_measures": our_measures(paper, overall["measures"]),
@@ -111,6 +113,7 @@ def page_environment(styles: Styles | None = None) -> Environment:
     )
     environment.filters |= {
         "points": wording.points,
+        "label": wording.label,
         "prefix_ids": prefix_ids,
         "measure_name": wording.measure_name,
     }

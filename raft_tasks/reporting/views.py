@@ -12,7 +12,7 @@ from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.reporting import wording
 from raft_tasks.reporting.figures import refinement, scores, training
 from raft_tasks.reporting.figures.panel import Styles
-from raft_tasks.reporting.flips import find_flips, select_flips
+from raft_tasks.reporting.flips import AnsweredQuestion, find_flips, select_flips, telling_questions
 from raft_tasks.reporting.measures import single_parts
 from raft_tasks.reporting.metrics import DomainMetrics, Metrics, Refinement
 from raft_tasks.reporting.paper import ABLATION, ablation_table, our_measures
@@ -22,6 +22,7 @@ from raft_tasks.reporting.sweeps import Sweep
 from raft_tasks.reporting.wording import label, measure_name
 from raft_tasks.schemas import Fused
 
+QUESTIONS = 3  # general ones at the top of the page
 CURVES = (  # column of steps.csv, title, level that is marked
     ("l_sft", "Cross-entropy of the targets, L_SFT", None),
     ("l_kl", "KL to the teacher, L_KL", None),
@@ -72,6 +73,15 @@ def overall_frontier(metrics: Metrics, styles: Styles) -> str | None:
         return next(iter(domain_frontier(next(iter(metrics["domains"].values())), styles)), None)
     points = metrics["overall"]["frontier"]
     return scores.frontier(points, {}, styles) if points else None
+
+
+def question_views(study: Study, metrics: Metrics) -> list[AnsweredQuestion]:
+    """General questions of the first domain's models, answered by the base and the methods that the page compares."""
+    name, domain = next(iter(study.domains.items()))
+    parts = single_parts(metrics["domains"][name]["measures"])[1:]
+    methods = [metrics["reference"], metrics["candidate"], metrics["anchored"]]
+    trained = list(dict.fromkeys(method for method in methods if method))
+    return telling_questions(domain, parts, trained, QUESTIONS) if trained else []
 
 
 def paper_panels(paper: Mapping[str, Any], metrics: Metrics, styles: Styles) -> dict[str, list[str]]:

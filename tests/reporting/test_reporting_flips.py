@@ -1,4 +1,4 @@
-from raft_tasks.reporting.flips import SHOWN_CHARACTERS, Flip, find_flips, select_flips
+from raft_tasks.reporting.flips import SHOWN_CHARACTERS, Flip, find_flips, select_flips, telling_questions
 from raft_tasks.reporting.study import Benchmarked, DomainStudy, Trained
 from raft_tasks.schemas import Example, ItemResult
 
@@ -39,3 +39,15 @@ def test_few_are_chosen_of_every_method_direction_and_task_in_turn():
     assert select_flips(listed, 9) == listed
     other = [Flip("sft", "reading", str(n), "lost", 1, "", "", "") for n in range(5)]
     assert [flip.task for flip in select_flips(listed + other, 6)] == ["domain", "recall", "recall", *["reading"] * 3]
+
+
+def test_questions_that_tell_the_methods_apart_come_first():
+    runs = {"sft": [RUNS[1]], "raft": [RUNS[0]]}  # a: SFT wrong, RAFT right; b: both wrong
+    domain = DomainStudy([], {}, None, [ASKED], [], {}, BASE, runs)
+    first, second = telling_questions(domain, [("recall", "acc")], ["sft", "raft"], 3)
+    assert [(name, right) for name, _, right in first.answers] == [("base", True), ("sft", False), ("raft", True)]
+    assert (first.task, first.question, first.answers[1][1]) == ("recall", "What is Q?", "no")
+    assert [right for _, _, right in second.answers] == [True, False, False]
+    chosen = item("recall", "c", True, "choice 0")
+    likelihood = DomainStudy([], {}, None, [ASKED], [], {}, Benchmarked({}, [BASE.items[0], chosen]), runs)
+    assert telling_questions(likelihood, [("recall", "acc")], [], 3) == []

@@ -366,3 +366,13 @@ def test_no_general_tasks_no_rewrite_passed(tmp_path):
     assert "0 of 120 rewrites (0.0 %)" in page
     assert "Retention" not in page
     assert "not in a git repository" in page
+
+
+def test_general_questions_are_answered_side_by_side(report):
+    table = re.search(r"3 general questions.*?</table>", report[2], re.DOTALL)[0]
+    assert re.findall(r'<th scope="col">(.*?)</th>', table) == ["question", "base", "SFT", "RAFT", "fused SFT anchored"]
+    first = table.split("<tbody>")[1].split("</tr>")[0]
+    assert re.findall(r">(correct|wrong)<", first)[:3] == ["correct", "wrong", "correct"]
+    training = report[1]["domains"]["archive"]["methods"]
+    assert "kl_weight_at_max" in training["raft"]["training"]
+    assert "kl_weight_at_max" not in training["sft"]["training"]
