@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from flows import paths
-from raft_tasks.artifacts import atomic_folder, digest, read_json, write_json
+from raft_tasks import reporting
+from raft_tasks.artifacts import atomic_folder, digest, digest_path, read_json, write_json
 from raft_tasks.code_digest import code_digest
 from raft_tasks.config import Config, Domain, Fuse, Judge, Method, Question, Section, resolved
 from raft_tasks.errors import InputError
@@ -20,6 +21,7 @@ from raft_tasks.file_digests import FileDigests
 from raft_tasks.generation.templates import template_text
 from raft_tasks.models import identify
 
+REPORTING = Path(reporting.__path__[0])  # templates, style and the paper's numbers are files of the report too
 STRUCTURED_TEMPLATES = ("data_rule.jinja", "repair.jinja")  # of every call that wants an answer by a schema
 
 Files = dict[str, Any]  # {name of a file in artifacts/resolved, without .json: its content}
@@ -168,7 +170,12 @@ class Stages:
                 "run": _only(config.run, "methods", "seeds"),
             },
         )
-        yield "report", {"report": resolved(config.report), "run": resolved(config.run)}
+        page = {
+            str(file.relative_to(REPORTING)): digest_path(file)
+            for file in sorted(REPORTING.rglob("*"))
+            if file.is_file() and file.suffix not in (".py", ".pyc")
+        }
+        yield "report", {"report": resolved(config.report), "run": resolved(config.run), "page": page}
 
     def models(self, roles: set[str]) -> dict[str, Any]:
         """What models are: of a folder its bytes, wherever it lies."""
