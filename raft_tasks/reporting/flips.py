@@ -75,9 +75,9 @@ class AnsweredQuestion:
 def telling_questions(
     domain: Answered, parts: Sequence[tuple[str, str]], methods: Sequence[str], count: int
 ) -> list[AnsweredQuestion]:
-    """General questions that the base answers correctly and most clearly tell `methods` apart, from all tasks in turn.
+    """General questions that the base answers correctly, from all tasks in turn, those that tell `methods` apart first.
 
-    First those that fewer methods answer correctly, though not none; of each method the answer under its first seed.
+    First those that some methods answer correctly and some not; of each method the answer under its first seed.
 
     Args:
         parts: (task, metric) of the general tasks; those without generated answers have no questions.
@@ -94,7 +94,7 @@ def telling_questions(
                 continue
             right = [_right(other, metric) for other in rows]
             shown = [(m, _shorten(r.answer), ok) for m, r, ok in zip([BASE, *methods], rows, right, strict=True)]
-            text = _shorten(row.prompt.removeprefix(prefix).removesuffix(suffix))
+            text = _shorten(row.question or row.prompt.removeprefix(prefix).removesuffix(suffix))
             # SFT wrong and RAFT right comes first: right[1:] is False before True
             rank = (all(right), not any(right[1:]), right[1:2], len(row.prompt), name)
             questions.append((rank, AnsweredQuestion(task, text, shown)))
