@@ -55,7 +55,7 @@ def small_project(folder: Path) -> None:
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     config = yaml.safe_load((folder / "params.yaml").read_text())
     for section, values in SMALL.items():
-        config[section].update(values)
+        config.setdefault(section, {}).update(values)
     (folder / "params.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     graph = yaml.safe_load((folder / "dvc.yaml").read_text())
     graph = {"vars": graph["vars"], "stages": {name: graph["stages"][name] for name in STAGES}}

@@ -45,7 +45,7 @@ class Service:
         path = self.folder / "params.yaml"
         config = yaml.safe_load(path.read_text())
         for section, values in SMALL.items():
-            config[section].update(values)
+            config.setdefault(section, {}).update(values)
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         self.rows = [json.loads(line) for line in (self.folder / "data/archive/pairs.jsonl").read_text().splitlines()]
         self.sources = list(dict.fromkeys(row["source"] for row in self.rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -95,7 +95,7 @@ def stage(
 
 @app.command()
 def resolve() -> None:
-    """Write down what each stage depends on beside its data: settings, models, code."""
+    """Write down what each stage depends on: settings, models, code."""
     from flows.resolve import resolve as write_resolved
     from raft_tasks.config import load_config
 
@@ -106,24 +106,11 @@ def resolve() -> None:
 def config_show(
     key: Annotated[str | None, typer.Argument(help="A section or key such as train.epochs, or a method.")] = None,
 ) -> None:
-    """Print the configuration in force, defaults included, as YAML."""
-    import yaml
+    """Print the configuration in force, defaults included, as YAML; marks what params.yaml sets."""
+    from raft_tasks.config import read_document
+    from raft_tasks.config.show import show
 
-    from raft_tasks.config import load_config
-
-    values: Any = load_config().model_dump(mode="json")
-    if key is not None:
-        values = values["methods"][key] if key in values["methods"] else _look_up(values, key)
-    typer.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).removesuffix("...\n").rstrip())
-
-
-def _look_up(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        if not isinstance(values, dict) or part not in values:
-            names = sorted(values) if isinstance(values, dict) else "no keys"
-            raise InputError(f"got the key {key!r}, expected for {part!r} one of {names}, or a method's name")
-        values = values[part]
-    return values
+    typer.echo(show(read_document(), key), nl=False)
 
 
 @config_app.command("schema")
@@ -131,9 +118,9 @@ def config_schema() -> None:
     """Print the JSON schema of params.yaml, for editors."""
     import json
 
-    from raft_tasks.config import Config
+    from raft_tasks.config.show import schema
 
-    typer.echo(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(schema(), indent=2, ensure_ascii=False))
 
 
 @app.command()

@@ -115,7 +115,7 @@ class Stages:
     def training(self) -> Iterator[tuple[str, Any]]:
         config = self.config
         sets = {method.anchors.set for method in self.methods.values() if method.anchors}
-        own = {name: config.anchors[name].prompts for name in sets if config.anchors[name].prompts}
+        own = {name: prompts for name in sets if (prompts := config.anchors[name].prompts)}
         tasks = {task for name in sets for task in self.measured(name)} | set(config.benchmark.tasks if sets else ())
         yield (
             "anchors",

@@ -38,7 +38,7 @@ def sweep(name: str) -> None:
     experiments = {f"{name}-{value}": value for value in values}
     missing = [experiment for experiment in experiments if revision(experiment) is None]
     for experiment in missing:
-        changes = [f"{parameter}={experiments[experiment]}", f"run.methods=[{','.join(methods)}]"]
+        changes = [f"++{parameter}={experiments[experiment]}", f"run.methods=[{','.join(methods)}]"]
         command = ["exp", "run", "--queue", "--name", experiment]
         # with the response cache an experiment asks models just for what is new; DVC cannot copy it without its folder
         command += ["--copy-paths", str(paths.RESPONSES.parent)] if paths.RESPONSES.exists() else []

@@ -29,7 +29,7 @@ def small_clone(folder: Path) -> Path:
     path = clone / "params.yaml"
     config = yaml.safe_load(path.read_text())
     for section, values in SMALL.items():
-        config[section].update(values)
+        config.setdefault(section, {}).update(values)
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return clone
 

@@ -35,6 +35,7 @@ def test_what_params_yaml_sets_is_marked():
     assert "      kl_weight: 1.0   # params.yaml\n      kl_weight_max: 10.0\n" in text
     assert text.startswith("methods:\n  mine:\n    target: fused\n    sft: true\n")
     assert show(DOCUMENT, "ingest") == "ingest:\n  min_characters: 1\n  max_characters: 8000\n  max_rejected: 0.02\n"
+    assert show(DOCUMENT, "train.launch.strategy") == "train:\n  launch:\n    strategy: none\n"
     assert "prompt_source: gibberish" in show(DOCUMENT, "gibberish")
 
 

@@ -32,7 +32,8 @@ def show(document: Any, what: str | None = None) -> str:
 
     Args:
         document: of params.yaml (`read_document`).
-        what: a section, a method or an anchor set; None shows all, of methods and sets those that are run or given.
+        what: a section, a key such as train.epochs, a method or an anchor set; None: all, but only the methods and sets
+            that are run or given.
 
     Raises:
         ConfigError: the document is wrong, or nothing is called `what`.
@@ -45,8 +46,8 @@ def show(document: Any, what: str | None = None) -> str:
         for section, names in used.items():
             wanted = names | document.get(section, {}).keys()
             values[section] = {name: row for name, row in values[section].items() if name in wanted}
-    elif what in values:
-        values = {what: values[what]}
+    elif what.partition(".")[0] in values:
+        values = _part(values, what.split("."), what)
     else:
         found = [section for section in SETS if what in values[section]]
         if not found:
@@ -56,6 +57,15 @@ def show(document: Any, what: str | None = None) -> str:
             raise ConfigError(f"no section, method or anchor set is called {what!r}; {hint}")
         values = {section: {what: values[section][what]} for section in found}
     return "\n".join(_lines(values, document, "")) + "\n"
+
+
+def _part(values: Any, path: list[str], what: str) -> Any:
+    """The mapping around what lies at `path`."""
+    name, *rest = path
+    if not isinstance(values, dict) or name not in values:
+        names = ", ".join(values) if isinstance(values, dict) else "no keys"
+        raise ConfigError(f"got the key {what!r}, expected for {name!r} one of {names}")
+    return {name: _part(values[name], rest, what) if rest else values[name]}
 
 
 def _lines(values: Mapping[str, Any], given: Any, indent: str) -> Iterator[str]:

@@ -25,7 +25,7 @@ def copy_project(folder, changes):
             shutil.copy2(ROOT / name, folder / name)
     config = yaml.safe_load((folder / "params.yaml").read_text())
     for section, values in changes.items():
-        config[section].update(values)
+        config.setdefault(section, {}).update(values)
     (folder / "params.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     return folder

@@ -75,7 +75,7 @@ def project(folder, base_url, numbers, **changes):
     config["resources"]["chunks"] = {"runner": "threads", "workers": 2, "dask_address": None}
     for name, values in changes.items():
         section, key = name.split("__")
-        config[section][key] = values
+        config.setdefault(section, {})[key] = values
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(config))
     loaded = load_config(folder / "params.yaml")

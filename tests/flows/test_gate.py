@@ -52,8 +52,8 @@ def project(tmp_path, monkeypatch):
     document = yaml.safe_load((ROOT / "params.yaml").read_text())
     document["benchmark"]["tasks"] = [GENERAL]
     document["retrain"]["candidate"] = {"method": "raft", "seed": 0}
-    document["gate"] |= {"latency_items": 8, "near_miss": 0.3, "max_latency_ratio": 100.0}
-    document["gate"]["recover"] |= {"coefficients": [0.5], "tasks": ["pocket_rewriting_validation"]}
+    recover = {"coefficients": [0.5], "tasks": ["pocket_rewriting_validation"]}
+    document["gate"] = {"latency_items": 8, "near_miss": 0.3, "max_latency_ratio": 100.0, "recover": recover}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
     (tmp_path / "models").symlink_to(ROOT / "models")
     (tmp_path / "raft_tasks").symlink_to(ROOT / "raft_tasks")
@@ -127,7 +127,7 @@ def vote(model, item, right):
 def test_a_panel_decides_over_the_domain_where_params_say_so(judged, project, monkeypatch):
     document = yaml.safe_load((project / "params.yaml").read_text())
     document["run"]["judged"] = [DOMAIN]
-    document["gate"]["domain_metric"] = "judged"
+    document.setdefault("gate", {})["domain_metric"] = "judged"
     (project / "params.yaml").write_text(yaml.safe_dump(document))
     answers = [item for item in items(0, 0) if item.task == DOMAIN_TASK]
     told = {"base": False, "raft-0": True}  # by the rule's metric the candidate knows nothing

@@ -72,8 +72,7 @@ def project(tmp_path, server):
         "price_per_million_input": 0.0, "price_per_million_output": 0.0,
     }  # fmt: skip
     config["models"] |= {name: {**endpoint, "model": name} for name in ("maker", "reader", "lawyer")}
-    checker = config["question"]["checkers"][0]
-    checkers = [{**checker, "model": name} for name in ("reader", "lawyer")]
+    checkers = [{"model": name} for name in ("reader", "lawyer")]
     config["question"] |= {"model": "maker", "min_characters": 10, "checkers": checkers}
     config["domains"]["permits"] = {
         **config["domains"]["archive"],

@@ -250,8 +250,8 @@ def test_the_hubs_newest_commit_is_pinned(repository, settings, monkeypatch):
     old, new, source = "a" * 40, "b" * 40, HubRevision(kind="hub")
     text = (repository / "params.yaml").read_text()
     values = yaml.safe_load(text)
-    hub = {"id": "o/n", "config": None, "data_files": None, "split": "train", "revision": old}
-    values["domains"]["archive"]["hub"] = {**hub, "streaming": False, "where": {}, "limit": None}
+    hub = {"id": "o/n", "revision": old}
+    values["domains"]["archive"] = {**values["domains"]["archive"], "hub": hub}
     (repository / "params.yaml").write_text("# a comment\n" + yaml.safe_dump(values))
     commit_all(repository)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha=new))
