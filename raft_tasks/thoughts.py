@@ -35,9 +35,14 @@ ANSWER_END = re.compile(r"\s*<\|(?:return|end|END_RESPONSE|end_of_solution)\|>\s
 HARMONY_WITHOUT_MARKS = re.compile(r"analysis\S.*?assistantfinal", re.DOTALL)  # decoded without special tokens
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 
+# None of the above without one of these: most texts are done with a search for them.
+MARKS = re.compile("|".join([r"<\|", "assistantfinal", *(re.escape(tag) for tags in TAGS for tag in tags)]))
+
 
 def strip_thoughts(text: str) -> tuple[str, bool]:
     """A turn's answer, and whether its last thought was left open (then nothing follows)."""
+    if not MARKS.search(text):
+        return text, False
     answer, is_open, changed = text, False, True
     while changed and not is_open:
         changed, answer, is_open = _strip_one(answer)
