@@ -29,10 +29,11 @@ from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
 from raft_tasks.generation.anchors import generate_anchors
 from raft_tasks.generation.encoding import shared_encoder
 from raft_tasks.generation.transformers_backend import TransformersBackend
+from raft_tasks.model_loading import load_model
 from raft_tasks.schemas import TrainingPair
-from raft_tasks.training.anchoring import AnchorBatches, is_encodable, load_anchors, write_anchors
+from raft_tasks.training.anchor_logits import AnchorBatches, is_encodable, load_anchors, write_anchors
+from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.train import train_model
-from raft_tasks.training.weights import load_model
 
 PROJECT = Path(__file__).parents[1]
 PLAIN, ANCHORED = "fused_sft", "fused_sft_anchored"
@@ -107,15 +108,17 @@ def steps(
 ) -> list[float]:
     """Seconds of every optimiser step of one training but the first few, which warm up."""
     train_model(
-        pairs,
-        config.base,
-        config.methods[PLAIN].model_copy(update={"anchors": hold}),
-        config.train.model_copy(update={"epochs": epochs, "checkpoint_steps": 10_000}),
-        "",
-        0,
-        place / "output",
-        place / "checkpoints",
-        anchors=folder if hold else None,
+        TrainingJob(
+            pairs=pairs,
+            model=config.base,
+            method=config.methods[PLAIN].model_copy(update={"anchors": hold}),
+            train=config.train.model_copy(update={"epochs": epochs, "checkpoint_steps": 10_000}),
+            template_text="",
+            seed=0,
+            output=place / "output",
+            checkpoints=place / "checkpoints",
+            anchors=folder if hold else None,
+        )
     )
     with (place / "output" / "steps.csv").open(newline="") as rows:
         return [float(row["seconds"]) for row in csv.DictReader(rows)][2:]
@@ -125,7 +128,7 @@ def tokens(config: Config, pairs: list[TrainingPair], hold: AnchorLoss, folder: 
     """How long rows and anchors are, and what padding is paid for."""
     tokenizer = load_model(config.base, torch.float32)[1]
     held: AnchorBatches = load_anchors(folder, hold, tokenizer, config.train.max_length, config.base.system, seed=0)
-    batches = [[held.lengths[anchor] for anchor in held.at(step)] for step in range(held.per_pass)]
+    batches = [[held.lengths[anchor] for anchor in held.at(step)] for step in range(held.per_epoch)]
     real, padded = sum(map(sum, batches)), sum(max(batch) * len(batch) for batch in batches)
     domain = mean(len(tokenizer(pair.question + pair.answer)["input_ids"]) for pair in pairs)
     return (

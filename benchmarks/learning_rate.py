@@ -24,6 +24,7 @@ from raft_tasks.config import Config, load_config
 from raft_tasks.evaluation.harness import DOMAIN_TASK, Suite, evaluate
 from raft_tasks.generation.templates import template_text
 from raft_tasks.schemas import Example, TrainingPair
+from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.train import train_model
 
 RATES = (2e-4, 3e-4, 5e-4, 7e-4, 1e-3)
@@ -45,14 +46,16 @@ def scored(config: Config, name: str, rate: float, tasks: Path, work: Path) -> d
     """Train method `name` at `rate`; its accuracy on the validation items of every task."""
     method, domain = config.methods[name], config.run.domains[0]
     train_model(
-        pairs=read_rows(paths.training(domain) / f"{name}.{config.run.rows}", TrainingPair),
-        model=config.base,
-        method=method,
-        train=config.train.model_copy(update={"learning_rate": rate}),
-        template_text=template_text(method.distillation.template) if method.distillation else "",
-        seed=0,
-        output=work,
-        checkpoints=work / "checkpoints",
+        TrainingJob(
+            pairs=read_rows(paths.training(domain) / f"{name}.{config.run.rows}", TrainingPair),
+            model=config.base,
+            method=method,
+            train=config.train.model_copy(update={"learning_rate": rate}),
+            template_text=template_text(method.distillation.template) if method.distillation else "",
+            seed=0,
+            output=work,
+            checkpoints=work / "checkpoints",
+        )
     )
     validation = read_rows(paths.split(domain, "validation", config.run.rows), Example)
     model = config.base.model_copy(update={"path": str(work / "model"), "revision": None})

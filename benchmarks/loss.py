@@ -10,9 +10,9 @@ teacher's. The teacher is therefore passed first, with alpha 1, the KL of the fi
 same value on the same support. TRL's own order (student's support, alpha 0) is timed beside it. What the KL's mean
 leaves out is the same in both: T^2, masks, the mean per sample.
 
-Ours: `lean_top_k`, `lean_logits_at`, `top_k_forward_kl`, as the trainer calls them, with the student's mass inside the
-teacher's top K, a diagnostic, at every 7th position (on a GPU at all); "mass everywhere" takes it at all of them. The
-floor is the teacher's product with its head, without which there is no top K.
+Ours: `chunked_top_k`, `chunked_logits_at`, `top_k_forward_kl`, as the trainer calls them, with the student's mass
+inside the teacher's top K, a diagnostic, at every 7th position (on a GPU at all); "mass everywhere" takes it at all of
+them. The floor is the teacher's product with its head, without which there is no top K.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ import torch.nn.functional as F
 from measuring import machine, peak_extra, table, timed_in_turn
 from torch import Tensor
 
+from raft_tasks.training.loss_terms import MASS_EVERY
 from raft_tasks.training.losses import (
     Head,
-    lean_logits_at,
-    lean_mean_cross_entropy,
-    lean_top_k,
+    chunked_logits_at,
+    chunked_mean_cross_entropy,
+    chunked_top_k,
     top_k_forward_kl,
 )
-from raft_tasks.training.trainer import MASS_EVERY
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 TEMPERATURE = 1.5
@@ -79,9 +79,9 @@ def trl(inputs: Inputs, teachers_support: bool = True) -> Tensor:
     return per_token.mean()
 
 
-def lean(inputs: Inputs, mass_every: int = MASS_EVERY) -> Tensor:
-    taught = lean_top_k(inputs.teacher_hidden, Head(inputs.teacher_weight), inputs.k)
-    own = lean_logits_at(inputs.hidden, Head(inputs.weight), taught.ids, mass_every=mass_every)
+def chunked(inputs: Inputs, mass_every: int = MASS_EVERY) -> Tensor:
+    taught = chunked_top_k(inputs.teacher_hidden, Head(inputs.teacher_weight), inputs.k)
+    own = chunked_logits_at(inputs.hidden, Head(inputs.weight), taught.ids, mass_every=mass_every)
     return top_k_forward_kl(own.logits, taught.logits, TEMPERATURE).mean()
 
 
@@ -125,8 +125,8 @@ def liger_cross_entropy(inputs: Inputs) -> Tensor:
     return LigerFusedLinearCrossEntropyLoss()(inputs.weight, inputs.hidden, inputs.labels)
 
 
-def lean_cross_entropy(inputs: Inputs) -> Tensor:
-    return lean_mean_cross_entropy(inputs.hidden, Head(inputs.weight), inputs.labels, len(inputs.labels))[0]
+def chunked_cross_entropy(inputs: Inputs) -> Tensor:
+    return chunked_mean_cross_entropy(inputs.hidden, Head(inputs.weight), inputs.labels, len(inputs.labels))[0]
 
 
 def has_liger(device: str) -> bool:
@@ -141,8 +141,8 @@ def distillation(device: str) -> dict[str, Callable[[Inputs], Tensor]]:
     forms: dict[str, Callable[[Inputs], Tensor]] = {
         "TRL SDFT": trl,
         "TRL SDFT, student's support": lambda inputs: trl(inputs, teachers_support=False),
-        "ours": lean,
-        "ours, mass everywhere": lambda inputs: lean(inputs, mass_every=1),
+        "ours": chunked,
+        "ours, mass everywhere": lambda inputs: chunked(inputs, mass_every=1),
     }
     return forms | ({"Liger JSD, whole vocabulary": liger_jsd} if has_liger(device) else {})
 
@@ -153,7 +153,7 @@ def cross_entropies(device: str) -> dict[str, Callable[[Inputs], Tensor]]:
         forms["torch linear_cross_entropy"] = torch_cross_entropy
     if has_liger(device):
         forms["Liger"] = liger_cross_entropy
-    return forms | {"ours": lean_cross_entropy}
+    return forms | {"ours": chunked_cross_entropy}
 
 
 def apart(inputs: Inputs, form: Callable[[Inputs], Tensor], reference: Callable[[Inputs], Tensor]) -> dict[str, float]:
@@ -206,8 +206,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"best of {sizes.repeats} in turn; {machine(sizes.device)}"
     )
     branches = (
-        ("KL", distillation, "TRL SDFT", lean),
-        ("cross-entropy", cross_entropies, "full logits", lean_cross_entropy),
+        ("KL", distillation, "TRL SDFT", chunked),
+        ("cross-entropy", cross_entropies, "full logits", chunked_cross_entropy),
     )
     for name, forms, first, ours in branches:
         for trainable in (False, True):

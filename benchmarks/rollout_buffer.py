@@ -24,6 +24,7 @@ from raft_tasks.config import Config, load_config
 from raft_tasks.evaluation.harness import DOMAIN_TASK, Suite, evaluate
 from raft_tasks.generation.templates import template_text
 from raft_tasks.schemas import Example, TrainingPair
+from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.train import train_model
 
 METHOD = "raft"
@@ -38,14 +39,16 @@ def trained(config: Config, rollout_steps: int, seed: int, tasks: Path, work: Pa
         update={"distillation": row.distillation.model_copy(update={"rollout_steps": rollout_steps})}
     )
     summary = train_model(
-        pairs=read_rows(paths.training(domain) / f"{METHOD}.{kind}", TrainingPair),
-        model=config.base,
-        method=method,
-        train=config.train,
-        template_text=template_text(row.distillation.template),
-        seed=seed,
-        output=work,
-        checkpoints=work / "checkpoints",
+        TrainingJob(
+            pairs=read_rows(paths.training(domain) / f"{METHOD}.{kind}", TrainingPair),
+            model=config.base,
+            method=method,
+            train=config.train,
+            template_text=template_text(row.distillation.template),
+            seed=seed,
+            output=work,
+            checkpoints=work / "checkpoints",
+        )
     )
     assert summary is not None
     with (work / "steps.csv").open(newline="") as table:

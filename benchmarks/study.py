@@ -48,10 +48,11 @@ from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.semantic_filter import semantic_filter
 from raft_tasks.generation.templates import template_text
 from raft_tasks.generation.transformers_backend import TransformersBackend
+from raft_tasks.model_loading import load_model
 from raft_tasks.schemas import Anchor, Example, Filtered, Fused, GeneratedAnchor, TrainingPair
-from raft_tasks.training.anchoring import KEPT, ROWS, encode_anchors, is_encodable, keep_top_k, write_kept
+from raft_tasks.training.anchor_logits import LOGITS, ROWS, AnchorLogits, encode_anchors, is_encodable
+from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.train import train_model
-from raft_tasks.training.weights import load_model
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -149,7 +150,7 @@ def anchor_set(config: Config, settings: AnchorSet, kind: str, world: World, pla
             network, tokenizer = load_model(config.base, getattr(torch, config.base.dtype))
             write_rows(folder / ROWS, kept)
             encoded = encode_anchors(kept, tokenizer, network.config.max_position_embeddings, config.base.system)
-            write_kept(folder / KEPT, keep_top_k(network, encoded, settings.top_k, settings.batch_size))
+            AnchorLogits.compute(network, encoded, settings.top_k, settings.batch_size).save(folder / LOGITS)
     return target
 
 
@@ -203,15 +204,17 @@ def train(study: dict[str, Any], cell: Cell, work: Path) -> tuple[Path, dict[str
         settings = config.anchors[held.set]
         anchors = anchor_set(config, settings, arm.get("anchors", "invented"), world, place, cell.domain)
     summary = train_model(
-        pairs=pairs_of(fused, method.target, place / "replay.jsonl" if method.replay else None),
-        model=config.base,
-        method=method,
-        train=config.train,
-        template_text=template_text(method.distillation.template) if method.distillation else "",
-        seed=cell.seed,
-        output=work,
-        checkpoints=work / "checkpoints",
-        anchors=anchors,
+        TrainingJob(
+            pairs=pairs_of(fused, method.answers, place / "replay.jsonl" if method.replay else None),
+            model=config.base,
+            method=method,
+            train=config.train,
+            template_text=template_text(method.distillation.template) if method.distillation else "",
+            seed=cell.seed,
+            output=work,
+            checkpoints=work / "checkpoints",
+            anchors=anchors,
+        )
     )
     assert summary is not None
     facts = {"seconds": summary["seconds"], "steps": summary["steps"], "final": summary["final"]}

@@ -35,9 +35,11 @@ from study import STUDIES, Cell, config_of, pairs_of, refined, trained, world_fo
 
 from raft_tasks.chat import end_of_turn
 from raft_tasks.generation.templates import template_text
-from raft_tasks.training.conversations import Encoded, encode_pairs, teacher_message
-from raft_tasks.training.rollouts import GenerateSampler, rollout_seed
-from raft_tasks.training.weights import load_model
+from raft_tasks.model_loading import load_model
+from raft_tasks.seeds import derive_seed
+from raft_tasks.training.conversations import Encoded, Encoder, teacher_message
+from raft_tasks.training.rollouts import RolloutSampling
+from raft_tasks.training.transformers_rollouts import GenerateSampler
 
 PLACES = ("easy/archive", "easy/clinic", "hard/archive")
 EPOCHS = (0, 1, 4)
@@ -107,13 +109,15 @@ def seen(
 
 def at(base: Any, student: Any, rows: list[Row], sampler: GenerateSampler) -> dict[str, list[Seen]]:
     """What each teacher says to one rollout of every row."""
-    rollouts = sampler([row.encoded.prompt for row in rows], [rollout_seed(SEED, 0, row.encoded.id) for row in rows])
+    rollouts = sampler(
+        [row.encoded.prompt_ids for row in rows], [derive_seed(f"rollouts/{SEED}/0/{row.encoded.id}") for row in rows]
+    )
     found: dict[str, list[Seen]] = {name: [] for name in TEACHERS}
     for row, rollout in zip(rows, rollouts, strict=True):
         encoded, drawn = row.encoded, rollout.tokens
-        own = log_probs(student, encoded.prompt, drawn)
-        for name, prompt in zip(TEACHERS, (encoded.teacher_prompt or [], encoded.prompt), strict=True):
-            found[name] += seen(log_probs(base, prompt, drawn), own, drawn, encoded.answer, row.refined)
+        own = log_probs(student, encoded.prompt_ids, drawn)
+        for name, prompt in zip(TEACHERS, (encoded.teacher_prompt_ids or [], encoded.prompt_ids), strict=True):
+            found[name] += seen(log_probs(base, prompt, drawn), own, drawn, encoded.completion_ids, row.refined)
     return found
 
 
@@ -140,7 +144,7 @@ def lines(name: str, epochs: int, found: list[Seen]) -> list[str]:
 
 def own_answers(base: Any, tokenizer: Any, rows: list[Row], sampler: GenerateSampler) -> str:
     """How often the answer-conditioned teacher's answers hold the value, by kind of reference."""
-    drawn = sampler([row.encoded.teacher_prompt or [] for row in rows], [SEED] * len(rows))
+    drawn = sampler([row.encoded.teacher_prompt_ids or [] for row in rows], [SEED] * len(rows))
     said = []
     for refined_ in (True, False):
         mine = [
@@ -168,24 +172,19 @@ def main() -> None:
             assert settings is not None
             fused = refined(config, world_folder(world) / f"{domain}.jsonl", domain)
             message = teacher_message(template_text(settings.template))
-            encoded = encode_pairs(
-                pairs_of(fused, "fused", None),
-                tokenizer,
-                config.train.max_length,
-                message,
-                settings.rollout_max_new_tokens,
-            )
+            encoder = Encoder(tokenizer, config.train.max_length, message, settings.rollout_max_new_tokens)
+            encoded = encoder(pairs_of(fused, "fused", None))
             rows = [Row(one, row.passed, row.expected) for one, row in zip(encoded, fused, strict=True)]
             with tempfile.TemporaryDirectory() as folder:
                 student = base
                 if epochs:
                     model, _ = trained(study, cell, Path(folder))
                     student, _ = load_model(config.base.model_copy(update={"path": str(model)}), torch.float32)
-                drawing = ([end_of_turn(tokenizer)], 1.0, settings.rollout_max_new_tokens, 64)
-                found = at(base.eval(), student.eval(), rows, GenerateSampler(student, *drawing))
+                sampling = RolloutSampling([end_of_turn(tokenizer)], 1.0, settings.rollout_max_new_tokens)
+                found = at(base.eval(), student.eval(), rows, GenerateSampler(student, sampling, 64))
             for name in TEACHERS[: 2 if epochs else 1]:  # before the training the student is the plain teacher
                 print("\n".join(lines(name, epochs, found[name])), flush=True)
-        print(f"\n{own_answers(base, tokenizer, rows, GenerateSampler(base, *drawing))}.", flush=True)
+        print(f"\n{own_answers(base, tokenizer, rows, GenerateSampler(base, sampling, 64))}.", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,10 @@ from transformers import (
 )
 
 from raft_tasks.config import Config, load_config
+from raft_tasks.model_loading import quiet
 from raft_tasks.schemas import TrainingPair
+from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.train import train_model
-from raft_tasks.training.weights import quiet
 
 WORDS = 1_000
 PROJECT = Path(__file__).parents[1]
@@ -150,15 +151,17 @@ def train_ours(folder: Path, dtype: str, config: Config, lengths: Lengths, steps
             watch.stop()
 
     train_model(
-        pairs=make_pairs((steps + 1) * config.train.batch_size, lengths),
-        model=config.models["base"].model_copy(update={"path": str(folder), "revision": None, "dtype": dtype}),
-        method=config.methods["raft"],
-        train=config.train,
-        template_text=TEACHER,
-        seed=0,
-        output=work / "output",
-        checkpoints=work / "checkpoints",
-        progress=after_step,
+        TrainingJob(
+            pairs=make_pairs((steps + 1) * config.train.batch_size, lengths),
+            model=config.models["base"].model_copy(update={"path": str(folder), "revision": None, "dtype": dtype}),
+            method=config.methods["raft"],
+            train=config.train,
+            template_text=TEACHER,
+            seed=0,
+            output=work / "output",
+            checkpoints=work / "checkpoints",
+        ),
+        after_step,
     )
     with (work / "output" / "steps.csv").open(encoding="utf-8") as table:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(table)]

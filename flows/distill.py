@@ -9,35 +9,37 @@ from prefect import flow
 from flows import paths
 from flows.stage import Progress
 from raft_tasks.artifacts import read_json, read_rows, write_json
-from raft_tasks.config import Config, load_config
+from raft_tasks.config import load_config
 from raft_tasks.distill import train
 from raft_tasks.errors import InputError
 from raft_tasks.generation.templates import template_text
 from raft_tasks.schemas import TrainingPair
+from raft_tasks.training.job import TrainingJob
 
 
 @flow
 def distill(domain: str, method: str, seed: int) -> None:
+    job = training_job(domain, method, seed)
+    progress = Progress(f"distill@{domain}-{method}-{seed}", 0, "steps")
+    write_json(job.output / "summary.json", train(job, read_json(paths.model_identity("base")), progress))
+
+
+def training_job(domain: str, method: str, seed: int) -> TrainingJob:
     config = load_config()
     row = config.methods[method]
-    pairs = read_rows(paths.training(domain) / f"{method}.{config.run.rows}", TrainingPair)
-    folder = paths.run(domain, method, seed)
-    summary = train(
-        pairs,
-        config.base,
-        read_json(paths.model_identity("base")),
-        row,
-        config.train,
-        template_text(row.distillation.template) if row.distillation else "",
-        seed,
-        folder,
-        paths.CHECKPOINTS,
-        list(config.resources.trackers),
-        paths.TRACKING / domain / f"{method}-{seed}",
-        paths.anchor_set(row.anchors.set) if row.anchors else None,
-        Progress(f"distill@{domain}-{method}-{seed}", 0, "steps"),
+    return TrainingJob(
+        pairs=read_rows(paths.training(domain) / f"{method}.{config.run.rows}", TrainingPair),
+        model=config.base,
+        method=row,
+        train=config.train,
+        template_text=template_text(row.distillation.template) if row.distillation else "",
+        seed=seed,
+        output=paths.run(domain, method, seed),
+        checkpoints=paths.CHECKPOINTS,
+        anchors=paths.anchor_set(row.anchors.set) if row.anchors else None,
+        trackers=tuple(config.resources.trackers),
+        tracking=paths.TRACKING / domain / f"{method}-{seed}",
     )
-    write_json(folder / "summary.json", summary)
 
 
 def print_plans(domain: str | None, method: str | None, seed: int) -> None:
@@ -56,15 +58,12 @@ def print_plans(domain: str | None, method: str | None, seed: int) -> None:
         raise InputError(f"{next(iter(files.values()))} is not there; `raft run` or `dvc repro fuse` makes it")
     for (domain, method), path in files.items():
         print(f"{domain} {method}, each of {len(config.run.seeds)} seed(s)")
-        text = _plan(path, config, method, seed) if path.exists() else f"{path} is not there yet"
+        text = _plan(training_job(domain, method, seed)) if path.exists() else f"{path} is not there yet"
         print(text, end="\n\n", flush=True)
 
 
-def _plan(path: Path, config: Config, method: str, seed: int) -> str:
+def _plan(job: TrainingJob) -> str:
     from raft_tasks.training.plan import plan, report
 
-    row, pairs = config.methods[method], read_rows(path, TrainingPair)
-    template = template_text(row.distillation.template) if row.distillation else ""
-    anchors = paths.anchor_set(row.anchors.set) if row.anchors else None
     with TemporaryDirectory() as folder:
-        return report(plan(pairs, config.base, row, config.train, template, seed, Path(folder), anchors))
+        return report(plan(job, Path(folder)))

@@ -54,8 +54,8 @@ def compare_weights(
     """`distance` of the weights, and `kl` of the models on the base's answers."""
     import torch
 
-    from raft_tasks.training.divergence import as_said, kl_of_answers
-    from raft_tasks.training.weights import distance_by, layer_name, load_model, matrix_name
+    from raft_tasks.model_loading import load_model
+    from raft_tasks.training.divergence import distance_by, encode_answer, kl_of_answers, layer_name, matrix_name
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     original, tokenizer = load_model(base, getattr(torch, base.dtype))
@@ -70,7 +70,7 @@ def compare_weights(
         if name != "total":
             groups[kind or "parameters"][member.removeprefix("layer ")] = distance
     chosen = sample_evenly(base_items)
-    rows = [as_said(item.prompt, "" if is_choice(item) else item.answer, tokenizer) for item in chosen]
+    rows = [encode_answer(item.prompt, "" if is_choice(item) else item.answer, tokenizer) for item in chosen]
     by_task: dict[str, list[float]] = defaultdict(list)
     for item, divergence in zip(chosen, kl_of_answers(original, tuned, rows, batch_size), strict=True):
         by_task[item.task].append(divergence)

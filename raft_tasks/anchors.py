@@ -48,8 +48,8 @@ def write_set(
     """Clean the set and write it to `folder`, together with the base's top K at the positions of its answers."""
     import torch
 
-    from raft_tasks.training.anchoring import is_encodable, write_anchors
-    from raft_tasks.training.weights import load_model
+    from raft_tasks.model_loading import load_model
+    from raft_tasks.training.anchor_logits import is_encodable, write_anchors
 
     settings = cleaning.settings
     base, tokenizer = load_model(model, getattr(torch, model.dtype))

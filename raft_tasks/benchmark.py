@@ -57,7 +57,7 @@ def write_merged(
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Write `output`/model; returns the coefficient, the distance to the base and every candidate's scores."""
-    from raft_tasks.training.recovery import Candidate, Recovery, choose
+    from raft_tasks.training.merging import Candidate, Merger, choose
 
     result: dict[str, Any] = {}
     coefficient = 1.0
@@ -66,7 +66,7 @@ def write_merged(
             f"domain {validation.domain!r} has no validation rows, expected some to choose a coefficient by: give it "
             "rows of the split `validation`, or set the `merge` of the method to null"
         )
-    merged = Recovery(base, [trained], merge)
+    merged = Merger(base, [trained], merge)
     if not isinstance(merge, config.Prune):
         coefficients = [value for value in sorted({*merge.coefficients, 1.0}) if value > 0]
         suite = replace(validation, settings=validation.settings.model_copy(update={"tasks": merge.tasks}))

@@ -39,6 +39,7 @@ CONTROL = re.compile(
     r"|</?(?:think|thinking|seed:think|tool_call|tool_response|tools)>|<(?:bos|eos|pad|unk|mask)>|</?s>|<</?SYS>>"
     r"|\[/?(?:INST|SYS|THINK|TOOL\w*|AVAILABLE_TOOLS|SYSTEM_PROMPT)\]|<(?:file_sep|repo_name|fim_\w+|jupyter_\w+)>"
 )
+EMPTY_THOUGHT = re.compile(r"(<think>|\[THINK\]|<thinking>)\s*(</think>|\[/THINK\]|</thinking>)\s*$")
 
 
 class ChatError(InputError):
@@ -175,10 +176,11 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
     """Check the chat template before any work.
 
     Raises:
-        ChatError: as `check_prompt` and `end_of_turn`.
+        ChatError: as `check_prompt`, `end_of_turn` and `check_generation_prompt`.
     """
     check_prompt(tokenizer, system)
     end_of_turn(tokenizer)
+    check_generation_prompt(tokenizer, system)
 
 
 def check_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
@@ -207,4 +209,25 @@ def check_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None
         raise ChatError(
             f"the chat template of {tokenizer.name_or_path!r} does not show the system prompt {system!r:.200}; set the "
             "model's `system` in params.yaml to null, or use a template with a system turn"
+        )
+
+
+def check_generation_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
+    """The rendering of a prompt must be the beginning of the whole conversation's, with the answer right behind it.
+
+    The prompt may end with an empty think block that the template leaves out of finished conversations.
+
+    Raises:
+        ChatError: it is not: answers would be learned at another place than the one where the model writes them.
+    """
+    answer = "marker"
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    prompt = render(tokenizer, system, turns[:1], add_generation_prompt=True)
+    whole = render(tokenizer, system, turns, add_generation_prompt=False)
+    begins = (prompt, EMPTY_THOUGHT.sub("", prompt))
+    if not any(whole.startswith(begin) and whole[len(begin) :].lstrip().startswith(answer) for begin in begins):
+        raise ChatError(
+            "the chat template's prompt does not end where the assistant begins to write: expected the prompt "
+            f"({prompt[-60:]!r}) and right behind it the answer, got the conversation {whole[-120:]!r}. Mend "
+            "the template's add_generation_prompt, or use the model's own template"
         )

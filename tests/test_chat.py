@@ -119,6 +119,32 @@ def test_template_without_an_end_of_turn_is_refused(template):
         end_of_turn(tokenizer)
 
 
+NO_GENERATION_PROMPT = "{% for m in messages %}<|im_start|>{{m['role']}}\n{{m['content']}}<|im_end|>\n{% endfor %}"
+GENERATION_PROMPTS = {
+    "is not there": ("", "does not end where the assistant begins to write"),
+    "forces a thought in brackets": ("<|im_start|>assistant\n[THINK]", "think block"),
+    "says more than the conversation": ("<|im_start|>assistant\nAnswer: ", "does not end where the assistant begins"),
+    "is of another role": ("<|im_start|>model\n", "does not end where the assistant begins"),
+}
+
+
+@pytest.mark.parametrize("name", GENERATION_PROMPTS)
+def test_a_prompt_that_does_not_end_where_the_assistant_begins_is_refused(name):
+    prompt, message = GENERATION_PROMPTS[name]
+    tokenizer = chat_tokenizer("qwen3")
+    tokenizer.chat_template = f"{NO_GENERATION_PROMPT}{{% if add_generation_prompt %}}{prompt}{{% endif %}}"
+    with pytest.raises(ChatError, match=message):
+        check_chat(tokenizer, None)
+
+
+@pytest.mark.parametrize("thought", ["", "<think>\n\n</think>\n\n"])
+def test_a_prompt_may_close_a_thought_that_conversations_leave_out(thought):
+    tokenizer = chat_tokenizer("qwen3")
+    prompt = f"<|im_start|>assistant\n{thought}"
+    tokenizer.chat_template = f"{NO_GENERATION_PROMPT}{{% if add_generation_prompt %}}{prompt}{{% endif %}}"
+    check_chat(tokenizer, None)
+
+
 def test_base_model_without_chat_template_is_refused():
     tokenizer = chat_tokenizer("phi")
     tokenizer.chat_template = ""

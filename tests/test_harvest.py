@@ -31,7 +31,7 @@ def source(limit: int, where: dict[str, list[str]], **changes: Any) -> Harvest:
     return Harvest(hub=Hub(**values | {"where": where, "limit": limit} | changes), text="text", max_characters=300)
 
 
-def test_documents_are_chosen_by_metadata_bounded_and_chunked_one_by_one(tmp_path: Path) -> None:
+def test_documents_are_chosen_by_metadata_bounded_and_lean_one_by_one(tmp_path: Path) -> None:
     found = harvest_documents.fn("science", [source(4, {"open_type": ["Open Science"]}), source(1, {})])
     origins = ["corpus/train#2", "corpus/train#6", "corpus/train#8", "corpus/train#10", "corpus/train#1"]
     assert [document.origin for document in found] == origins  # the fourth is too short

@@ -44,7 +44,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(base, tmp_path_factory):
     """The base, moved by 0.1 everywhere."""
-    from raft_tasks.training.weights import load_model
+    from raft_tasks.model_loading import load_model
 
     folder = tmp_path_factory.mktemp("merge") / "trained"
     network, tokenizer = load_model(base, torch.float32)

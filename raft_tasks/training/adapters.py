@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ def with_adapter(network: PreTrainedModel, adapter: Lora, teacher_adapter: str |
     from peft import LoraConfig, get_peft_model
 
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
+    owners = Counter(id(p) for layer in network.modules() for p in layer._parameters.values())
     head = next(name for name, layer in network.named_modules() if layer is network.get_output_embeddings())
     if head.split(".")[-1] in targets:
         raise InputError(
@@ -38,7 +40,7 @@ def with_adapter(network: PreTrainedModel, adapter: Lora, teacher_adapter: str |
         task_type="CAUSAL_LM",
     )  # fmt: skip
     try:
-        with without_deprecations():
+        with without_peft_warnings():
             student = get_peft_model(network, config)
     except ValueError as error:  # peft names the modules that it did not find
         linear = sorted(
@@ -47,28 +49,46 @@ def with_adapter(network: PreTrainedModel, adapter: Lora, teacher_adapter: str |
         raise InputError(
             f"adapter.targets: got {targets!r}, expected all-linear or some of {linear}: {error}"
         ) from error
+    check_untied(student, owners, f"adapter.targets {targets!r}")
     if teacher_adapter is not None:
         check_adapter(teacher_adapter)
         student.load_adapter(teacher_adapter, TEACHER, is_trainable=False)
     return student
 
 
-def merged(network: Any, folder: str) -> PreTrainedModel:
-    """`network` with the adapter in `folder` built into its weights."""
+def merge_adapter(network: Any, folder: str) -> PreTrainedModel:
+    """`network` with the adapter in `folder` merged into its weights."""
     from peft import PeftModel
 
     check_adapter(folder)
-    with without_deprecations():
-        whole: PreTrainedModel = PeftModel.from_pretrained(network, folder).merge_and_unload()
-    return whole
+    owners = Counter(id(p) for layer in network.modules() for p in layer._parameters.values())
+    with without_peft_warnings():
+        model = PeftModel.from_pretrained(network, folder)
+        check_untied(model, owners, f"distillation.teacher_adapter {folder!r}")
+        merged: PreTrainedModel = model.merge_and_unload()
+    return merged
 
 
 @contextmanager
-def without_deprecations() -> Iterator[None]:
-    """Names of gradient checkpointing that peft uses too, and that are on their way out of transformers."""
+def without_peft_warnings() -> Iterator[None]:
+    """peft's use of names that are on their way out of transformers; its word on tied weights, which are refused."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
         yield
+
+
+def check_untied(model: nn.Module, owners: Counter[int], setting: str) -> None:
+    """An adapter on a weight that two layers share moves one layer in training, and both when it is merged."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
+    tied = [name for name, layer in layers if owners[id(layer.get_base_layer().weight)] > 1]
+    if tied:
+        raise InputError(
+            f"{setting}: {', '.join(tied)} has a weight that another layer uses too (tied embeddings), so that the "
+            "merged model would not be the trained one; expected targets with weights of their own, such as all-linear"
+        )
 
 
 def check_adapter(folder: str) -> None:
@@ -80,7 +100,7 @@ def check_adapter(folder: str) -> None:
 
 
 @contextmanager
-def as_teacher(student: nn.Module, own_adapter: bool) -> Iterator[None]:
+def teacher_mode(student: nn.Module, with_adapter: bool) -> Iterator[None]:
     """Within it the student is its teacher: its adapter off (or the teacher's on instead), dropout off.
 
     peft's own switches also switch requires_grad, which FSDP2 reads at times of its choosing; these do not.
@@ -91,10 +111,8 @@ def as_teacher(student: nn.Module, own_adapter: bool) -> Iterator[None]:
     was_training = student.training
     student.eval()
     for layer in layers:
-        if own_adapter:
-            layer._active_adapter = [TEACHER]
-        else:
-            layer._disable_adapters = True
+        layer._active_adapter = [TEACHER if with_adapter else STUDENT]
+        layer._disable_adapters = not with_adapter
     try:
         yield
     finally:

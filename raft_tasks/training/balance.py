@@ -1,11 +1,11 @@
-"""How the losses are weighed against each other: lambda (Eqs. 11-12) and u of L = L_SFT + lambda L_KL + u L_anchor."""
+"""How the losses are weighted against each other: lambda (Eqs. 11-12) and w of L = L_SFT + lambda L_KL + w L_anchor."""
 
 from __future__ import annotations
 
 from raft_tasks.config import AnchorLoss, Method
 
 EPSILON = 1e-8
-ANCHOR_BETA = 0.9  # of the averages behind u: the paper's, of lambda's
+ANCHOR_BETA = 0.9  # of the averages behind w: the paper's value for lambda
 
 
 class EmaBalance:
@@ -39,7 +39,7 @@ class EmaBalance:
 
 
 class FixedBalance:
-    """The same lambda at every step."""
+    """The same weight at every step."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -65,15 +65,19 @@ def make_balance(method: Method) -> EmaBalance | FixedBalance | None:
 
 
 class AnchorWeight:
-    """u of the coming optimiser step: a number, or the EMA balance of L_SFT and L_anchor of the steps so far.
+    """w of the next optimiser step: a number, or the EMA balance of L_SFT and L_anchor of the steps so far.
 
-    Unlike lambda it is a step late, so that no loss need be known before another's backward pass. At the first step
-    the student is the base, where KL has no gradient; for a cross-entropy the weight is 1 there.
+    Unlike lambda it uses the previous step's losses, so that no loss need be known before another's backward pass. At
+    the first step the student is the base, where KL has no gradient; for a cross-entropy the weight is 1 there.
     """
 
-    def __init__(self, hold: AnchorLoss) -> None:
-        self.balance = EmaBalance(ANCHOR_BETA, hold.weight_max) if hold.weight == "ema" else FixedBalance(hold.weight)
-        self.value = min(1.0, hold.weight_max) if hold.weight == "ema" else hold.weight
+    def __init__(self, settings: AnchorLoss) -> None:
+        bound = settings.weight_max
+        if settings.weight == "ema":
+            self.balance: EmaBalance | FixedBalance = EmaBalance(ANCHOR_BETA, bound)
+            self.value = min(1.0, bound)
+        else:
+            self.balance, self.value = FixedBalance(settings.weight), settings.weight
 
     def update(self, sft: float, anchor: float) -> None:
         """Take in the losses of one optimiser step."""

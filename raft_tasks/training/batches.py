@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.utils.data import DataLoader
 
 GROUPED_STEPS = 32  # rows of so many steps are sorted by length together: like lengths, still a random order
 
@@ -19,31 +20,26 @@ class MicroBatch:
     """Rows of one forward pass."""
 
     rows: list[int]  # their numbers within the optimiser step
-    counts: bool  # False: a stand-in of weight 0, for a process without rows must not miss a pass of the others
+    counts: bool  # False: a zero-weight dummy batch, so that every rank runs the same number of forward passes
 
 
 def steps_of_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, grouped: bool) -> list[list[int]]:
     """The row numbers of each optimiser step of an epoch; a last step may have fewer rows.
 
-    Args:
-        lengths: of every row, in tokens.
-        batch_size: rows per step.
-        seed, epoch: equal ones give equal steps.
-        grouped: rows of like length share a step.
+    `lengths` is of every row, in tokens; if `grouped`, rows of like length share a step.
     """
     generator = torch.Generator().manual_seed(seed + epoch)
     order = torch.randperm(len(lengths), generator=generator).tolist()
-    if not grouped:
-        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    size = GROUPED_STEPS * batch_size
-    for start in range(0, len(order), size):
-        order[start : start + size] = sorted(order[start : start + size], key=lambda row: -lengths[row])
+    if grouped:
+        size = GROUPED_STEPS * batch_size
+        for start in range(0, len(order), size):
+            order[start : start + size] = sorted(order[start : start + size], key=lambda row: -lengths[row])
     steps = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    return [steps[number] for number in torch.randperm(len(steps), generator=generator).tolist()]
+    return [steps[number] for number in torch.randperm(len(steps), generator=generator).tolist()] if grouped else steps
 
 
 class StepSampler:
-    """A batch sampler over optimiser steps; the Trainer tells it the epoch."""
+    """A batch sampler over optimiser steps; the Trainer sets the epoch."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, grouped: bool) -> None:
         self.lengths, self.batch_size, self.seed, self.grouped, self.epoch = lengths, batch_size, seed, grouped, 0
@@ -64,15 +60,17 @@ class StepSampler:
         return steps[number + 1 : number + 1 + count]
 
 
+class StepLoader(DataLoader):
+    """Passes the epoch on, from the Trainer to the sampler."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
 def micro_batches(lengths: Sequence[int], size: int, process: int, processes: int) -> list[MicroBatch]:
     """One process's share of a step's rows, equally many micro-batches for every process.
 
-    Rows of like length come together, which changes no mean and saves padding.
-
-    Args:
-        lengths: of the step's rows, in tokens.
-        size: rows of a micro-batch, at most.
-        process, processes: this process's number and how many there are.
+    Rows of like length come together, which changes no mean and saves padding. `size`: rows of a micro-batch, at most.
     """
     size = min(size, -(-len(lengths) // processes))
     order = list(range(len(lengths)))
@@ -87,7 +85,7 @@ def replayed_rows(count: int, number: int, seed: int, step: int) -> list[int]:
     """Which of `count` replay rows an optimiser step learns: the next `number`, each pass over them in a new order."""
     first = step * number
     orders = {
-        turn: torch.randperm(count, generator=torch.Generator().manual_seed(seed + turn)).tolist()
-        for turn in range(first // count, (first + number - 1) // count + 1)
+        epoch: torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+        for epoch in range(first // count, (first + number - 1) // count + 1)
     }
     return [orders[position // count][position % count] for position in range(first, first + number)]

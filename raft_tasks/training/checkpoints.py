@@ -1,7 +1,7 @@
 """Which checkpoint a training may resume from: the last one that was written to its end, of the same training.
 
 The Trainer writes a checkpoint file by file into `checkpoint-<step>`. When it is done, `mark_complete` adds
-`complete.json` with the size of every file; a folder without it, or whose files differ from it, was cut short.
+`complete.json` with the size of every file; a folder without it, or whose files differ from it, is incomplete.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from raft_tasks.artifacts import read_json, write_json
 from raft_tasks.errors import InputError
+from raft_tasks.training.step_metrics import start_table
 
 MARK = "complete.json"
 MEGABYTE = 10**6
@@ -22,8 +25,25 @@ class CheckpointError(InputError):
     """Checkpoints that do not belong to this training, or cannot be written."""
 
 
-def not_written(folder: Path, error: Exception) -> CheckpointError:
-    """What to say of a checkpoint that could not be written to `folder`: torch's words do not name a full disk."""
+class CheckpointCallback(TrainerCallback):
+    """Starts steps.csv with the rows of a resumed training; marks checkpoints complete."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.should_save:
+            start_table(self.trainer.steps_csv, self.trainer.steps())
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.accelerator.wait_for_everyone()  # every process has written its part
+        if args.should_save:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            mark_complete(folder, self.trainer.fingerprint, self.trainer.state_dict())
+
+
+def write_error(folder: Path, error: Exception) -> CheckpointError:
+    """The error of a checkpoint that could not be written to `folder`: torch's own does not name a full disk."""
     free = shutil.disk_usage(folder).free / MEGABYTE
     return CheckpointError(
         f"{folder}: a checkpoint could not be written ({error}); {free:.0f} MB are free there. Earlier ones are "
@@ -42,7 +62,7 @@ def last_complete(folder: Path, fingerprint: str) -> tuple[Path, dict[str, Any]]
     Raises:
         CheckpointError: if a complete checkpoint comes from other data, settings or weights.
     """
-    found = []
+    complete = []
     for checkpoint in folder.glob("checkpoint-*"):
         mark = read_mark(checkpoint)
         if mark is None:
@@ -54,12 +74,12 @@ def last_complete(folder: Path, fingerprint: str) -> tuple[Path, dict[str, Any]]
                 "give this training a folder of its own"
             )
         else:
-            found.append((int(checkpoint.name.split("-")[1]), checkpoint, mark["state"]))
-    return max(found)[1:] if found else None
+            complete.append((int(checkpoint.name.split("-")[1]), checkpoint, mark["state"]))
+    return max(complete)[1:] if complete else None
 
 
 def read_mark(checkpoint: Path) -> dict[str, Any] | None:
-    """What `mark_complete` wrote, if it still holds."""
+    """What `mark_complete` wrote, if the files are as they were then."""
     try:
         mark: dict[str, Any] = read_json(checkpoint / MARK)
     except (FileNotFoundError, json.JSONDecodeError):

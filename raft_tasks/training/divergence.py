@@ -1,34 +1,37 @@
-"""How far a tuned model's next word is from the base's: KL(base || tuned) over the whole vocabulary, at temperature 1.
+"""How far a tuned model is from its base: in its weights, and in its next tokens.
 
-Measured along what the base itself says: after a prompt, and after each token of the base's own answer to it, both
-models give a distribution over the next token, and the base's is the reference. 0 is the base's behaviour, whole.
+KL(base || tuned) over the whole vocabulary, at temperature 1, is measured on the answers of the base itself: after a
+prompt, and after each token of its answer. 0 is the behaviour of the base.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from raft_tasks.training.losses import Head, tiles
-from raft_tasks.training.scoring import completion_states, output_head
+from raft_tasks.artifacts import digest
+from raft_tasks.training.completion_forward import completion_states, output_head
+from raft_tasks.training.logits import Head, tiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Said(NamedTuple):
-    """A prompt as the base saw it, chat template applied, and what it answered, as token ids."""
+class BaseAnswer(NamedTuple):
+    """A prompt as the base saw it, chat template applied, and its answer, as token ids."""
 
-    prompt: list[int]
-    answer: list[int]  # may be empty: then just the first token is looked at
+    prompt_ids: list[int]
+    completion_ids: list[int]  # may be empty: then just the first token is measured
 
 
-def as_said(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> Said:
+def encode_answer(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> BaseAnswer:
     """Text to ids; the chat template has written its special tokens itself."""
-    return Said(*(list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, answer)))
+    return BaseAnswer(*(list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, answer)))
 
 
 def kl_by_position(base_hidden: Tensor, base_head: Head, hidden: Tensor, head: Head, tile: int | None = None) -> Tensor:
@@ -51,23 +54,66 @@ def kl_by_position(base_hidden: Tensor, base_head: Head, hidden: Tensor, head: H
     return torch.cat(parts)
 
 
-def kl_of_answers(base: PreTrainedModel, tuned: PreTrainedModel, rows: Sequence[Said], batch_size: int) -> list[float]:
+def kl_of_answers(
+    base: PreTrainedModel, tuned: PreTrainedModel, rows: Sequence[BaseAnswer], batch_size: int
+) -> list[float]:
     """KL(base || tuned) of each row, nats a token: the mean over its positions, one more than its answer has tokens.
 
     Raises:
         ValueError: the vocabularies differ.
     """
-    heads = output_head(base), output_head(tuned)
-    order = sorted(range(len(rows)), key=lambda row: -(len(rows[row].prompt) + len(rows[row].answer)))
-    found: dict[int, float] = {}
+    base_head, head = output_head(base), output_head(tuned)
+    order = sorted(range(len(rows)), key=lambda row: -sum(map(len, rows[row])))
+    means: dict[int, float] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        prompts = [rows[row].prompt for row in batch]
+        prompts = [rows[row].prompt_ids for row in batch]
         # the state before a token does not see it, so any token may stand behind the answer's last one
-        answers = [[*rows[row].answer, 0] for row in batch]
+        answers = [[*rows[row].completion_ids, 0] for row in batch]
         with torch.no_grad():
-            hidden, own = (completion_states(model, prompts, answers) for model in (base, tuned))
-            each = kl_by_position(hidden, heads[0], own, heads[1])
-        means = [float(part.double().mean()) for part in each.split([*map(len, answers)])]
-        found |= dict(zip(batch, means, strict=True))
-    return [found[row] for row in range(len(rows))]
+            base_hidden, hidden = (completion_states(model, prompts, answers) for model in (base, tuned))
+            kl = kl_by_position(base_hidden, base_head, hidden, head)
+        for row, part in zip(batch, kl.split([*map(len, answers)]), strict=True):
+            means[row] = float(part.double().mean())
+    return [means[row] for row in range(len(rows))]
+
+
+def weights_digest(network: PreTrainedModel) -> str:
+    """A quick fingerprint of all weights: names, shapes and sums."""
+    return digest(
+        [[n, list(p.shape), float(p.detach().sum(dtype=torch.float64))] for n, p in network.named_parameters()]
+    )
+
+
+def relative_distance(trained: PreTrainedModel, base: PreTrainedModel) -> dict[str, float]:
+    """|W - W0| / |W0| (l2) of all weights ("total") and of each layer ("layer 0", ..., and the modules beside them)."""
+    return distance_by(trained, base, lambda name: ("total", layer_name(name)))
+
+
+def distance_by(
+    trained: PreTrainedModel, base: PreTrainedModel, groups: Callable[[str], tuple[str, ...]]
+) -> dict[str, float]:
+    """|W - W0| / |W0| (l2) of each group of weights; `groups` says in which ones a parameter counts."""
+    moved: dict[str, float] = defaultdict(float)
+    size: dict[str, float] = defaultdict(float)
+    original = dict(base.named_parameters())
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            before = original[name].to(parameter.device).double()
+            apart = float((parameter.double() - before).square().sum())
+            length = float(before.square().sum())
+            for group in groups(name):
+                moved[group] += apart
+                size[group] += length
+    return {group: (moved[group] / size[group]) ** 0.5 if size[group] else 0.0 for group in moved}
+
+
+def layer_name(parameter: str) -> str:
+    """model.layers.3.mlp.up_proj.weight -> layer 3; model.embed_tokens.weight -> embed_tokens."""
+    number = re.search(r"\.(\d+)\.", parameter)
+    return f"layer {number[1]}" if number else parameter.split(".")[-2]
+
+
+def matrix_name(parameter: str) -> str:
+    """model.layers.3.mlp.up_proj.weight -> up_proj, the same in every layer."""
+    return parameter.split(".")[-2]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from raft_tasks.errors import Interrupted
@@ -20,30 +21,30 @@ class TrainingInterrupted(Interrupted):
 
 
 class SignalWatch:
-    """Takes the first of SIGNALS between `start` and `restore`, and calls `tell`.
+    """Takes the first of SIGNALS between `start` and `restore`, and calls `notify`.
 
-    The handlers of before return with that signal, so that a second one ends the process as it always did. Threads
-    other than the main one may not set handlers: there, signals do what they did.
+    That signal restores the previous handlers, so that a second one ends the process as usual. Threads other than the
+    main one may not set handlers: there, signals keep their effect.
     """
 
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self.tell = tell
+    def __init__(self, notify: Callable[[], None]) -> None:
+        self.notify = notify
         self.received: str | None = None  # the signal's name
-        self.before: dict[int, Any] = {}
+        self.previous: dict[int, Any] = {}
 
     def start(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self.receive) for number in SIGNALS}
+            self.previous = {number: signal.signal(number, self.receive) for number in SIGNALS}
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         self.restore()
-        self.tell()
+        self.notify()
 
     def restore(self) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.previous.items():
             signal.signal(number, handler)
-        self.before = {}
+        self.previous = {}
 
 
 class Interruption(TrainerCallback):
@@ -57,16 +58,14 @@ class Interruption(TrainerCallback):
         self.watch.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.received = self.anywhere(args)
+        self.received = self.received_anywhere(args)
         if self.received:
             control.should_save = control.should_training_stop = True
 
-    def anywhere(self, args: Any) -> str | None:
+    def received_anywhere(self, args: Any) -> str | None:
         """The signal, if any of the training's processes received one: all must stop after the same step."""
         if args.world_size == 1:
             return self.watch.received
-        import torch
-
         flag = torch.tensor([float(self.watch.received is not None)], device=args.device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         return (self.watch.received or "a signal") if flag.item() else None

@@ -1,7 +1,7 @@
-"""A training over several processes: started by `accelerate launch`, watched, and ended with the process that asked.
+"""A training over several processes: started by `accelerate launch`, watched, and ended with the calling process.
 
-The job lies in a folder: `job.json` (all arguments of `train_model`), then `summary.json`, or why there is none.
-The workers end themselves when their standard input closes, which it does when the asking process is gone.
+The job's folder holds `job.json`, then `summary.json` or the reason why there is none. The workers end themselves when
+their standard input closes, which it does when the calling process is gone.
 """
 
 from __future__ import annotations
@@ -11,54 +11,30 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import BaseModel
 
-from raft_tasks.artifacts import read_json, write_json
-from raft_tasks.config import Launch, Method, Model, Train
+from raft_tasks.artifacts import read_json
+from raft_tasks.config import Launch
 from raft_tasks.errors import InputError
-from raft_tasks.schemas import TrainingPair
 from raft_tasks.training.interruption import SignalWatch, TrainingInterrupted
+from raft_tasks.training.job import TrainingJob
+from raft_tasks.training.step_metrics import Progress
+from raft_tasks.training.summary import TrainingSummary, read_summary
 
 JOB, SUMMARY, ERRORS, STOPPED = "job.json", "summary.json", "error-*.json", "stopped-*.json"  # *: a process's number
-PROGRESS_LINE = "raft training: "  # <steps done> <steps in all> <what else there is to say>, from the first process
+PROGRESS_LINE = "raft training: "  # <steps done> <steps in all> <status>, from the first process
 TAIL_LINES = 40  # of the workers' output, repeated when they fail
-
-
-class Job(BaseModel):
-    """The arguments of `train_model`."""
-
-    pairs: list[TrainingPair]
-    model: Model
-    method: Method
-    train: Train
-    template_text: str
-    seed: int
-    output: Path
-    checkpoints: Path
-    trackers: list[str]
-    tracking: Path
-    anchors: Path | None = None
 
 
 class WorkersFailed(Exception):
     """The processes of a training ended with an error; the message holds the end of their output."""
 
 
-def train_in_processes(
-    job: Job, folder: Path, progress: Callable[[int, int, str], None] | None = None
-) -> dict[str, Any]:
-    """`train_model` over `job.train.launch.processes` processes of this machine; returns its summary.
-
-    Args:
-        job: what to train.
-        folder: for the job's files.
-        progress: called with (steps done, steps in all, what else there is to say).
+def train_in_processes(job: TrainingJob, folder: Path, progress: Progress | None = None) -> TrainingSummary:
+    """`train_model` over `job.train.launch.processes` processes of this machine; `folder` gets the job's files.
 
     Raises:
         InputError: what one of the workers raised; or if there are not as many GPUs.
@@ -66,12 +42,25 @@ def train_in_processes(
         WorkersFailed: anything else.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in (folder / SUMMARY, *folder.glob(ERRORS), *folder.glob(STOPPED)):
-        left_over.unlink(missing_ok=True)
-    write_json(folder / JOB, job.model_dump(mode="json"))
+    for old in (folder / SUMMARY, *folder.glob(ERRORS), *folder.glob(STOPPED)):
+        old.unlink(missing_ok=True)
+    job.save(folder / JOB)
     check_devices(job.train.launch)  # after it: the job file is what several machines are started with
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    code = run_workers(launch_command(job.train.launch, folder / JOB), tail, progress)
+    for error in sorted(folder.glob(ERRORS)):
+        raise InputError(read_json(error)["message"])  # the others say the same
+    for stop in sorted(folder.glob(STOPPED)):
+        raise TrainingInterrupted(read_json(stop)["message"])
+    if code or not (folder / SUMMARY).exists():
+        raise WorkersFailed(f"the training's processes ended with code {code}:\n" + "\n".join(tail))
+    return read_summary(folder / SUMMARY)
+
+
+def run_workers(command: list[str], tail: deque[str], progress: Progress | None) -> int:
+    """Run the workers to their end; returns their exit code, `tail` gets their output."""
     workers = subprocess.Popen(
-        launch_command(job.train.launch, folder / JOB),
+        command,
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -79,19 +68,18 @@ def train_in_processes(
         text=True,
         start_new_session=True,
     )
-    tail: deque[str] = deque(maxlen=TAIL_LINES)
     assert workers.stdin is not None and workers.stdout is not None  # noqa: PT018
     watch = SignalWatch(partial(print, file=workers.stdin, flush=True))  # a line: one worker reads it, all will stop
     watch.start()
     try:
         for line in workers.stdout:
             if line.startswith(PROGRESS_LINE):
-                done, total, shown = line.removeprefix(PROGRESS_LINE).rstrip().split(maxsplit=2)
+                done, total, status = line.removeprefix(PROGRESS_LINE).rstrip().split(maxsplit=2)
                 if progress is not None:
-                    progress(int(done), int(total), shown)
+                    progress(int(done), int(total), status)
             else:
                 tail.append(line.rstrip())
-        code = workers.wait()
+        return workers.wait()
     finally:
         watch.restore()
         workers.stdin.close()  # the workers have sessions of their own and see this
@@ -99,14 +87,6 @@ def train_in_processes(
             os.killpg(workers.pid, signal.SIGKILL)
             workers.wait()
         workers.stdout.close()
-    for said in sorted(folder.glob(ERRORS)):
-        raise InputError(read_json(said)["message"])  # the others say the same
-    for said in sorted(folder.glob(STOPPED)):
-        raise TrainingInterrupted(read_json(said)["message"])
-    if code or not (folder / SUMMARY).exists():
-        raise WorkersFailed(f"the training's processes ended with code {code}:\n" + "\n".join(tail))
-    summary: dict[str, Any] = read_json(folder / SUMMARY)
-    return summary
 
 
 def check_devices(launch: Launch) -> None:

@@ -14,15 +14,16 @@ import torch
 
 from raft_tasks.config import Generate, Method, Train, VllmServer
 from raft_tasks.errors import InputError
+from raft_tasks.training.completion_forward import network_of
 from raft_tasks.training.conversations import Encoded
-from raft_tasks.training.losses import TILE_ELEMENTS
-from raft_tasks.training.scoring import network_of
+from raft_tasks.training.job import TrainingJob
+from raft_tasks.training.logits import TILE_ELEMENTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WIDTH = {"float32": 4, "bfloat16": 2}  # bytes of a number
-DRAW_BYTES = 24  # per entry of [B, V] while a token is drawn: logits, log-probabilities, their sum in float64
+SAMPLING_BYTES = 24  # per entry of [B, V] while a token is sampled: logits, log-probabilities, their sum in float64
 
 
 class OutOfMemory(InputError):
@@ -67,7 +68,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by part. Activations and logits are there in the student's passes, the cache in the sampling."""
+    """Bytes by part. Activations and logits count in the student's passes, the cache in the sampling."""
 
     weights: int
     gradients: int
@@ -76,7 +77,7 @@ class Memory:
     half_copies: int  # of the weights, bfloat16, that autocast keeps during a pass
     activations: int
     logits: int  # tiles of the head
-    rollout_cache: int  # keys and values of the rollouts, and their logits while drawing
+    rollout_cache: int  # keys and values of the rollouts, and their logits while sampling
 
     @property
     def standing(self) -> int:
@@ -88,24 +89,16 @@ class Memory:
 
 
 def estimate(shape: Shape, rows: Sequence[Encoded], method: Method, train: Train) -> Memory:
-    """The memory that one process of this training needs.
-
-    Args:
-        shape: of the student as it is trained, with its adapter if it has one.
-        rows: all that goes through the student, anchors too.
-        method: the row of the methods table.
-        train: settings of the optimisation.
-    """
+    """The memory that one process of this training needs; `rows` is all that goes through the student, anchors too."""
     shards = train.launch.processes if train.launch.strategy == "fsdp2" else 1
     distillation, full = method.distillation, method.lora is None
-    half = train.precision == "bfloat16"
-    width = WIDTH["bfloat16"] if half else WIDTH["float32"]
+    width = WIDTH[train.precision]
     copied = distillation is not None and full and distillation.teacher_device is None
     teacher_width = (
         WIDTH[distillation.teacher_dtype] if distillation and distillation.teacher_dtype else shape.teacher_width
     )
-    drawn = distillation.rollout_max_new_tokens if distillation else 0
-    longest = max(max(len(row.prompt) + max(len(row.answer), drawn if row.teacher_prompt else 0) for row in rows), 1)
+    new_tokens = distillation.rollout_max_new_tokens if distillation else 0
+    longest = max(max(row.length, len(row.prompt_ids) + new_tokens * bool(row.teacher_prompt_ids)) for row in rows)
     pass_rows = min(train.micro_batch_size, len(rows))
     tokens = pass_rows * longest
     layer = tokens * layer_bytes(shape, width)
@@ -117,7 +110,7 @@ def estimate(shape: Shape, rows: Sequence[Encoded], method: Method, train: Train
         gradients=shape.trainable * WIDTH["float32"] // shards,
         optimiser=2 * shape.trainable * WIDTH["float32"] // shards,
         teacher=shape.parameters * teacher_width if copied else 0,
-        half_copies=shape.parameters * WIDTH["bfloat16"] if half and full else 0,
+        half_copies=shape.parameters * width if train.precision == "bfloat16" and full else 0,
         activations=activations + 4 * kept,  # the last states and the gradients on their way
         logits=2 * scored * shape.vocabulary * WIDTH["float32"],
         rollout_cache=rollout_bytes(shape, rows, method, train, width),
@@ -133,15 +126,15 @@ def layer_bytes(shape: Shape, width: int) -> int:
 
 
 def rollout_bytes(shape: Shape, rows: Sequence[Encoded], method: Method, train: Train, width: int) -> int:
-    """Keys and values of the rollouts that are drawn together."""
+    """Keys and values of the rollouts that are sampled together."""
     distillation = method.distillation
     if distillation is None or isinstance(distillation.sampler, VllmServer):
         return 0
     at_once = train.batch_size * distillation.rollout_steps
     if distillation.sampler.kind in ("generate", "continuous_batching"):
         at_once = min(at_once, distillation.sampler.batch_size)
-    longest = max(len(row.prompt) for row in rows if row.teacher_prompt) + distillation.rollout_max_new_tokens
-    return at_once * (2 * shape.layers * shape.keys * longest * width + shape.vocabulary * DRAW_BYTES)
+    longest = max(len(row.prompt_ids) for row in rows if row.teacher_prompt_ids) + distillation.rollout_max_new_tokens
+    return at_once * (2 * shape.layers * shape.keys * longest * width + shape.vocabulary * SAMPLING_BYTES)
 
 
 def settings_that_fit(
@@ -149,13 +142,11 @@ def settings_that_fit(
 ) -> list[tuple[str, int]]:
     """Changes, each added to those before, until the estimate fits into `available` bytes, and the peak after each.
 
-    The mildest comes first: none of the first three changes what is learned.
+    The mildest comes first: only an adapter changes what is learned.
     """
     changes: list[tuple[str, int]] = []
-    tried = [(f"train.micro_batch_size: {size}", {"micro_batch_size": size}) for size in halves(train.micro_batch_size)]
-    if not train.gradient_checkpointing:
-        tried.append(("train.gradient_checkpointing: true", {"gradient_checkpointing": True}))
     now = estimate(shape, rows, method, train)
+    candidates: list[tuple[str, Method, Train]] = []  # each with those before it
     if (
         method.distillation
         and isinstance(method.distillation.sampler, Generate)
@@ -166,17 +157,20 @@ def settings_that_fit(
             method = method.model_copy(
                 update={"distillation": method.distillation.model_copy(update={"sampler": sampler})}
             )
-            changes.append((f"distillation.sampler.batch_size: {size}", estimate(shape, rows, method, train).peak))
-            if changes[-1][1] <= available:
-                return changes
-    for text, change in tried:
-        train = train.model_copy(update=change)
-        changes.append((text, estimate(shape, rows, method, train).peak))
+            candidates.append((f"distillation.sampler.batch_size: {size}", method, train))
+    for size in halves(train.micro_batch_size):
+        train = train.model_copy(update={"micro_batch_size": size})
+        candidates.append((f"train.micro_batch_size: {size}", method, train))
+    if not train.gradient_checkpointing:
+        train = train.model_copy(update={"gradient_checkpointing": True})
+        candidates.append(("train.gradient_checkpointing: true", method, train))
+    for text, changed_method, changed_train in candidates:
+        changes.append((text, estimate(shape, rows, changed_method, changed_train).peak))
         if changes[-1][1] <= available:
             return changes
     if method.lora is None:
-        standing = estimate(shape, rows, method, train)
-        without = standing.peak - standing.gradients - standing.optimiser - standing.teacher - standing.half_copies
+        last = estimate(shape, rows, method, train)
+        without = last.peak - last.gradients - last.optimiser - last.teacher - last.half_copies
         changes.append(("lora: {rank: 16, alpha: 32, dropout: 0.05, targets: all-linear}", without))
     return changes
 
@@ -194,7 +188,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def available_bytes(device: torch.device) -> int:
-    """What there is on the device, in use or not."""
+    """Of the device, in use or not."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     import psutil
@@ -203,23 +197,22 @@ def available_bytes(device: torch.device) -> int:
 
 
 def explain(
-    error: BaseException, device: torch.device, shape: Shape, rows: Sequence[Encoded], method: Method, train: Train
+    error: BaseException, device: torch.device, shape: Shape, rows: Sequence[Encoded], job: TrainingJob
 ) -> OutOfMemory:
     """The error that names the settings that would fit."""
-    needed, there = estimate(shape, rows, method, train), available_bytes(device)
-    changes = settings_that_fit(min(there, needed.peak - 1), shape, rows, method, train)
+    needed, available = estimate(shape, rows, job.method, job.train), available_bytes(device)
+    changes = settings_that_fit(min(available, needed.peak - 1), shape, rows, job.method, job.train)
     return OutOfMemory(
-        f"out of memory on {device}, which has {gigabytes(there)}; this training needs an estimated "
+        f"out of memory on {device}, which has {gigabytes(available)}; this training needs an estimated "
         f"{gigabytes(needed.peak)} ({parts(needed)}). Change in params.yaml, one after the other until it fits:\n"
         + "\n".join(f"  {text}   # then about {gigabytes(peak)}" for text, peak in changes)
         + "\n  or shorter sequences: train.max_length, distillation.rollout_max_new_tokens"
-        + f"\nThe last checkpoint is intact. The library said: {(str(error) or repr(error)).splitlines()[0]:.200}"
+        + f"\nThe last checkpoint is intact. The library's message: {(str(error) or repr(error)).splitlines()[0]:.200}"
     )
 
 
 def parts(memory: Memory) -> str:
-    named = {name.replace("_", " "): size for name, size in vars(memory).items() if size}
-    return ", ".join(f"{name} {gigabytes(size)}" for name, size in named.items())
+    return ", ".join(f"{name.replace('_', ' ')} {gigabytes(size)}" for name, size in vars(memory).items() if size)
 
 
 def gigabytes(size: int) -> str:

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import json
 
-from raft_tasks.config import Method, Model, Train
+from raft_tasks.artifacts import digest
+from raft_tasks.config import Method
+from raft_tasks.training.job import TrainingJob
+from raft_tasks.training.preparation import TrainingData
 
+CROSS_ENTROPIES = {
+    "none": "mean token cross-entropy of the answers",
+    "dft": "mean token cross-entropy of the answers, each token weighted by its probability (DFT)",
+    "eaft": "mean token cross-entropy of the answers, each token weighted by the entropy there (EAFT)",
+}
+TEACHERS = {
+    None: "none",
+    "plain": "the frozen base model, same prompt",
+    "answer_conditioned": "the frozen base model, which also sees the answer",
+}
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -47,49 +60,44 @@ end-of-turn token. It was trained with thinking switched off.
 """
 
 
-def model_card(
-    *, model: Model, method: Method, train: Train, seed: int, rows: int, answer_tokens: int,
-    data_digest: str, base_digest: str,
-) -> str:  # fmt: skip
+def model_card(job: TrainingJob, data: TrainingData) -> str:
     """Markdown with Hugging Face front matter; equal trainings give equal text."""
-    settings = {"train": train.model_dump()}
-    learned = {
-        "none": "mean token cross-entropy of the answers",
-        "dft": "mean token cross-entropy of the answers, each token weighted by its probability (DFT)",
-        "eaft": "mean token cross-entropy of the answers, each token weighted by the entropy there (EAFT)",
-    }[method.token_weighting]
-    terms = [learned] if method.sft else []
-    if method.distillation is not None:
-        terms.append("lambda x KL(teacher || student) on the student's own samples, top-K, T^2")
-        settings["distillation"] = method.distillation.model_dump()
-    if method.replay is not None:
-        terms.append("w x mean token cross-entropy of general rows, w = share / (1 - share)")
-        settings["replay"] = method.replay.model_dump()
-    if method.anchors is not None:
-        what = "KL(base || student), top-K, at" if method.anchors.loss == "kl" else "cross-entropy of"
-        terms.append(f"u x {what} the base's answers to general turns that it invented")
-        settings["anchors"] = method.anchors.model_dump()
-    trained = "all"
-    if method.lora is not None:
-        trained = f"a LoRA of rank {method.lora.rank}, merged here; by itself in the folder adapter"
-        settings["lora"] = method.lora.model_dump()
+    model, method = job.model, job.method
+    sections = {
+        "distillation": method.distillation,
+        "replay": method.replay,
+        "anchors": method.anchors,
+        "lora": method.lora,
+    }
+    settings = {"train": job.train.model_dump()}
+    settings |= {name: section.model_dump() for name, section in sections.items() if section is not None}
     return CARD.format(
         base=model.path,
         revision=model.revision,
         system="the template's own" if model.system is None else f"`{model.system!r}`",
         answers=method.target,
-        teacher={
-            None: "none",
-            "plain": "the frozen base model, same prompt",
-            "answer_conditioned": "the frozen base model, which also sees the answer",
-        }[method.teacher],
+        teacher=TEACHERS[method.teacher],
         balance=None if method.distillation is None else method.distillation.kl_weight,
-        trained=trained,
-        rows=rows,
-        answer_tokens=answer_tokens,
-        data_digest=data_digest,
-        base_digest=base_digest,
-        seed=seed,
-        loss=" + ".join(terms),
+        trained="all"
+        if method.lora is None
+        else f"a LoRA of rank {method.lora.rank}, merged here; also in the folder adapter",
+        rows=len(data.rows),
+        answer_tokens=sum(len(row.completion_ids) for row in data.rows),
+        data_digest=digest([job.pairs]),
+        base_digest=data.base_digest,
+        seed=job.seed,
+        loss=" + ".join(loss_terms(method)),
         settings=json.dumps(settings, indent=2),
     )
+
+
+def loss_terms(method: Method) -> list[str]:
+    terms = [CROSS_ENTROPIES[method.token_weighting]] if method.sft else []
+    if method.distillation is not None:
+        terms.append("lambda x KL(teacher || student) on the student's own samples, top-K, T^2")
+    if method.replay is not None:
+        terms.append("r x mean token cross-entropy of general rows, r = share / (1 - share)")
+    if method.anchors is not None:
+        measure = "KL(base || student), top-K, at" if method.anchors.loss == "kl" else "cross-entropy of"
+        terms.append(f"w x {measure} the base's answers to general prompts that it generated")
+    return terms

@@ -1,4 +1,4 @@
-"""What is looked at now and then beside the losses: how far the student is from the base, whose the rollouts are."""
+"""Measured now and then beside the losses: the student's KL to the base, and whether rollouts are the student's own."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from raft_tasks.errors import InputError
-from raft_tasks.training.losses import Head, TopK, lean_logits_at, lean_top_k, top_k_forward_kl
+from raft_tasks.training.losses import Head, TopK, chunked_logits_at, chunked_top_k, top_k_forward_kl
 
 
 class StaleRollouts(InputError):
-    """The sampler's log-probabilities are not the trainer's: rollouts are not drawn from the student as it is."""
+    """The sampler's log-probabilities are not the trainer's: rollouts are not sampled from the student as it is."""
 
 
 def base_top_k(hidden: Tensor, head: Head, k: int) -> TopK:
     """The base's side of `kl_to_base`: hidden [T, H] -> its k most likely tokens and the mass outside."""
-    return lean_top_k(hidden, head, k, 1.0 if k < len(head.weight) else None)
+    return chunked_top_k(hidden, head, k, 1.0 if k < len(head.weight) else None)
 
 
 def kl_to_base(hidden: Tensor, head: Head, base: TopK) -> Tensor:
@@ -24,14 +24,14 @@ def kl_to_base(hidden: Tensor, head: Head, base: TopK) -> Tensor:
     Over the base's top K tokens and one class that holds all others: never more than over the whole vocabulary, and
     close to it as the top K hold nearly all of the base's mass.
     """
-    own = lean_logits_at(hidden, head, base.ids, None if base.tail is None else 1.0)
-    tail = None if own.tail is None or base.tail is None else (own.tail, base.tail)
-    return top_k_forward_kl(own.logits, base.logits, 1.0, tail)
+    student = chunked_logits_at(hidden, head, base.ids, None if base.tail is None else 1.0)
+    tail = None if student.tail is None or base.tail is None else (student.tail, base.tail)
+    return top_k_forward_kl(student.logits, base.logits, 1.0, tail)
 
 
-def drawn_log_probs(hidden: Tensor, head: Head, tokens: Tensor, temperature: float) -> Tensor:
-    """log p(token) [T] of the drawn `tokens` [T] at the sampling temperature."""
-    at = lean_logits_at(hidden, head, tokens[:, None].int(), temperature)
+def token_log_probs(hidden: Tensor, head: Head, tokens: Tensor, temperature: float) -> Tensor:
+    """log p(token) [T] of the sampled `tokens` [T] at the sampling temperature."""
+    at = chunked_logits_at(hidden, head, tokens[:, None].int(), temperature)
     assert at.tail is not None  # it was asked for
-    kept = at.logits[:, 0] / temperature
-    return kept - torch.logaddexp(kept, at.tail)
+    logits = at.logits[:, 0] / temperature
+    return logits - torch.logaddexp(logits, at.tail)

@@ -22,11 +22,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     a = torch.ones(side, side, device=device, dtype=dtype)
     seconds = []
     for _ in range(PRODUCTS + 1):  # the first one warms up
-        begun = time.perf_counter()
+        started = time.perf_counter()
         a @ a
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - started)
     return 2.0 * side**3 / min(seconds[1:])
 
 

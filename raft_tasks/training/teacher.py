@@ -9,17 +9,17 @@ import torch
 
 from raft_tasks.config import Distillation
 from raft_tasks.errors import InputError
-from raft_tasks.training.adapters import as_teacher, merged
-from raft_tasks.training.scoring import Scoring, enable_scoring
+from raft_tasks.training.adapters import merge_adapter, teacher_mode
+from raft_tasks.training.completion_forward import CompletionForward, enable_completion_forward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class Teacher(Protocol):
-    """What the student is held to."""
+    """The reference of L_KL."""
 
-    def __call__(self, student: Any, scoring: Scoring) -> Any:
+    def __call__(self, student: Any, completion_forward: CompletionForward) -> Any:
         """One forward pass without gradient; `student` is the model as it is wrapped for training."""
         ...
 
@@ -29,38 +29,36 @@ class FrozenCopy:
 
     def __init__(self, network: PreTrainedModel) -> None:
         self.network = network.eval().requires_grad_(False)
-        enable_scoring(self.network)
+        enable_completion_forward(self.network)
 
     @torch.no_grad()
-    def __call__(self, student: Any, scoring: Scoring) -> Any:
-        return self.network(scoring=scoring)
+    def __call__(self, student: Any, completion_forward: CompletionForward) -> Any:
+        return self.network(completion_forward=completion_forward)
 
 
 class WithoutAdapter:
     """The student's own weights with its adapter off, or with the teacher's adapter instead."""
 
-    def __init__(self, own_adapter: bool) -> None:
-        self.own_adapter = own_adapter
+    def __init__(self, with_adapter: bool) -> None:
+        self.with_adapter = with_adapter
 
     @torch.no_grad()
-    def __call__(self, student: Any, scoring: Scoring) -> Any:
-        with as_teacher(student, self.own_adapter):
-            return student(scoring=scoring)
+    def __call__(self, student: Any, completion_forward: CompletionForward) -> Any:
+        with teacher_mode(student, self.with_adapter):
+            return student(completion_forward=completion_forward)
 
 
 def frozen_copy(network: PreTrainedModel, distillation: Distillation, dtype: str, device: torch.device) -> FrozenCopy:
-    """The teacher of full fine-tuning.
+    """The teacher of full fine-tuning: `network` before its first step.
 
-    Args:
-        network: the student before its first step.
-        distillation: the teacher's adapter, dtype and device; where these are null, `dtype` and `device` hold.
+    `dtype` and `device` hold where the settings of `distill` are null.
 
     Raises:
         InputError: if there is no such device.
     """
     copy = deepcopy(network)
     if distillation.teacher_adapter is not None:
-        copy = merged(copy, distillation.teacher_adapter)
+        copy = merge_adapter(copy, distillation.teacher_adapter)
     try:
         return FrozenCopy(
             copy.to(getattr(torch, distillation.teacher_dtype or dtype)).to(distillation.teacher_device or device)

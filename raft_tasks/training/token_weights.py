@@ -6,13 +6,12 @@ Weights are constants to the gradient. Axes as in losses.py: t positions of a ti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from torch import Tensor
 
-ENTROPY_K = 20  # tokens that EAFT's entropy looks at, as in its paper
+from raft_tasks.training.chunked_losses import TokenWeights
 
-Weigh = Callable[[Tensor, Tensor], Tensor]
+ENTROPY_K = 20  # tokens that EAFT's entropy looks at, as in its paper
 
 
 def probability(cross_entropy: Tensor, logits: Tensor) -> Tensor:
@@ -33,4 +32,4 @@ def entropy(cross_entropy: Tensor, logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1) / math.log(log_p.shape[-1])
 
 
-WEIGHTS: dict[str, Weigh | None] = {"none": None, "dft": probability, "eaft": entropy}
+TOKEN_WEIGHTS: dict[str, TokenWeights | None] = {"none": None, "dft": probability, "eaft": entropy}

@@ -13,7 +13,7 @@ from raft_tasks.errors import InputError
 
 
 class TrackerError(InputError):
-    """A tracker whose package is not there."""
+    """A tracker whose package is not installed."""
 
 
 def report_to(arguments: TrainingArguments, trackers: Sequence[str], folder: Path) -> None:

@@ -9,9 +9,10 @@ import sys
 import threading
 from pathlib import Path
 
-from raft_tasks.artifacts import read_json, write_json
+from raft_tasks.artifacts import write_json
 from raft_tasks.errors import InputError, Interrupted
-from raft_tasks.training.launch import ERRORS, PROGRESS_LINE, STOPPED, SUMMARY, Job
+from raft_tasks.training.job import TrainingJob
+from raft_tasks.training.launch import ERRORS, PROGRESS_LINE, STOPPED, SUMMARY
 
 
 def main(path: Path) -> None:
@@ -19,29 +20,19 @@ def main(path: Path) -> None:
         threading.Thread(target=end_with_the_pipe, daemon=True).start()
     from raft_tasks.training.train import train_model
 
-    def named(pattern: str) -> Path:
-        return path.parent / pattern.replace("*", os.environ.get("RANK", "0"))
+    def note(pattern: str, message: str) -> None:
+        write_json(path.parent / pattern.replace("*", os.environ.get("RANK", "0")), {"message": message})
 
-    job = Job.model_validate(read_json(path), strict=False)
+    def progress(done: int, total: int, status: str) -> None:
+        print(f"{PROGRESS_LINE}{done} {total} {status}", flush=True)
+
     try:
-        summary = train_model(
-            pairs=job.pairs,
-            model=job.model,
-            method=job.method,
-            train=job.train,
-            template_text=job.template_text,
-            seed=job.seed,
-            output=job.output,
-            checkpoints=job.checkpoints,
-            trackers=job.trackers,
-            tracking=job.tracking,
-            progress=lambda done, total, shown: print(f"{PROGRESS_LINE}{done} {total} {shown}", flush=True),
-        )
+        summary = train_model(TrainingJob.load(path), progress)
     except InputError as error:
-        write_json(named(ERRORS), {"message": str(error)})
+        note(ERRORS, str(error))
         raise
     except Interrupted as stop:
-        write_json(named(STOPPED), {"message": str(stop)})
+        note(STOPPED, str(stop))
         return
     if summary is not None:
         write_json(path.parent / SUMMARY, summary)

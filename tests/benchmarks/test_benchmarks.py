@@ -7,7 +7,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from raft_tasks.training.losses import Head, reads_few
+from raft_tasks.training.logits import Head, reads_few
 
 SMALL = ["--question", "6", "--answer", "5", "--rollout", "4", "--steps", "1"]
 
@@ -29,10 +29,10 @@ def test_the_form_that_few_rows_take_is_the_one_that_is_compared(script):
     sizes = Namespace(vocabulary=3_000, hidden=32, top_k=8, dtype="float32", device="cpu")
     inputs = loss.Inputs(sizes, 50, trainable=True)
     assert reads_few(inputs.hidden, Head(inputs.weight), torch.zeros(50, 8))
-    far = loss.apart(inputs, loss.lean, loss.trl)
+    far = loss.apart(inputs, loss.chunked, loss.trl)
     assert far["value"] < 1e-6
     assert far["gradients"] < 1e-4  # the gradient of two close models is a small difference: float32 leaves this much
-    moved = loss.apart(inputs, lambda inputs: 1.01 * loss.lean(inputs), loss.trl)
+    moved = loss.apart(inputs, lambda inputs: 1.01 * loss.chunked(inputs), loss.trl)
     assert moved["gradients"] > 5e-3
 
 

@@ -10,8 +10,8 @@ import socket
 import sys
 from pathlib import Path
 
-from raft_tasks.artifacts import read_json, write_json
-from raft_tasks.training.launch import Job
+from raft_tasks.artifacts import write_json
+from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.train import train_model
 from raft_tasks.training.trainer import RaftTrainer
 
@@ -34,10 +34,9 @@ def work(rank, port, paths):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     log = RaftTrainer.log
     for path in map(Path, paths):
-        job = Job.model_validate(read_json(path), strict=False)
         RaftTrainer.log = stop_at_three(log) if path.stem.endswith("-stopped") else log
         try:
-            summary = train_model(**dict(job))
+            summary = train_model(TrainingJob.load(path))
         except Stop:
             continue
         if summary is not None:

@@ -4,17 +4,17 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from test_trainer import ROLLOUTS, Stop, numbers, plain_step, run, same_weights, stop_at
-from tiny import LORA, METHODS, TEACHER, distillation, method, pairs, save_tiny, train
+from tiny import LORA, METHODS, TEACHER, distillation, job, method, pairs, save_tiny, train
 
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
-from raft_tasks.training.adapters import as_teacher, with_adapter, without_deprecations
-from raft_tasks.training.conversations import encode_pairs
-from raft_tasks.training.scoring import Scoring
+from raft_tasks.model_loading import load_model
+from raft_tasks.training.adapters import merge_adapter, teacher_mode, with_adapter, without_peft_warnings
+from raft_tasks.training.completion_forward import CompletionForward
+from raft_tasks.training.conversations import Encoder
+from raft_tasks.training.preparation import TrainingData, make_pair, teacher_turn, training_arguments
 from raft_tasks.training.teacher import WithoutAdapter
-from raft_tasks.training.train import make_pair, teacher_turn, training_arguments
 from raft_tasks.training.trainer import RaftTrainer
-from raft_tasks.training.weights import load_model
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
@@ -34,7 +34,7 @@ def other_adapter(tiny_folder, tmp_path_factory):
     """A folder with an adapter, and what the base answers with it."""
     folder = tmp_path_factory.mktemp("adapters") / "other"
     network = load_model(Model(path=str(tiny_folder), revision=None, dtype="float32", system=None), torch.float32)[0]
-    with without_deprecations():
+    with without_peft_warnings():
         student = moved(get_peft_model(network, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")))
     student.save_pretrained(folder)
     with torch.no_grad():
@@ -44,11 +44,12 @@ def other_adapter(tiny_folder, tmp_path_factory):
 def lora_trainer(model, folder, row, settings=None):
     settings = settings or train()
     network, tokenizer = load_model(model, torch.float32)
-    rows = encode_pairs(pairs(), tokenizer, settings.max_length, teacher_turn(row, TEACHER), 6)
-    arguments = training_arguments(settings, len(rows), 0, folder)
-    student, teacher = make_pair(network, model, row, 0, arguments)
+    rows = Encoder(tokenizer, settings.max_length, teacher_turn(row, TEACHER), 6)(pairs())
+    wanted = job(model, folder, row, train=settings, output=folder, checkpoints=folder)
+    arguments = training_arguments(wanted, len(rows))
+    student, teacher = make_pair(network, wanted, arguments.device)
     return RaftTrainer(
-        student, teacher, rows, tokenizer, row, settings, arguments, "f", folder / "steps.csv",
+        wanted, student, teacher, TrainingData(tokenizer, rows), arguments,
         sampler=lambda prompts, seeds: ROLLOUTS[: len(prompts)],
     )  # fmt: skip
 
@@ -62,7 +63,7 @@ def test_one_step_is_equations_6_to_12_for_the_adapter_alone(tiny_model, tmp_pat
     trainer = lora_trainer(tiny_model, tmp_path, row, train(micro_batch_size=micro))
     moved(trainer.student)
     if checkpointing:
-        with without_deprecations():
+        with without_peft_warnings():
             trainer.student.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
     base, plain = (load_model(tiny_model, torch.float32)[0] for _ in range(2))
     torch.manual_seed(0)
@@ -89,7 +90,7 @@ def test_the_teacher_is_the_base_whatever_the_adapter_and_its_dropout_do(tiny_mo
     for own_adapter, logits in ((False, expected), (True, with_other)):
         before = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
         assert not torch.allclose(student(input_ids=IDS).logits, logits, atol=1e-2)
-        with as_teacher(student, own_adapter):
+        with teacher_mode(student, own_adapter):
             assert torch.allclose(student(input_ids=IDS).logits, logits, atol=1e-5)
         assert {name: parameter.requires_grad for name, parameter in student.named_parameters()} == before
         assert student.training
@@ -105,8 +106,10 @@ def test_the_teacher_may_have_an_adapter_of_its_own(tiny_model, tmp_path, other_
         distillation=distillation(teacher_adapter=folder, teacher="plain", kl_weight="ema"),
     )
     trainer = lora_trainer(tiny_model, tmp_path, row)
-    scoring = Scoring([IDS[0, :1].tolist()], [IDS[0, 1:].tolist()], lambda hidden, head: hidden @ head.weight.T)
-    assert torch.allclose(trainer.teacher(trainer.model, scoring), expected[0, :-1], atol=1e-4)
+    forward = CompletionForward(
+        [IDS[0, :1].tolist()], [IDS[0, 1:].tolist()], lambda hidden, head: hidden @ head.weight.T
+    )
+    assert torch.allclose(trainer.teacher(trainer.model, forward), expected[0, :-1], atol=1e-4)
     assert run(tiny_model, tmp_path, row)["steps"] == 6
 
 
@@ -117,7 +120,7 @@ def test_the_saved_model_is_the_base_with_its_adapter(tiny_model, tmp_path):
     assert result["distance"]["embed_tokens"] == 0
     folder = tmp_path / "output" / "model"
     saved = load_model(tiny_model.model_copy(update={"path": str(folder)}), torch.float32)[0]
-    with without_deprecations(), torch.no_grad():
+    with without_peft_warnings(), torch.no_grad():
         apart = PeftModel.from_pretrained(load_model(tiny_model, torch.float32)[0], folder / "adapter").eval()
         assert torch.allclose(saved(input_ids=IDS).logits, apart(input_ids=IDS).logits, atol=1e-4)
     card = (folder / "README.md").read_text()
@@ -156,6 +159,8 @@ def test_a_bfloat16_base_keeps_its_type_and_the_adapter_is_float32(tiny_model, t
         (["q_proj", "nothing"], None),
         (["nothing"], r"expected all-linear or some of \['down_proj'"),
         (["lm_head"], "head"),
+        (["embed_tokens"], r"embed_tokens has a weight that another layer uses too \(tied embeddings\)"),
+        (["q_proj", "embed_tokens"], "expected targets with weights of their own"),
     ],
 )
 def test_targets_that_are_not_there_or_hold_the_head(tiny_model, targets, says):
@@ -166,6 +171,25 @@ def test_targets_that_are_not_there_or_hold_the_head(tiny_model, targets, says):
     else:
         with pytest.raises(InputError, match=says):
             with_adapter(network, adapter, None)
+
+
+def test_an_untied_embedding_takes_an_adapter_and_the_saved_model_is_the_trained_one(tmp_path):
+    folder = save_tiny(tmp_path / "model", tie_word_embeddings=False)
+    model = Model(path=str(folder), revision=None, dtype="float32", system=None)
+    adapter = LORA.model_copy(update={"targets": ["q_proj", "embed_tokens"]})
+    student = moved(with_adapter(load_model(model, torch.float32)[0], adapter, None)).eval()
+    with torch.no_grad():
+        trained = student(input_ids=IDS).logits
+        assert torch.allclose(student.merge_and_unload()(input_ids=IDS).logits, trained, atol=1e-4)
+
+
+def test_a_teachers_adapter_on_tied_embeddings_is_refused(tiny_model, tmp_path):
+    network = load_model(tiny_model, torch.float32)[0]
+    with without_peft_warnings():
+        student = get_peft_model(network, LoraConfig(r=2, target_modules=["embed_tokens"], task_type="CAUSAL_LM"))
+    student.save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(InputError, match=r"teacher_adapter .* has a weight that another layer uses too"):
+        merge_adapter(load_model(tiny_model, torch.float32)[0], str(tmp_path))
 
 
 @pytest.mark.parametrize("adapter", [LORA, None])

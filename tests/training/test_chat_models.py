@@ -9,10 +9,10 @@ from raft_tasks.chat import end_of_turn, prompt_ids
 from raft_tasks.config import Benchmark, Model
 from raft_tasks.evaluation.harness import Suite, evaluate
 from raft_tasks.generation.transformers_backend import TransformersBackend
+from raft_tasks.model_loading import load_model
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example, TrainingPair
 from raft_tasks.training.train import train_model
-from raft_tasks.training.weights import load_model
 
 SYSTEM = "Answer as a clerk."
 PAIRS = [
@@ -41,7 +41,8 @@ def base(request, tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_it_learns_answers_and_to_stop(base, method, tmp_path):
     form, model = base
-    summary = train_model(PAIRS, model, METHODS[method], TRAIN, TEACHER, 0, tmp_path / "output", tmp_path / "ck")
+    changes = {"pairs": PAIRS, "train": TRAIN, "template_text": TEACHER}
+    summary = train_model(tiny.job(model, tmp_path, METHODS[method], **changes))
     assert summary["final"]["l_sft"] < 0.2
     trained = model.model_copy(update={"path": str(tmp_path / "output" / "model")})
 

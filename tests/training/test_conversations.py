@@ -4,7 +4,7 @@ from tiny import PLACES, TEACHER, TEMPLATE, pairs, word_tokenizer
 
 from raft_tasks.chat import end_of_turn, prompt_ids
 from raft_tasks.schemas import TrainingPair
-from raft_tasks.training.conversations import ConversationError, encode_pairs, teacher_message, unknown_share
+from raft_tasks.training.conversations import ConversationError, Encoder, teacher_message, unknown_share
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])
@@ -12,11 +12,11 @@ from raft_tasks.training.conversations import ConversationError, encode_pairs, t
 def test_rows_in_the_formats_of_real_models(name, system):
     form, tokenizer = FORMATS[name], chat_tokenizer(name)
     pair = TrainingPair(id="a", question="What is 5 mg?", answer="A dose – « small ».")
-    [row] = encode_pairs([pair], tokenizer, 400, teacher_message(TEACHER), rollout_max_new_tokens=8, system=system)
-    assert tokenizer.decode(row.answer) == pair.answer + form.end
-    assert row.answer[-1] == end_of_turn(tokenizer)
-    assert row.prompt == prompt_ids(tokenizer, system, pair.question)
-    shown = tokenizer.decode(row.teacher_prompt)
+    [row] = Encoder(tokenizer, 400, teacher_message(TEACHER), rollout_max_new_tokens=8, system=system)([pair])
+    assert tokenizer.decode(row.completion_ids) == pair.answer + form.end
+    assert row.completion_ids[-1] == end_of_turn(tokenizer)
+    assert row.prompt_ids == prompt_ids(tokenizer, system, pair.question)
+    shown = tokenizer.decode(row.teacher_prompt_ids)
     assert f"knowledge : {pair.answer}\nanswer the question" in shown
     assert shown.endswith(form.ending)
     assert ("Be brief." in shown) == (system is not None)
@@ -25,42 +25,42 @@ def test_rows_in_the_formats_of_real_models(name, system):
 def test_rows_that_do_not_fit_are_named_with_their_lengths_all_of_them():
     tokenizer = word_tokenizer()
     with pytest.raises(ConversationError) as caught:
-        encode_pairs(pairs(), tokenizer, 30, teacher_message(TEACHER), rollout_max_new_tokens=12)
+        Encoder(tokenizer, 30, teacher_message(TEACHER), rollout_max_new_tokens=12)(pairs())
     assert "row-1: teacher's prompt + rollout has 42 tokens" in str(caught.value)
     assert "row-0:" in str(caught.value)
     assert "12 problem(s)" in str(caught.value)
     assert "... and 7 more" in str(caught.value)
     assert "raise train.max_length" in str(caught.value)
     with pytest.raises(ConversationError, match=r"row-1: prompt \+ answer has 18 tokens"):
-        encode_pairs(pairs(), tokenizer, 17)
-    assert len(encode_pairs(pairs(), tokenizer, 18)) == 12
+        Encoder(tokenizer, 17)(pairs())
+    assert len(Encoder(tokenizer, 18)(pairs())) == 12
     with pytest.raises(ConversationError, match=r"row-0: prompt \+ rollout has 22 tokens"):
-        encode_pairs(pairs(), tokenizer, 20, lambda pair: "what", rollout_max_new_tokens=12)
+        Encoder(tokenizer, 20, lambda pair: "what", rollout_max_new_tokens=12)(pairs())
 
 
 def cut(limit, teacher=None, rollout=0, rows=None):
-    return encode_pairs(rows or pairs(), word_tokenizer(), limit, teacher, rollout, too_long="cut")
+    return Encoder(word_tokenizer(), limit, teacher, rollout, too_long="cut")(rows or pairs())
 
 
 def test_cut_answers_lose_their_tail_and_do_not_teach_to_stop():
-    whole = encode_pairs(pairs(), word_tokenizer(), 60)
+    whole = Encoder(word_tokenizer(), 60)(pairs())
     assert cut(60) == whole
     rows = cut(16)
-    assert [row.cut for row in rows] == [0 if number % 3 == 0 else 2 for number in range(12)]
+    assert [row.truncated_tokens for row in rows] == [0 if number % 3 == 0 else 2 for number in range(12)]
     for row, full in zip(rows, whole, strict=True):
-        assert row.prompt == full.prompt
-        assert row.answer == full.answer[: len(full.answer) - row.cut]
-        assert (row.answer[-1] == end_of_turn(word_tokenizer())) == (row.cut == 0)
-        assert len(row.prompt) + len(row.answer) <= 16
-    assert cut(17)[1].cut == 1  # just the end-of-turn token does not fit
+        assert row.prompt_ids == full.prompt_ids
+        assert row.completion_ids == full.completion_ids[: len(full.completion_ids) - row.truncated_tokens]
+        assert (row.completion_ids[-1] == end_of_turn(word_tokenizer())) == (row.truncated_tokens == 0)
+        assert len(row.prompt_ids) + len(row.completion_ids) <= 16
+    assert cut(17)[1].truncated_tokens == 1  # just the end-of-turn token does not fit
 
 
 def test_the_teacher_sees_as_much_of_a_cut_answer_as_is_learned():
     row = cut(34, teacher_message(TEACHER), 6)[1]
-    assert row.cut == 3
-    assert "knowledge : the harbour of arlo is lamp\n" not in word_tokenizer().decode(row.teacher_prompt)
-    assert "knowledge : the harbour of arlo is answer" in word_tokenizer().decode(row.teacher_prompt)
-    assert len(row.teacher_prompt) + 6 <= 34
+    assert row.truncated_tokens == 3
+    assert "knowledge : the harbour of arlo is lamp\n" not in word_tokenizer().decode(row.teacher_prompt_ids)
+    assert "knowledge : the harbour of arlo is answer" in word_tokenizer().decode(row.teacher_prompt_ids)
+    assert len(row.teacher_prompt_ids) + 6 <= 34
 
 
 def test_questions_are_never_cut():
@@ -75,34 +75,34 @@ def test_questions_are_never_cut():
 def test_think_blocks_in_answers_are_refused():
     rows = [TrainingPair(id="x", question="What?", answer="<think>Hm.</think>A dose.")]
     with pytest.raises(ConversationError, match="x: the answer holds a think block"):
-        encode_pairs(rows, chat_tokenizer("qwen3"), 100)
+        Encoder(chat_tokenizer("qwen3"), 100)(rows)
 
 
 def test_unknown_tokens_stop_in_answers_and_are_counted_in_prompts():
     tokenizer = word_tokenizer()
     rows = [TrainingPair(id="x", question="what is qwertz", answer="rope")]
-    encoded = encode_pairs(rows, tokenizer, 50)
+    encoded = Encoder(tokenizer, 50)(rows)
     assert unknown_share(encoded, tokenizer.unk_token_id) == pytest.approx(1 / 6)
     rows = [TrainingPair(id="x", question="what is the", answer="rope qwertz")]
     with pytest.raises(ConversationError, match=r"x: the tokenizer does not know 1 token\(s\) of the answer"):
-        encode_pairs(rows, tokenizer, 50)
+        Encoder(tokenizer, 50)(rows)
 
 
 def test_special_tokens_inside_answers_are_refused():
     rows = [TrainingPair(id="x", question="what", answer="rope <end> lamp")]
     with pytest.raises(ConversationError, match=r"x: the answer holds the special token\(s\) \['<end>'\]"):
-        encode_pairs(rows, word_tokenizer(), 50)
+        Encoder(word_tokenizer(), 50)(rows)
 
 
 def test_an_answer_of_white_space_is_refused():
     rows = [TrainingPair(id="x", question="what", answer="  ")]
     with pytest.raises(ConversationError, match="x: the answer '  ' has no token"):
-        encode_pairs(rows, word_tokenizer(), 50)
+        Encoder(word_tokenizer(), 50)(rows)
 
 
 def test_no_rows_are_refused():
     with pytest.raises(ConversationError, match="got no training pairs"):
-        encode_pairs([], word_tokenizer(), 50)
+        Encoder(word_tokenizer(), 50)([])
 
 
 def test_border_that_the_tokenizer_merges():
@@ -116,8 +116,8 @@ def test_border_that_the_tokenizer_merges():
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<end>{% endif %}{% endfor %}"
     )
-    [row] = encode_pairs([TrainingPair(id="x", question="a", answer="b")], tokenizer, 10)
-    assert (row.prompt, row.answer) == ([0], [1, 3])
+    [row] = Encoder(tokenizer, 10)([TrainingPair(id="x", question="a", answer="b")])
+    assert (row.prompt_ids, row.completion_ids) == ([0], [1, 3])
 
 
 @pytest.mark.parametrize("text", ["{{ reference }}", "{{ question", "{{ answer }} {{ context }}"])
@@ -129,6 +129,6 @@ def test_teacher_template_over_other_names_is_refused(text):
 def test_word_template_round_trip():
     tokenizer = word_tokenizer()
     assert tokenizer.chat_template == TEMPLATE
-    row = encode_pairs(pairs(), tokenizer, 60)[1]
-    assert tokenizer.decode(row.prompt) == f"<user> what is the harbour of {PLACES[1]} ? <end> <assistant>"
-    assert row.teacher_prompt is None
+    row = Encoder(tokenizer, 60)(pairs())[1]
+    assert tokenizer.decode(row.prompt_ids) == f"<user> what is the harbour of {PLACES[1]} ? <end> <assistant>"
+    assert row.teacher_prompt_ids is None

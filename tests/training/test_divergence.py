@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny_llama, word_tokenizer
 
-from raft_tasks.training.divergence import Said, as_said, kl_by_position, kl_of_answers
+from raft_tasks.training.divergence import BaseAnswer, encode_answer, kl_by_position, kl_of_answers
 from raft_tasks.training.losses import Head
 
 
@@ -37,13 +37,13 @@ def test_another_vocabulary_is_refused():
 
 def test_answers_are_compared_at_every_next_token_of_the_models_themselves():
     base, tuned = tiny_llama(40), tiny_llama(40, seed=1)
-    rows = [Said([5, 6, 7], [8, 9]), Said([5, 6], []), Said([7], [8, 9, 10, 11])]
+    rows = [BaseAnswer([5, 6, 7], [8, 9]), BaseAnswer([5, 6], []), BaseAnswer([7], [8, 9, 10, 11])]
     expected = []
     for row in rows:
-        ids = torch.tensor([[*row.prompt, *row.answer]])
+        ids = torch.tensor([[*row.prompt_ids, *row.completion_ids]])
         with torch.no_grad():
-            log_q, log_p = (model(ids).logits[0, len(row.prompt) - 1 :].log_softmax(-1) for model in (base, tuned))
-        assert len(log_q) == len(row.answer) + 1
+            log_q, log_p = (model(ids).logits[0, len(row.prompt_ids) - 1 :].log_softmax(-1) for model in (base, tuned))
+        assert len(log_q) == len(row.completion_ids) + 1
         expected.append((log_q.exp() * (log_q - log_p)).sum(-1).mean().item())
     assert kl_of_answers(base, tuned, rows, batch_size=2) == pytest.approx(expected, rel=1e-4)
     assert kl_of_answers(base, base, rows, batch_size=2) == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
@@ -51,6 +51,6 @@ def test_answers_are_compared_at_every_next_token_of_the_models_themselves():
 
 def test_special_tokens_of_a_rendered_prompt_are_read_as_such_and_not_added():
     tokenizer = word_tokenizer()
-    said = as_said("<user> what is the motto ? <end> <assistant> ", "rope", tokenizer)
+    said = encode_answer("<user> what is the motto ? <end> <assistant> ", "rope", tokenizer)
     assert tokenizer.convert_ids_to_tokens(said.prompt)[-2:] == ["<end>", "<assistant>"]
     assert tokenizer.convert_ids_to_tokens(said.answer) == ["rope"]

@@ -1,23 +1,23 @@
-"""The lean losses of real architectures: values and gradients of the model's own logits, and no logits kept."""
+"""The chunked losses of real architectures: values and gradients of the model's own logits, and no logits kept."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from test_adapters import lora_trainer
-from test_scoring import COMPLETIONS, PROMPTS, small
+from test_completion_forward import COMPLETIONS, PROMPTS, small
 from test_trainer import ROLLOUTS
 from tiny import METHODS, distillation, save_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raft_tasks.config import Model
+from raft_tasks.training.completion_forward import CompletionForward, enable_completion_forward
 from raft_tasks.training.losses import (
+    chunked_logits_at,
+    chunked_mean_cross_entropy,
+    chunked_top_k,
     head_logits,
-    lean_logits_at,
-    lean_mean_cross_entropy,
-    lean_top_k,
     top_k_forward_kl,
 )
-from raft_tasks.training.scoring import Scoring, enable_scoring
 
 LABELS = torch.tensor([token for completion in COMPLETIONS for token in completion])
 K, TEMPERATURE = 6, 1.5
@@ -53,20 +53,22 @@ def plain_losses(model, teacher, tail):
     return F.cross_entropy(v, LABELS) + (q * (q / p).log()).sum(-1).mean()
 
 
-def lean_losses(model, teacher, tail):
+def forward(model, head_fn):
+    return model(completion_forward=CompletionForward(PROMPTS, COMPLETIONS, head_fn))
+
+
+def chunked_losses(model, teacher, tail):
     tempered = TEMPERATURE if tail else None
     with torch.no_grad():
-        taught = teacher(
-            scoring=Scoring(PROMPTS, COMPLETIONS, lambda hidden, head: lean_top_k(hidden, head, K, tempered, tile=3))
-        )
-    assert (taught.ids.dtype, taught.logits.dtype) == (torch.int32, torch.float32)
+        top = forward(teacher, lambda hidden, head: chunked_top_k(hidden, head, K, tempered, tile=3))
+    assert (top.ids.dtype, top.logits.dtype) == (torch.int32, torch.float32)
 
-    def at_head(hidden, head):
-        own = lean_logits_at(hidden, head, taught.ids, tempered, tile=3)
-        kl = top_k_forward_kl(own.logits, taught.logits, TEMPERATURE, (own.tail, taught.tail) if tail else None)
-        return lean_mean_cross_entropy(hidden, head, LABELS, len(LABELS), tile=3)[0] + kl.mean()
+    def head_fn(hidden, head):
+        student = chunked_logits_at(hidden, head, top.ids, tempered, tile=3)
+        kl = top_k_forward_kl(student.logits, top.logits, TEMPERATURE, (student.tail, top.tail) if tail else None)
+        return chunked_mean_cross_entropy(hidden, head, LABELS, len(LABELS), tile=3)[0] + kl.mean()
 
-    return model(scoring=Scoring(PROMPTS, COMPLETIONS, at_head))
+    return forward(model, head_fn)
 
 
 @pytest.mark.parametrize("tail", [False, True])
@@ -82,8 +84,8 @@ def test_values_and_gradients_are_those_of_the_models_own_logits(kind, settings,
     expected = plain_losses(plain, teacher, tail)
     expected.backward()
     for network in (model, teacher):
-        enable_scoring(network)
-    loss = lean_losses(model, teacher, tail)
+        enable_completion_forward(network)
+    loss = chunked_losses(model, teacher, tail)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     gradients = dict(plain.named_parameters())
@@ -99,8 +101,8 @@ def test_bfloat16_accumulates_in_float32(kind, settings):
     model, teacher = small(kind, **settings).bfloat16(), small(kind, **settings).bfloat16()
     exact = plain_losses(model, teacher, tail=False).item()
     for network in (model, teacher):
-        enable_scoring(network)
-    loss = lean_losses(model, teacher, tail=False)
+        enable_completion_forward(network)
+    loss = chunked_losses(model, teacher, tail=False)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(exact, rel=0.03)
 
@@ -128,13 +130,13 @@ def test_no_tensor_of_positions_by_vocabulary_in_a_whole_step(tmp_path, monkeypa
     """Teacher, student, forward and backward, of a step whose positions are many tiles; only tiles are ever made."""
     folder = save_tiny(tmp_path / "model", vocab_size=4096)
     model = Model(path=str(folder), revision=None, dtype="float32", system=None)
-    monkeypatch.setattr("raft_tasks.training.losses.TILE_ELEMENTS", 2 * 4096)  # two positions
+    monkeypatch.setattr("raft_tasks.training.logits.TILE_ELEMENTS", 2 * 4096)  # two positions
     row = METHODS[name]
     if row.distillation is not None:
         row = row.model_copy(update={"distillation": distillation(sampling_logprob_tolerance=9.0)})
     trainer = lora_trainer(model, tmp_path, row)
     rows = trainer.rows[:4]
-    positions = min(sum(len(row.answer) for row in rows), sum(len(rollout.tokens) for rollout in ROLLOUTS))
+    positions = min(sum(len(row.completion_ids) for row in rows), sum(len(rollout.tokens) for rollout in ROLLOUTS))
     assert positions > 10
     with Largest(4096, bound=2 * 4096) as largest:
         trainer.training_step(trainer.model, rows)
@@ -143,8 +145,8 @@ def test_no_tensor_of_positions_by_vocabulary_in_a_whole_step(tmp_path, monkeypa
 
 @pytest.mark.parametrize(("kind", "settings"), ARCHITECTURES, ids=[kind for kind, _ in ARCHITECTURES])
 @torch.no_grad()
-def test_scored_right_padded_as_generated_left_padded(kind, settings):
-    """`generate` sees left-padded rows with mask and positions; student and teacher are scored right-padded."""
+def test_right_padded_forward_as_left_padded_generation(kind, settings):
+    """`generate` sees left-padded rows with mask and positions; student and teacher see them right-padded."""
     model = small(kind, **settings)
     rows = [prompt + completion for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
     width = max(map(len, rows))
@@ -152,6 +154,6 @@ def test_scored_right_padded_as_generated_left_padded(kind, settings):
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     logits = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits
     padded = torch.cat([logits[row, -len(completion) - 1 : -1] for row, completion in enumerate(COMPLETIONS)])
-    enable_scoring(model)
-    scored = model(scoring=Scoring(PROMPTS, COMPLETIONS, head_logits))
-    assert torch.allclose(scored, padded, atol=1e-4)
+    enable_completion_forward(model)
+    right_padded = forward(model, head_logits)
+    assert torch.allclose(right_padded, padded, atol=1e-4)

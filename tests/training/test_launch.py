@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,15 +16,15 @@ from safetensors.torch import load_file
 from test_trainer import TIMES
 from tiny import ANCHORED, METHODS, REPLAY, TEACHER, pairs, save_anchors, save_tiny, train
 
-from raft_tasks.artifacts import write_json
 from raft_tasks.config import Launch, Model
 from raft_tasks.errors import InputError
 from raft_tasks.training import worker
 from raft_tasks.training.conversations import ConversationError
-from raft_tasks.training.launch import Job, WorkersFailed, check_devices, train_in_processes
+from raft_tasks.training.job import TrainingJob
+from raft_tasks.training.launch import WorkersFailed, check_devices, train_in_processes
 from raft_tasks.training.train import train_model
 
-LOOKS = {"student_mass_in_k", "kl_to_base", "sampler_gap"}  # at some positions only, by micro-batch
+LOOKS = {"student_mass_in_k", "kl_to_base", "sampling_logprob_difference"}  # at some positions only, by micro-batch
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
 ROWS = METHODS | {
@@ -39,12 +40,12 @@ def job(folder, name, strategy, rows=None, **changes):
     row = changes.pop("row", None) or ROWS[name]
     learned = rows or [*pairs(), pairs()[1].model_copy(update={"id": "one more"})]
     general = [pair.model_copy(update={"id": f"general-{pair.id}", "replay": True}) for pair in pairs()[:5]]
-    return Job(
+    return TrainingJob(
         pairs=[*learned, *(general if row.replay else [])],
         model=Model(path=str(folder / "model"), revision=None, dtype="float32", system=None), method=row,
         train=train(launch=launch, **(SETTINGS | changes)), template_text=TEACHER, seed=0,
         output=folder / name / strategy, checkpoints=folder / name / f"{strategy}-checkpoints",
-        trackers=[], tracking=folder / "tracking", anchors=folder / "set" if row.anchors else None,
+        tracking=folder / "tracking", anchors=folder / "set" if row.anchors else None,
     )  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def run_together(folder, groups):
         arguments += ["--"] if arguments else []
         for name, each in jobs.items():
             arguments.append(str(folder / f"{name}.json"))
-            write_json(Path(arguments[-1]), each.model_dump(mode="json"))
+            each.save(Path(arguments[-1]))
     done = subprocess.run(
         [sys.executable, str(HERE / "several_jobs.py"), *arguments],
         env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False,
@@ -104,13 +105,13 @@ def trained(tmp_path_factory):
         groups.append(jobs)
     run_together(folder, groups)
     for name in NAMES:
-        train_model(**dict(job(folder, name, "none")))
+        train_model(job(folder, name, "none"))
     return folder
 
 
 def elsewhere(of, name):
     output = of.output.with_name(f"{of.output.name}-{name}")
-    return of.model_copy(update={"output": output, "checkpoints": output.with_name(f"{output.name}-checkpoints")})
+    return replace(of, output=output, checkpoints=output.with_name(f"{output.name}-checkpoints"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -150,18 +151,23 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_whole_launch(folder):
-    seen = []
-    wanted = job(folder, "raft_lora", "ddp", epochs=1)
-    summary = train_in_processes(wanted, folder / "job", lambda done, total, shown: seen.append((done, total)))
-    assert seen == [(1, 2), (2, 2)]
-    assert summary["steps"] == 2
+def test_a_whole_launch_of_an_anchored_row(trained, tmp_path):
+    """Through `accelerate launch`: every field of the job reaches the workers, and two learn what one learns."""
+    steps_done = []
+    wanted = job(trained, "raft_lora_anchored", "ddp")
+    wanted = replace(wanted, output=tmp_path / "output", checkpoints=tmp_path / "checkpoints")
+    summary = train_in_processes(wanted, tmp_path / "job", lambda done, total, _: steps_done.append((done, total)))
+    assert TrainingJob.load(tmp_path / "job" / "job.json") == wanted
+    assert steps_done == [(step, 4) for step in (1, 2, 3, 4)]
+    assert summary["steps"] == 4
+    assert summary["final"]["l_anchor"] > 0
+    assert_same(trained / "raft_lora_anchored" / "none", tmp_path / "output")
     assert (wanted.output / "model" / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_what_a_worker_refuses_reaches_the_user(folder, monkeypatch):
     too_long = job(folder, "raft", "none", max_length=30)
-    write_json(folder / "job.json", too_long.model_dump(mode="json"))
+    too_long.save(folder / "job.json")
     with pytest.raises(ConversationError, match="has 36 tokens"):
         worker.main(folder / "job.json")
     said = (folder / "error-0.json").read_text()
@@ -174,12 +180,12 @@ def test_what_a_worker_refuses_reaches_the_user(folder, monkeypatch):
 def test_the_workers_end_with_the_process_that_asked(folder):
     """Killed with -9: nobody is there to clean up, and nothing is left."""
     endless = job(folder, "raft", "ddp", epochs=10_000)
-    write_json(folder / "job.json", endless.model_dump(mode="json"))
+    endless.save(folder / "job.json")
     ask = (
-        "import sys; from pathlib import Path; from raft_tasks.artifacts import read_json;"
-        "from raft_tasks.training.launch import Job, train_in_processes;"
+        "import sys; from pathlib import Path; from raft_tasks.training.job import TrainingJob;"
+        "from raft_tasks.training.launch import train_in_processes;"
         "folder = Path(sys.argv[1]);"
-        "train_in_processes(Job.model_validate(read_json(folder / 'job.json'), strict=False), folder / 'job')"
+        "train_in_processes(TrainingJob.load(folder / 'job.json'), folder / 'job')"
     )
     asking = subprocess.Popen([sys.executable, "-c", ask, str(folder)], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     table = endless.output / "steps.csv"

@@ -163,7 +163,7 @@ def test_cross_entropy():
     assert losses.cross_entropy(logits, torch.tensor([1])).item() == pytest.approx(-math.log(0.6))
 
 
-# --- lean forms: same numbers from hidden states, tile by tile ---
+# --- chunked forms: same numbers from hidden states, tile by tile ---
 
 
 def make_head(vocabulary=23, hidden=6, bias=False, scale=1.0, soft_cap=None, dtype=DOUBLE):
@@ -193,10 +193,10 @@ def test_lean_distillation_equals_the_plain_one(settings, tile, tail):
     student = losses.head_logits(hidden, head)
     plain = reference_kl(student, teacher, k, temperature, tail)
 
-    taught = losses.lean_top_k(teacher_hidden, teacher_head, k, tail_temperature, tile=tile)
-    own = losses.lean_logits_at(hidden, head, taught.ids, tail_temperature, tile=tile)
-    lean = losses.top_k_forward_kl(own.logits, taught.logits, temperature, (own.tail, taught.tail) if tail else None)
-    assert torch.allclose(lean, plain, atol=1e-9)
+    taught = losses.chunked_top_k(teacher_hidden, teacher_head, k, tail_temperature, tile=tile)
+    own = losses.chunked_logits_at(hidden, head, taught.ids, tail_temperature, tile=tile)
+    chunked = losses.top_k_forward_kl(own.logits, taught.logits, temperature, (own.tail, taught.tail) if tail else None)
+    assert torch.allclose(chunked, plain, atol=1e-9)
     assert taught.ids.dtype == torch.int32
     for side, logits in ((own, student), (taught, teacher)):
         mass = logits.softmax(-1).gather(-1, taught.ids.long()).sum(-1)
@@ -205,7 +205,7 @@ def test_lean_distillation_equals_the_plain_one(settings, tile, tail):
 
     weights = torch.linspace(0, 1, 9, dtype=DOUBLE)
     expected = torch.autograd.grad((plain * weights).sum(), leaves(hidden, head))
-    got = torch.autograd.grad((lean * weights).sum(), leaves(hidden, head))
+    got = torch.autograd.grad((chunked * weights).sum(), leaves(hidden, head))
     assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(got, expected, strict=True))
 
 
@@ -220,15 +220,15 @@ def test_mean_cross_entropy_equals_the_plain_one(settings, tile, weigh):
     each = losses.cross_entropy(logits, labels)
     weights = torch.ones(9, dtype=DOUBLE) if weigh is None else weigh(each, logits).detach()
     plain = (weights * each).sum() / 20
-    lean, apart = losses.lean_mean_cross_entropy(hidden, head, labels, 20, weigh, tile=tile)
-    assert lean.item() == pytest.approx(plain.item(), abs=1e-12)
+    chunked, apart = losses.chunked_mean_cross_entropy(hidden, head, labels, 20, weigh, tile=tile)
+    assert chunked.item() == pytest.approx(plain.item(), abs=1e-12)
     assert torch.allclose(apart, each, atol=1e-10)
     assert not apart.requires_grad
     expected = torch.autograd.grad(3 * plain, leaves(hidden, head))
-    got = torch.autograd.grad(3 * lean, leaves(hidden, head), retain_graph=True)
+    got = torch.autograd.grad(3 * chunked, leaves(hidden, head), retain_graph=True)
     assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(got, expected, strict=True))
     with pytest.raises(RuntimeError, match="can be taken once"):
-        lean.backward()
+        chunked.backward()
 
 
 def test_mean_cross_entropy_makes_no_gradient_that_nobody_takes(monkeypatch):
@@ -236,7 +236,7 @@ def test_mean_cross_entropy_makes_no_gradient_that_nobody_takes(monkeypatch):
     hidden = random_logits(9, 6, seed=7, scale=1.0).requires_grad_()
     monkeypatch.setattr(losses._HeadGradients, "add", lambda *_: pytest.fail("a gradient was made"))
     with torch.no_grad():
-        value, _ = losses.lean_mean_cross_entropy(hidden, head, labels, 9)
+        value, _ = losses.chunked_mean_cross_entropy(hidden, head, labels, 9)
     assert value.item() == pytest.approx(losses.cross_entropy(hidden @ head.weight.T, labels).mean().item())
 
 
@@ -248,7 +248,7 @@ def test_logits_from_few_rows_of_the_head_equal_the_plain_ones(settings, every, 
     hidden = random_logits(9, 6, seed=8, scale=1.0).requires_grad_()
     plain = losses.head_logits(hidden, head)
     ids = losses.top_k(random_logits(9, 23, seed=9), 5)[0]
-    own = losses.lean_logits_at(hidden, head, ids, mass_every=every)
+    own = losses.chunked_logits_at(hidden, head, ids, mass_every=every)
     assert losses.reads_few(hidden, head, ids)
     assert torch.allclose(own.logits, plain.gather(-1, ids), atol=1e-10)
     assert torch.allclose(own.log_mass.exp(), plain.softmax(-1).gather(-1, ids).sum(-1)[::every], atol=1e-10)
@@ -276,7 +276,7 @@ def test_gradcheck(tail):
     ids = losses.top_k(losses.head_logits(hidden, head).detach(), 3)[0]
 
     def at_ids(hidden, weight, bias):
-        own = losses.lean_logits_at(hidden, Head(weight, bias, 0.5, 4.0), ids, tail, tile=3)
+        own = losses.chunked_logits_at(hidden, Head(weight, bias, 0.5, 4.0), ids, tail, tile=3)
         return own.logits if tail is None else (own.logits, own.tail)
 
     assert torch.autograd.gradcheck(at_ids, (hidden, head.weight, head.bias))
@@ -287,9 +287,9 @@ def test_only_what_requires_a_gradient_gets_one(frozen):
     head = Head(make_head().weight.detach())
     hidden = random_logits(5, 6, seed=1)
     (hidden if frozen == "weight" else head.weight).requires_grad_()
-    ids = losses.lean_top_k(hidden.detach(), head, 4).ids
-    value = losses.lean_logits_at(hidden, head, ids).logits.sum()
-    value = value + losses.lean_mean_cross_entropy(hidden, head, torch.arange(5), 1)[0]
+    ids = losses.chunked_top_k(hidden.detach(), head, 4).ids
+    value = losses.chunked_logits_at(hidden, head, ids).logits.sum()
+    value = value + losses.chunked_mean_cross_entropy(hidden, head, torch.arange(5), 1)[0]
     value.backward()
     assert (hidden.grad is None) == (frozen == "hidden")
     assert (head.weight.grad is None) == (frozen == "weight")
@@ -299,14 +299,14 @@ def test_tied_embedding_gets_both_gradients():
     embedding = make_head().weight
     tokens, labels = torch.tensor([1, 2, 3]), torch.tensor([2, 3, 4])
 
-    def total(lean):
+    def total(chunked):
         hidden = torch.tanh(embedding[tokens])
-        if lean:
-            return losses.lean_mean_cross_entropy(hidden, Head(embedding), labels, 1, tile=2)[0]
+        if chunked:
+            return losses.chunked_mean_cross_entropy(hidden, Head(embedding), labels, 1, tile=2)[0]
         return losses.cross_entropy(hidden @ embedding.T, labels).sum()
 
-    lean, plain = (torch.autograd.grad(total(lean), embedding)[0] for lean in (True, False))
-    assert torch.allclose(lean, plain, atol=1e-10)
+    chunked, plain = (torch.autograd.grad(total(chunked), embedding)[0] for chunked in (True, False))
+    assert torch.allclose(chunked, plain, atol=1e-10)
 
 
 def test_bfloat16_accumulates_in_float32():
@@ -314,7 +314,7 @@ def test_bfloat16_accumulates_in_float32():
     hidden = random_logits(64, 32, seed=6, scale=1.0).bfloat16().requires_grad_()
     labels = torch.arange(64)
     exact = losses.cross_entropy(hidden.double() @ head.weight.double().T, labels)
-    value, each = losses.lean_mean_cross_entropy(hidden, head, labels, len(labels), tile=7)
+    value, each = losses.chunked_mean_cross_entropy(hidden, head, labels, len(labels), tile=7)
     assert value.dtype == each.dtype == torch.float32
     assert torch.allclose(each.double(), exact, atol=0.03)
     value.backward()
@@ -323,8 +323,8 @@ def test_bfloat16_accumulates_in_float32():
     assert got.dtype == DOUBLE
     assert head.weight.grad.dtype == torch.bfloat16
     assert (got - exact_gradient).norm() < 0.01 * exact_gradient.norm()
-    taught = losses.lean_top_k(hidden.detach(), head, 16)
-    own = losses.lean_logits_at(hidden, head, taught.ids)
+    taught = losses.chunked_top_k(hidden.detach(), head, 16)
+    own = losses.chunked_logits_at(hidden, head, taught.ids)
     assert own.logits.dtype == torch.float32
     assert torch.equal(own.logits.detach(), taught.logits)
 
@@ -334,12 +334,12 @@ def test_no_positions_by_vocabulary_tensor_outlives_its_tile():
     vocabulary, positions, k = 4000, 256, 8
     head = Head(torch.randn(vocabulary, 16))
     hidden = torch.randn(positions, 16, requires_grad=True)
-    taught = losses.lean_top_k(hidden.detach(), head, k, tile=16)
+    taught = losses.chunked_top_k(hidden.detach(), head, k, tile=16)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        own = losses.lean_logits_at(hidden, head, taught.ids, tile=16)
+        own = losses.chunked_logits_at(hidden, head, taught.ids, tile=16)
         kl = losses.top_k_forward_kl(own.logits, taught.logits, 1.5)
-        ce, _ = losses.lean_mean_cross_entropy(hidden, head, torch.arange(positions), positions, tile=16)
+        ce, _ = losses.chunked_mean_cross_entropy(hidden, head, torch.arange(positions), positions, tile=16)
     (kl.sum() + ce).backward()
     largest = max(t.numel() for t in saved if t.data_ptr() != head.weight.data_ptr())
     assert largest <= positions * 16

@@ -4,18 +4,19 @@ import weakref
 
 import pytest
 import torch
-from tiny import METHODS, TEACHER, distillation, pairs, save_tiny, train
+from tiny import METHODS, TEACHER, distillation, job, pairs, save_tiny, train
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from raft_tasks.config import Lora, Model
+from raft_tasks.model_loading import load_model
 from raft_tasks.training import memory
-from raft_tasks.training.conversations import Encoded, encode_pairs
+from raft_tasks.training.conversations import Encoded, Encoder
 from raft_tasks.training.memory import OutOfMemory, Shape, available_bytes, estimate, settings_that_fit
+from raft_tasks.training.preparation import TrainingData, make_pair, teacher_turn, training_arguments
 from raft_tasks.training.rollouts import Rollout
-from raft_tasks.training.train import make_pair, teacher_turn, train_model, training_arguments
+from raft_tasks.training.train import train_model
 from raft_tasks.training.trainer import RaftTrainer
-from raft_tasks.training.weights import load_model
 
 DRAWN = 80  # tokens of every rollout here
 
@@ -70,18 +71,15 @@ def make_trainer(model, method, settings, folder):
     """A trainer whose rollouts all have full length."""
     dtype = torch.float32
     network, tokenizer = load_model(model, dtype)
-    rows = encode_pairs(pairs(), tokenizer, settings.max_length, teacher_turn(method, TEACHER), DRAWN)
-    arguments = training_arguments(settings, len(rows), 0, folder)
-    student, teacher = make_pair(network, model, method, 0, arguments)
-    if settings.gradient_checkpointing:
-        network.activation_checkpointing_enable({"use_reentrant": False})
+    rows = Encoder(tokenizer, settings.max_length, teacher_turn(method, TEACHER), DRAWN)(pairs())
+    wanted = job(model, folder, method, train=settings, output=folder, checkpoints=folder)
+    arguments = training_arguments(wanted, len(rows))
+    student, teacher = make_pair(network, wanted, arguments.device)
 
     def sampler(prompts, seeds):
         return [Rollout([7] * DRAWN, True, [-1.0] * DRAWN) for _ in prompts]
 
-    return RaftTrainer(
-        student, teacher, rows, tokenizer, method, settings, arguments, "f", folder / "steps.csv", sampler=sampler
-    )
+    return RaftTrainer(wanted, student, teacher, TrainingData(tokenizer, rows), arguments, sampler=sampler)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +108,7 @@ def test_the_estimate_is_near_what_a_step_allocates(model, tmp_path, changes):
 def shape_and_rows(model):
     network, tokenizer = load_model(model, torch.float32)
     method, settings = method_and_settings()
-    rows = encode_pairs(pairs(), tokenizer, settings.max_length, teacher_turn(method, TEACHER), DRAWN)
+    rows = Encoder(tokenizer, settings.max_length, teacher_turn(method, TEACHER), DRAWN)(pairs())
     return Shape.of(network, model.dtype), rows, method, settings
 
 
@@ -155,10 +153,10 @@ def test_out_of_memory_names_the_settings_that_would_fit(model, tmp_path, monkey
     def fail(self, model):
         raise error
 
-    monkeypatch.setattr(RaftTrainer, "sample", fail)
+    monkeypatch.setattr(RaftTrainer, "fill_rollout_buffer", fail)
     method, settings = method_and_settings()
     with pytest.raises(OutOfMemory) as caught:
-        train_model(pairs(), model, method, settings, TEACHER, 0, tmp_path / "o", tmp_path / "ck")
+        train_model(job(model, tmp_path, method, train=settings))
     message = str(caught.value)
     assert message.startswith("out of memory on cpu, which has ")
     assert "activations 0.03 GB" in message
@@ -170,10 +168,10 @@ def test_other_errors_are_not_taken_for_it(model, tmp_path, monkeypatch):
     def fail(self, model):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(RaftTrainer, "sample", fail)
+    monkeypatch.setattr(RaftTrainer, "fill_rollout_buffer", fail)
     method, settings = method_and_settings()
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        train_model(pairs(), model, method, settings, TEACHER, 0, tmp_path / "o", tmp_path / "ck")
+        train_model(job(model, tmp_path, method, train=settings))
 
 
 def test_a_teacher_elsewhere_and_shards_need_less(model):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tiny import TEACHER, pairs, save_anchors, train
+from tiny import job, pairs, save_anchors, train
 
 from raft_tasks.config import load_config
 from raft_tasks.training.train import train_model
@@ -34,8 +34,7 @@ def test_every_row_trains(name, row, tiny_model, tiny_folder, tmp_path):
     rows = pairs()[:8] + ([pairs()[8].model_copy(update={"replay": True})] if row.replay else [])
     settings = train(epochs=1, batch_size=4)
     anchors = save_anchors(tmp_path / "set", tiny_folder) if row.anchors else None
-    output, checkpoints = tmp_path / "output", tmp_path / "ck"
-    summary = train_model(rows, tiny_model, row, settings, TEACHER, 0, output, checkpoints, anchors=anchors)
+    summary = train_model(job(tiny_model, tmp_path, row, pairs=rows, train=settings, anchors=anchors))
     assert summary["steps"] == 2
     assert summary["distance"]["total"] > 0
     assert (summary["final"]["l_sft"] is None) == (not row.sft)

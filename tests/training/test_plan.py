@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from tiny import METHODS, TEACHER, distillation, pairs, train
+from tiny import METHODS, distillation, job, pairs, train
 
 from raft_tasks.training import plan as module
 from raft_tasks.training.plan import plan, report
@@ -9,7 +9,7 @@ from raft_tasks.training.plan import plan, report
 
 def test_a_dry_run_counts_and_takes_two_steps_of_a_copy(tiny_model, tmp_path):
     before = (Path(tiny_model.path) / "model.safetensors").read_bytes()
-    result = plan(pairs(), tiny_model, METHODS["raft"], train(), TEACHER, 0, tmp_path)
+    result = plan(job(tiny_model, tmp_path), tmp_path)
     assert result["rows"] == 12
     assert result["steps"] == 6
     assert result["parameters"] == result["trainable"] > 10_000
@@ -32,10 +32,10 @@ def test_a_training_that_does_not_fit_is_not_tried(tiny_model, tmp_path, monkeyp
     """Time then comes from FLOPs; it grows as the work does."""
     monkeypatch.setattr(module, "available_bytes", lambda device: 1000)
     monkeypatch.setattr(module.RaftTrainer, "train", lambda self: pytest.fail("a step was taken"))
-    result = plan(pairs(), tiny_model, METHODS["raft"], train(), TEACHER, 0, tmp_path)
+    result = plan(job(tiny_model, tmp_path), tmp_path)
     assert not result["measured"]
     assert result["would_fit"][0] == "train.micro_batch_size: 2"
     assert "TOO MUCH; change in params.yaml: train.micro_batch_size: 2" in report(result)
     longer = METHODS["raft"].model_copy(update={"distillation": distillation(rollout_max_new_tokens=60)})
-    more = plan(pairs(), tiny_model, longer, train(max_length=200), TEACHER, 0, tmp_path)
+    more = plan(job(tiny_model, tmp_path, longer, train=train(max_length=200)), tmp_path)
     assert more["seconds_per_step"] > 1.5 * result["seconds_per_step"]

@@ -2,9 +2,9 @@ import pytest
 import torch
 from tiny import tiny_llama
 
+from raft_tasks.training.completion_forward import output_head
 from raft_tasks.training.losses import head_logits
-from raft_tasks.training.probe import base_top_k, drawn_log_probs, kl_to_base
-from raft_tasks.training.scoring import output_head
+from raft_tasks.training.probe import base_top_k, kl_to_base, token_log_probs
 
 
 @pytest.fixture
@@ -37,4 +37,4 @@ def test_log_probabilities_at_the_sampling_temperature(sides, temperature):
     _, (hidden, student, _) = sides
     tokens = torch.tensor([0, 5, 39, 7, 7, 1, 20])
     expected = (head_logits(hidden, student) / temperature).log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
-    assert torch.allclose(drawn_log_probs(hidden, student, tokens, temperature), expected, atol=1e-5)
+    assert torch.allclose(token_log_probs(hidden, student, tokens, temperature), expected, atol=1e-5)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import REPLAY, distillation, method, pairs, train
+from tiny import REPLAY, distillation, job, method, pairs, train
 
 from raft_tasks import fuse
 from raft_tasks.config import Replay
@@ -43,12 +43,12 @@ def test_the_gradient_is_that_of_the_weighed_sum(tiny_model, tmp_path, micro):
     general = without.train_dataset[7]
     trainer.replay = [general]
     loss, gradients = one_step(trainer, rows)
-    assert trainer.books.replayed == [general]
+    assert trainer.metrics.replayed == [general]
 
     trainer.student.zero_grad()
-    logits = trainer.student(input_ids=torch.tensor([general.prompt + general.answer])).logits[0]
-    own = F.cross_entropy(logits[len(general.prompt) - 1 : -1], torch.tensor(general.answer))
-    assert trainer.books.sums["l_replay"] == pytest.approx(own.item(), rel=1e-5)
+    logits = trainer.student(input_ids=torch.tensor([general.prompt_ids + general.completion_ids])).logits[0]
+    own = F.cross_entropy(logits[len(general.prompt_ids) - 1 : -1], torch.tensor(general.completion_ids))
+    assert trainer.metrics.sums["l_replay"] == pytest.approx(own.item(), rel=1e-5)
     assert loss == pytest.approx(plain_loss + 0.25 * own.item(), rel=1e-5)
     copied = {name: value.clone() for name, value in gradients.items() if value is not None}
     own.backward()
@@ -61,16 +61,12 @@ def test_a_training_with_replay_is_logged_apart_and_keeps_its_domain_steps(tiny_
 
     settings, rows = train(), [*pairs(), *GENERAL]
     replaying = method(replay=Replay(files=["data/replay/*.jsonl"], share=0.5))
-    summary = train_model(
-        rows, tiny_model, replaying, settings, "", 0, tmp_path / "a" / "output", tmp_path / "a" / "ck"
-    )
+    summary = train_model(job(tiny_model, tmp_path / "a", replaying, pairs=rows, train=settings))
     assert (summary["steps"], summary["rows"], summary["replay_rows"]) == (6, 12, 3)
     table = steps(tmp_path / "a")
     assert all(float(row["loss"]) == pytest.approx(float(row["l_sft"]) + float(row["l_replay"])) for row in table)
     assert float(table[-1]["l_replay"]) < float(table[0]["l_replay"])
-    without = train_model(
-        pairs(), tiny_model, method(), settings, "", 0, tmp_path / "b" / "output", tmp_path / "b" / "ck"
-    )
+    without = train_model(job(tiny_model, tmp_path / "b", "sft", train=settings))
     assert without["replay_rows"] == 0
     first = steps(tmp_path / "b")[0]
     assert first["l_replay"] == ""
@@ -80,7 +76,7 @@ def test_a_training_with_replay_is_logged_apart_and_keeps_its_domain_steps(tiny_
 def test_rows_and_method_must_agree(tiny_model, tmp_path):
     for row, rows in ((method(replay=REPLAY), pairs()), (method(), [*pairs(), *GENERAL])):
         with pytest.raises(InputError, match="expected some exactly where the method replays"):
-            train_model(rows, tiny_model, row, train(), "", 0, tmp_path / "output", tmp_path / "ck")
+            train_model(job(tiny_model, tmp_path, row, pairs=rows))
 
 
 def test_rows_of_the_files_are_marked(tmp_path, monkeypatch):
@@ -105,7 +101,7 @@ def test_the_domains_own_rows_once_more(tiny_model, tmp_path):
     assert again == [row.model_copy(update={"replay": True}) for row in pairs()]
     row = method(target="fused", replay=replay)
     rows = [*pairs(), *again]
-    summary = train_model(rows, tiny_model, row, train(), "", 0, tmp_path / "output", tmp_path / "ck")
+    summary = train_model(job(tiny_model, tmp_path, row, pairs=rows))
     assert (summary["rows"], summary["replay_rows"], summary["steps"]) == (12, 12, 6)
 
 

@@ -2,9 +2,10 @@ import pytest
 import torch
 from tiny import tiny_llama
 
+from raft_tasks.training.completion_forward import completion_states, output_head
 from raft_tasks.training.losses import head_logits
-from raft_tasks.training.rollouts import ContinuousBatchingSampler, GenerateSampler, Rollout, cut, rollout_seed
-from raft_tasks.training.scoring import completion_states, output_head
+from raft_tasks.training.rollouts import Rollout, RolloutSampling
+from raft_tasks.training.transformers_rollouts import ContinuousBatchingSampler, GenerateSampler
 
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14], [15]]
 SEEDS = [11, 12, 13, 14]
@@ -17,16 +18,16 @@ def model():
 
 
 def make_sampler(model, temperature=1.0, length=8, batch_size=64):
-    return GenerateSampler(model, [END], temperature, length, batch_size)
+    return GenerateSampler(model, RolloutSampling([END], temperature, length), batch_size)
 
 
-def test_cut():
-    chances = [-1.0, -2.0, -3.0]
-    assert cut([END, END, END], chances, {END}) == Rollout([END], False, [-1.0])
-    assert cut([END], chances, {END}).empty
-    assert cut([3, END, 5], chances, {END}) == Rollout([3, END], False, [-1.0, -2.0])
-    assert cut([3, 4], chances[:2], {END}) == Rollout([3, 4], True, [-1.0, -2.0])
-    assert not cut([3], [-1.0], {END}).empty
+def test_a_rollout_ends_with_its_first_stop_token():
+    cut, chances = RolloutSampling([END], 1.0, 8).rollout, [-1.0, -2.0, -3.0]
+    assert cut([END, END, END], chances) == Rollout([END], False, [-1.0])
+    assert cut([END], chances).empty
+    assert cut([3, END, 5], chances) == Rollout([3, END], False, [-1.0, -2.0])
+    assert cut([3, 4], chances[:2]) == Rollout([3, 4], True, [-1.0, -2.0])
+    assert not cut([3], [-1.0]).empty
 
 
 def test_same_seeds_same_rollouts_and_the_global_generator_is_left_alone(model):
@@ -38,7 +39,6 @@ def test_same_seeds_same_rollouts_and_the_global_generator_is_left_alone(model):
     assert sampler(PROMPTS, SEEDS) == first
     assert sampler(PROMPTS, [21, 22, 23, 24]) != first
     assert all(1 <= len(rollout.tokens) <= 8 for rollout in first)
-    assert len({rollout_seed(seed, step, row) for seed in range(3) for step in range(3) for row in "ab"}) == 18
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -65,9 +65,9 @@ def test_prompts_of_like_length_share_a_batch(model, monkeypatch):
 def test_immediate_end_is_an_empty_rollout_and_no_end_a_truncated_one(model):
     with torch.no_grad():
         model.lm_head.weight.zero_()  # tied: all logits are equal
-    everything = GenerateSampler(model, list(range(40)), 1.0, 4, 64)
+    everything = GenerateSampler(model, RolloutSampling(list(range(40)), 1.0, 4), 64)
     assert all(rollout.empty for rollout in everything(PROMPTS, SEEDS))
-    nothing = GenerateSampler(model, [39], 1.0, 4, 64)
+    nothing = GenerateSampler(model, RolloutSampling([39], 1.0, 4), 64)
     rollouts = [r for r in nothing(PROMPTS, SEEDS) if 39 not in r.tokens]
     assert rollouts
     assert all(rollout.truncated and len(rollout.tokens) == 4 for rollout in rollouts)
@@ -76,10 +76,10 @@ def test_immediate_end_is_an_empty_rollout_and_no_end_a_truncated_one(model):
 @pytest.mark.parametrize("kind", [GenerateSampler, ContinuousBatchingSampler])
 def test_the_models_own_generation_config_does_not_leak_in(model, kind):
     """A top-k of 1 in the folder's generation_config.json would make sampling greedy."""
-    expected = kind(model, [END], 1.0, 8, 4)(PROMPTS, SEEDS)
+    expected = kind(model, RolloutSampling([END], 1.0, 8), 4)(PROMPTS, SEEDS)
     model.generation_config.update(top_k=1, repetition_penalty=5.0, max_length=7)
     own = model.generation_config
-    assert kind(model, [END], 1.0, 8, 4)(PROMPTS, SEEDS) == expected
+    assert kind(model, RolloutSampling([END], 1.0, 8), 4)(PROMPTS, SEEDS) == expected
     assert model.generation_config is own
 
 
@@ -95,7 +95,7 @@ def test_sampling_happens_in_evaluation_mode_and_training_mode_returns():
 def test_rollouts_come_from_the_distribution_that_the_trainer_scores(model, kind):
     """Frequencies of the first token over many draws against the student's scored probabilities, at T = 1.3."""
     prompt, draws = [12, 13, 14], 4000 if kind is GenerateSampler else 1000
-    rollouts = kind(model, [END], 1.3, 1, draws)([prompt] * draws, list(range(draws)))
+    rollouts = kind(model, RolloutSampling([END], 1.3, 1), draws)([prompt] * draws, list(range(draws)))
     counts = torch.bincount(torch.tensor([rollout.tokens[0] for rollout in rollouts]), minlength=40)
     logits = head_logits(completion_states(model, [prompt], [[0]]), output_head(model))[0]
     scored = (logits / 1.3).log_softmax(-1)
@@ -113,11 +113,11 @@ def test_left_padding_does_not_change_what_is_sampled(model):
 def test_continuous_batching_gives_greedily_what_generate_gives_and_repeats_itself(model):
     """Two rows in flight for four prompts: rows must wait for room. It cannot seed rows apart, only calls."""
     model.train()
-    sampler = ContinuousBatchingSampler(model, [END], 1e-3, 8, 2)
+    sampler = ContinuousBatchingSampler(model, RolloutSampling([END], 1e-3, 8), 2)
     expected = make_sampler(model, temperature=1e-3)(PROMPTS, SEEDS)
     assert [r.tokens for r in sampler(PROMPTS, SEEDS)] == [r.tokens for r in expected]
     assert model.training
-    free = ContinuousBatchingSampler(model, [END], 1.0, 8, 2)
+    free = ContinuousBatchingSampler(model, RolloutSampling([END], 1.0, 8), 2)
     before = torch.random.get_rng_state()
     first = free(PROMPTS, SEEDS)
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from raft_tasks.training.losses import Head, lean_mean_cross_entropy
-from raft_tasks.training.token_weights import ENTROPY_K, WEIGHTS
+from raft_tasks.training.losses import Head, chunked_mean_cross_entropy
+from raft_tasks.training.token_weights import ENTROPY_K, TOKEN_WEIGHTS
 
 DOUBLE = torch.float64
 
@@ -16,9 +16,9 @@ def test_worked_numbers():
     """p = [.5, .25, .25], label 1: DFT .25. Entropy 1.5 ln 2 over three tokens: EAFT 1.5 ln 2 / ln 3 = .9464."""
     logits = torch.tensor([[0.5, 0.25, 0.25]], dtype=DOUBLE).log()
     cross_entropy = F.cross_entropy(logits, torch.tensor([1]), reduction="none")
-    assert WEIGHTS["dft"](cross_entropy, logits).item() == pytest.approx(0.25)
-    assert WEIGHTS["eaft"](cross_entropy, logits).item() == pytest.approx(1.5 * math.log(2) / math.log(3))
-    assert WEIGHTS["plain"] is None
+    assert TOKEN_WEIGHTS["dft"](cross_entropy, logits).item() == pytest.approx(0.25)
+    assert TOKEN_WEIGHTS["eaft"](cross_entropy, logits).item() == pytest.approx(1.5 * math.log(2) / math.log(3))
+    assert TOKEN_WEIGHTS["none"] is None
 
 
 @pytest.mark.parametrize("name", ["dft", "eaft"])
@@ -30,7 +30,7 @@ def test_limits(name):
         (unsure, 1, {"dft": 1 / 3, "eaft": 1.0}),
     ):
         cross_entropy = F.cross_entropy(logits, torch.tensor([label]), reduction="none")
-        assert WEIGHTS[name](cross_entropy, logits).item() == pytest.approx(expected[name], abs=1e-12)
+        assert TOKEN_WEIGHTS[name](cross_entropy, logits).item() == pytest.approx(expected[name], abs=1e-12)
 
 
 def test_entropy_is_of_the_twenty_most_likely():
@@ -38,9 +38,9 @@ def test_entropy_is_of_the_twenty_most_likely():
     p = logits.softmax(-1).sort(descending=True).values[:, :ENTROPY_K]
     p = p / p.sum(-1, keepdim=True)
     expected = torch.distributions.Categorical(probs=p).entropy() / math.log(ENTROPY_K)
-    assert torch.allclose(WEIGHTS["eaft"](logits[:, 0], logits), expected)
+    assert torch.allclose(TOKEN_WEIGHTS["eaft"](logits[:, 0], logits), expected)
     lifted = logits.where(logits < logits.topk(ENTROPY_K).values[:, -1:], logits + 3)  # the rest does not matter
-    assert torch.allclose(WEIGHTS["eaft"](logits[:, 0], lifted), expected)
+    assert torch.allclose(TOKEN_WEIGHTS["eaft"](logits[:, 0], lifted), expected)
 
 
 @pytest.mark.parametrize("name", ["dft", "eaft"])
@@ -61,7 +61,7 @@ def test_the_lean_loss_and_its_gradient_against_autograd(name, tile):
     expected = (factor.detach() * plain).sum() / 11
     grads = torch.autograd.grad(expected, (hidden, weight))
 
-    loss, per_token = lean_mean_cross_entropy(hidden, Head(weight), labels, 11, WEIGHTS[name], tile)
+    loss, per_token = chunked_mean_cross_entropy(hidden, Head(weight), labels, 11, TOKEN_WEIGHTS[name], tile)
     assert loss.item() == pytest.approx(expected.item())
     assert torch.allclose(per_token, plain)
     for got, wanted in zip(torch.autograd.grad(loss, (hidden, weight)), grads, strict=True):
@@ -73,6 +73,6 @@ def test_dft_follows_the_gradient_of_the_probability():
     logits = torch.randn(4, 9, dtype=DOUBLE, generator=torch.Generator().manual_seed(2), requires_grad=True)
     labels = torch.tensor([0, 3, 8, 1])
     (expected,) = torch.autograd.grad(-logits.softmax(-1).gather(-1, labels[:, None]).sum(), logits)
-    loss, _ = lean_mean_cross_entropy(logits, Head(torch.eye(9, dtype=DOUBLE)), labels, 1, WEIGHTS["dft"])
+    loss, _ = chunked_mean_cross_entropy(logits, Head(torch.eye(9, dtype=DOUBLE)), labels, 1, TOKEN_WEIGHTS["dft"])
     (got,) = torch.autograd.grad(loss, logits)
     assert torch.allclose(got, expected)

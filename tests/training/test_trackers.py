@@ -1,17 +1,15 @@
 import importlib.util
 
 import pytest
-from tiny import METHODS, TEACHER, pairs, train
+from tiny import job, train
 
 from raft_tasks.training.trackers import TrackerError
 from raft_tasks.training.train import train_model
 
 
 def run(model, folder, trackers):
-    return train_model(
-        pairs(), model, METHODS["raft"], train(epochs=1), TEACHER, 0, folder / "output", folder / "ck",
-        trackers=trackers, tracking=folder / "curves" / "archive" / "raft-0",
-    )  # fmt: skip
+    tracking = folder / "curves" / "archive" / "raft-0"
+    return train_model(job(model, folder, train=train(epochs=1), trackers=tuple(trackers), tracking=tracking))
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning")  # of tensorboard's own code

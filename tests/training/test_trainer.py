@@ -14,31 +14,32 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tiny import METHODS, TEACHER, distillation, pairs, train
+from tiny import METHODS, TEACHER, distillation, job, pairs, train
 from tiny import method as method_row
 from transformers.utils import logging as transformers_logging
 
 from raft_tasks.config import LossSpike
 from raft_tasks.errors import InputError
-from raft_tasks.training.books import COLUMNS, TrainingDiverged
+from raft_tasks.model_loading import load_model
+from raft_tasks.seeds import derive_seed
 from raft_tasks.training.checkpoints import CheckpointError
-from raft_tasks.training.conversations import ConversationError, encode_pairs, end_of_turn
+from raft_tasks.training.conversations import ConversationError, Encoder, end_of_turn
 from raft_tasks.training.interruption import TrainingInterrupted
+from raft_tasks.training.preparation import TrainingData, teacher_turn, training_arguments
 from raft_tasks.training.probe import StaleRollouts
-from raft_tasks.training.rollouts import GenerateSampler, Rollout, rollout_seed
+from raft_tasks.training.rollouts import Rollout, RolloutSampling
+from raft_tasks.training.step_metrics import COLUMNS, TrainingDiverged
 from raft_tasks.training.teacher import FrozenCopy
-from raft_tasks.training.train import teacher_turn, train_model, training_arguments
+from raft_tasks.training.train import train_model
 from raft_tasks.training.trainer import RaftTrainer
-from raft_tasks.training.weights import load_model
+from raft_tasks.training.transformers_rollouts import GenerateSampler
 
 TIMES = {"seconds", "tokens_per_second", "model_flops_utilisation"} | {c for c in COLUMNS if c.endswith("_share")}
 
 
 def run(model, folder, method="raft", settings=None, seed=0, progress=None, rows=None, template=TEACHER):
-    row = METHODS[method] if isinstance(method, str) else method
-    return train_model(
-        rows or pairs(), model, row, settings or train(), template, seed, folder / "output", folder / "ck", progress
-    )
+    changes = {"pairs": rows or pairs(), "train": settings or train(), "template_text": template, "seed": seed}
+    return train_model(job(model, folder, method, **changes), progress)
 
 
 def weights(folder):
@@ -71,10 +72,11 @@ def make_trainer(model, folder, method, settings, rollouts):
         method = method.model_copy(
             update={"distillation": method.distillation.model_copy(update={"sampling_logprob_tolerance": 9.0})}
         )
-    rows = encode_pairs(pairs(), tokenizer, settings.max_length, teacher_turn(method, TEACHER), limit)
+    rows = Encoder(tokenizer, settings.max_length, teacher_turn(method, TEACHER), limit)(pairs())
+    row = job(model, folder, method, train=settings, output=folder, checkpoints=folder)
     return RaftTrainer(
-        student, teacher, rows, tokenizer, method, settings, training_arguments(settings, len(rows), 0, folder), "f",
-        folder / "steps.csv", sampler=lambda prompts, seeds: rollouts[: len(prompts)],
+        row, student, teacher, TrainingData(tokenizer, rows), training_arguments(row, len(rows)),
+        sampler=lambda prompts, seeds: rollouts[: len(prompts)],
     )  # fmt: skip
 
 
@@ -87,14 +89,18 @@ def plain_step(student, teacher, rows, rollouts, k, temperature, bound, tail):
     """Eqs. 6-12 written down plainly: full logits, row by row, float32, autograd of L_SFT + lambda L_KL."""
     losses = []
     for row in rows:
-        logits = student(input_ids=torch.tensor([row.prompt + row.answer])).logits[0]
-        losses.append(F.cross_entropy(logits[len(row.prompt) - 1 : -1], torch.tensor(row.answer), reduction="none"))
+        logits = student(input_ids=torch.tensor([row.prompt_ids + row.completion_ids])).logits[0]
+        losses.append(
+            F.cross_entropy(logits[len(row.prompt_ids) - 1 : -1], torch.tensor(row.completion_ids), reduction="none")
+        )
     l_sft = torch.cat(losses).mean()
     samples = []
     for row, z in zip(rows, [rollout.tokens for rollout in rollouts], strict=True):
-        v = student(input_ids=torch.tensor([row.prompt + z])).logits[0, len(row.prompt) - 1 : -1]
+        v = student(input_ids=torch.tensor([row.prompt_ids + z])).logits[0, len(row.prompt_ids) - 1 : -1]
         with torch.no_grad():
-            u = teacher(input_ids=torch.tensor([row.teacher_prompt + z])).logits[0, len(row.teacher_prompt) - 1 : -1]
+            u = teacher(input_ids=torch.tensor([row.teacher_prompt_ids + z])).logits[
+                0, len(row.teacher_prompt_ids) - 1 : -1
+            ]
         q, p = F.softmax(u / temperature, -1), F.softmax(v / temperature, -1)
         ids = q.topk(k).indices
         q, p = q.gather(-1, ids), p.gather(-1, ids)
@@ -138,9 +144,9 @@ def test_one_step_is_equations_6_to_12(tiny_model, tmp_path, micro, tail):
     l_sft, l_kl, weight = plain_step(plain, trainer.teacher.network, rows, ROLLOUTS, 8, 1.5, 3.0, tail)
 
     loss, gradients = one_step(trainer, rows)
-    assert trainer.books.sums["l_sft"] == pytest.approx(l_sft, abs=1e-5)
-    assert trainer.books.sums["l_kl"] == pytest.approx(l_kl, abs=1e-5)
-    assert trainer.books.sums["lambda"] == pytest.approx(weight, rel=1e-4)
+    assert trainer.metrics.sums["l_sft"] == pytest.approx(l_sft, abs=1e-5)
+    assert trainer.metrics.sums["l_kl"] == pytest.approx(l_kl, abs=1e-5)
+    assert trainer.metrics.sums["lambda"] == pytest.approx(weight, rel=1e-4)
     assert loss == pytest.approx(l_sft + weight * l_kl, rel=1e-5)
     for name, parameter in plain.named_parameters():
         assert torch.allclose(gradients[name], parameter.grad, atol=2e-5), name
@@ -163,8 +169,10 @@ def test_one_step_of_weighted_cross_entropies(tiny_model, tmp_path, kind, micro)
     plain.load_state_dict(trainer.student.state_dict())
     losses, weights = [], []
     for row in rows:
-        logits = plain(input_ids=torch.tensor([row.prompt + row.answer])).logits[0, len(row.prompt) - 1 : -1]
-        losses.append(F.cross_entropy(logits, torch.tensor(row.answer), reduction="none"))
+        logits = plain(input_ids=torch.tensor([row.prompt_ids + row.completion_ids])).logits[
+            0, len(row.prompt_ids) - 1 : -1
+        ]
+        losses.append(F.cross_entropy(logits, torch.tensor(row.completion_ids), reduction="none"))
         p = logits.topk(20).values.softmax(-1)
         of_entropy = -(p * p.log()).sum(-1) / math.log(20)
         weights.append((losses[-1].neg().exp() if kind == "dft" else of_entropy).detach())
@@ -173,7 +181,7 @@ def test_one_step_of_weighted_cross_entropies(tiny_model, tmp_path, kind, micro)
 
     loss, gradients = one_step(trainer, rows)
     assert loss == pytest.approx(expected.item(), rel=1e-5)
-    assert trainer.books.sums["nll"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+    assert trainer.metrics.sums["nll"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
     for name, parameter in plain.named_parameters():
         assert torch.allclose(gradients[name], parameter.grad, atol=2e-5), name
 
@@ -188,7 +196,7 @@ def test_one_step_without_a_cross_entropy_is_the_teachers_alone(tiny_model, tmp_
     trainer = moved(make_trainer(tiny_model, tmp_path, alone, settings, ROLLOUTS))
     rows = trainer.train_dataset[:4]
     loss, gradients = one_step(trainer, rows)
-    assert loss == pytest.approx(2.5 * trainer.books.sums["l_kl"])
+    assert loss == pytest.approx(2.5 * trainer.metrics.sums["l_kl"])
     both = {}
     for weight in (1.0, 3.5):  # the difference of two trainings with a cross-entropy is 2.5 L_KL
         row = method_row(target="fused", distillation=distillation(teacher="answer_conditioned", kl_weight=weight))
@@ -240,9 +248,9 @@ def test_every_method_trains_and_leaves_a_model_that_loads(tiny_model, tmp_path,
         assert float(row["optimiser_share"]) > 0
         assert float(row["model_flops_utilisation"]) > 0
         probed = distils and int(row["step"]) % 2 == 1
-        assert (row["kl_to_base"] != "") == (row["sampler_gap"] != "") == probed
-        assert not probed or float(row["sampler_gap"]) < 1e-5
-        assert row["explosion_streak"] == "0"
+        assert (row["kl_to_base"] != "") == (row["sampling_logprob_difference"] != "") == probed
+        assert not probed or float(row["sampling_logprob_difference"]) < 1e-5
+        assert row["loss_spike_streak"] == "0"
         assert float(row["tokens_per_second"]) > 0
     assert result["steps"] == 6
     assert result["answer_tokens_trained"] == 2 * sum(len(pair.answer.split()) + 1 for pair in pairs())
@@ -393,7 +401,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from tiny import METHODS, TEACHER, pairs, train
+from tiny import job
 from raft_tasks.config import Model
 from raft_tasks.training import trainer
 from raft_tasks.training.train import train_model
@@ -408,7 +416,7 @@ def progress(done, total, shown):
 
 folder = Path(sys.argv[2])
 model = Model(path=sys.argv[1], revision=None, dtype="float32", system=None)
-train_model(pairs(), model, METHODS["raft"], train(), TEACHER, 0, folder / "output", folder / "ck", progress)
+train_model(job(model, folder), progress)
 """
 
 
@@ -511,9 +519,11 @@ def test_the_end_of_turn_token_is_learned(tiny_model, tmp_path):
     run(tiny_model, tmp_path, "sft", train(epochs=30, learning_rate=1e-2))
     trained = tiny_model.model_copy(update={"path": str(tmp_path / "output" / "model")})
     network, tokenizer = load_model(trained, torch.float32)
-    row = encode_pairs(pairs(), tokenizer, 64)[1]
-    output = network.generate(torch.tensor([row.prompt]), do_sample=False, max_new_tokens=20)[0, len(row.prompt) :]
-    assert output.tolist() == row.answer
+    row = Encoder(tokenizer, 64)(pairs())[1]
+    output = network.generate(torch.tensor([row.prompt_ids]), do_sample=False, max_new_tokens=20)[
+        0, len(row.prompt_ids) :
+    ]
+    assert output.tolist() == row.completion_ids
     assert output[-1] == end_of_turn(tokenizer)
 
 
@@ -535,16 +545,20 @@ def test_a_buffer_serves_several_steps_and_ends_with_its_epoch(tiny_model, tmp_p
 
     method = with_distill("raft", rollout_steps=2)
     trainer = make_trainer(tiny_model, tmp_path, method, train(), [])
-    trainer.sampler = Watched(trainer.student, [3], 1.0, 6, 64)
+    trainer.rollout_buffer.sampler = Watched(trainer.student, RolloutSampling([3], 1.0, 6), 64)
     trainer.train()
     assert [number for number, _ in calls] == [8, 4, 8, 4]
-    assert calls[0][1] >= {rollout_seed(0, 0, row.id) for row in trainer.rows} & calls[0][1]
+    assert calls[0][1] >= {derive_seed(f"rollouts/0/0/{row.id}") for row in trainer.rows} & calls[0][1]
     drawn = set().union(*(seeds for _, seeds in calls))
-    assert drawn <= {rollout_seed(0, step, row.id) for step in range(6) for row in trainer.rows}
+    assert drawn <= {derive_seed(f"rollouts/0/{step}/{row.id}") for step in range(6) for row in trainer.rows}
     assert len(drawn) == 24
     for step, row in enumerate(trainer.steps()):  # probed at fresh rollouts alone, here at all of them
-        assert (row["sampler_gap"] is not None) == (row["kl_to_base"] is not None) == (step in (0, 2, 3, 5))
-        assert row["sampler_gap"] is None or row["sampler_gap"] < 1e-5
+        assert (
+            (row["sampling_logprob_difference"] is not None)
+            == (row["kl_to_base"] is not None)
+            == (step in (0, 2, 3, 5))
+        )
+        assert row["sampling_logprob_difference"] is None or row["sampling_logprob_difference"] < 1e-5
 
 
 @pytest.mark.parametrize("stop", [3, 5])
@@ -612,7 +626,7 @@ def test_a_loss_that_runs_away_stops_and_keeps_the_batch(tiny_model, tmp_path):
         run(tiny_model, tmp_path, "sft", settings)
     [kept] = (tmp_path / "ck").glob("diverged-step-*.json")
     assert len(json.loads(kept.read_text())["rows"]) == 4
-    assert [row["explosion_streak"] for row in steps(tmp_path)[-3:]] == ["1", "2", "3"]
+    assert [row["loss_spike_streak"] for row in steps(tmp_path)[-3:]] == ["1", "2", "3"]
 
 
 def test_rollouts_of_stale_weights_are_found_out(tiny_model, tmp_path):
@@ -620,7 +634,8 @@ def test_rollouts_of_stale_weights_are_found_out(tiny_model, tmp_path):
     method = with_distill("raft")
     trainer = make_trainer(tiny_model, tmp_path, method, train(learning_rate=0.03), [])
     trainer.distillation = method.distillation
-    trainer.sampler = GenerateSampler(load_model(tiny_model, torch.float32)[0], [3], 1.0, 6, 64)
+    stale = load_model(tiny_model, torch.float32)[0]
+    trainer.rollout_buffer.sampler = GenerateSampler(stale, RolloutSampling([3], 1.0, 6), 64)
     with pytest.raises(StaleRollouts, match=r"step 3: .*sampler \(generate\).* stale weights"):
         trainer.train()
-    assert trainer.steps()[0]["sampler_gap"] < 1e-5
+    assert trainer.steps()[0]["sampling_logprob_difference"] < 1e-5

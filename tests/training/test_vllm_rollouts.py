@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import load_file
 from tiny import distillation, tiny_llama
 
-from raft_tasks.training.rollouts import GenerateSampler, make_sampler
-from raft_tasks.training.vllm_rollouts import Handover, VllmEngineSampler, VllmError, VllmServerSampler
+from raft_tasks.config import VllmServer
+from raft_tasks.training.rollout_buffer import make_sampler
+from raft_tasks.training.rollouts import RolloutSampling
+from raft_tasks.training.transformers_rollouts import GenerateSampler
+from raft_tasks.training.vllm_rollouts import CurrentStudent, VllmEngineSampler, VllmError, VllmServerSampler
 
 # peft 0.21 asks transformers for a name that it deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -21,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
 SEEDS = [1, 2, 3]
 END = 2
+SAMPLING = RolloutSampling([END], 1.0, 6)
 
 
 def moved_student():
@@ -46,9 +50,8 @@ def with_adapter(folder):
 
 def sampled(model, prompts, seeds, settings):
     assert (settings["top_p"], settings["top_k"], settings["logprobs"]) == (1.0, -1, 0)
-    return GenerateSampler(model, settings["stop_token_ids"], settings["temperature"], settings["max_tokens"], 64)(
-        prompts, seeds
-    )
+    sampling = RolloutSampling(settings["stop_token_ids"], settings["temperature"], settings["max_tokens"])
+    return GenerateSampler(model, sampling, 64)(prompts, seeds)
 
 
 # --- in this process ---
@@ -103,14 +106,14 @@ FAKE_VLLM = SimpleNamespace(
 
 
 def engine_sampler(student, folder, adapted):
-    return VllmEngineSampler("base", Handover(student, adapted), [END], 1.0, 6, 64, 0.3, folder, vllm=FAKE_VLLM)
+    return VllmEngineSampler(CurrentStudent(student, adapted), SAMPLING, 64, 0.3, folder, vllm=FAKE_VLLM)
 
 
 def test_the_engine_samples_from_the_students_current_weights(tmp_path):
     student = moved_student()
     sampler = engine_sampler(student, tmp_path, adapted=False)
     assert sampler.llm.settings["logprobs_mode"] == "processed_logprobs"
-    expected = GenerateSampler(student, [END], 1.0, 6, 64)
+    expected = GenerateSampler(student, SAMPLING, 64)
     for _ in range(2):
         assert sampler(PROMPTS, SEEDS) == expected(PROMPTS, SEEDS)
         with torch.no_grad():
@@ -122,7 +125,7 @@ def test_the_engine_gets_an_adapter_under_a_new_number_each_time(tmp_path):
     student = lora_student()
     sampler = engine_sampler(student, tmp_path, adapted=True)
     for _ in range(2):
-        assert sampler(PROMPTS, SEEDS) == GenerateSampler(student, [END], 1.0, 6, 64)(PROMPTS, SEEDS)
+        assert sampler(PROMPTS, SEEDS) == GenerateSampler(student, SAMPLING, 64)(PROMPTS, SEEDS)
     assert sampler.llm.settings["max_lora_rank"] == 8
     assert sampler.llm.adapters == [(1, "adapter-1"), (2, "adapter-2")]
     assert [path.name for path in tmp_path.iterdir()] == ["adapter-2"]
@@ -130,7 +133,7 @@ def test_the_engine_gets_an_adapter_under_a_new_number_each_time(tmp_path):
 
 def test_without_vllm_the_error_says_what_to_do(tmp_path):
     with pytest.raises(VllmError, match=r"pip install 'raft-refinery\[vllm\]'.*kind: generate"):
-        VllmEngineSampler("base", Handover(None, False), [END], 1.0, 6, 64, 0.3, tmp_path)
+        VllmEngineSampler(CurrentStudent(None, False), SAMPLING, 64, 0.3, tmp_path)
 
 
 # --- as a server ---
@@ -196,13 +199,14 @@ def server(tmp_path):
 
 def server_sampler(server, student, adapted, process=0):
     url = f"http://127.0.0.1:{server.server_address[1]}/"
-    return VllmServerSampler(url, Handover(student, adapted), [END], 1.0, 6, 2, process, server.state.folder)
+    settings = VllmServer(kind="vllm_server", batch_size=2, url=url, folder=str(server.state.folder))
+    return VllmServerSampler(settings, CurrentStudent(student, adapted), SAMPLING, process)
 
 
 def test_the_server_reads_the_students_weights_again_before_each_sampling(server):
     student = moved_student()
     sampler = server_sampler(server, student, adapted=False)
-    expected = GenerateSampler(student, [END], 1.0, 6, 64)
+    expected = GenerateSampler(student, SAMPLING, 64)
     for _ in range(2):
         got = sampler(PROMPTS, SEEDS)
         assert [r.tokens for r in got] == [r.tokens for r in expected(PROMPTS, SEEDS)]
@@ -215,7 +219,7 @@ def test_the_server_reads_the_students_weights_again_before_each_sampling(server
 def test_the_server_gets_an_adapter_and_forgets_the_one_before(server):
     student = lora_student()
     sampler = server_sampler(server, student, adapted=True, process=3)
-    expected = GenerateSampler(student, [END], 1.0, 6, 64)(PROMPTS, SEEDS)
+    expected = GenerateSampler(student, SAMPLING, 64)(PROMPTS, SEEDS)
     for _ in range(2):
         assert [r.tokens for r in sampler(PROMPTS, SEEDS)] == [r.tokens for r in expected]
     assert set(server.state.models) == {"the-model", "student-3-2"}
@@ -228,7 +232,7 @@ def test_a_method_names_the_server(server):
     named = {"kind": "vllm_server", "batch_size": 2, "url": url, "folder": str(server.state.folder)}
     student = lora_student()
     sampler = make_sampler(distillation(sampler=named), student, [END], nullcontext, 64, 0, Path("unused"))
-    expected = GenerateSampler(student, [END], 1.0, 6, 64)(PROMPTS, SEEDS)
+    expected = GenerateSampler(student, SAMPLING, 64)(PROMPTS, SEEDS)
     assert [r.tokens for r in sampler(PROMPTS, SEEDS)] == [r.tokens for r in expected]
     assert server.state.calls[0] == "/v1/load_lora_adapter"
 
@@ -240,10 +244,11 @@ def test_servers_that_are_not_as_expected(server):
     server.state.refused, server.state.reports = set(), False
     with pytest.raises(VllmError, match="no token ids or log-probabilities"):
         server_sampler(server, moved_student(), adapted=False)(PROMPTS, SEEDS)
-    with pytest.raises(VllmError, match="several processes cannot hand their weights"):
+    with pytest.raises(VllmError, match="several processes cannot send their weights"):
         server_sampler(server, moved_student(), adapted=False, process=1)(PROMPTS, SEEDS)
 
 
 def test_a_server_that_is_not_there():
+    nowhere = VllmServer(kind="vllm_server", batch_size=2, url="http://127.0.0.1:9", folder="unused")
     with pytest.raises(VllmError, match=r"http://127.0.0.1:9 does not answer GET /v1/models"):
-        VllmServerSampler("http://127.0.0.1:9", Handover(None, False), [END], 1.0, 6, 2, 0, Path("unused"))
+        VllmServerSampler(nowhere, CurrentStudent(None, False), SAMPLING, 0)

@@ -5,14 +5,8 @@ import torch
 from tiny import tiny_llama
 
 from raft_tasks.config import Model
-from raft_tasks.training.weights import (
-    ModelError,
-    distance_by,
-    load_model,
-    matrix_name,
-    relative_distance,
-    weights_digest,
-)
+from raft_tasks.model_loading import ModelError, load_model
+from raft_tasks.training.divergence import distance_by, matrix_name, relative_distance, weights_digest
 
 
 def test_loads_model_and_tokenizer(tiny_model):

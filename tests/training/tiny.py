@@ -8,6 +8,7 @@ from typing import Any
 from raft_tasks.artifacts import write_rows
 from raft_tasks.config import AnchorLoss, Distillation, Launch, Lora, Method, Model, Replay, Train
 from raft_tasks.schemas import Anchor, TrainingPair
+from raft_tasks.training.job import TrainingJob
 
 THINGS = ["reactor", "harbour", "motto", "colour"]
 PLACES = ["figin", "arlo", "bexa", "corin", "dolm", "estra"]
@@ -120,6 +121,16 @@ METHODS = {
 }
 
 
+def job(model: Model, folder: Path, method: str | Method = "raft", **changes: Any) -> TrainingJob:
+    """A training of the 12 pairs into `folder`/output, but for `changes`."""
+    settings: dict[str, Any] = {
+        "pairs": pairs(), "model": model, "method": METHODS[method] if isinstance(method, str) else method,
+        "train": train(), "template_text": TEACHER, "seed": 0, "output": folder / "output",
+        "checkpoints": folder / "ck",
+    }  # fmt: skip
+    return TrainingJob(**(settings | changes))
+
+
 def some_anchors() -> list[Anchor]:
     """Eight general turns of different lengths, about other things than the training pairs."""
     return [
@@ -136,12 +147,12 @@ def save_anchors(folder: Path, model: Path, k: int = 8) -> Path:
     """A set as the stage `anchors` writes it, with what the model in `model` says."""
     import torch
 
-    from raft_tasks.training.anchoring import KEPT, ROWS, encode_anchors, keep_top_k, write_kept
-    from raft_tasks.training.weights import load_model
+    from raft_tasks.model_loading import load_model
+    from raft_tasks.training.anchor_logits import LOGITS, ROWS, AnchorLogits, encode_anchors
 
     base, tokenizer = load_model(Model(path=str(model), revision=None, dtype="float32", system=None), torch.float32)
     folder.mkdir()
     write_rows(folder / ROWS, some_anchors())
     rows = encode_anchors(some_anchors(), tokenizer, 64, None)
-    write_kept(folder / KEPT, keep_top_k(base, rows, k, batch_size=3))
+    AnchorLogits.compute(base, rows, k, batch_size=3).save(folder / LOGITS)
     return folder

@@ -5,8 +5,8 @@ import torch
 from tiny import save_tiny
 
 from raft_tasks.config import Interpolate, Model, Prune, Ties
-from raft_tasks.training.recovery import Candidate, Recovery, choose, fapm, ties, trim
-from raft_tasks.training.weights import load_model
+from raft_tasks.model_loading import load_model
+from raft_tasks.training.merging import Candidate, Merger, choose, fapm, ties, trim
 
 CHOSEN = {"coefficients": [0.5, 1.0], "tasks": ["t"], "general_loss": 0.02}
 
@@ -76,7 +76,7 @@ def parameters(folder):
 
 def test_written_models_lie_between_base_and_trained(models, tmp_path):
     base, trained = models
-    recovery = Recovery(base, trained[:1], Interpolate(kind="interpolate", **CHOSEN))
+    recovery = Merger(base, trained[:1], Interpolate(kind="interpolate", **CHOSEN))
     original, whole = parameters(base.path), parameters(trained[0])
     total = recovery.write(1.0, tmp_path / "whole")["total"]
     for coefficient in (0.5, 0.0, 0.25):  # in any order: each starts from the base
@@ -90,8 +90,8 @@ def test_written_models_lie_between_base_and_trained(models, tmp_path):
 def test_pruned_and_merged_models(models, tmp_path):
     base, trained = models
     original, first = parameters(base.path), parameters(trained[0])
-    Recovery(base, trained[:1], Prune(kind="prune", keep=0.1)).write(1.0, tmp_path / "pruned")
-    Recovery(base, trained, Ties(kind="ties", keep=0.2, **CHOSEN)).write(1.0, tmp_path / "ties")
+    Merger(base, trained[:1], Prune(kind="prune", keep=0.1)).write(1.0, tmp_path / "pruned")
+    Merger(base, trained, Ties(kind="ties", keep=0.2, **CHOSEN)).write(1.0, tmp_path / "ties")
     for name, value in parameters(tmp_path / "pruned").items():
         assert torch.allclose(
             value - original[name], fapm(original[name], first[name] - original[name], 0.1), atol=1e-6
@@ -105,7 +105,7 @@ def test_pruned_and_merged_models(models, tmp_path):
 
 def test_half_precision_is_written_as_the_base_is(models, tmp_path):
     base, trained = models
-    recovery = Recovery(
+    recovery = Merger(
         base.model_copy(update={"dtype": "bfloat16"}), trained[:1], Interpolate(kind="interpolate", **CHOSEN)
     )
     recovery.write(0.5, tmp_path / "a")

@@ -9,16 +9,16 @@ from typing import Any
 from raft_tasks.config import LossSpike
 
 WINDOW = 50  # steps whose median a loss is compared with
-FIRST = 10  # steps that say where the loss began
+FIRST = 10  # steps whose median is where the loss began
 
 
-class ExplosionGuard:
-    """A loss has exploded if, for `steps` optimiser steps in a row, it is above `factor` times its running median and
+class LossSpikeGuard:
+    """A loss has run away if, for `steps` optimiser steps in a row, it is above `factor` times its running median and
     above where training began.
 
-    The median over the last WINDOW calm steps forgives single bad batches and follows a falling loss; an exploding one
-    does not raise it, its steps are left out. The second condition spares small losses, which jump by large factors
-    without harm: the floor is the median of the FIRST steps.
+    The median over the last WINDOW calm steps forgives single bad batches and follows a falling loss; a spike does not
+    raise it, its steps are left out. The second condition spares small losses, which jump by large factors without
+    harm: the floor is the median of the FIRST steps.
     """
 
     def __init__(self, settings: LossSpike) -> None:
@@ -35,7 +35,7 @@ class ExplosionGuard:
         return max(self.factor * median(self.calm), median(self.first))
 
     def update(self, loss: float) -> bool:
-        """Take in the loss of one optimiser step; true if it has exploded."""
+        """Take in the loss of one optimiser step; true if it has run away."""
         if loss > self.bound:
             self.streak += 1
             return self.streak >= self.steps
@@ -49,6 +49,5 @@ class ExplosionGuard:
         return {"calm": list(self.calm), "first": self.first, "streak": self.streak}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.calm.clear()
-        self.calm.extend(state["calm"])
+        self.calm = deque(state["calm"], maxlen=WINDOW)
         self.first, self.streak = list(state["first"]), int(state["streak"])

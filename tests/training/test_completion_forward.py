@@ -2,8 +2,8 @@ import pytest
 import torch
 from tiny import tiny_llama
 
+from raft_tasks.training.completion_forward import completion_mask, completion_states, output_head
 from raft_tasks.training.losses import head_logits
-from raft_tasks.training.scoring import completion_mask, completion_states, output_head
 
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
 COMPLETIONS = [[20, 21], [22], [23, 24, 25, 2]]

@@ -1,9 +1,9 @@
-"""After training: taking back some of what it changed. W = W0 + coefficient x kept(dW), dW = W - W0 the task vector.
+"""Merging a trained model with its base: W = W0 + coefficient x kept(dW), dW = W - W0 the task vector.
 
     prune        FAPM (arXiv:2509.08255): the share of entries that score best, at coefficient 1
     interpolate  WiSE-FT (arXiv:2109.01903): all of dW
-    ties         TIES (arXiv:2306.01708): trim, elect signs, average. Of one task vector what is left is the trim, the
-                 largest entries; of several (seeds, domains) the mean of those that agree with the elected sign
+    ties         TIES (arXiv:2306.01708): trim, elect signs, average. With a single model TIES reduces to trimming; of
+                 several (seeds, domains) it takes the mean of the entries that agree with the elected sign
 
 Coefficients are chosen on validation items, domain first (the recover step of arXiv:2608.20281): the largest domain
 score among those whose general score is not worse than the base's by more than a bound.
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from raft_tasks.config import Merge, Model
-from raft_tasks.training.weights import load_model, quiet, relative_distance
+from raft_tasks.model_loading import load_model, quiet
+from raft_tasks.training.divergence import relative_distance
 
 
 @dataclass(frozen=True)
@@ -74,54 +75,54 @@ def choose(candidates: Sequence[Candidate], base_general: float, general_loss: f
     Of equal ones the better general score decides, then the smaller coefficient. If none keeps the bound: the one that
     misses it least, and False.
     """
-    inside = [one for one in candidates if one.general >= base_general - general_loss - 1e-9]
+    inside = [candidate for candidate in candidates if candidate.general >= base_general - general_loss - 1e-9]
     if inside:
-        return max(inside, key=lambda one: (one.domain, one.general, -one.coefficient)), True
-    return max(candidates, key=lambda one: (one.general, one.domain, -one.coefficient)), False
+        return max(inside, key=lambda candidate: (candidate.domain, candidate.general, -candidate.coefficient)), True
+    return max(candidates, key=lambda candidate: (candidate.general, candidate.domain, -candidate.coefficient)), False
 
 
-class Recovery:
-    """The base, and the part of one or several trainings' change that `after` keeps.
+class Merger:
+    """The base, and the part of one or several trainings' change that `merge` keeps.
 
     Args:
         base: the original model.
         trained: folders of trained ones, adapters merged; their mean change (or TIES) is what is kept.
-        after: what to keep.
+        merge: what to keep.
 
     Raises:
         ModelError: one of them cannot be loaded.
     """
 
-    def __init__(self, base: Model, trained: Sequence[Path], after: Merge) -> None:
+    def __init__(self, base: Model, trained: Sequence[Path], merge: Merge) -> None:
         self.settings = base
         self.base, self.tokenizer = load_model(base, torch.float32)
-        original = dict(self.base.named_parameters())
-        changes: list[dict[str, Tensor]] = []
+        self.original = dict(self.base.named_parameters())
+        deltas: list[dict[str, Tensor]] = []
         with torch.no_grad():
             for folder in trained:
                 network, _ = load_model(base.model_copy(update={"path": str(folder), "revision": None}), torch.float32)
-                changes.append({name: value - original[name] for name, value in network.named_parameters()})
+                deltas.append({name: value - self.original[name] for name, value in network.named_parameters()})
             self.network: Any = network
-            self.kept = {name: kept(original[name], [change[name] for change in changes], after) for name in original}
+            self.kept = {
+                name: kept(weight, [delta[name] for delta in deltas], merge) for name, weight in self.original.items()
+            }
 
     def write(self, coefficient: float, folder: Path) -> dict[str, float]:
         """Save W0 + coefficient x what is kept; returns the distance of its weights to the base."""
-        original = dict(self.base.named_parameters())
         with torch.no_grad():
             for name, parameter in self.network.named_parameters():
-                parameter.copy_(original[name] + coefficient * self.kept[name])
+                parameter.copy_(self.original[name] + coefficient * self.kept[name])
         distance = relative_distance(self.network, self.base)
-        dtype = getattr(torch, self.settings.dtype)
         with quiet():
-            self.network.to(dtype).save_pretrained(folder)
+            self.network.to(getattr(torch, self.settings.dtype)).save_pretrained(folder)
             self.network.to(torch.float32)
         self.tokenizer.save_pretrained(folder)
         return distance
 
 
-def kept(base: Tensor, deltas: Sequence[Tensor], after: Merge) -> Tensor:
-    """What `after` keeps of one parameter's changes."""
-    if after.kind == "ties":
-        return ties(deltas, after.keep)
+def kept(base: Tensor, deltas: Sequence[Tensor], merge: Merge) -> Tensor:
+    """What `merge` keeps of one parameter's changes."""
+    if merge.kind == "ties":
+        return ties(deltas, merge.keep)
     delta = torch.stack(list(deltas)).mean(0) if len(deltas) > 1 else deltas[0]
-    return fapm(base, delta, after.keep) if after.kind == "prune" else delta
+    return fapm(base, delta, merge.keep) if merge.kind == "prune" else delta

@@ -4,11 +4,11 @@ import math
 import pytest
 
 from raft_tasks.config import LossSpike
-from raft_tasks.training.explosion import FIRST, ExplosionGuard
+from raft_tasks.training.loss_spike import FIRST, LossSpikeGuard
 
 
 def guard(factor=5.0, steps=3):
-    return ExplosionGuard(LossSpike(factor=factor, steps=steps))
+    return LossSpikeGuard(LossSpike(factor=factor, steps=steps))
 
 
 def test_only_a_lasting_rise_counts():

@@ -8,20 +8,19 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from test_trainer import ROLLOUTS, make_trainer, one_step
-from tiny import ANCHORED, METHODS, TEACHER, pairs, save_anchors, some_anchors, train
+from tiny import ANCHORED, METHODS, job, save_anchors, some_anchors, train
 
 from raft_tasks.config import Method
-from raft_tasks.training.anchoring import (
-    KEPT,
+from raft_tasks.model_loading import load_model
+from raft_tasks.training.anchor_logits import (
+    LOGITS,
     AnchorError,
+    AnchorLogits,
     encode_anchors,
     is_encodable,
-    keep_top_k,
     load_anchors,
-    read_kept,
 )
 from raft_tasks.training.train import train_model
-from raft_tasks.training.weights import load_model
 
 K = 8
 
@@ -35,15 +34,17 @@ def folder(tiny_folder, tmp_path):
 def base_logits(model, row):
     """The base's logits at the positions that predict the answer, one by one, [T, V]."""
     with torch.no_grad():
-        return model(input_ids=torch.tensor([row.prompt + row.answer])).logits[0, len(row.prompt) - 1 : -1]
+        return model(input_ids=torch.tensor([row.prompt_ids + row.completion_ids])).logits[
+            0, len(row.prompt_ids) - 1 : -1
+        ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_what_is_kept_is_what_the_base_says(tiny_model, batch_size):
     base, tokenizer = load_model(tiny_model, torch.float32)
     rows = encode_anchors(some_anchors(), tokenizer, 64, None)
-    kept = keep_top_k(base, rows, K, batch_size)
-    assert kept.lengths.tolist() == [len(row.answer) for row in rows]
+    kept = AnchorLogits.compute(base, rows, K, batch_size)
+    assert kept.lengths.tolist() == [len(row.completion_ids) for row in rows]
     assert kept.logits.dtype == torch.float16
     expected = torch.cat([base_logits(base, row) for row in rows])
     values, ids = expected.topk(K)
@@ -54,11 +55,11 @@ def test_what_is_kept_is_what_the_base_says(tiny_model, batch_size):
 def test_what_is_kept_comes_back_and_other_anchors_are_refused(tiny_model, tmp_path, folder):
     base, tokenizer = load_model(tiny_model, torch.float32)
     rows = encode_anchors(some_anchors(), tokenizer, 64, None)
-    assert all(map(torch.equal, read_kept(folder / KEPT, rows), keep_top_k(base, rows, K, 3)))
-    with pytest.raises(AnchorError, match=r"it has 8 anchors with \d+ positions, these are 7"):
-        read_kept(folder / KEPT, rows[:7])
+    assert all(map(torch.equal, AnchorLogits.load(folder / LOGITS, rows), AnchorLogits.compute(base, rows, K, 3)))
+    with pytest.raises(AnchorError, match=r"it has 8 anchors with \d+ positions, expected 7 with"):
+        AnchorLogits.load(folder / LOGITS, rows[:7])
     with pytest.raises(AnchorError, match="run `dvc repro`"):
-        read_kept(tmp_path / "elsewhere", rows)
+        AnchorLogits.load(tmp_path / "elsewhere", rows)
 
 
 def test_every_anchor_comes_equally_often_and_a_step_always_has_the_same(tiny_model, folder):
@@ -68,8 +69,8 @@ def test_every_anchor_comes_equally_often_and_a_step_always_has_the_same(tiny_mo
     assert passes == [list(range(8))] * 3
     assert [batches.at(step) for step in range(12)] == [batches.at(step) for step in range(12)]
     assert [batches.at(step) for step in range(4)] != [batches.at(step) for step in range(4, 8)]
-    first = batches.taught(batches.at(0), torch.device("cpu"))
-    lengths = [len(batches.rows[row].answer) for row in batches.at(0)]
+    first = batches.top_k_at(batches.at(0), torch.device("cpu"))
+    lengths = [len(batches.rows[row].completion_ids) for row in batches.at(0)]
     assert first.ids.shape == (sum(lengths), K)
 
 
@@ -91,9 +92,11 @@ def plain_anchor_loss(student, base, rows, kind):
     """The term written down plainly: full logits, row by row."""
     parts = []
     for row in rows:
-        logits = student(input_ids=torch.tensor([row.prompt + row.answer])).logits[0, len(row.prompt) - 1 : -1]
+        logits = student(input_ids=torch.tensor([row.prompt_ids + row.completion_ids])).logits[
+            0, len(row.prompt_ids) - 1 : -1
+        ]
         if kind == "ce":
-            parts.append(F.cross_entropy(logits, torch.tensor(row.answer), reduction="none"))
+            parts.append(F.cross_entropy(logits, torch.tensor(row.completion_ids), reduction="none"))
             continue
         q = F.softmax(base_logits(base, row), -1)
         q, ids = q.topk(K)
@@ -130,16 +133,14 @@ def test_the_step_adds_the_weighted_gradient_of_the_anchors(tiny_model, tmp_path
     term = plain_anchor_loss(student, base, [held.rows[row] for row in held.at(0)], kind)
     term.backward()
     assert term.item() > 0.01
-    assert trainers["with"].books.sums["l_anchor"] == pytest.approx(term.item(), rel=2e-3)
+    assert trainers["with"].metrics.sums["l_anchor"] == pytest.approx(term.item(), rel=2e-3)
     assert loss == pytest.approx(without + 0.5 * term.item(), rel=1e-3)
     for key, parameter in student.named_parameters():
         torch.testing.assert_close(gradients[key], before[key] + 0.5 * parameter.grad, atol=2e-4, rtol=2e-3)
 
 
 def run(model, place, method, folder, progress=None):
-    return train_model(
-        pairs(), model, method, train(), TEACHER, 0, place / "output", place / "ck", progress=progress, anchors=folder
-    )
+    return train_model(job(model, place, method, anchors=folder), progress)
 
 
 def table(place: Path):
@@ -209,5 +210,5 @@ def test_the_weight_is_balanced_against_a_cross_entropy_only():
 
 def test_a_method_with_anchors_needs_their_folder(tiny_model, tmp_path):
     method = METHODS["sft"].model_copy(update={"anchors": ANCHORED})
-    with pytest.raises(AnchorError, match=r"held to the anchors 'some', and their folder is not given"):
+    with pytest.raises(AnchorError, match=r"uses the anchor set 'some', and got no folder"):
         run(tiny_model, tmp_path, method, None)

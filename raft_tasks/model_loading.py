@@ -1,0 +1,187 @@
+"""Loading a model and its tokenizer: the one way of training, generation, benchmarks, merging and analysis.
+
+A model that is not whole is refused: transformers would draw missing weights at random and only print a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from raft_tasks.config import Model
+from raft_tasks.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+SHOWN = 5  # names of weights in a message
+LFS_POINTER = b"version https://git-lfs"
+
+
+class ModelError(InputError):
+    """A model that cannot be loaded: what was tried and what to do."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of transformers (loading and writing of shards); its verbosity is restored at the end."""
+    from transformers.utils import logging
+
+    verbosity, was_on = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what its table of keys says, `check_keys` raises
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if was_on:
+            logging.enable_progress_bar()
+
+
+def load_model(model: Model, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The causal language model, whole, and its tokenizer from a folder or the hub.
+
+    Raises:
+        ModelError: if either is missing, broken, quantised or does not fit the other.
+    """
+    tokenizer = load_tokenizer(model)
+    return load_network(model, dtype, tokenizer), tokenizer
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """Its chat template is one text, also where the folder has several by name.
+
+    Raises:
+        ModelError: if it is missing or broken, or its named chat templates have no default.
+    """
+    from transformers import AutoTokenizer
+
+    check_files(model)
+    tokenizer = _explain(model, lambda: AutoTokenizer.from_pretrained(model.path, revision=model.revision))
+    if isinstance(tokenizer.chat_template, dict):
+        named = tokenizer.chat_template
+        if "default" not in named:
+            raise ModelError(
+                f"{place(model)}: the tokenizer has chat templates named {sorted(named)} and none named default; "
+                "expected one template: write the one to use into chat_template.jinja"
+            )
+        tokenizer.chat_template = named["default"]
+    return tokenizer
+
+
+def load_network(model: Model, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The causal language model, whole.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    check_files(model)
+    config = _explain(model, lambda: AutoConfig.from_pretrained(model.path, revision=model.revision))
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation is not None:
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
+        raise ModelError(
+            f"{place(model)}: its config.json has a quantization_config ({method}); expected weights in float32 or "
+            "bfloat16, which can be trained and merged. Use the model that this one was quantised from"
+        )
+    with quiet():
+        network, info = _explain(
+            model,
+            lambda: AutoModelForCausalLM.from_pretrained(
+                model.path, revision=model.revision, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            ),
+        )
+    check_keys(model, info)
+    check_vocabulary(model, network, tokenizer)
+    whole: PreTrainedModel = network
+    return whole
+
+
+def check_keys(model: Model, info: dict[str, Any]) -> None:
+    """`info` is transformers' loading info."""
+    kinds = {
+        "missing": [str(key) for key in info["missing_keys"]],
+        "unexpected": [str(key) for key in info["unexpected_keys"]],
+        "of another shape": [str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]],
+    }
+    faults = [
+        f"{len(keys)} {kind} ({', '.join(sorted(keys)[:SHOWN])}{', ...' if len(keys) > SHOWN else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    if faults:
+        raise ModelError(
+            f"{place(model)}: its weights are not those of its config.json: {'; '.join(faults)}; expected every weight "
+            "once, in its shape. An untied output head must be in the file (or tie_word_embeddings be true); copy or "
+            "download the folder again"
+        )
+
+
+def check_vocabulary(model: Model, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = network.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]  # an Embedding
+    tokens = tokenizer.get_vocab()
+    outside = sorted(token for token, number in tokens.items() if number >= rows)
+    if outside:
+        raise ModelError(
+            f"{place(model)}: {len(outside)} of the tokenizer's {len(tokens)} tokens have no row in the embedding of "
+            f"{rows}, such as {outside[:SHOWN]}; expected a tokenizer of this model. Take its own tokenizer files, or "
+            "resize the embedding (model.resize_token_embeddings) and save the model"
+        )
+
+
+def check_files(model: Model) -> None:
+    """Files that git left as pointers, which transformers reports as something else."""
+    folder = Path(model.path)
+    for path in filter(Path.is_file, sorted(folder.glob("*"))):
+        with path.open("rb") as content:
+            if content.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ModelError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in {folder}")
+
+
+def place(model: Model) -> str:
+    folder = Path(model.path)
+    return f"model folder {folder.absolute()}" if folder.is_dir() else f"model {model.path!r} ({model.revision})"
+
+
+def _explain(model: Model, load: Callable[[], T]) -> T:
+    """What `load` returns; its error names the folder's faults."""
+    from safetensors import SafetensorError
+
+    try:
+        with quiet():
+            return load()
+    except SafetensorError as error:
+        raise ModelError(
+            f"{place(model)}: a weights file is cut or damaged ({error}); copy or download it again"
+        ) from error
+    except (OSError, ValueError, KeyError, AssertionError, RuntimeError, TypeError, AttributeError) as error:
+        first = (str(error) or "no message").splitlines()[0]
+        raise ModelError(f"{unloadable(model)}\n  {type(error).__name__}: {first}") from error
+
+
+def unloadable(model: Model) -> str:
+    """Why a model does not load, as far as its folder tells."""
+    folder = Path(model.path)
+    if not folder.is_dir():
+        return (
+            f"model {model.path!r} (revision {model.revision}): there is no folder {folder.absolute()}, and as a hub "
+            "id it could not be loaded either. Check models.<name>.path in params.yaml; `dvc pull` (or git) brings a "
+            "folder of this project, the hub needs network access and a correct id"
+        )
+    present = {path.name for path in folder.iterdir()}
+    missing = {"config.json", "tokenizer_config.json"} - present
+    if not present & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
+        missing.add("tokenizer.json")
+    if not any(name.endswith(".safetensors") for name in present):
+        missing.add("*.safetensors")
+    return (
+        f"model folder {folder.absolute()} is there but cannot be loaded; "
+        + (f"missing: {', '.join(sorted(missing))}. " if missing else "")
+        + "Expected what save_pretrained writes for a causal language model and its tokenizer"
+    )

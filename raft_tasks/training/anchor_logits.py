@@ -1,0 +1,187 @@
+"""Anchors regularise the student towards the base model on prompts that the base generated and answered itself.
+
+    L_anchor = mean over the step's answer positions of KL(base || student), both restricted to the base's top K
+
+(temperature 1, no factor T^2), or the cross-entropy of the base's answers: L = L_SFT + lambda L_KL + w L_anchor. The
+base's logits at these positions never change, so they are computed once, for every training, and stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from raft_tasks.artifacts import atomic_file, read_rows, write_rows
+from raft_tasks.config import AnchorLoss
+from raft_tasks.errors import InputError
+from raft_tasks.schemas import Anchor, TrainingPair
+from raft_tasks.training.batches import steps_of_epoch
+from raft_tasks.training.completion_forward import completion_states, output_head
+from raft_tasks.training.conversations import ConversationError, Encoded, Encoder
+from raft_tasks.training.losses import TopK, chunked_top_k
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ROWS, LOGITS = "anchors.jsonl", "base.safetensors"  # of a set's folder
+
+
+class AnchorError(InputError):
+    """Anchors that cannot be used; the message says what to do."""
+
+
+class AnchorLogits(NamedTuple):
+    """The base's logits at the answer positions of all anchors, one anchor after the other (P positions)."""
+
+    ids: torch.Tensor  # [P, K] int32, its most likely tokens
+    logits: torch.Tensor  # [P, K] float16
+    lengths: torch.Tensor  # [anchors] int32, positions of each: its answer's tokens, the end of the turn included
+
+    @classmethod
+    def compute(cls, base: PreTrainedModel, rows: Sequence[Encoded], k: int, batch_size: int) -> AnchorLogits:
+        """The base's top K at every answer position, rows of like length at a time. No [P, V] tensor is made.
+
+        float16 keeps a logit to within 1 part in 2,000; shifted to a maximum of 0, where the likely tokens are, that
+        is far below what sampling noise does to the loss.
+        """
+        head = output_head(base)
+        order = sorted(range(len(rows)), key=lambda row: -rows[row].length)
+        parts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            answers = [rows[row].completion_ids for row in batch]
+            with torch.no_grad():
+                hidden = completion_states(base, [rows[row].prompt_ids for row in batch], answers)
+                top = chunked_top_k(hidden, head, k)
+            logits = (top.logits - top.logits.amax(-1, keepdim=True)).half().cpu()
+            lengths = [*map(len, answers)]
+            split = zip(top.ids.cpu().split(lengths), logits.split(lengths), strict=True)
+            parts |= dict(zip(batch, split, strict=True))
+        ids, kept = zip(*(parts[row] for row in range(len(rows))), strict=True)
+        positions = torch.tensor([len(row.completion_ids) for row in rows], dtype=torch.int32)
+        return cls(torch.cat(ids), torch.cat(kept), positions)
+
+    def save(self, path: Path) -> None:
+        from safetensors.torch import save_file
+
+        with atomic_file(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in self._asdict().items()}, temporary)
+
+    @classmethod
+    def load(cls, path: Path, rows: Sequence[Encoded]) -> AnchorLogits:
+        """What `save` wrote, if it belongs to these anchors as this tokenizer encodes them.
+
+        Raises:
+            AnchorError: it does not.
+        """
+        from safetensors.torch import load_file
+
+        if not path.exists():
+            raise AnchorError(f"{path} is not there; run `dvc repro` (or `dvc pull`) to get it")
+        stored = cls(**load_file(path))
+        if stored.lengths.tolist() != [len(row.completion_ids) for row in rows]:
+            raise AnchorError(
+                f"{path} was made for other anchors or another tokenizer: it has {len(stored.lengths)} anchors with "
+                f"{int(stored.lengths.sum())} positions, expected {len(rows)} with "
+                f"{sum(len(row.completion_ids) for row in rows)}; run the stage `anchors` again"
+            )
+        return stored
+
+
+def encode_anchors(
+    anchors: Sequence[Anchor], tokenizer: PreTrainedTokenizerBase, max_length: int, system: str | None
+) -> list[Encoded]:
+    """Anchors as token ids, like training pairs.
+
+    Raises:
+        ConversationError: naming anchors that do not fit or hold special tokens.
+    """
+    pairs = [TrainingPair(id=anchor.id, question=anchor.prompt, answer=anchor.answer) for anchor in anchors]
+    return Encoder(tokenizer, max_length, system=system)(pairs)
+
+
+def is_encodable(anchor: Anchor, tokenizer: PreTrainedTokenizerBase, max_length: int, system: str | None) -> bool:
+    """Whether `encode_anchors` takes the anchor."""
+    try:
+        encode_anchors([anchor], tokenizer, max_length, system)
+    except ConversationError:
+        return False
+    return True
+
+
+def write_anchors(
+    folder: Path,
+    anchors: Sequence[Anchor],
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    system: str | None,
+    k: int,
+    batch_size: int,
+) -> None:
+    """A set as trainings read it, in the existing `folder`: the anchors, and the base's top K at their answers.
+
+    Raises:
+        ConversationError: as `encode_anchors`.
+    """
+    write_rows(folder / ROWS, anchors)
+    if anchors:
+        rows = encode_anchors(anchors, tokenizer, base.config.get_text_config().max_position_embeddings, system)
+        AnchorLogits.compute(base, rows, k, batch_size).save(folder / LOGITS)
+
+
+def load_anchors(
+    folder: Path | None,
+    settings: AnchorLoss,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    system: str | None,
+    seed: int,
+) -> AnchorBatches:
+    """The anchors of the set in `folder` as a method's training uses them.
+
+    Raises:
+        AnchorError, ConversationError: the set is not there or cannot be used.
+    """
+    if folder is None:
+        raise AnchorError(f"the method uses the anchor set {settings.set!r}, and got no folder of it")
+    rows = encode_anchors(read_rows(folder / ROWS, Anchor), tokenizer, max_length, system)
+    stored = settings.loss == "kl" and settings.logits == "stored"
+    return AnchorBatches(rows, AnchorLogits.load(folder / LOGITS, rows) if stored else None, settings, seed)
+
+
+class AnchorBatches:
+    """The anchors of every optimiser step: like lengths together, each anchor as often as any other, by the seed.
+
+    Args:
+        rows: all anchors.
+        stored: the base's logits at their answers; None where a teacher computes them, or cross-entropy needs none.
+        settings: of the method: the loss, anchors per optimiser step.
+        seed: equal ones give equal batches, so a resumed training goes on with the ones it would have had.
+    """
+
+    def __init__(self, rows: Sequence[Encoded], stored: AnchorLogits | None, settings: AnchorLoss, seed: int) -> None:
+        if settings.batch > len(rows):
+            raise AnchorError(
+                f"got {len(rows)} anchors, expected at least anchors.batch = {settings.batch}; generate more"
+            )
+        self.rows, self.stored, self.loss, self.seed = rows, stored, settings.loss, seed
+        self.batch_size, self.lengths = settings.batch, [row.length for row in rows]
+        self.per_epoch = len(rows) // settings.batch  # a short last batch would weigh its anchors more
+        self.starts = [0] if stored is None else [0, *stored.lengths.cumsum(0).tolist()]
+
+    def at(self, step: int) -> list[int]:
+        """The anchors of an optimiser step (0, 1, ...)."""
+        epoch, number = divmod(step, self.per_epoch)
+        batches = steps_of_epoch(self.lengths, self.batch_size, self.seed, epoch, grouped=True)
+        return [batch for batch in batches if len(batch) == self.batch_size][number]
+
+    def top_k_at(self, anchors: Sequence[int], device: torch.device) -> TopK | None:
+        """The base's stored top K at the answers of these anchors, in their order; without mass and tail."""
+        if self.stored is None:
+            return None
+        positions = torch.cat([torch.arange(self.starts[anchor], self.starts[anchor + 1]) for anchor in anchors])
+        ids, logits = (tensor[positions].to(device) for tensor in (self.stored.ids, self.stored.logits))
+        return TopK(ids, logits.float(), logits.new_zeros(0), None)

@@ -1,0 +1,150 @@
+"""Before the first step: the base model, the encoded rows, student and teacher, the Trainer's settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from raft_tasks.artifacts import digest, digest_path
+from raft_tasks.config import Distillation, Method
+from raft_tasks.errors import InputError
+from raft_tasks.model_loading import load_model
+from raft_tasks.schemas import TrainingPair
+from raft_tasks.training.adapters import with_adapter, without_peft_warnings
+from raft_tasks.training.anchor_logits import AnchorBatches, load_anchors
+from raft_tasks.training.completion_forward import output_head
+from raft_tasks.training.conversations import Encoded, Encoder, teacher_message
+from raft_tasks.training.divergence import weights_digest
+from raft_tasks.training.job import TrainingJob
+from raft_tasks.training.teacher import Teacher, WithoutAdapter, frozen_copy
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What goes through the student, encoded."""
+
+    tokenizer: PreTrainedTokenizerBase
+    rows: list[Encoded]
+    replay: Sequence[Encoded] = ()  # general rows; some of them go with every step where the method replays
+    anchors: AnchorBatches | None = None  # None exactly where the method has none
+    fingerprint: str = ""  # of everything that determines this training; kept with its checkpoints
+    base_digest: str = ""  # of the base's weights
+
+    @property
+    def all_rows(self) -> list[Encoded]:
+        return [*self.rows, *self.replay, *(self.anchors.rows if self.anchors else [])]
+
+
+def prepare(job: TrainingJob) -> tuple[PreTrainedModel, TrainingData]:
+    """The base model as it will be trained, and what it will learn."""
+    method, settings = job.method, job.train
+    # AdamW's steps vanish in bfloat16 weights, so what is trained is float32; train.precision says how it computes
+    dtype = torch.float32 if method.lora is None else getattr(torch, job.model.dtype)
+    network, tokenizer = load_model(job.model, dtype)
+    distillation = method.distillation
+    if distillation:
+        check_top_k(distillation, len(output_head(network).weight))
+    limit = min(settings.max_length, network.config.get_text_config().max_position_embeddings)
+    replayed = [pair for pair in job.pairs if pair.replay]
+    if (method.replay is None) != (not replayed):
+        raise InputError(
+            f"got {len(replayed)} row(s) to replay with replay {method.replay!r}; expected some exactly where the "
+            "method replays: put rows into its files, or set `replay` to null"
+        )
+    system, too_long = job.model.system, settings.too_long
+    replay = Encoder(tokenizer, limit, system=system, too_long=too_long)(replayed) if replayed else []
+    new_tokens = distillation.rollout_max_new_tokens if distillation else 0
+    encoder = Encoder(tokenizer, limit, teacher_turn(method, job.template_text), new_tokens, system, too_long)
+    rows = encoder([pair for pair in job.pairs if not pair.replay])
+    anchors = None
+    if method.anchors:
+        anchors = load_anchors(job.anchors, method.anchors, tokenizer, limit, system, job.seed)
+    base_digest = weights_digest(network)
+    return network, TrainingData(tokenizer, rows, replay, anchors, fingerprint(job, base_digest), base_digest)
+
+
+def fingerprint(job: TrainingJob, base_digest: str) -> str:
+    """Of everything that determines the training."""
+    template = job.template_text if job.method.teacher == "answer_conditioned" else None
+    anchors = None if job.anchors is None else digest_path(job.anchors)
+    return digest([job.model, job.method, job.train, template, job.seed, digest([job.pairs]), base_digest, anchors])
+
+
+def teacher_turn(method: Method, template_text: str) -> Callable[[TrainingPair], str] | None:
+    """The user turn of the method's teacher (Eq. 7)."""
+    if method.teacher == "answer_conditioned":
+        return teacher_message(template_text)
+    if method.teacher == "plain":
+        return lambda pair: pair.question
+    return None
+
+
+def check_top_k(distillation: Distillation, vocabulary: int) -> None:
+    largest = vocabulary - 1 if distillation.tail_bucket else vocabulary
+    if distillation.top_k > largest:
+        raise InputError(
+            f"distillation.top_k is {distillation.top_k}, expected at most {largest}: the model has {vocabulary} tokens"
+            + (" (the tail bucket needs at least one token outside)" if distillation.tail_bucket else "")
+        )
+
+
+def make_pair(network: PreTrainedModel, job: TrainingJob, device: torch.device) -> tuple[Any, Teacher | None]:
+    """Student and teacher before the first step; `network` becomes the student."""
+    distillation, teacher = job.method.distillation, None
+    student: Any = network
+    if job.method.lora is not None:
+        teacher_adapter = distillation.teacher_adapter if distillation else None
+        torch.manual_seed(job.seed)  # of the adapter's first weights
+        student = with_adapter(network, job.method.lora, teacher_adapter)
+        teacher = WithoutAdapter(teacher_adapter is not None) if distillation else None
+    elif distillation is not None:
+        teacher = frozen_copy(network, distillation, job.model.dtype, device)
+    if job.train.gradient_checkpointing:
+        with without_peft_warnings():
+            network.gradient_checkpointing_enable({"use_reentrant": False})
+    return student, teacher
+
+
+def training_arguments(job: TrainingJob, rows: int) -> TrainingArguments:
+    """The Trainer's settings; it prints nothing, reports nowhere and loads data in this process."""
+    train, seed = job.train, job.seed
+    steps = math.ceil(rows / train.batch_size) * train.epochs
+    arguments = TrainingArguments(
+        output_dir=str(job.checkpoints),
+        num_train_epochs=train.epochs,
+        per_device_train_batch_size=train.batch_size,  # the Trainer's batch is a step; RaftTrainer divides it
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(train.warmup_ratio * steps),
+        max_grad_norm=train.max_grad_norm,
+        bf16=train.precision == "bfloat16",
+        save_strategy="steps",
+        save_steps=train.checkpoint_steps,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        log_level="error",
+        log_level_replica="error",
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_backend=None if train.launch.processes == 1 or torch.cuda.is_available() else "gloo",
+        ddp_find_unused_parameters=False,
+        fsdp=True if train.launch.strategy == "fsdp2" else None,  # type: ignore[arg-type]  # it is so documented
+        fsdp_config={"version": 2, "reshard_after_forward": True, "state_dict_type": "SHARDED_STATE_DICT"},
+        use_cache=True,  # else the saved model's config would switch the cache off for its users
+        seed=seed,
+        data_seed=seed,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel: it would multiply the batch by the number of GPUs
+    return arguments

@@ -1,0 +1,164 @@
+"""Rollouts by transformers: `generate`, or continuous batching.
+
+With `generate` a row's rollout depends on its own seed alone and not on the rows that share its batch: a resumed
+training, other micro-batches or more processes draw the same. (Up to floating point: padding changes the last digits of
+the logits, which moves a draw that falls within about 1e-6 of the boundary between two tokens.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
+
+from raft_tasks.training.rollouts import Rollout, RolloutSampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PAGE_TOKENS = 32  # of continuous batching's cache: what the end of a row can waste
+
+
+class GenerateSampler:
+    """Sampling with transformers' `generate`: left-padded batches of prompts of like length, the full distribution.
+
+    The model is sampled as it is at the time of the call, in evaluation mode, within `autocast`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sampling: RolloutSampling,
+        batch_size: int,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        self.model, self.sampling, self.batch_size, self.autocast = model, sampling, batch_size, autocast
+        self.config = GenerationConfig(
+            do_sample=False,  # `_InverseCdf` leaves one token to choose
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=sorted(sampling.stop_ids),
+            pad_token_id=min(sampling.stop_ids),  # what is behind the stop token is cut off by position, not by id
+            use_cache=True,
+        )
+
+    def __call__(self, prompts: list[list[int]], seeds: list[int]) -> list[Rollout]:
+        # the longest first: memory runs out at once or never
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        rollouts: dict[int, Rollout] = {}
+        with evaluation_mode(self.model), torch.no_grad(), self.autocast():
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                sampled = self.sample([prompts[i] for i in batch], [seeds[i] for i in batch])
+                rollouts.update(zip(batch, sampled, strict=True))
+        return [rollouts[i] for i in range(len(prompts))]
+
+    def sample(self, prompts: list[list[int]], seeds: list[int]) -> list[Rollout]:
+        longest = max(map(len, prompts))
+        device = self.model.device
+        pad = self.config.pad_token_id
+        ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        draw = _InverseCdf(uniforms(seeds, self.sampling.max_new_tokens).to(device), self.sampling.temperature)
+        output: Tensor = self.model.generate(  # type: ignore[operator]  # it is a method
+            ids, attention_mask=mask, generation_config=self.config, logits_processor=LogitsProcessorList([draw])
+        )
+        log_probs = torch.stack(draw.log_probs, dim=-1).tolist()
+        tokens = output[:, longest:].tolist()
+        return [self.sampling.rollout(*row) for row in zip(tokens, log_probs, strict=True)]
+
+
+@contextmanager
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode, and none of the settings (a repetition penalty, top-k) that a model's folder brings along:
+    they would be mixed in and sample off-policy. Both are put back at the end."""
+    generation_config, model.generation_config = model.generation_config, GenerationConfig()
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        model.generation_config = generation_config
+
+
+def uniforms(seeds: list[int], steps: int) -> Tensor:
+    """Uniform draws in [0, 1) [B, steps]; row i depends on seeds[i] alone. On the CPU: the same for every device."""
+    return torch.stack(
+        [torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+    )
+
+
+class _InverseCdf:
+    """A logits processor that decides the next token by inverse CDF, and leaves the greedy search just that one.
+
+    One uniform number per row and step suffices, so a row's stream can be its own; `torch.multinomial` draws all rows
+    from one generator. The sum runs in the vocabulary's order: sorted, a rounding error could swap two tokens.
+    """
+
+    def __init__(self, draws: Tensor, temperature: float) -> None:
+        self.draws, self.temperature = draws, temperature
+        self.log_probs: list[Tensor] = []  # [B] of each step
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores [B, V] -> 0 at the drawn token, -inf elsewhere [B, V]."""
+        log_probs = (scores.float() / self.temperature).log_softmax(-1)
+        cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
+        whole = cumulative[:, -1:]
+        draws = self.draws[:, len(self.log_probs), None] * whole
+        draws = torch.minimum(draws, whole.nextafter(torch.zeros_like(whole)))  # rounding must not pass the last token
+        tokens = torch.searchsorted(cumulative, draws, right=True)
+        self.log_probs.append(log_probs.gather(-1, tokens).squeeze(-1))
+        return torch.full_like(scores, float("-inf")).scatter(-1, tokens, 0.0)
+
+
+class ContinuousBatchingSampler:
+    """Sampling with transformers' continuous batching: a row that ends makes room for the next at once.
+
+    It pays where lengths differ much and rows are many. transformers draws all rows from one generator: equal calls
+    give equal rollouts, but a row's rollout depends on the others of its call, so another number of processes or
+    another `rollout_steps` draws differently (from the same distribution).
+
+    `batch_size` is the number of rows in flight. Weights are used in their own dtype: its threads see no autocast.
+    """
+
+    def __init__(self, model: PreTrainedModel, sampling: RolloutSampling, batch_size: int) -> None:
+        self.model, self.sampling, self.batch_size = model, sampling, batch_size
+        self.config = GenerationConfig(
+            do_sample=True,
+            temperature=sampling.temperature,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=sorted(sampling.stop_ids),
+            pad_token_id=min(sampling.stop_ids),
+        )
+
+    def __call__(self, prompts: list[list[int]], seeds: list[int]) -> list[Rollout]:
+        call_seed = int.from_bytes(hashlib.sha256(str(seeds).encode()).digest()[:4], "big")
+        longest = max(map(len, prompts))
+        pages = math.ceil((longest + self.sampling.max_new_tokens) / PAGE_TOKENS)
+        settings = ContinuousBatchingConfig(  # the sizes that it would choose itself take most of the free memory
+            seed=call_seed,
+            return_logprobs=True,
+            page_size=PAGE_TOKENS,
+            num_blocks=self.batch_size * pages + 1,
+            max_batch_tokens=self.batch_size * longest,
+            max_requests_per_batch=self.batch_size,
+            use_async_batching=False,
+        )
+        device = self.model.device
+        with evaluation_mode(self.model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(call_seed)
+            outputs = self.model.generate_batch(  # type: ignore[operator]  # it is a method
+                prompts, generation_config=self.config, continuous_batching_config=settings, warmup=False
+            )
+        failed = [output.error for output in outputs.values() if output.error is not None]
+        if failed or len(outputs) != len(prompts):
+            raise RuntimeError(f"continuous batching gave {len(outputs)} of {len(prompts)} rollouts; errors: {failed}")
+        return [self.sampling.rollout(output.generated_tokens, output.logprobs) for output in outputs.values()]
