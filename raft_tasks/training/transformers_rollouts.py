@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
 
+from raft_tasks.sampling import SeededDraw, left_pad, longest_first, uniform_draws
 from raft_tasks.training.rollouts import Rollout, RolloutSampling
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class GenerateSampler:
     ) -> None:
         self.model, self.sampling, self.batch_size, self.autocast = model, sampling, batch_size, autocast
         self.config = GenerationConfig(
-            do_sample=False,  # `_InverseCdf` leaves one token to choose
+            do_sample=False,  # `SeededDraw` leaves one token to choose
             max_new_tokens=sampling.max_new_tokens,
             eos_token_id=sorted(sampling.stop_ids),
             pad_token_id=min(sampling.stop_ids),  # what is behind the stop token is cut off by position, not by id
@@ -48,28 +49,23 @@ class GenerateSampler:
         )
 
     def __call__(self, prompts: list[list[int]], seeds: list[int]) -> list[Rollout]:
-        # the longest first: memory runs out at once or never
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         rollouts: dict[int, Rollout] = {}
         with evaluation_mode(self.model), torch.no_grad(), self.autocast():
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
+            for batch in longest_first(list(map(len, prompts)), self.batch_size):
                 sampled = self.sample([prompts[i] for i in batch], [seeds[i] for i in batch])
                 rollouts.update(zip(batch, sampled, strict=True))
         return [rollouts[i] for i in range(len(prompts))]
 
     def sample(self, prompts: list[list[int]], seeds: list[int]) -> list[Rollout]:
-        longest = max(map(len, prompts))
         device = self.model.device
-        pad = self.config.pad_token_id
-        ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-        draw = _InverseCdf(uniforms(seeds, self.sampling.max_new_tokens).to(device), self.sampling.temperature)
+        ids, mask = left_pad(prompts, self.config.pad_token_id, device)
+        draws = uniform_draws(seeds, self.sampling.max_new_tokens).to(device)
+        draw = SeededDraw(draws, self.sampling.temperature, 1.0, torch.float32)
         output: Tensor = self.model.generate(  # type: ignore[operator]  # it is a method
             ids, attention_mask=mask, generation_config=self.config, logits_processor=LogitsProcessorList([draw])
         )
         log_probs = torch.stack(draw.log_probs, dim=-1).tolist()
-        tokens = output[:, longest:].tolist()
+        tokens = output[:, ids.shape[1] :].tolist()
         return [self.sampling.rollout(*row) for row in zip(tokens, log_probs, strict=True)]
 
 
@@ -85,36 +81,6 @@ def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
     finally:
         model.train(was_training)
         model.generation_config = generation_config
-
-
-def uniforms(seeds: list[int], steps: int) -> Tensor:
-    """Uniform draws in [0, 1) [B, steps]; row i depends on seeds[i] alone. On the CPU: the same for every device."""
-    return torch.stack(
-        [torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
-    )
-
-
-class _InverseCdf:
-    """A logits processor that decides the next token by inverse CDF, and leaves the greedy search just that one.
-
-    One uniform number per row and step suffices, so a row's stream can be its own; `torch.multinomial` draws all rows
-    from one generator. The sum runs in the vocabulary's order: sorted, a rounding error could swap two tokens.
-    """
-
-    def __init__(self, draws: Tensor, temperature: float) -> None:
-        self.draws, self.temperature = draws, temperature
-        self.log_probs: list[Tensor] = []  # [B] of each step
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores [B, V] -> 0 at the drawn token, -inf elsewhere [B, V]."""
-        log_probs = (scores.float() / self.temperature).log_softmax(-1)
-        cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
-        whole = cumulative[:, -1:]
-        draws = self.draws[:, len(self.log_probs), None] * whole
-        draws = torch.minimum(draws, whole.nextafter(torch.zeros_like(whole)))  # rounding must not pass the last token
-        tokens = torch.searchsorted(cumulative, draws, right=True)
-        self.log_probs.append(log_probs.gather(-1, tokens).squeeze(-1))
-        return torch.full_like(scores, float("-inf")).scatter(-1, tokens, 0.0)
 
 
 class ContinuousBatchingSampler:
