@@ -76,7 +76,7 @@ def prefect_server(home: Path) -> Iterator[dict[str, str]]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RAFT_"))}
     port = free_port()
     environment |= {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-    server = subprocess.Popen([sys.executable, "-m", "flows.server", str(port)], cwd=ROOT, env=environment)
+    server = subprocess.Popen([sys.executable, "-m", "flows.cli", "ui", "--port", str(port)], cwd=ROOT, env=environment)
     try:
         wait_until_healthy(environment["PREFECT_API_URL"], server)
         yield environment
@@ -88,7 +88,7 @@ def prefect_server(home: Path) -> Iterator[dict[str, str]]:
 def start(folder: Path, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "flows.pipeline"],
+            [sys.executable, "-m", "flows.cli", "run"],
             cwd=folder,
             env=environment,
             stdout=output,
@@ -110,11 +110,14 @@ def working(folder: Path) -> list[psutil.Process]:
 
 
 def name_of(process: psutil.Process) -> str:
-    """`flows.pipeline`, `dvc`, `flows.rewrite`, ..."""
+    """`run`, `flows.dvc_worker`, `stage rewrite`, ..."""
     try:
         words = process.cmdline()
     except psutil.NoSuchProcess:
         words = []
+    for index, word in enumerate(words):
+        if word == "flows.cli" or Path(word).name == "raft":
+            return " ".join(words[index + 1 : index + 3])
     return words[words.index("-m") + 1] if "-m" in words else Path(words[0]).name if words else "gone"
 
 

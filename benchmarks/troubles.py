@@ -3,7 +3,7 @@
     python benchmarks/troubles.py        root on Linux and a C compiler; about 6 minutes on two cores
 
 The project of `twelve_weeks.py` lies on a file system of its own, which can be made too small. Every run is
-`python -m flows.retrain`. In one of them shifted_clock.c gives all processes (the flow, its Prefect server, stages, DVC
+`raft retrain`. In one of them shifted_clock.c gives all processes (the flow, its Prefect server, stages, DVC
 and git) a wall clock that jumps three days back in the middle of the pipeline, and a month forward later. Ends with an
 error where something that must hold does not.
 """
@@ -51,7 +51,7 @@ def retrain(
     """Run it to its end; what it said, and its seconds. The clock jumps once the pipeline is at work."""
     began = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.retrain"],
+        [sys.executable, "-m", "flows.cli", "retrain"],
         cwd=service.folder,
         env={key: value for key, value in service.environment().items() if key != "PREFECT_API_URL"} | environment,
         stdout=subprocess.PIPE,

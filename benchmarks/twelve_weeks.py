@@ -46,7 +46,7 @@ def weeks_of(service: Service) -> list[Week]:
     return [
         Week("the first data", expected=("Promoted",)),
         Week("4 new facts", data=lambda: service.facts(4)),
-        Week("nothing new", expected=("NoNews",)),
+        Week("nothing new", expected=("NoNewData",)),
         Week("4 new facts; kill -9 of the worker", data=lambda: service.facts(4), trouble=service.kill_worker),
         Week("mixed-up values", data=service.poison, expected=("Kept",)),
         Week("4 new facts; kill -9 of the server", data=lambda: service.facts(4), trouble=service.kill_server),

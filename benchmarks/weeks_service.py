@@ -70,7 +70,7 @@ class Service:
     def start(self, name: str, *command: str, **options: Any) -> subprocess.Popen[bytes]:
         log = (self.logs / f"{name}.log").open("ab")
         return subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [sys.executable, "-m", "flows.cli", *command],
             cwd=self.folder,
             env=self.environment(),
             stdout=log,
@@ -80,7 +80,7 @@ class Service:
         )
 
     def start_server(self) -> None:
-        self.server = self.start("server", "flows.server", str(PORT))
+        self.server = self.start("server", "ui", "--port", str(PORT))
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             try:
@@ -91,11 +91,11 @@ class Service:
         sys.exit("the Prefect server did not start")
 
     def start_worker(self, **options: Any) -> None:
-        self.worker = self.start("worker", "flows.deploy", "worker", **options)
+        self.worker = self.start("worker", "worker", **options)
 
     def deploy(self) -> None:
         subprocess.run(
-            [sys.executable, "-m", "flows.deploy"],
+            [sys.executable, "-m", "flows.cli", "deploy"],
             cwd=self.folder,
             env=self.environment(),
             check=True,
@@ -246,12 +246,12 @@ class Service:
     # what goes wrong
 
     def kill_worker(self) -> None:
-        self.await_stage("flows.distill")
+        self.await_stage("stage distill")
         self.kill(self.worker)
         self.start_worker()
 
     def kill_server(self) -> None:
-        self.await_stage("flows.rewrite")
+        self.await_stage("stage rewrite")
         assert self.server is not None
         self.kill(self.server)
         time.sleep(5)

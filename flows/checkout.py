@@ -69,7 +69,7 @@ def origin(repository: Path, settings: Retrain) -> str:
 
 
 @contextmanager
-def only_one(origin: str, repository: Path, say: Callable[[str], None]) -> Iterator[None]:
+def retrain_lock(origin: str, repository: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the retrain lock; while another run holds it, wait and say so.
 
     It lies in the git folder of `origin` where that is on this machine, and so is shared by all of its clones;
@@ -91,7 +91,7 @@ def only_one(origin: str, repository: Path, say: Callable[[str], None]) -> Itera
         yield
 
 
-def clean_checkout(repository: Path, origin: str, settings: Retrain) -> Path:
+def update_checkout(repository: Path, origin: str, settings: Retrain) -> Path:
     """The service's checkout: the branch as `origin` has it, with `repository`'s last commit merged in.
 
     What a killed run left there is gone: files, commits and tags that were never pushed.
@@ -101,7 +101,7 @@ def clean_checkout(repository: Path, origin: str, settings: Retrain) -> Path:
         InputError: if the two histories change the same lines.
     """
     folder = (repository / settings.folder / "checkout").resolve()
-    _await_orphans(folder)
+    _wait_for_orphans(folder)
     if not (folder / ".git").exists():
         with atomic_folder(folder) as partial:
             git("clone", "--quiet", "--no-checkout", origin, str(partial))
@@ -126,27 +126,27 @@ def clean_checkout(repository: Path, origin: str, settings: Retrain) -> Path:
             f"the branch {settings.branch!r} and the commit {code[:12]} of {repository} change the same lines; merge "
             f"them by hand and push the result as {settings.branch!r} ({error})"
         ) from error
-    _share(repository, folder)
+    _share_caches(repository, folder)
     return folder
 
 
-def _await_orphans(folder: Path) -> None:
+def _wait_for_orphans(folder: Path) -> None:
     """Return once no process works in `folder`: those of a killed run end by themselves, moments after it."""
     deadline = time.monotonic() + ORPHAN_SECONDS
-    while working := [process.pid for process in psutil.process_iter() if _works_in(process, folder)]:
+    while working := [process.pid for process in psutil.process_iter() if _is_working_in(process, folder)]:
         if time.monotonic() > deadline:
             raise InputError(f"processes {working} work in {folder}, which is the retrain service's own; end them")
         time.sleep(0.2)
 
 
-def _works_in(process: psutil.Process, folder: Path) -> bool:
+def _is_working_in(process: psutil.Process, folder: Path) -> bool:
     try:
         return process.pid != os.getpid() and Path(process.cwd()).is_relative_to(folder)
     except (psutil.Error, OSError):  # gone, or another user's
         return False
 
 
-def _share(repository: Path, folder: Path) -> None:
+def _share_caches(repository: Path, folder: Path) -> None:
     """Let the checkout use the repository's caches, and its local DVC settings (remotes, credentials)."""
     (repository / ".cache").mkdir(exist_ok=True)
     (folder / ".cache").symlink_to((repository / ".cache").resolve())

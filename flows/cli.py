@@ -219,7 +219,7 @@ def sweep(name: Annotated[str, typer.Argument(help="A sweep of sweeps/sweeps.yam
 def cache(context: typer.Context) -> None:
     """Show the cached responses by role, model and day, and the last runs."""
     if context.invoked_subcommand is None:
-        from flows.calls import show
+        from flows.cache import show
 
         show()
 
@@ -232,7 +232,7 @@ def cache_prune(
     to_megabytes: Annotated[float | None, typer.Option(help="Only the oldest, until the rest fits.")] = None,
 ) -> None:
     """Remove the cached responses that meet all the conditions given."""
-    from flows.calls import prune as prune_calls
+    from flows.cache import prune as prune_calls
 
     prune_calls(older_than, role, failed, to_megabytes)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from flows.environment import answering_server
+from flows.environment import find_server
 from raft_tasks.errors import OperationalError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def server() -> str:
     Raises:
         OperationalError: none answers on this machine.
     """
-    url = os.environ.get("PREFECT_API_URL") or answering_server()
+    url = os.environ.get("PREFECT_API_URL") or find_server()
     if url is None:
         raise OperationalError(
             "no Prefect server answers on this machine; start one with `raft ui`, or set PREFECT_API_URL"

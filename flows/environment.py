@@ -19,12 +19,12 @@ PIPELINE_PID = "RAFT_PIPELINE_PID"  # set by flows.pipeline for the processes th
 PREFECT_PORT = 4200  # Prefect's own default
 SERVER_SECONDS = 120.0  # for a server to come back
 # When this process began, on the clock that nobody sets.
-BEGAN = time.monotonic() - (time.time() - psutil.Process().create_time())
+STARTED = time.monotonic() - (time.time() - psutil.Process().create_time())
 
 
-def seconds_since_start() -> float:
+def process_age() -> float:
     """How old this process is, imports included."""
-    return time.monotonic() - BEGAN
+    return time.monotonic() - STARTED
 
 
 def prepare() -> None:
@@ -65,13 +65,13 @@ def _end_with(pid: int) -> None:
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-def answering_server() -> str | None:
+def find_server() -> str | None:
     """The API's URL of a Prefect server that answers on the default port of this machine, or None."""
     url = f"http://127.0.0.1:{PREFECT_PORT}/api"
     return url if _answer(url) == 200 else None
 
 
-def await_server(url: str) -> None:
+def wait_for_server(url: str) -> None:
     """Return once the API at `url` answers whatever, or after SERVER_SECONDS: its first caller will say what is wrong.
 
     Prefect tries again where a server goes away, but not in a process that has not spoken to it yet.

@@ -40,7 +40,7 @@ def gate_candidate(config: Config, domain: str) -> Verdict:
     """
     verdict, model = find_verdict(config, domain)
     if verdict.promoted and config.gate.approval is not None:
-        verdict = ask_person(verdict, config.gate.approval.timeout_hours)
+        verdict = request_approval(verdict, config.gate.approval.timeout_hours)
     if verdict.promoted:
         card = (model / "README.md").read_text(encoding="utf-8")
         release(model, f"{card}\n{_release_notes(verdict)}", released(domain))
@@ -55,22 +55,22 @@ class Approval(RunInput):
     name: str
 
 
-class Unanswered(OperationalError):
+class ApprovalTimeout(OperationalError):
     """Nobody said whether a candidate may go into production."""
 
 
-def ask_person(verdict: Verdict, hours: float) -> Verdict:
+def request_approval(verdict: Verdict, hours: float) -> Verdict:
     """Pause the run until a person has answered on its page.
 
     Raises:
-        Unanswered: after `hours`. The server lets no run that waited too long end well, so nothing may be pushed then.
+        ApprovalTimeout: after `hours`. Prefect fails a run that waited too long, so nothing may be pushed then.
     """
     form = Approval.with_initial_data(description=verdict.markdown())
     key = f"approve-{verdict.domain}"
     try:
         answer = pause_flow_run(wait_for_input=form, timeout=int(hours * 3600), poll_interval=POLL_SECONDS, key=key)
     except FlowPauseTimeout as error:
-        raise Unanswered(
+        raise ApprovalTimeout(
             f"nobody approved {verdict.candidate} for {verdict.domain} within {hours:g} hours; nothing was changed, "
             "and the next run asks again"
         ) from error

@@ -39,12 +39,12 @@ def history(repository: Path) -> list[Event]:
     log = git("log", f"--format={LOG}", branch, "--", str(RELEASES), folder=repository)
     tagged = {domain: promotions(repository, domain) for domain in config.domains}
     commits = [line.split(FIELD) for line in log.splitlines()]
-    judged = [event for commit in commits for event in _judged(repository, tagged, *commit)]
-    back = [event for domain, made in tagged.items() for event in _roll_backs(domain, made)]
+    judged = [event for commit in commits for event in _verdict_events(repository, tagged, *commit)]
+    back = [event for domain, made in tagged.items() for event in _rollback_events(domain, made)]
     return sorted([*judged, *back], key=lambda event: event.when)
 
 
-def _judged(
+def _verdict_events(
     repository: Path, tagged: Mapping[str, Sequence[Promotion]], commit: str, when: str, *costs: str
 ) -> list[Event]:
     """The verdicts that a commit brought, and what its tags say of who won."""
@@ -64,7 +64,7 @@ def _judged(
     return events
 
 
-def _roll_backs(domain: str, made: Sequence[Promotion]) -> list[Event]:
+def _rollback_events(domain: str, made: Sequence[Promotion]) -> list[Event]:
     """The versions that went into production once more."""
     return [
         Event(one.when.astimezone(UTC), domain, "rolled back", str(one.version), one.message, one.version.revision)

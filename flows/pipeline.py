@@ -28,8 +28,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import paths
 from flows.doctor import check_before_run
-from flows.environment import PIPELINE_PID, seconds_since_start
-from flows.reproduce import Reproducer
+from flows.dvc_worker import DvcWorker
+from flows.environment import PIPELINE_PID, process_age
 from flows.resolve import resolve
 from flows.server import ensure_server
 from flows.stage import END_LINE, RUN_LINE, run_page
@@ -42,8 +42,9 @@ TAIL_LINES = 30  # of a failed stage's output, repeated in its error
 ERROR = "error: "  # that flows/cli.py begins the message of a failed stage with
 RESOLVE = "resolve"
 DVC_ERROR = "ERROR: failed to reproduce "
+DVC_RUNS = "Running stage "
 STOP_SECONDS = 120.0  # for a step and a checkpoint, before a stage is killed
-# A thread for every stage: they wait for their upstream, and then for one of the board's slots.
+# A thread for every stage: they wait for their upstream, and then for a DVC worker.
 ALL_AT_ONCE: Any = ThreadPoolTaskRunner(max_workers=sys.maxsize)
 
 
@@ -85,39 +86,39 @@ def stale_stages(upstream: dict[str, list[str]], changed: set[str]) -> list[str]
 class Ran(NamedTuple):
     """What a pipeline did."""
 
-    rows: list[dict[str, str]]  # of every stage, see Board.finish
-    work: float  # seconds in which at least one stage's own flow was at work; the rest is DVC's, Prefect's and imports
+    rows: list[dict[str, str]]  # of every stage, see PipelineRun.finish
+    work: float  # seconds in which at least one stage's own flow was running; the rest is DVC's, Prefect's and imports
 
 
 @dataclass
-class Board:
-    """What the run has done so far; prints a line for each event."""
+class PipelineRun:
+    """The progress of a run; prints a line for each event."""
 
     total: int
-    reproducers: list[Reproducer]  # as many as stages may run side by side
+    workers: list[DvcWorker]  # as many as stages may run side by side
     started: float = field(default_factory=time.monotonic)
     rows: list[dict[str, str]] = field(default_factory=list)
-    idle: LifoQueue[Reproducer] = field(default_factory=LifoQueue)
-    at_work: list[tuple[float, float]] = field(default_factory=list)  # from when to when a stage's own flow ran
+    idle: LifoQueue[DvcWorker] = field(default_factory=LifoQueue)
+    work_intervals: list[tuple[float, float]] = field(default_factory=list)  # when a stage's own flow was running
     stopped: bool = False
 
     def __post_init__(self) -> None:
-        for dvc in self.reproducers:
-            self.idle.put(dvc)
+        for worker in self.workers:
+            self.idle.put(worker)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         print(f"[{time.monotonic() - self.started:6.1f} s] {text}", flush=True)
 
     def finish(self, name: str, result: str, seconds: float, link: str) -> None:
         self.rows.append({"stage": name, "result": result, "seconds": f"{seconds:.1f}", "flow run": link})
         rate = (time.monotonic() - self.started) / len(self.rows)
         left = rate * (self.total - len(self.rows))
-        self.say(f"{len(self.rows):3d}/{self.total} {name}: {result} in {seconds:.1f} s; {left:.0f} s left in all")
+        self.log(f"{len(self.rows):3d}/{self.total} {name}: {result} in {seconds:.1f} s; {left:.0f} s left in all")
 
     def work(self) -> float:
-        """Seconds in which at least one stage's own flow was at work."""
+        """Seconds in which at least one stage's own flow was running."""
         total, reached = 0.0, 0.0
-        for begin, end in sorted(self.at_work):
+        for begin, end in sorted(self.work_intervals):
             total += max(0.0, end - max(begin, reached))
             reached = max(reached, end)
         return total
@@ -125,64 +126,77 @@ class Board:
     def stop(self) -> None:
         """Start nothing more; interrupt every stage that still runs (a training saves a checkpoint), later kill it."""
         self.stopped = True
-        busy = sum(dvc.busy for dvc in self.reproducers)
+        busy = sum(worker.busy for worker in self.workers)
         if busy:
-            self.say(f"stopping {busy} stage(s); a training saves a checkpoint first")
-        for dvc in self.reproducers:
-            dvc.interrupt()
+            self.log(f"stopping {busy} stage(s); a training saves a checkpoint first")
+        for worker in self.workers:
+            worker.interrupt()
         deadline = time.monotonic() + STOP_SECONDS
-        for dvc in self.reproducers:
-            dvc.end(max(0.0, deadline - time.monotonic()))
+        for worker in self.workers:
+            worker.end(max(0.0, deadline - time.monotonic()))
 
 
-def why(output: list[str]) -> str:
-    """The error of bad input that a failed stage's output ends with, without the log before it; otherwise its end."""
-    said = [line for line in output if not line.startswith(DVC_ERROR)]
-    began = [place for place, line in enumerate(said) if line.startswith(ERROR)]
-    if began:
-        return "\n".join(said[began[-1] :]).rstrip()
+@dataclass
+class StageRun:
+    """What the output of one stage's `dvc repro` says."""
+
+    name: str
+    output: list[str] = field(default_factory=list)
+    link: str = ""  # of its flow run's page
+    ran: bool = False  # and not restored from the run cache
+    started: float = field(default_factory=time.monotonic)
+    work_started: float | None = None
+    work_ended: float | None = None
+
+    def read(self, line: str, run: PipelineRun) -> None:
+        self.output.append(line)
+        if line.startswith(RUN_LINE):
+            self.link = line.removeprefix(RUN_LINE)
+            self.work_started = time.monotonic()
+            run.log(f"        {self.name}: started, {self.link}")
+        elif line == END_LINE:
+            self.work_ended = time.monotonic()
+        elif line.startswith(f"{self.name}: "):  # a stage's own progress
+            run.log(f"        {line}")
+        self.ran = self.ran or line.startswith(DVC_RUNS)
+
+
+def failure_reason(output: list[str]) -> str:
+    """The error message that a failed stage's output ends with, without the log before it; otherwise its end."""
+    lines = [line for line in output if not line.startswith(DVC_ERROR)]
+    starts = [index for index, line in enumerate(lines) if line.startswith(ERROR)]
+    if starts:
+        return "\n".join(lines[starts[-1] :]).rstrip()
     return "the end of its output:\n" + "\n".join(output[-TAIL_LINES:])
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
-def run_stage(name: str, board: Board) -> str:
+def run_stage(name: str, run: PipelineRun) -> str:
     """`dvc repro --single-item` of one stage; returns ran | unchanged.
 
     Raises:
-        StageFailed: with what the stage said last.
+        StageFailed: with the stage's error message, which is also printed.
     """
-    dvc = board.idle.get()
+    worker = run.idle.get()
     try:
-        if board.stopped:
+        if run.stopped:
             raise StageFailed(f"{name} was not started: the pipeline was stopped")
-        began = time.monotonic()
-        output: list[str] = []
-        link, ran = "", False
-        work_began = work_ended = 0.0
-        for line in dvc.reproduce(name):
-            output.append(line)
-            if line.startswith(RUN_LINE):
-                link = line.removeprefix(RUN_LINE)
-                work_began = time.monotonic()
-                board.say(f"        {name}: started, {link}")
-            elif line == END_LINE:
-                work_ended = time.monotonic()
-            elif line.startswith(f"{name}: "):  # a stage's own progress
-                board.say(f"        {line}")
-            ran = ran or line.startswith("Running stage ")
-        code = dvc.code
+        stage = StageRun(name)
+        for line in worker.reproduce(name):
+            stage.read(line, run)
+        code = worker.code
     finally:
-        board.idle.put(dvc)
+        run.idle.put(worker)
     ended = time.monotonic()
-    seconds = ended - began
-    if work_began:
-        board.at_work.append((work_began, work_ended or ended))
-    get_run_logger().info("\n".join(output))
+    if stage.work_started is not None:
+        run.work_intervals.append((stage.work_started, stage.work_ended or ended))
+    get_run_logger().info("\n".join(stage.output))
+    result = "FAILED" if code else "ran" if stage.ran else "unchanged"
+    run.finish(name, result, ended - stage.started, stage.link)
     if code:
-        board.finish(name, "FAILED", seconds, link)
-        raise StageFailed(f"{name} ended with code {code}; {why(output)}")
-    result = "ran" if ran else "unchanged"
-    board.finish(name, result, seconds, link)
+        failure = f"{name} ended with code {code}; {failure_reason(stage.output)}"
+        run.log(failure)
+        raise StageFailed(failure)
     return result
 
 
@@ -194,43 +208,47 @@ def pipeline() -> Ran:
         StageFailed: naming every stage that failed; the others ran as far as they could.
     """
     config = load_config()
+    resources = config.resources
     upstream, changed = stage_graph(config)
     stale = stale_stages(upstream, changed)
-    threads = str(config.resources.threads)
     api_url = PREFECT_API_URL.value()
     assert api_url is not None  # a flow's process always has one: of `serving`, or a worker's
-    environment = {
-        **os.environ,
-        PIPELINE_PID: str(os.getpid()),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # whose python the stages run
-        "PREFECT_API_URL": api_url,
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-    }
-    board = Board(len(stale), [Reproducer(environment) for _ in range(config.resources.processes)])
-    board.say(f"{len(stale)} stages to run, {config.resources.processes} at a time, {threads} thread(s) each")
-    board.say(f"this run: {run_page(api_url, flow_run.id)}")
+    environment = _stage_environment(api_url, resources.threads)
+    run = PipelineRun(len(stale), [DvcWorker(environment) for _ in range(resources.processes)])
+    run.log(f"{len(stale)} stages to run, {resources.processes} at a time, {resources.threads} thread(s) each")
+    run.log(f"this run: {run_page(api_url, flow_run.id)}")
     futures: dict[str, PrefectFuture[str]] = {}
     try:
         for name in stale:
             waits_for = [futures[dep] for dep in upstream[name] if dep in futures]
-            futures[name] = run_stage.submit(name, board, return_state=False, wait_for=waits_for)
+            futures[name] = run_stage.submit(name, run, return_state=False, wait_for=waits_for)
         wait(list(futures.values()))
     finally:
-        board.stop()
+        run.stop()
         wait(list(futures.values()))  # what is left ends at once; Prefect would wait for ever on a cancelled upstream
-        if board.rows:
-            create_table_artifact(key="pipeline", table=board.rows, description="Every stage of this run")
-    failed = [row["stage"] for row in board.rows if row["result"] == "FAILED"]
+        if run.rows:
+            create_table_artifact(key="pipeline", table=run.rows, description="Every stage of this run")
+    failed = [row["stage"] for row in run.rows if row["result"] == "FAILED"]
     if failed:
         errors = [str(futures[name].state.result(raise_on_failure=False)) for name in failed]
         raise StageFailed("\n\n".join(errors))
-    return Ran(board.rows, board.work())
+    return Ran(run.rows, run.work())
+
+
+def _stage_environment(api_url: str, threads: int) -> dict[str, str]:
+    return {
+        **os.environ,
+        PIPELINE_PID: str(os.getpid()),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # whose `raft` the stages run
+        "PREFECT_API_URL": api_url,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+    }
 
 
 def overhead(work: float, waited: float = 0.0) -> str:
     """What of this process's life was neither work nor waiting, in words; all in seconds."""
-    whole = seconds_since_start() - waited
+    whole = process_age() - waited
     return f"{whole - work:.1f} s, {100 * (whole - work) / whole:.1f} % of {whole:.1f} s"
 
 

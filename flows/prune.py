@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from flows import paths
-from flows.checkout import TAGS, git, only_one, origin
+from flows.checkout import TAGS, git, origin, retrain_lock
 from raft_tasks.config import load_config
 from raft_tasks.errors import OperationalError
 from raft_tasks.generation.response_cache import ResponseCache
@@ -62,7 +62,7 @@ def prune(repository: Path, now: bool) -> None:
     config = load_config(repository / "params.yaml")
     settings, retrain = config.prune, config.retrain
     address = origin(repository, retrain)
-    with only_one(address, repository, print):
+    with retrain_lock(address, repository, print):
         prune_cache(repository, address, (repository / retrain.folder / "checkout").resolve(), now)
         for checkpoint in old_checkpoints(repository / paths.CHECKPOINTS, settings.checkpoint_days):
             print(f"checkpoint: {checkpoint}")

@@ -1,9 +1,9 @@
 """The scheduled service: new data -> pipeline -> candidate against champion and base -> gate -> promote or keep.
 
-A run works in its own clean checkout of the branch that params name (flows/checkout.py). What it made comes back in one
-push at the very end, after `dvc push`: the branch and, where a candidate was promoted, its tags; all of it or nothing.
-Before that push nothing is changed for anyone, so a run that is killed leaves the champion as it was, and the next run
-finds what is finished in DVC's cache, the response cache and the checkpoints.
+A run works in its own clean checkout of the branch that params name (flows/checkout.py). Its results come back in one
+atomic push at the very end, after `dvc push`: the branch and, where a candidate was promoted, its tags. Nothing changes
+for anyone before that push, so a killed run leaves the champion in place, and the next run reuses what is finished from
+DVC's cache, the response cache and the checkpoints.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows import checkout, news, paths
-from flows.environment import seconds_since_start
+from flows import checkout, new_data, paths
+from flows.environment import process_age
 from flows.gate import gate_candidate
 from flows.pipeline import overhead, pipeline, serving, stage_graph, stale_stages
 from raft_tasks.artifacts import iter_rows, read_yaml
 from raft_tasks.config import Config, Retrain, load_config
 from raft_tasks.errors import InputError, OperationalError
+from raft_tasks.evaluation.gate import Verdict
 from raft_tasks.generation.response_cache import ResponseCache
 from raft_tasks.registry import Version, champion, promote
 from raft_tasks.schemas import Example
@@ -49,24 +50,22 @@ from raft_tasks.schemas import Example
 P = ParamSpec("P")
 R = TypeVar("R")
 
-OUTCOMES = ("NoNews", "Promoted", "Kept")  # names of the state in which a run completes
-STEPS = ("checkout", "artifacts", "news", "champions", "pipeline", "gate", "push", "publish")
+OUTCOMES = ("NoNewData", "Promoted", "Kept")  # names of the state in which a run completes
+STEPS = ("checkout", "artifacts", "new data", "champions", "pipeline", "gate", "push", "publish")
 CHAMPIONS = paths.CHAMPIONS / "domains.yaml"
-REFUSED = paths.CHAMPIONS / "refused.txt"  # new data that a gate refused, a line each, as `news.fetch` names it
-CHAMPIONS_HEAD = (
-    "# The domains that have a model in production, written by flows.retrain: each one's model is champions/<domain>\n"
-)
+QUARANTINE = paths.CHAMPIONS / "quarantine.txt"  # new data that the gate rejected: lines of `new_data.fetch`
+CHAMPIONS_HEAD = "# The domains with a model in production, written by `raft retrain`; the models: champions/<domain>\n"
 
 
 @dataclass
-class Journal:
+class RunLog:
     """What a run says and shows while it goes on: lines, and its progress on the run's page."""
 
     progress: UUID
     waited: float = 0.0  # seconds, for another run
 
     def say(self, text: str) -> None:
-        print(f"[{seconds_since_start():6.1f} s] {text}", flush=True)
+        print(f"[{process_age():6.1f} s] {text}", flush=True)
         get_run_logger().info(text)
 
     def enter(self, step: str) -> None:
@@ -75,12 +74,12 @@ class Journal:
         update_progress_artifact(self.progress, 100 * done / len(STEPS), f"{step}, step {done + 1} of {len(STEPS)}")
 
 
-def _may_pass(task: Task[..., Any], run: Any, state: State[Any]) -> bool:
+def _is_transient(task: Task[..., Any], run: Any, state: State[Any]) -> bool:
     """Whether trying again may help: not where the input is wrong."""
     return not isinstance(state.result(raise_on_failure=False), InputError)
 
 
-def patiently(settings: Retrain, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+def with_retries(settings: Retrain, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
     """Call `function` as a task that is tried again, after the waits of params, where a remote or a source is away."""
     waits: list[float] = list(settings.retry_seconds)
     tried: Any = task(
@@ -88,12 +87,12 @@ def patiently(settings: Retrain, function: Callable[P, R], *arguments: P.args, *
         cache_policy=NO_CACHE,
         retries=len(waits),
         retry_delay_seconds=waits,
-        retry_condition_fn=_may_pass,
+        retry_condition_fn=_is_transient,
     )(function)
     return tried(*arguments, **named)
 
 
-class RemoteAway(OperationalError):
+class RemoteUnavailable(OperationalError):
     """The DVC remote does not take or give what it should; the message holds what DVC said."""
 
 
@@ -103,7 +102,7 @@ def pull() -> None:
         with Repo() as repo:
             repo.pull(force=True, allow_missing=True)
     except (DvcException, OSError) as error:
-        raise RemoteAway(f"`dvc pull` failed: {error}; {_which_remote()}") from error
+        raise RemoteUnavailable(f"`dvc pull` failed: {error}; {_describe_remote()}") from error
 
 
 def push() -> None:
@@ -112,16 +111,16 @@ def push() -> None:
         with Repo() as repo:
             repo.push()
     except (DvcException, OSError) as error:
-        raise RemoteAway(f"`dvc push` failed, so nothing is tagged: {error}; {_which_remote()}") from error
+        raise RemoteUnavailable(f"`dvc push` failed, so nothing is tagged: {error}; {_describe_remote()}") from error
 
 
-def _which_remote() -> str:
+def _describe_remote() -> str:
     with Repo() as repo:
         name = repo.config["core"].get("remote")
     return f"does the DVC remote {name!r} answer, and is there space? `dvc push` and `dvc status --cloud` show it"
 
 
-def place_champion(domain: str, version: Version) -> None:
+def install_champion(domain: str, version: Version) -> None:
     """Put the model of `version` into champions/<domain>, under DVC."""
     folder = paths.champion(domain)
     shutil.rmtree(folder, ignore_errors=True)
@@ -130,7 +129,7 @@ def place_champion(domain: str, version: Version) -> None:
         repo.add(str(folder))
 
 
-def place_champions(domains: Sequence[str], settings: Retrain) -> dict[str, Version]:
+def install_champions(domains: Sequence[str], settings: Retrain) -> dict[str, Version]:
     """Have champions/ hold what is in production now; returns it by domain."""
     known = read_yaml(CHAMPIONS)
     found = {domain: version for domain in domains if (version := champion(Path(), domain)) is not None}
@@ -140,7 +139,7 @@ def place_champions(domains: Sequence[str], settings: Retrain) -> dict[str, Vers
         paths.champion(domain).with_name(f"{domain}.dvc").unlink()
     for domain, version in found.items():
         if known.get("versions", {}).get(domain) != names[domain]:
-            patiently(settings, place_champion, domain, version)
+            with_retries(settings, install_champion, domain, version)
     values = {"champions": sorted(found), "versions": names}
     CHAMPIONS.write_text(CHAMPIONS_HEAD + yaml.safe_dump(values), encoding="utf-8")
     return found
@@ -168,8 +167,8 @@ def training_rows(config: Config) -> dict[str, set[str]]:
     }
 
 
-def calls() -> Counter[str]:
-    """How many answers of models that no store had, by stage, since the response cache began."""
+def count_calls() -> Counter[str]:
+    """How many responses were not cached, by stage, since the cache was created."""
     store = ResponseCache(paths.RESPONSES)
     counts = Counter(store.calls_by_stage())
     store.close()
@@ -205,77 +204,57 @@ def retrain(force: bool = False) -> State[Any]:
         force: run pipeline and gate although nothing is new, for instance after a change of the gate's rules.
 
     Returns:
-        A completed state named NoNews, Promoted or Kept, so that automations can tell them apart; its message says why.
+        A completed state named NoNewData, Promoted or Kept, for automations; its message holds the reasons.
     """
     repository = Path.cwd()
     settings = load_config().retrain
     origin = checkout.origin(repository, settings)
     progress: Any = create_progress_artifact(0.0, "retrain-progress", "Steps of this run")
-    journal = Journal(progress)
-    asked = time.monotonic()
-    with checkout.only_one(origin, repository, journal.say):
-        journal.waited = time.monotonic() - asked
-        journal.enter("checkout")
-        folder = patiently(settings, checkout.clean_checkout, repository, origin, settings)
+    log = RunLog(progress)
+    requested = time.monotonic()
+    with checkout.retrain_lock(origin, repository, log.say):
+        log.waited = time.monotonic() - requested
+        log.enter("checkout")
+        folder = with_retries(settings, checkout.update_checkout, repository, origin, settings)
         with chdir(folder):
-            return _in_checkout(repository, journal, force)
+            return _retrain_checkout(repository, log, force)
 
 
-def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
+def _retrain_checkout(repository: Path, log: RunLog, force: bool) -> State[Any]:
     config = load_config()
     check(config)
     settings = config.retrain
-    journal.enter("artifacts")
-    patiently(settings, pull)
-    start, before = checkout.git("rev-parse", "HEAD"), training_rows(config)
+    log.enter("artifacts")
+    with_retries(settings, pull)
+    start, rows_before = checkout.git("rev-parse", "HEAD"), training_rows(config)
 
-    journal.enter("news")
-    refused = REFUSED.read_text(encoding="utf-8").splitlines()
-    arrived = {
-        domain: patiently(settings, news.fetch, domain, source, repository, refused)
-        for domain, source in settings.fetch.items()
-    }
-    lines = [line for came in arrived.values() for line in came]
-    for line in lines:
-        journal.say(f"        {line}")
-    if lines:
-        record_frozen()
-    checkout.commit("\n".join([f"New data, {date.today()}", "", *lines]))
+    log.enter("new data")
+    new_files = _fetch(settings, repository, log)
     config = load_config()  # new data of the hub is a new revision there
-    stale = stale_stages(*stage_graph(config))
-    if not stale and not force:
-        return _finish(journal, "NoNews", [f"nothing new: all stages are up to date on branch {settings.branch}"], {})
+    if not stale_stages(*stage_graph(config)) and not force:
+        return _finish(log, "NoNewData", [f"nothing new: all stages are up to date on branch {settings.branch}"], {})
 
-    journal.enter("champions")
-    champions = place_champions(config.run.domains, settings)
-    journal.enter("pipeline")
-    asked_before = calls()
+    log.enter("champions")
+    champions = install_champions(config.run.domains, settings)
+    log.enter("pipeline")
+    calls_before = count_calls()
     ran = pipeline()
-    journal.enter("gate")
-    judging = time.monotonic()
+    log.enter("gate")
+    gate_started = time.monotonic()
     verdicts = {domain: gate_candidate(config, domain) for domain in config.run.domains}
-    work = ran.work + time.monotonic() - judging
-    reasons = [f"{domain}: {verdict.reason}" for domain, verdict in verdicts.items()]
+    work = ran.work + time.monotonic() - gate_started
     for domain, verdict in verdicts.items():
         create_table_artifact(verdict.rows(), f"retrain-{domain.replace('_', '-')}", f"{domain}: {verdict.reason}")
-    promoted = [domain for domain, verdict in verdicts.items() if verdict.promoted]
-    outcome = "Promoted" if promoted else "Kept"
 
-    journal.enter("push")
-    rows, asked = training_rows(config), calls() - asked_before
-    costs = {
-        "New-rows": ", ".join(f"{name}: {len(rows[name] - before[name])} of {len(rows[name])}" for name in rows),
-        "Questions": ", ".join(f"{stage}: {count}" for stage, count in asked.items()) or "none",
-        "Duration": f"{seconds_since_start() - journal.waited:.0f} s",
-    }
+    log.enter("push")
+    costs = _costs(rows_before, training_rows(config), count_calls() - calls_before, log)
+    outcome = "Promoted" if any(verdict.promoted for verdict in verdicts.values()) else "Kept"
+    reasons = [f"{domain}: {verdict.reason}" for domain, verdict in verdicts.items()]
     trailers = [f"{name}: {value}" for name, value in costs.items()]  # flows.history reads them
     checkout.commit("\n".join([f"Retrain, {date.today()}: {outcome.lower()}", "", *reasons, "", *trailers]))
-    patiently(settings, push)
-    journal.enter("publish")
-    tags = [tag for domain in promoted for tag in promote(Path(), domain, verdicts[domain].reason)]
-    set_aside({domain: came for domain, came in arrived.items() if came and verdicts[domain].harmful}, config, start)
-    patiently(settings, checkout.publish, settings.branch, tags)
-
+    with_retries(settings, push)
+    log.enter("publish")
+    tags = _publish(verdicts, new_files, config, start)
     facts = {
         "new or changed training rows": costs["New-rows"],
         "questions to models": costs["Questions"],
@@ -284,51 +263,77 @@ def _in_checkout(repository: Path, journal: Journal, force: bool) -> State[Any]:
         "commit": checkout.git("rev-parse", "HEAD"),
         "stages": f"{len(ran.rows)}, {sum(row['result'] == 'ran' for row in ran.rows)} of them ran",
         "work": f"{work:.1f} s",
-        "orchestration": overhead(work, journal.waited),
+        "orchestration": overhead(work, log.waited),
     }
-    return _finish(journal, outcome, reasons, facts)
+    return _finish(log, outcome, reasons, facts)
 
 
-def set_aside(refused: dict[str, list[str]], config: Config, start: str) -> None:
-    """Take the new data of refused domains off the branch again, and note it: it comes again only once it changed.
+def _fetch(settings: Retrain, repository: Path, log: RunLog) -> dict[str, list[str]]:
+    """Bring every domain's new data into the checkout and commit them; returns the lines of `new_data.fetch`."""
+    quarantined = QUARANTINE.read_text(encoding="utf-8").splitlines()
+    new_files = {
+        domain: with_retries(settings, new_data.fetch, domain, source, repository, quarantined)
+        for domain, source in settings.fetch.items()
+    }
+    lines = [line for files in new_files.values() for line in files]
+    for line in lines:
+        log.say(f"        {line}")
+    if lines:
+        record_frozen()
+    checkout.commit("\n".join([f"New data, {date.today()}", "", *lines]))
+    return new_files
 
-    What was learned of it stays in the history: one commit earlier.
+
+def _costs(before: dict[str, set[str]], rows: dict[str, set[str]], calls: Counter[str], log: RunLog) -> dict[str, str]:
+    """The cost trailers of a retraining's commit."""
+    return {
+        "New-rows": ", ".join(f"{name}: {len(rows[name] - before[name])} of {len(rows[name])}" for name in rows),
+        "Questions": ", ".join(f"{stage}: {count}" for stage, count in calls.items()) or "none",
+        "Duration": f"{process_age() - log.waited:.0f} s",
+    }
+
+
+def _publish(verdicts: dict[str, Verdict], new_files: dict[str, list[str]], config: Config, start: str) -> list[str]:
+    """Tag what was promoted, quarantine harmful data, push all at once; returns the tags."""
+    promoted = {domain: verdict.reason for domain, verdict in verdicts.items() if verdict.promoted}
+    tags = [tag for domain, reason in promoted.items() for tag in promote(Path(), domain, reason)]
+    quarantine({name: files for name, files in new_files.items() if files and verdicts[name].harmful}, config, start)
+    with_retries(config.retrain, checkout.publish, config.retrain.branch, tags)
+    return tags
+
+
+def quarantine(harmful: dict[str, list[str]], config: Config, start: str) -> None:
+    """Revert the new data of rejected candidates on the branch and note them: they return only once they change.
+
+    The commit before keeps them with the run that learned from them.
     """
-    if not refused:
+    if not harmful:
         return
-    for domain in refused:
-        news.take_back(domain, config.retrain.fetch[domain], start)
-    if set(refused) == set(config.run.domains):  # nothing of this run stays, so what was up to date before still is
+    for domain in harmful:
+        new_data.revert(domain, config.retrain.fetch[domain], start)
+    if set(harmful) == set(config.run.domains):  # nothing of this run stays, so what was up to date before still is
         checkout.git("restore", "--source", start, "--staged", "--worktree", "dvc.lock", str(paths.CHAMPIONS))
-        checkout.git("clean", "-ffdq", str(paths.CHAMPIONS))  # models that nothing keeps out of git any more
+        checkout.git("clean", "-ffdq", str(paths.CHAMPIONS))  # models that are no longer ignored by git
     record_frozen()
-    lines = sorted(
-        {*REFUSED.read_text(encoding="utf-8").splitlines(), *(line for came in refused.values() for line in came)}
-    )
-    REFUSED.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    checkout.commit(
-        "\n".join(
-            [
-                f"Refused data set aside, {date.today()}",
-                "",
-                *(f"{name}: {', '.join(came)}" for name, came in refused.items()),
-            ]
-        )
-    )
+    lines = set(QUARANTINE.read_text(encoding="utf-8").splitlines())
+    lines.update(*harmful.values())
+    QUARANTINE.write_text("".join(f"{line}\n" for line in sorted(lines)), encoding="utf-8")
+    names = [f"{domain}: {', '.join(files)}" for domain, files in harmful.items()]
+    checkout.commit("\n".join([f"Data quarantined, {date.today()}", "", *names]))
 
 
-def _finish(journal: Journal, outcome: str, reasons: list[str], facts: dict[str, str]) -> State[Any]:
-    """The run's last words: on the terminal, on its page, as its state."""
+def _finish(log: RunLog, outcome: str, reasons: list[str], facts: dict[str, str]) -> State[Any]:
+    """Report the result: on the terminal, on the run's page, as its state."""
     for text in (*reasons, *(f"{name}: {value}" for name, value in facts.items())):
-        journal.say(f"        {text}")
+        log.say(f"        {text}")
     table = [f"| {name} | {value} |" for name, value in facts.items()]
     create_markdown_artifact(
         "\n".join([f"# {outcome}", *(f"- {reason}" for reason in reasons), "", "| | |", "|---|---|", *table]),
         "retrain-summary",
         outcome,
     )
-    update_progress_artifact(journal.progress, 100.0, outcome)
-    journal.say(f"{outcome}, after {seconds_since_start():.1f} s")
+    update_progress_artifact(log.progress, 100.0, outcome)
+    log.say(f"{outcome}, after {process_age():.1f} s")
     return Completed(name=outcome, message="; ".join(reasons))
 
 

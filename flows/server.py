@@ -14,7 +14,7 @@ import time
 
 import httpx
 
-from flows.environment import PIPELINE_PID, answering_server
+from flows.environment import PIPELINE_PID, find_server
 from raft_tasks.errors import OperationalError
 
 START_SECONDS = 90
@@ -42,7 +42,7 @@ def ensure_server() -> str:
                 f"PREFECT_API_URL is {given}, which does not answer ({error}); start that server or unset the variable"
             ) from error
         return given
-    running = answering_server()
+    running = find_server()
     if running:
         return running
     port = free_port()

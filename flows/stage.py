@@ -17,7 +17,7 @@ from prefect.client.schemas import FlowRun
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 from prefect.states import State
 
-from flows.environment import answering_server, await_server
+from flows.environment import find_server, wait_for_server
 from flows.runners import task_runner
 from raft_tasks.config import load_config
 from raft_tasks.errors import InputError, Interrupted
@@ -48,8 +48,8 @@ def run_stage(name: str, *arguments: str | int | None) -> None:
     # The heartbeat thread's join would add a second to every stage, and DVC sees a stage that dies.
     api_url = os.environ.get("PREFECT_API_URL")
     if api_url:
-        await_server(api_url)
-    server = None if api_url else answering_server()
+        wait_for_server(api_url)
+    server = None if api_url else find_server()
     settings = temporary_settings({PREFECT_API_URL: server}) if server else nullcontext()
     try:
         resources = load_config().resources

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import copy_project
 
-from flows.pipeline import why
+from flows.pipeline import failure_reason
 
 GOOD = {"id": "a", "question": "q", "answer": "r", "source": "s", "split": "train", "expected": ["r"], "details": []}
 
@@ -103,5 +103,5 @@ def test_a_failed_stage_is_summed_up_by_its_error_and_not_by_the_log_before_it()
         "error: ingest archive: 3 of 588 rows",
         "  a.jsonl:1: b",
     ]
-    assert why([*log, "ERROR: failed to reproduce 'ingest@archive'"]) == "\n".join(log[2:])
-    assert why(log[:2]) == "the end of its output:\n" + "\n".join(log[:2])
+    assert failure_reason([*log, "ERROR: failed to reproduce 'ingest@archive'"]) == "\n".join(log[2:])
+    assert failure_reason(log[:2]) == "the end of its output:\n" + "\n".join(log[:2])

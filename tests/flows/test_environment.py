@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 from flows import environment
-from flows.environment import await_server
+from flows.environment import wait_for_server
 from flows.server import free_port
 
 
@@ -44,7 +44,7 @@ def server_after(seconds, port, status):
 def test_a_stage_waits_for_a_server_that_is_away(capsys):
     port = free_port()
     with server_after(1.5, port, 200) as ready:
-        await_server(f"http://127.0.0.1:{port}/api")
+        wait_for_server(f"http://127.0.0.1:{port}/api")
         assert ready.is_set()
     assert capsys.readouterr().out == f"waiting for the Prefect server at http://127.0.0.1:{port}/api\n"
 
@@ -53,12 +53,12 @@ def test_a_server_that_refuses_is_there(capsys):
     port = free_port()
     with server_after(0.0, port, 401) as ready:
         ready.wait()
-        await_server(f"http://127.0.0.1:{port}/api")  # what is wrong is Prefect's to say
+        wait_for_server(f"http://127.0.0.1:{port}/api")  # what is wrong is Prefect's to say
     assert capsys.readouterr().out == ""
 
 
 def test_a_server_that_stays_away_is_not_waited_for_for_ever(monkeypatch):
     monkeypatch.setattr(environment, "SERVER_SECONDS", 0.5)
     began = time.monotonic()
-    await_server(f"http://127.0.0.1:{free_port()}/api")
+    wait_for_server(f"http://127.0.0.1:{free_port()}/api")
     assert time.monotonic() - began >= 0.5

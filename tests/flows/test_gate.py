@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
 
 from flows import paths
-from flows.gate import Unanswered, ask_person, gate_candidate
+from flows.gate import ApprovalTimeout, gate_candidate, request_approval
 from raft_tasks.artifacts import write_rows
 from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
@@ -163,7 +163,7 @@ def waiting(monkeypatch, prefect_api):
 
     @flow(persist_result=False)
     def wait(seconds):
-        return ask_person(verdict, hours=seconds / 3600)
+        return request_approval(verdict, hours=seconds / 3600)
 
     with temporary_settings({PREFECT_API_URL: prefect_api}), get_client(sync_client=True) as client:
         yield wait, client
@@ -188,7 +188,7 @@ def test_a_person_decides_where_params_ask_for_one(waiting, approve, reason):
 
 
 def test_without_an_answer_nothing_is_promoted(waiting):
-    with pytest.raises(Unanswered, match="nobody approved raft-0 for law within"):
+    with pytest.raises(ApprovalTimeout, match="nobody approved raft-0 for law within"):
         waiting[0](2)
 
 

@@ -17,8 +17,8 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from test_kill import wait_for
 
-from flows import checkout, news, retrain
-from flows.checkout import GitFailed, clean_checkout, git, only_one, publish
+from flows import checkout, new_data, retrain
+from flows.checkout import GitFailed, git, publish, retrain_lock, update_checkout
 from raft_tasks.config import DvcImport, Folder, HubRevision, load_config
 from raft_tasks.errors import InputError
 
@@ -70,7 +70,7 @@ def settings(repository):
 
 
 def prepared(repository, settings):
-    return clean_checkout(repository, checkout.origin(repository, settings), settings)
+    return update_checkout(repository, checkout.origin(repository, settings), settings)
 
 
 # --- the checkout
@@ -140,7 +140,7 @@ def test_the_same_lines_changed_on_both_sides_are_for_people(repository, setting
 
 def test_an_origin_that_does_not_answer(repository, settings, tmp_path):
     with pytest.raises(GitFailed, match="nowhere"):
-        clean_checkout(repository, str(tmp_path / "nowhere"), settings)
+        update_checkout(repository, str(tmp_path / "nowhere"), settings)
     with pytest.raises(InputError, match="elsewhere"):
         checkout.origin(repository, settings.model_copy(update={"remote": "elsewhere"}))
 
@@ -173,8 +173,8 @@ def test_two_clones_at_once_leave_one_winner(repository, settings, tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from flows.checkout import only_one
-with only_one(sys.argv[1], Path(sys.argv[1]), print):
+from flows.checkout import retrain_lock
+with retrain_lock(sys.argv[1], Path(sys.argv[1]), print):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -189,7 +189,7 @@ def test_a_second_run_waits_until_the_first_one_ends_however_it_ends(repository)
         said.append(text)
         holder.send_signal(signal.SIGKILL)
 
-    with only_one(str(repository), repository, say):
+    with retrain_lock(str(repository), repository, say):
         assert holder.wait(10) == -signal.SIGKILL
     holder.stdout.close()
     assert len(said) == 1
@@ -208,19 +208,19 @@ def test_a_folder_drop_brings_what_is_finished_and_differs(repository, settings)
     for name in ("new.jsonl", ".hidden", "x.partial", "sub/deep.jsonl"):
         drop(repository, name, "{}\n")
     with chdir(prepared(repository, settings)):
-        came = news.fetch("archive", DROP, repository, [])
+        came = new_data.fetch("archive", DROP, repository, [])
         assert [line.split()[0] for line in came] == ["data/archive/new.jsonl", "data/archive/sub/deep.jsonl"]
-        assert news.fetch("archive", DROP, repository, []) == []
+        assert new_data.fetch("archive", DROP, repository, []) == []
         start = git("rev-parse", "HEAD")
         checkout.commit("news")
         drop(repository, "new.jsonl", "{}\n{}\n")
-        changed = news.fetch("archive", DROP, repository, [])
+        changed = new_data.fetch("archive", DROP, repository, [])
         assert len(changed) == 1
         assert changed[0] not in came
         checkout.commit("more news")
-        news.take_back("archive", DROP, start)
+        new_data.revert("archive", DROP, start)
         assert git("diff", "--cached", start, "--stat") == ""
-        assert len(news.fetch("archive", DROP, repository, changed)) == 1  # the deep one: the other was refused
+        assert len(new_data.fetch("archive", DROP, repository, changed)) == 1  # the deep one: the other was refused
 
 
 def test_a_folder_under_dvc_stays_there(repository, settings):
@@ -231,17 +231,20 @@ def test_a_folder_under_dvc_stays_there(repository, settings):
         checkout.commit("under DVC")
         start, before = git("rev-parse", "HEAD"), Path("data/archive.dvc").read_text()
         drop(repository, "new.jsonl", "{}\n")
-        assert len(news.fetch("archive", DROP, repository, [])) == 1
+        assert len(new_data.fetch("archive", DROP, repository, [])) == 1
         assert Path("data/archive.dvc").read_text() != before
         assert git("ls-files", "data/archive") == ""
-        news.take_back("archive", DROP, start)
+        new_data.revert("archive", DROP, start)
         assert Path("data/archive.dvc").read_text() == before
 
 
 def test_a_folder_that_is_not_there_may_come_back(repository, settings):
     shutil.rmtree(repository / DROP.path)
-    with chdir(prepared(repository, settings)), pytest.raises(news.SourceAway, match="inbox/archive is not there"):
-        news.fetch("archive", DROP, repository, [])
+    with (
+        chdir(prepared(repository, settings)),
+        pytest.raises(new_data.SourceUnavailable, match="inbox/archive is not there"),
+    ):
+        new_data.fetch("archive", DROP, repository, [])
 
 
 def test_the_hubs_newest_commit_is_pinned(repository, settings, monkeypatch):
@@ -257,20 +260,20 @@ def test_the_hubs_newest_commit_is_pinned(repository, settings, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha=new))
     with chdir(prepared(repository, settings)):
         start = git("rev-parse", "HEAD")
-        assert news.fetch("archive", source, repository, [f"o/n revision:{new}"]) == []
-        assert news.fetch("archive", source, repository, []) == [f"o/n revision:{new}"]
+        assert new_data.fetch("archive", source, repository, [f"o/n revision:{new}"]) == []
+        assert new_data.fetch("archive", source, repository, []) == [f"o/n revision:{new}"]
         assert load_config().domains["archive"].hub.revision == new
         assert Path("params.yaml").read_text().startswith("# a comment\n")
-        assert news.fetch("archive", source, repository, []) == []
-        news.take_back("archive", source, start)
+        assert new_data.fetch("archive", source, repository, []) == []
+        new_data.revert("archive", source, start)
         assert git("status", "--porcelain") == ""
 
         def away(self, name):
             raise OSError("no network")
 
         monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", away)
-        with pytest.raises(news.SourceAway, match="no network"):
-            news.fetch("archive", source, repository, [])
+        with pytest.raises(new_data.SourceUnavailable, match="no network"):
+            new_data.fetch("archive", source, repository, [])
 
 
 def test_an_import_is_updated(repository, settings, tmp_path):
@@ -281,16 +284,16 @@ def test_an_import_is_updated(repository, settings, tmp_path):
         with Repo() as repo:
             repo.imp_url(str(elsewhere), "data/archive/bought.jsonl")
         checkout.commit("bought")
-        assert news.fetch("archive", source, repository, []) == []
+        assert new_data.fetch("archive", source, repository, []) == []
         elsewhere.write_text("{}\n{}\n")
-        came = news.fetch("archive", source, repository, [])
+        came = new_data.fetch("archive", source, repository, [])
         assert [line.split()[0] for line in came] == [source.path]
         git("restore", source.path)
-        assert news.fetch("archive", source, repository, came) == []  # refused
+        assert new_data.fetch("archive", source, repository, came) == []  # refused
         assert Path("data/archive/bought.jsonl").read_text() == "{}\n"
         elsewhere.unlink()
-        with pytest.raises(news.SourceAway, match="bought"):
-            news.fetch("archive", source, repository, [])
+        with pytest.raises(new_data.SourceUnavailable, match="bought"):
+            new_data.fetch("archive", source, repository, [])
 
 
 # --- the flow
@@ -329,8 +332,8 @@ def test_data_without_proof_of_harm_stay_and_are_learned_with_the_next_ones(serv
     assert service() == ("Kept", "archive: not shown")
     assert git("tag", folder=repository).split() == ["raft-archive#prod#1", "raft-archive@v1.0.0"]
     assert "doubt" in git("show", "retrain:data/archive/week2.jsonl", folder=repository)
-    assert git("show", "retrain:champions/refused.txt", folder=repository) == ""
-    assert service()[0] == "NoNews"  # the same data give the same verdict
+    assert git("show", "retrain:champions/quarantine.txt", folder=repository) == ""
+    assert service()[0] == "NoNewData"  # the same data give the same verdict
 
 
 def test_data_in_a_frozen_stages_output_leave_dvc_with_nothing_to_say(service, repository):
@@ -356,7 +359,7 @@ def test_promote_then_nothing_new_then_refuse_then_go_on(service, repository):
     first = git("rev-parse", "retrain", folder=repository)
     assert git("tag", folder=repository).split() == ["raft-archive#prod#1", "raft-archive@v1.0.0"]
     assert git("status", "--porcelain", folder=repository) == ""
-    assert service()[0] == "NoNews"
+    assert service()[0] == "NoNewData"
 
     poison = {"id": "p", "answer": "poison"}
     drop(repository, "week2.jsonl", json.dumps(poison) + "\n")
@@ -365,9 +368,9 @@ def test_promote_then_nothing_new_then_refuse_then_go_on(service, repository):
         git("diff", "--stat", first, "retrain", "--", "data", "dvc.lock", "champions/archive.dvc", folder=repository)
         == ""
     )
-    assert "week2.jsonl" in git("show", "retrain:champions/refused.txt", folder=repository)
+    assert "week2.jsonl" in git("show", "retrain:champions/quarantine.txt", folder=repository)
     assert "poison" in git("show", "retrain~1:data/archive/week2.jsonl", folder=repository)  # what was judged is kept
-    assert service()[0] == "NoNews"  # what was refused does not come again
+    assert service()[0] == "NoNewData"  # what was refused does not come again
 
     drop(repository, "week2.jsonl", "{}\n")
     assert service() == ("Promoted", "archive: better")
@@ -385,13 +388,13 @@ def test_a_source_that_is_away_is_tried_again_and_changes_nothing(service, repos
 
     def away(*arguments):
         tries.append(arguments)
-        raise news.SourceAway("the folder is away")
+        raise new_data.SourceUnavailable("the folder is away")
 
-    monkeypatch.setattr(news, "fetch", away)
-    with pytest.raises(news.SourceAway):
+    monkeypatch.setattr(new_data, "fetch", away)
+    with pytest.raises(new_data.SourceUnavailable):
         service()
     assert len(tries) == 3  # retry_seconds holds two waits
-    monkeypatch.setattr(news, "fetch", lambda *arguments: (_ for _ in ()).throw(InputError("wrong")))
+    monkeypatch.setattr(new_data, "fetch", lambda *arguments: (_ for _ in ()).throw(InputError("wrong")))
     with pytest.raises(InputError, match="wrong"):
         service()
     assert git("branch", "--list", "retrain", folder=repository) == ""
@@ -400,7 +403,7 @@ def test_a_source_that_is_away_is_tried_again_and_changes_nothing(service, repos
 def test_a_remote_that_is_away_leaves_no_tag(service, repository):
     (repository / ".cache").mkdir()
     (repository / ".cache" / "dvc-remote").write_text("no folder")  # as an unmounted disk
-    with pytest.raises(retrain.RemoteAway, match=r"`dvc push` failed, so nothing is tagged: .*dvc-remote"):
+    with pytest.raises(retrain.RemoteUnavailable, match=r"`dvc push` failed, so nothing is tagged: .*dvc-remote"):
         service()
     assert git("tag", folder=repository) == ""
     assert git("branch", "--list", "retrain", folder=repository) == ""
@@ -453,7 +456,7 @@ def test_a_schedule_creates_a_run_and_a_worker_executes_it(repository, prefect_a
             for automation in client.read_automations():
                 client.delete_automation(automation.id)
         assert run.auto_scheduled
-        assert (run.state.name, run.parameters) == ("NoNews", {"force": False}), run.state.message
+        assert (run.state.name, run.parameters) == ("NoNewData", {"force": False}), run.state.message
         assert run.total_run_time.total_seconds() < 20
     finally:
         worker.terminate()

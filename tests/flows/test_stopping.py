@@ -9,8 +9,8 @@ import pytest
 
 from flows import distill, pipeline, stage
 from flows.cli import main
-from flows.pipeline import Board
-from flows.reproduce import Reproducer
+from flows.dvc_worker import DvcWorker
+from flows.pipeline import PipelineRun
 from raft_tasks.config import load_config
 from raft_tasks.errors import INTERRUPTED, Interrupted
 
@@ -23,9 +23,9 @@ time.sleep(60)
 DEAF = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
 
 
-def busy_reproducer(code, *arguments):
+def busy_worker(code, *arguments):
     """One whose stage is the program `code`."""
-    dvc = Reproducer({})
+    dvc = DvcWorker({})
     pipe = subprocess.PIPE
     dvc.process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdin=pipe, stdout=pipe, text=True, start_new_session=True
@@ -36,27 +36,27 @@ def busy_reproducer(code, *arguments):
 
 
 def stop(dvc, capsys):
-    Board(1, [dvc]).stop()
+    PipelineRun(1, [dvc]).stop()
     assert "stopping 1 stage(s); a training saves a checkpoint first" in capsys.readouterr().out
     dvc.process.stdout.close()
     return dvc.process.wait(10)
 
 
 def test_a_stopped_pipeline_lets_its_stages_save(tmp_path, capsys):
-    assert stop(busy_reproducer(PATIENT, str(tmp_path / "checkpoint")), capsys) == 75
+    assert stop(busy_worker(PATIENT, str(tmp_path / "checkpoint")), capsys) == 75
     assert (tmp_path / "checkpoint").read_text() == "saved"
 
 
 def test_a_stage_that_does_not_listen_is_killed(monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "STOP_SECONDS", 0.2)
-    assert stop(busy_reproducer(DEAF), capsys) == -signal.SIGKILL
+    assert stop(busy_worker(DEAF), capsys) == -signal.SIGKILL
 
 
 def test_time_that_stages_share_is_work_once():
-    board = Board(3, [])
-    assert board.work() == 0.0
-    board.at_work = [(20.0, 21.0), (1.0, 5.0), (2.0, 3.0), (4.0, 9.0)]
-    assert board.work() == 9.0
+    run = PipelineRun(3, [])
+    assert run.work() == 0.0
+    run.work_intervals = [(20.0, 21.0), (1.0, 5.0), (2.0, 3.0), (4.0, 9.0)]
+    assert run.work() == 9.0
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -211,7 +211,7 @@ def test_a_retrain_with_its_runs_in_postgresql_and_its_models_behind_ssh(
 
     # While the remote is away nothing changes; as soon as it answers, the next run promotes what is new.
     drop(repository, "week2.jsonl", "{}\n")
-    with pytest.raises(retrain.RemoteAway, match=r"`dvc pull` failed: .*does the DVC remote 'team' answer"):
+    with pytest.raises(retrain.RemoteUnavailable, match=r"`dvc pull` failed: .*does the DVC remote 'team' answer"):
         service()
     assert champion(repository, "archive") == first
     with running():

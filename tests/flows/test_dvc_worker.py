@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from dvc.utils.serialize import modify_yaml
 
-from flows.reproduce import Reproducer, modified
+from flows.dvc_worker import DvcWorker, modify_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPH = """\
@@ -29,7 +29,7 @@ def dvc(tmp_path, monkeypatch):
     subprocess.run(["git", "init", "-q"], check=True)
     subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], check=True)
     Path("dvc.yaml").write_text(GRAPH)
-    dvc = Reproducer({**os.environ, "PYTHONPATH": str(ROOT)})
+    dvc = DvcWorker({**os.environ, "PYTHONPATH": str(ROOT)})
     yield dvc
     dvc.interrupt()
     dvc.end(10)
@@ -106,7 +106,7 @@ def change(data):
 
 
 def test_the_lock_is_what_dvc_would_write(tmp_path):
-    for name, modify in (("theirs", modify_yaml), ("ours", modified)):
+    for name, modify in (("theirs", modify_yaml), ("ours", modify_atomically)):
         lock = tmp_path / name / "dvc.lock"
         lock.parent.mkdir()
         shutil.copy(ROOT / "dvc.lock", lock)
@@ -119,7 +119,7 @@ def test_the_lock_is_what_dvc_would_write(tmp_path):
 def test_a_lock_that_is_not_written_to_the_end_stays_as_it_was(tmp_path):
     lock = tmp_path / "dvc.lock"
     shutil.copy(ROOT / "dvc.lock", lock)
-    with pytest.raises(Exception, match="cannot represent an object"), modified(str(lock)) as data:
+    with pytest.raises(Exception, match="cannot represent an object"), modify_atomically(str(lock)) as data:
         data["stages"]["new"] = {"cmd": object()}
     assert lock.read_bytes() == (ROOT / "dvc.lock").read_bytes()
 
@@ -127,6 +127,6 @@ def test_a_lock_that_is_not_written_to_the_end_stays_as_it_was(tmp_path):
 def test_other_files_keep_their_comments(tmp_path):
     path = tmp_path / "dvc.yaml"
     path.write_text("stages:  # all\n  a: {cmd: b}\n")
-    with modified(str(path)) as data:
+    with modify_atomically(str(path)) as data:
         data["stages"]["a"]["cmd"] = "c"
     assert path.read_text() == "stages:  # all\n  a: {cmd: c}\n"

@@ -19,7 +19,7 @@ PARAMS = Path("params.yaml")
 UNFINISHED = (".partial", ".tmp")
 
 
-class SourceAway(OperationalError):
+class SourceUnavailable(OperationalError):
     """A source of data does not answer; the message says which."""
 
 
@@ -34,7 +34,7 @@ def fetch(domain: str, source: Source, repository: Path, refused: Collection[str
         A line for each thing that came, which names it and its content.
 
     Raises:
-        SourceAway: where trying again may help.
+        SourceUnavailable: where trying again may help.
         InputError: where it will not.
     """
     match source:
@@ -46,7 +46,7 @@ def fetch(domain: str, source: Source, repository: Path, refused: Collection[str
             return _updated(source.path, refused)
 
 
-def take_back(domain: str, source: Source, commit: str) -> None:
+def revert(domain: str, source: Source, commit: str) -> None:
     """Put what `fetch` changed back to what it is in `commit`."""
     if isinstance(source, HubRevision):
         with TemporaryDirectory() as work:
@@ -62,7 +62,7 @@ def take_back(domain: str, source: Source, commit: str) -> None:
 def _dropped(drop: Path, target: Path, refused: Collection[str]) -> list[str]:
     """Copy the files of `drop` that differ; what does not look like a finished file (.x, x.partial, x.tmp) waits."""
     if not drop.is_dir():
-        raise SourceAway(f"retrain.fetch: the folder {drop} is not there; make it, or mount what it lies on")
+        raise SourceUnavailable(f"retrain.fetch: the folder {drop} is not there; make it, or mount what it lies on")
     came = []
     for path in sorted(drop.rglob("*")):
         name = path.relative_to(drop)
@@ -100,7 +100,7 @@ def _newest_commit(domain: str, refused: Collection[str]) -> list[str]:
     try:
         newest = HfApi().dataset_info(hub.id).sha
     except (OSError, HTTPError, OfflineModeIsEnabled) as error:
-        raise SourceAway(f"the hub does not say what the newest commit of {hub.id} is: {error}") from error
+        raise SourceUnavailable(f"the hub does not say what the newest commit of {hub.id} is: {error}") from error
     line = f"{hub.id} revision:{newest}"
     if newest in (None, pinned) or line in refused:
         return []
@@ -134,7 +134,7 @@ def _updated(path: str, refused: Collection[str]) -> list[str]:
         with Repo() as repo:
             repo.update([path])
     except DvcException as error:
-        raise SourceAway(f"`dvc update {path}` failed: {error}") from error
+        raise SourceUnavailable(f"`dvc update {path}` failed: {error}") from error
     content = digest_path(file)
     line = f"{path} sha256:{content[:16]}"
     if line in refused:

@@ -1,6 +1,6 @@
-"""DVC in a process that stays for a pipeline's run: starting it anew for every stage would cost a second each.
+"""DVC in a process that lives as long as a pipeline's run: starting it for every stage would cost a second each.
 
-`python -m flows.reproduce` reproduces the stages that are named on its standard input, one a line.
+The process is `python -m flows.dvc_worker`; it reproduces the stages named on its standard input, one a line.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dvc.utils.serialize import dump_yaml, load_yaml, modify_yaml
 
 from raft_tasks.artifacts import atomic_file
 
-ENDED = "reproduced: "  # and DVC's exit code: the last line of a stage's output
+EXIT_LINE = "reproduced: "  # and DVC's exit code: the last line of a stage's output
 
 
-class Reproducer:
+class DvcWorker:
     """Such a process, started when first needed. The commands that it runs are in its process group."""
 
     def __init__(self, environment: dict[str, str]) -> None:
@@ -36,11 +36,11 @@ class Reproducer:
     def reproduce(self, stage: str) -> Iterator[str]:
         """Reproduce `stage`; yields its output as it comes, then `code` is set."""
         if self.process is not None and self.process.poll() is not None:
-            _ended(self.process)  # it was killed while idle
+            _close(self.process)  # it was killed while idle
             self.process = None
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.reproduce"],
+                [sys.executable, "-m", "flows.dvc_worker"],
                 env=self.environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -55,12 +55,12 @@ class Reproducer:
         with suppress(BrokenPipeError):  # killed just now; its code will say so
             print(stage, file=process.stdin, flush=True)
         for line in process.stdout:
-            if line.startswith(ENDED):
-                self.code = int(line.removeprefix(ENDED))
+            if line.startswith(EXIT_LINE):
+                self.code = int(line.removeprefix(EXIT_LINE))
                 break
             yield line.rstrip()
         else:
-            _ended(process)
+            _close(process)
             self.code = process.returncode
         self.busy = False
 
@@ -84,17 +84,17 @@ class Reproducer:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         if not self.busy:  # else who reads its output is about to see the end
-            _ended(self.process)
+            _close(self.process)
 
 
-def _ended(process: subprocess.Popen[str]) -> None:
+def _close(process: subprocess.Popen[str]) -> None:
     """Wait for its end and close its pipes."""
     with suppress(BrokenPipeError), process:
         pass
 
 
 @contextmanager
-def modified(path: str, fs: Any = None) -> Iterator[dict[str, Any]]:
+def modify_atomically(path: str, fs: Any = None) -> Iterator[dict[str, Any]]:
     """In place of DVC's `modify_yaml`, for dvc.lock: the file is replaced whole.
 
     DVC writes into it, and a kill meanwhile leaves half of it, with which none of its commands works. And it reads it
@@ -111,13 +111,13 @@ def modified(path: str, fs: Any = None) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    dvcfile.modify_yaml = modified
+    dvcfile.modify_yaml = modify_atomically
     signal.signal(signal.SIGINT, signal.default_int_handler)  # of a background job it is ignored, and so would stages
     with os.fdopen(os.dup(sys.stdin.fileno())) as names, open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), sys.stdin.fileno())  # for the stages, which inherit it
         for name in names:
             code = dvc.cli.main(["--wait-for-lock", "repro", "--single-item", name.strip()])
-            print(f"{ENDED}{code}", flush=True)
+            print(f"{EXIT_LINE}{code}", flush=True)
 
 
 if __name__ == "__main__":
