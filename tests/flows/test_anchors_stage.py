@@ -25,7 +25,7 @@ def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, prefect_api):
     (project / "params.yaml").write_text(yaml.safe_dump(config))
     for stage in (["models"], ["ingest", "archive"], ["anchors"]):
         done = subprocess.run(
-            [sys.executable, "-m", f"flows.{stage[0]}", *stage[1:]], cwd=project, capture_output=True, text=True,
+            [sys.executable, "-m", "flows.cli", "stage", *stage], cwd=project, capture_output=True, text=True,
             env={**os.environ, "PREFECT_API_URL": prefect_api}, timeout=200, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
