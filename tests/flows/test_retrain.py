@@ -50,7 +50,7 @@ def commit_all(folder, message="change"):
 def template(tmp_path_factory):
     """A repository with a small graph."""
     folder = copy_project(tmp_path_factory.mktemp("template"), {"retrain": {"retry_seconds": [0.0, 0.0]}})
-    for heavy in ("benchmarks", "docs", "models", "tests", "worlds"):
+    for heavy in ("benchmarks", "docs", "tests", "worlds"):
         shutil.rmtree(folder / heavy)
     (folder / "dvc.yaml").write_text(GRAPH)
     (folder / "dvc.lock").unlink()
