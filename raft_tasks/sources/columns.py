@@ -3,7 +3,7 @@
 Of a file with the columns `instruction`, `input` (empty in every row) and `output`:
 
     Recognised(columns={"question": "instruction", "answer": "output"}, chat=None,
-               text="took `instruction` as the question, `output` as the answer; not used: `input`")
+               text="took `instruction` as the question, `output` as the answer; not used: 'input'")
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from raft_tasks.sources.files import SourceError
+from raft_tasks.sources.files import INPUTS, SourceError
 
 QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "input")  # `input` only where no other one is
 ANSWERS = ("answer", "response", "completion", "output", "target")
@@ -69,9 +69,14 @@ def recognise_columns(path: Path, question: str | None = None, answer: str | Non
         if wrong:
             raise SourceError(f"{listed}: {name!r} holds a {type(wrong[0]).__name__}, expected text; {NAME_THEM}")
     text = f"took {' and '.join(f'`{name}`' for name in questions[0])} as the question, `{answers[0]}` as the answer"
-    unused = [f"`{name}`" for name in names if name not in used]
-    columns = {"question": questions[0] if len(questions[0]) > 1 else questions[0][0], "answer": answers[0]}
-    return Recognised(columns, None, f"{text}; not used: {', '.join(unused)}" if unused else text)
+    unused = [name for name in names if name not in used]
+    inputs = [name for name in unused if name.lower() in INPUTS and any(row.get(name) for row in rows)]
+    if inputs and question is None:
+        whole = ",".join([*inputs, *questions[0]])
+        raise SourceError(f"{listed}: {inputs} may belong to the question; {NAME_THEM}, such as --question {whole}")
+    columns: dict[str, str | list[str]] = {"question": questions[0] if len(questions[0]) > 1 else questions[0][0]}
+    columns |= {"answer": answers[0]} | ({"unused": inputs} if inputs else {})
+    return Recognised(columns, None, f"{text}; not used: {', '.join(map(repr, unused))}" if unused else text)
 
 
 def _question_columns(names: list[str], rows: list[dict[str, Any]]) -> list[list[str]]:

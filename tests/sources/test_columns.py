@@ -22,9 +22,9 @@ def written(folder: Path, *rows: dict[str, object]) -> Path:
     [
         ({"question": "?", "answer": "!"}, ("question", "answer"), "took `question` as the question"),
         ({"prompt": "?", "completion": "!"}, ("prompt", "completion"), "took `prompt` as the question, `completion`"),
-        ({"prompt": "?", "response": "!", "id": 1}, ("prompt", "response"), "not used: `id`"),
+        ({"prompt": "?", "response": "!", "id": 1}, ("prompt", "response"), "not used: 'id'"),
         ({"Question": "?", "Answer": "!"}, ("Question", "Answer"), "took `Question`"),
-        ({"instruction": "?", "input": "", "output": "!"}, ("instruction", "output"), "not used: `input`"),
+        ({"instruction": "?", "input": "", "output": "!"}, ("instruction", "output"), "not used: 'input'"),
         ({"instruction": "?", "input": "x", "output": "!"}, (["instruction", "input"], "output"), "`instruction` and"),
         ({"input": "?", "output": "!"}, ("input", "output"), "took `input` as the question, `output` as the answer"),
     ],
@@ -49,6 +49,7 @@ def test_conversations_are_taken_as_such(tmp_path, column):
         ({"a": "?", "b": "!"}, r"has the columns 'a', 'b': .* got none and none; name them: --question COLUMN"),
         ({"question": "?", "answer": "!", "response": "!"}, r"got \['question'\] and \['answer', 'response'\]"),
         ({"question": "?", "query": "?", "input": "x", "answer": "!"}, r"got \['question', 'query', 'input'\]"),
+        ({"question": "?", "context": "x", "answer": "!"}, r"such as --question context,question"),
         ({"prompt": [{"role": "user"}], "completion": "!"}, r"'prompt' holds a list, expected text"),
     ],
 )
@@ -58,6 +59,9 @@ def test_what_is_ambiguous_or_unknown_is_asked_for(tmp_path, row, message):
 
 
 def test_columns_that_are_named_decide(tmp_path):
+    path = written(tmp_path, {"question": "?", "context": "x", "answer": "!"})
+    columns = recognise_columns(path, "question", "answer").columns
+    assert columns == {"question": "question", "answer": "answer", "unused": ["context"]}
     path = written(tmp_path, {"a": "?", "b": "x", "answer": "!", "response": "!"})
     assert recognise_columns(path, "a,b", "response").columns == {"question": ["a", "b"], "answer": "response"}
     with pytest.raises(SourceError, match="but not 'c'; name them"):

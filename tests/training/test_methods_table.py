@@ -1,11 +1,13 @@
-"""Every row of params.yaml and of the profile trains: two steps of a tiny model, sizes cut down to it."""
+"""Every row of params.yaml and of a preset trains: two steps of a tiny model, sizes cut down to it."""
 
 from pathlib import Path
 
 import pytest
 from tiny import job, pairs, save_anchors, train
 
-from raft_tasks.config import load_config
+from flows.init import params_text
+from raft_tasks.artifacts import parse_yaml
+from raft_tasks.config import load_config, parse_config
 from raft_tasks.training.train import train_model
 
 ROOT = Path(__file__).parents[2]
@@ -14,8 +16,9 @@ ROOT = Path(__file__).parents[2]
 def small_rows():
     """(name, row) of all rows; those that then differ in what is taken back alone, or in nothing, once."""
     rows = {}
-    for file in ("params.yaml", "profiles/smollm3-3b.yaml"):
-        for name, method in load_config(ROOT / file).methods.items():
+    preset = parse_config(parse_yaml(params_text("smollm3-3b", "mine", None, None), "smollm3-3b"))
+    for config in (load_config(ROOT / "params.yaml"), preset):
+        for name, method in config.methods.items():
             row = method.model_copy(update={"merge": None})
             if row.distillation is not None:
                 sampler = row.distillation.sampler.model_copy(update={"batch_size": 4})
