@@ -108,9 +108,17 @@ def test_domain_files_lie_where_dvc_watches():
 
 def test_the_readme_tree_names_files_that_exist():
     tree = re.search(r"```text\n(.*?)```", Path("README.md").read_text(), re.DOTALL).group(1)
-    names = re.findall(r"^(\S+)\s{2,}\S", tree, re.MULTILINE)
-    assert len(names) > 15
+    names, folder = [], ""
+    for indent, name in re.findall(r"^( *)(\S+)\s{2,}\S", tree, re.MULTILINE):
+        folder = folder if indent else name
+        names.append(folder + name if indent else name)
+    assert len(names) > 10
     assert [name for name in names if not Path(name).exists()] == []
+
+
+def test_the_readme_is_short():
+    assert len(Path("README.md").read_text().splitlines()) <= 120
+    assert len(Path("params.yaml").read_text().splitlines()) <= 60
 
 
 def test_dvc_can_read_the_graph():
