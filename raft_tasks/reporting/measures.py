@@ -234,14 +234,15 @@ def _flip_tests(
     after: Mapping[Part, Outcomes], before: Mapping[Part, Outcomes], parts: Sequence[Part]
 ) -> dict[str, FlipTest]:
     """Per task: items lost and won, with McNemar's exact test of both; `p_holm` is corrected for these tasks."""
+    tests = {part[0]: degradation(after[part], before[part]) for part in parts}
+    adjusted = iter(holm([test.p for test in tests.values() if test]))
     rows: dict[str, FlipTest] = {}
-    for part in parts:
-        test = degradation(after[part], before[part])
-        row = asdict(test) if test else {"lost": None, "won": None, "p": None, "p_per_seed": None}
-        rows[part[0]] = cast("FlipTest", {**row, "p_holm": None})
-    tested = [row for row in rows.values() if row["p"] is not None]
-    for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row["p_holm"], row["p_per_seed"] = adjusted, list(row["p_per_seed"] or [])
+    for task, test in tests.items():
+        if test is None:
+            rows[task] = {"lost": None, "won": None, "p": None, "p_per_seed": None, "p_holm": None}
+        else:
+            row = cast("FlipTest", {**asdict(test), "p_holm": next(adjusted)})
+            rows[task] = {**row, "p_per_seed": list(test.p_per_seed)}
     return rows
 
 

@@ -85,7 +85,7 @@ def test_a_clone_shows_what_its_remote_has(four_weeks, tmp_path_factory, monkeyp
     clone = tmp_path_factory.mktemp("clone")
     git("clone", "-q", "--single-branch", "--no-tags", "--branch", "main", str(four_weeks), str(clone))
     text = (ROOT / "params.yaml").read_text()
-    changed = text.replace("\n  remote: null ", "\n  remote: origin ")
+    changed = text.replace("\nretrain: {", "\nretrain: {remote: origin, ")
     assert changed != text
     (clone / "params.yaml").write_text(changed)
     (clone / "models").symlink_to(ROOT / "models")
@@ -96,7 +96,7 @@ def test_a_clone_shows_what_its_remote_has(four_weeks, tmp_path_factory, monkeyp
 def test_the_pages_name_the_newest_first_and_need_nothing_beside_them(four_weeks):
     write_history(history(four_weeks), four_weeks / "reports")
     page = (four_weeks / "reports/history.html").read_text()
-    assert "2 promoted, 1 kept as they were, 1 rolled back" in page
+    assert "2 promoted, 1 kept the model in production, 1 rolled back" in page
     assert "In production: raft-archive@v1.0.0" in page
     assert page.index("rolled back</td>") < page.index("kept</td>")
     assert "&lt;e&gt;" in page

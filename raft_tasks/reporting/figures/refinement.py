@@ -47,7 +47,8 @@ def judges(refinement: Refinement) -> str:
         for position, judge in enumerate(rows.values()):
             ends = np.array([judge["rewrites"], judge["chosen"]], dtype=np.float64)
             panel.axes.plot(ends, [position] * 2, color=FAINT, linewidth=4, zorder=1)
-        rewrites, chosen = ([judge[key] for judge in rows.values()] for key in ("rewrites", "chosen"))  # type: ignore[literal-required]
+        rewrites = np.array([judge["rewrites"] for judge in rows.values()], dtype=np.float64)
+        chosen = np.array([judge["chosen"] for judge in rows.values()], dtype=np.float64)
         panel.axes.scatter(rewrites, range(len(rows)), color="white", edgecolor=INK, label="rewrites", zorder=2)
         panel.axes.scatter(chosen, range(len(rows)), color=BLUE, label="selected answers", zorder=3)
         panel.name_rows(list(rows))
