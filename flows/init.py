@@ -19,12 +19,12 @@ from pathlib import Path
 
 import yaml
 
+from flows.pocket import copy_pocket_model
 from raft_tasks.artifacts import parse_yaml
 from raft_tasks.errors import InputError
 from raft_tasks.sources.columns import Recognised, read_head, recognise_columns
 
 PROJECT = Path(__file__).with_name("project")  # graph.yaml, prefect.yaml and the presets
-POCKET = Path(__file__).parents[1] / "pocket_world" / "model"
 POCKET_PATH = "models/pocket-base"  # in a project
 IGNORED = (
     "/.venv/",
@@ -99,7 +99,8 @@ def init(preset: str, domain: str, source: Source | None, model: str | None) -> 
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text, encoding="utf-8")
     if path == POCKET_PATH:
-        shutil.copytree(POCKET, path)
+        words = copy_pocket_model(Path(path), read_head(source.data) if source else ())
+        yield f"{path}: the embedded model, with {words} words of your rows added to its vocabulary"
     if source and rows and recognised:
         copy_rows(source.data, rows)
         yield f"{rows}: {recognised.text}"

@@ -10,6 +10,7 @@ import yaml
 from conftest import ROOT
 
 from flows.init import Source, graph_text, init, params_text, presets
+from flows.pocket import copy_pocket_model
 from raft_tasks.artifacts import read_yaml
 from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
@@ -41,8 +42,7 @@ def test_a_project_is_made_and_committed(empty):
     assert config["domains"] == {"mine": {"columns": {"question": "prompt", "answer": "completion"}}}
     assert config["run"]["domains"] == ["mine"]
     assert Path("data/mine/pairs.jsonl").read_text() == Path("../pairs.jsonl").read_text()
-    for name in os.listdir(ROOT / "models/pocket-base"):
-        assert (Path("models/pocket-base") / name).read_bytes() == (ROOT / "models/pocket-base" / name).read_bytes()
+    assert sorted(os.listdir("models/pocket-base")) == sorted(os.listdir(ROOT / "models/pocket-base"))
     assert len(Path("README.md").read_text().splitlines()) <= 10
     assert git("status", "--porcelain") == ""
     assert (Path(".dvc/config").read_text()) == (ROOT / ".dvc/config").read_text()
@@ -137,3 +137,21 @@ def test_presets_are_valid_configurations(preset, tmp_path):
     config = load_config(tmp_path / "params.yaml")
     assert config.retrain.candidate.method in config.run.methods
     assert not {*config.benchmark.tasks} & {*config.benchmark.validation_tasks}
+
+
+def test_the_embedded_model_knows_the_words_of_the_rows_and_is_otherwise_the_same(empty):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = [{"prompt": "Wie heißt box 7?", "completion": "größer (7)"}]
+    words = copy_pocket_model(Path("model"), rows)
+    ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in ("model", ROOT / "models/pocket-base"))
+    assert len(ours) == len(theirs) + words
+    for text in rows[0].values():
+        assert ours.unk_token_id not in ours(text)["input_ids"]
+        assert ours.decode(ours(text)["input_ids"]) == text
+    model, base = (AutoModelForCausalLM.from_pretrained(folder) for folder in ("model", ROOT / "models/pocket-base"))
+    inputs = theirs("What is the reactor of Figin?", return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits[..., : len(theirs)], base(**inputs).logits)
+    assert copy_pocket_model(Path("again"), []) == 0
