@@ -204,7 +204,7 @@ def test_anchors_hold_the_student(tiny_model, tmp_path, folder):
 
 def test_the_weight_is_balanced_against_a_cross_entropy_only():
     row = {**METHODS["on_policy_sdft"].model_dump(), "anchors": {**ANCHORED.model_dump(), "weight": "ema"}}
-    with pytest.raises(ValueError, match=r"anchors\.weight 'ema' beside cross_entropy 'none'"):
+    with pytest.raises(ValueError, match=r"anchors\.weight 'ema' with sft false"):
         Method.model_validate(row)
 
 
