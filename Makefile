@@ -34,8 +34,8 @@ check: $(STAMP)  ## style, types, import contracts, tests
 smoke: $(STAMP)  ## a short real run of the pipeline, from scratch, in a temporary clone
 	@$(BIN)/python tests/smoke.py
 
-reference: $(STAMP)  ## write docs/reference/config.md from the configuration's types
-	@$(BIN)/python -c "from raft_tasks.config.show import write_reference; write_reference()"
+reference: $(STAMP)  ## write docs/reference/config.md and commands.md from the code
+	@$(BIN)/python -m flows.reference
 
 ui: $(STAMP)  ## Prefect's page on http://127.0.0.1:4200; pipelines started meanwhile use it
 	@$(BIN)/raft ui

@@ -10,6 +10,7 @@ import pytest
 import typer
 import yaml
 
+from flows import reference
 from flows.cli import app, main
 from raft_tasks.artifacts import parse_yaml
 from raft_tasks.config import load_config
@@ -104,3 +105,7 @@ def test_config_shows_a_section_a_key_or_a_method(capsys):
     assert "train" in yaml.safe_load(capsys.readouterr().out)["properties"]
     with pytest.raises(InputError):
         raft("config", "show", "nothing")
+
+
+def test_the_reference_of_the_commands_is_current():
+    assert reference.COMMANDS.read_text(encoding="utf-8") == reference.commands(), "run `make reference`"
