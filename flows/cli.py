@@ -50,7 +50,10 @@ def init(
 
 @app.command()
 def doctor() -> None:
-    """Name everything that would make a run fail, each with what to do; exit code 1 if there is anything."""
+    """Name everything that would make a run fail, each with what to do.
+
+    The exit code is 1 if there is anything.
+    """
     from flows.doctor import find_faults, list_faults
 
     faults = find_faults()
