@@ -109,7 +109,10 @@ def resolve() -> None:
 def config_show(
     key: Annotated[str | None, typer.Argument(help="A section or key such as train.epochs, or a method.")] = None,
 ) -> None:
-    """Print the configuration in force, defaults included, as YAML; marks what params.yaml sets."""
+    """Print the configuration in force, defaults included, as YAML.
+
+    What params.yaml sets is marked.
+    """
     from raft_tasks.config import read_document
     from raft_tasks.config.show import show
 
