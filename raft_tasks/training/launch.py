@@ -94,7 +94,7 @@ def check_devices(launch: Launch) -> None:
     if 0 < devices < launch.processes:
         raise InputError(
             f"train.launch.processes is {launch.processes}, this machine has {devices} GPU(s); expected at most one "
-            "process per GPU. For several machines see docs/guides/launching.md"
+            "process per GPU. For several machines see docs/guides/training.md"
         )
 
 

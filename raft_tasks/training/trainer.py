@@ -197,7 +197,7 @@ class RaftTrainer(Trainer):
                 f"({self.distillation.sampler.kind}) differ from the trainer's by {difference:.3g} on average, "
                 f"expected at most distillation.sampling_logprob_tolerance {tolerance}. The rollouts were not sampled "
                 "from the student as it is now: stale weights in the sampler (a vLLM server that did not read them "
-                "again), another temperature, or a much coarser precision; see docs/guides/long-runs.md"
+                "again), another temperature, or a much coarser precision; see docs/guides/training.md"
             )
 
     def kl_backward(self, model: Any) -> None:

@@ -203,11 +203,11 @@ class VllmServerSampler:
         except httpx.HTTPError as error:
             raise VllmError(
                 f"the vLLM server at {self.url} does not answer {method} {path}: {error!r}. Expected one that runs as "
-                "docs/guides/long-runs.md says; distillation.sampler.url names it"
+                "docs/guides/training.md says; distillation.sampler.url names it"
             ) from error
         if response.status_code != 200:
             raise VllmError(
                 f"the vLLM server at {self.url} refused {method} {path}: {response.status_code} {response.text[:300]}\n"
-                "Expected one that was started as docs/guides/long-runs.md says (development endpoints, LoRA updates)"
+                "Expected one that was started as docs/guides/training.md says (development endpoints, LoRA updates)"
             )
         return response
