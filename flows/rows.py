@@ -36,11 +36,11 @@ def open_pool(stage: str, budget: Budget, config: Config, names: Collection[str]
     """The models `names`, and the session through which this run of `stage` makes its calls.
 
     Raises:
-        InputError: the stage `models` has not run for one of them.
+        InputError: `raft resolve` has not run for one of them.
     """
     missing = [str(path) for path in map(paths.model_identity, names) if not path.exists()]
     if missing:
-        raise InputError(f"got no {', '.join(missing)}, the identity of a model; `dvc repro models` makes it")
+        raise InputError(f"got no {', '.join(missing)}, the identity of a model; `raft resolve` writes it")
     calls = CallSession(paths.RESPONSES.absolute(), uuid.uuid4().hex, stage, budget)
     identities = {name: read_json(paths.model_identity(name)) for name in names}
     return ModelPool(calls, {name: config.models[name] for name in names}, identities)

@@ -161,7 +161,7 @@ def test_where_a_panel_is_named_it_votes_on_the_answers(inside, tmp_path, monkey
     monkeypatch.setattr("flows.compare.evaluate", evaluate)
     monkeypatch.setattr("raft_tasks.judge.vote", vote)
     command = [f"base={BASE}", f"sft={BASE}", f"other={BASE}", "--domain", "archive", "--tasks", "recall"]
-    with pytest.raises(InputError, match=r"artifacts/models/base.json.*`dvc repro models`"):
+    with pytest.raises(InputError, match=r"artifacts/models/base.json.*`raft resolve`"):
         compare(*command, "--output", str(tmp_path))
     asked.clear()
     write_json(inside / "artifacts" / "models" / "base.json", {"path": str(BASE), "sha256": "0" * 64})
