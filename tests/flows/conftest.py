@@ -8,9 +8,11 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from retrain_repository import GRAPH, commit_all
 
 from flows.environment import PIPELINE_PID
 from flows.server import wait_until_healthy
+from raft_tasks.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,3 +71,26 @@ def prefect_api(tmp_path_factory):
     yield url
     server.terminate()
     server.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A repository with a small graph."""
+    folder = copy_project(tmp_path_factory.mktemp("template"), {"retrain": {"retry_seconds": [0.0, 0.0]}})
+    for heavy in ("benchmarks", "docs", "tests", "worlds"):
+        shutil.rmtree(folder / heavy)
+    (folder / "dvc.yaml").write_text(GRAPH)
+    (folder / "dvc.lock").unlink()
+    commit_all(folder)
+    return folder
+
+
+@pytest.fixture
+def repository(template, tmp_path):
+    """Someone's workspace."""
+    return Path(shutil.copytree(template, tmp_path / "repository"))
+
+
+@pytest.fixture
+def settings(repository):
+    return load_config(repository / "params.yaml").retrain

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from retrain_repository import commit_all
 from test_kill import wait_for
-from test_retrain import commit_all, drop, repository, service, template  # noqa: F401
+from test_retrain import drop, service  # noqa: F401
 
 from flows import retrain
 from flows.checkout import git

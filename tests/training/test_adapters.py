@@ -3,8 +3,8 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_trainer import ROLLOUTS, Stop, numbers, plain_step, run, same_weights, stop_at
 from tiny import LORA, METHODS, TEACHER, distillation, job, method, pairs, save_tiny, train
+from trainer_runs import ROLLOUTS, Stop, numbers, plain_step, run, same_weights, stop_at
 
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from test_trainer import ROLLOUTS, make_trainer, one_step
 from tiny import ANCHORED, METHODS, job, save_anchors, some_anchors, train
+from trainer_runs import ROLLOUTS, make_trainer, one_step
 
 from raft_tasks.config import Method
 from raft_tasks.model_loading import load_model

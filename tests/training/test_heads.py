@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from test_adapters import lora_trainer
 from test_completion_forward import COMPLETIONS, PROMPTS, small
-from test_trainer import ROLLOUTS
 from tiny import METHODS, distillation, save_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
+from trainer_runs import ROLLOUTS
 
 from raft_tasks.config import Model
 from raft_tasks.training.completion_forward import CompletionForward, enable_completion_forward

@@ -13,8 +13,8 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_trainer import TIMES
 from tiny import ANCHORED, METHODS, REPLAY, TEACHER, pairs, save_anchors, save_tiny, train
+from trainer_runs import TIMES
 
 from raft_tasks.config import Launch, Model
 from raft_tasks.errors import InputError

@@ -30,7 +30,7 @@ def test_every_pass_takes_each_row_once_in_a_new_order():
 @pytest.mark.parametrize("micro", [4, 1])
 def test_the_gradient_is_that_of_the_weighed_sum(tiny_model, tmp_path, micro):
     """L = L_SFT + lambda L_KL + w L_replay with w = .2 / .8: against raft without replay plus the general row's own."""
-    from test_trainer import ROLLOUTS, make_trainer, moved, one_step
+    from trainer_runs import ROLLOUTS, make_trainer, moved, one_step
 
     row = method(target="fused", distillation=distillation(teacher="answer_conditioned", kl_weight=0.7))
     settings = train(micro_batch_size=micro)
@@ -57,7 +57,7 @@ def test_the_gradient_is_that_of_the_weighed_sum(tiny_model, tmp_path, micro):
 
 
 def test_a_training_with_replay_is_logged_apart_and_keeps_its_domain_steps(tiny_model, tmp_path):
-    from test_trainer import steps
+    from trainer_runs import steps
 
     settings, rows = train(), [*pairs(), *GENERAL]
     replaying = method(replay=Replay(files=["data/replay/*.jsonl"], share=0.5))
