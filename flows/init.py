@@ -147,6 +147,7 @@ def project_texts(domain: str) -> dict[str, str]:
         "README.md": README.format(domain=domain),
         ".gitignore": "\n".join([*IGNORED, ""]),
         "champions/domains.yaml": "champions: []   # domains with a model in production, written by `raft retrain`\n",
+        "champions/quarantine.txt": "",
         **{f"{folder}/.gitkeep": "" for folder in ("sweeps", f"data/{domain}")},  # DVC watches them
     }
 
