@@ -43,6 +43,7 @@ def test_a_project_is_made_and_committed(empty):
     assert config["run"]["domains"] == ["mine"]
     assert Path("data/mine/pairs.jsonl").read_text() == Path("../pairs.jsonl").read_text()
     assert sorted(os.listdir("models/pocket-base")) == sorted(os.listdir(ROOT / "models/pocket-base"))
+    assert Path("champions/quarantine.txt").read_text() == ""  # `raft retrain` reads it
     assert len(Path("README.md").read_text().splitlines()) <= 10
     assert git("status", "--porcelain") == ""
     assert (Path(".dvc/config").read_text()) == (ROOT / ".dvc/config").read_text()
