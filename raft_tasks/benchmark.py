@@ -19,7 +19,7 @@ from raft_tasks.artifacts import atomic_folder, write_json
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import DOMAIN_TASK, Suite, evaluate
 
-benchmark_model = task(evaluate, cache_policy=NO_CACHE)
+benchmark_model = task(cache_policy=NO_CACHE)(evaluate)
 
 
 @task(cache_policy=NO_CACHE)

@@ -91,16 +91,16 @@ def load_network(model: Model, dtype: torch.dtype, tokenizer: PreTrainedTokenize
             "bfloat16, which can be trained and merged. Use the model that this one was quantised from"
         )
     with quiet():
-        network, info = _explain(
+        loaded: Any = _explain(
             model,
             lambda: AutoModelForCausalLM.from_pretrained(
                 model.path, revision=model.revision, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             ),
         )
-    check_keys(model, info)
+    network: PreTrainedModel = loaded[0]
+    check_keys(model, loaded[1])
     check_vocabulary(model, network, tokenizer)
-    whole: PreTrainedModel = network
-    return whole
+    return network
 
 
 def check_keys(model: Model, info: dict[str, Any]) -> None:
@@ -124,7 +124,8 @@ def check_keys(model: Model, info: dict[str, Any]) -> None:
 
 
 def check_vocabulary(model: Model, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = network.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]  # an Embedding
+    embedding: Any = network.get_input_embeddings()
+    rows: int = embedding.weight.shape[0]
     tokens = tokenizer.get_vocab()
     outside = sorted(token for token, number in tokens.items() if number >= rows)
     if outside:

@@ -129,9 +129,9 @@ def compare_with_people(scores: Mapping[str, Scores], people: Sequence[float], a
 
 def _kappas(a: NDArray[np.float64], b: NDArray[np.float64], accept_at: float) -> dict[str, float | None]:
     """The quadratically weighted kappa of two raters' points, and the kappa of "good enough"."""
-    points = [np.rint(scores * POINTS).astype(np.int64) for scores in (a, b)]
+    points, others = (np.rint(scores * POINTS).astype(np.int64) for scores in (a, b))
     return {
-        "weighted_kappa": cohen_kappa(*points, POINTS + 1, "quadratic"),
+        "weighted_kappa": cohen_kappa(points, others, POINTS + 1, "quadratic"),
         "kappa": cohen_kappa(a >= accept_at, b >= accept_at, 2, "none"),
     }
 

@@ -194,7 +194,8 @@ def _difference(
     rules: PromotionGate, tasks: list[str], candidate: Measured, other: Measured, confidence: float
 ) -> Estimate | str:
     """The paired difference of the tasks' average, or why there is none."""
-    sides: list[list[Outcomes]] = [[], []]
+    ours: list[Outcomes] = []
+    theirs: list[Outcomes] = []
     for task in tasks:
         metric = _metric(rules, task, other)
         rows = [[row for row in model.items.get(task, ()) if metric in row.metrics] for model in (candidate, other)]
@@ -202,10 +203,10 @@ def _difference(
             return f"no outcomes of {task} by {metric} for {other.name if rows[0] else candidate.name}"
         if [row.id for row in rows[0]] != [row.id for row in rows[1]]:
             return f"{candidate.name} and {other.name} have different items of {task}"
-        for side, of_model in zip(sides, rows, strict=True):
+        for side, of_model in zip((ours, theirs), rows, strict=True):
             values = np.array([[row.metrics[metric] for row in of_model]])
             side.append(Outcomes(values, (None,), tuple(row.source for row in of_model)))
-    return difference(*sides, Bootstrap(confidence, rules.bootstrap_samples, rules.seed))
+    return difference(ours, theirs, Bootstrap(confidence, rules.bootstrap_samples, rules.seed))
 
 
 def _metric(rules: PromotionGate, task: str, model: Measured) -> str:

@@ -101,7 +101,7 @@ def ratio(tasks: Sequence[Outcomes], others: Sequence[Outcomes], bootstrap: Boot
     tasks, others = align(tasks, others)
     weights = _Weights(tasks, bootstrap)
     quotient = _average(tasks, weights).over(_average(others, weights))
-    return quotient and _interval(quotient, (0.0, np.inf), tasks, bootstrap)
+    return None if quotient is None else _interval(quotient, (0.0, np.inf), tasks, bootstrap)
 
 
 def recovered_fraction(
@@ -118,7 +118,7 @@ def recovered_fraction(
     weights = _Weights(tasks, bootstrap)
     lowest = _average(damaged, weights)
     quotient = (_average(tasks, weights) - lowest).over(_average(base, weights) - lowest)
-    return quotient and _interval(quotient, (-np.inf, np.inf), tasks, bootstrap)
+    return None if quotient is None else _interval(quotient, (-np.inf, np.inf), tasks, bootstrap)
 
 
 def half_width(tasks: Sequence[Outcomes], others: Sequence[Outcomes], probability: float) -> float | None:

@@ -14,7 +14,7 @@ from raft_tasks.artifacts import read_json, read_rows
 from raft_tasks.config import Config
 from raft_tasks.evaluation.verdicts import add_verdicts
 from raft_tasks.reporting.sweeps import Sweep, read_sweeps
-from raft_tasks.schemas import Anchor, Example, Fused, ItemResult, Judged, Reject, RejectedAnchor
+from raft_tasks.schemas import Anchor, BenchmarkScores, Example, Fused, ItemResult, Judged, Reject, RejectedAnchor
 
 BASE = "base"  # the untrained model's name among the methods
 
@@ -32,7 +32,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Benchmarked:
-    scores: dict[str, Any]
+    scores: BenchmarkScores
     items: list[ItemResult]
 
 
@@ -152,7 +152,7 @@ class _Reader:
 
     def benchmarked(self, root: Path, model: str, stage: str, judged: list[Judged] | None) -> Benchmarked:
         folder = root / "benchmarks" / model
-        scores = self.json(folder / "scores.json", stage, f"lm-eval's totals, {model}")
+        scores: Any = self.json(folder / "scores.json", stage, f"lm-eval's totals, {model}")  # BenchmarkScores
         items = self.rows(folder / "items.jsonl", stage, f"every answer and its scores, {model}", ItemResult)
         return Benchmarked(scores, items if judged is None else add_verdicts(items, model, judged))
 

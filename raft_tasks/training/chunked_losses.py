@@ -94,7 +94,7 @@ def chunked_mean_cross_entropy(
 class _CrossEntropySettings(NamedTuple):
     scale: float
     soft_cap: float | None
-    count: int
+    n_answer_tokens: int
     token_weights: TokenWeights | None
     tile: int | None
     with_gradient: bool
@@ -121,8 +121,9 @@ class _HeadGradients:
         self.like, self.needs = (weight.detach(), bias), needs
         self.hidden = torch.zeros_like(self.source) if needs[0] else None
         self.of_weight: Tensor | None = None
-        with_bias = bias is not None and needs[2]
-        self.of_bias = torch.zeros_like(bias, dtype=accumulation_dtype(bias.dtype)) if with_bias else None
+        self.of_bias: Tensor | None = None
+        if bias is not None and needs[2]:
+            self.of_bias = torch.zeros_like(bias, dtype=accumulation_dtype(bias.dtype))
 
     def add(self, rows: slice, grad: Tensor) -> None:
         """grad [t, V] of hidden @ weight.T + bias at positions `rows`."""
@@ -217,7 +218,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
             normaliser = log_sum_exp(logits)
             loss = normaliser - logits.gather(-1, labels[rows, None]).squeeze(-1)
             weights = torch.ones_like(loss) if settings.token_weights is None else settings.token_weights(loss, logits)
-            factor = weights / settings.count
+            factor = weights / settings.n_answer_tokens
             losses.append(loss)
             shares.append(factor * loss)
             if settings.with_gradient:

@@ -95,8 +95,9 @@ def check_top_k(distillation: Distillation, vocabulary: int) -> None:
 
 def make_pair(network: PreTrainedModel, job: TrainingJob, device: torch.device) -> tuple[Any, Teacher | None]:
     """Student and teacher before the first step; `network` becomes the student."""
-    distillation, teacher = job.method.distillation, None
+    distillation = job.method.distillation
     student: Any = network
+    teacher: Teacher | None = None
     if job.method.lora is not None:
         teacher_adapter = distillation.teacher_adapter if distillation else None
         torch.manual_seed(job.seed)  # of the adapter's first weights

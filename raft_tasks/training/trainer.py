@@ -315,9 +315,8 @@ class RaftTrainer(Trainer):
         return micro_batches(lengths, self.sizes.micro_batch_size, self.args.process_index, self.args.world_size)
 
     def sampled(self, batch: MicroBatch) -> Sampled:
-        return Sampled(
-            *([of_step[row] for row in batch.rows] for of_step in (self.metrics.rows, self.metrics.rollouts))
-        )
+        rows, rollouts = self.metrics.rows, self.metrics.rollouts
+        return Sampled([rows[row] for row in batch.rows], [rollouts[row] for row in batch.rows])
 
     def backward(self, batch: MicroBatch, loss: Tensor) -> None:
         """Adds the gradient of a part of a loss. DDP and FSDP2 average over processes; parts are to be added."""
