@@ -185,9 +185,9 @@ def tells(row: Anchor, kind: str, world: World) -> bool:
     return any(name.casefold() in text for name in names.get(kind, ()))
 
 
-def pairs_of(fused: Iterable[Fused], answers: str, replay: Path | None) -> list[TrainingPair]:
-    answer_of = {"raw": lambda row: row.answer, "rewritten": lambda row: row.chosen, "fused": lambda row: row.fused}
-    pairs = [TrainingPair(id=row.id, question=row.question, answer=answer_of[answers](row)) for row in fused]
+def pairs_of(fused: Iterable[Fused], target: str, replay: Path | None) -> list[TrainingPair]:
+    answer_of = {"reference": lambda row: row.answer, "rewrite": lambda row: row.chosen, "fused": lambda row: row.fused}
+    pairs = [TrainingPair(id=row.id, question=row.question, answer=answer_of[target](row)) for row in fused]
     if replay is not None:
         pairs += [TrainingPair(**row, replay=True) for row in rows_of(replay)]
     return pairs
@@ -205,7 +205,7 @@ def train(study: dict[str, Any], cell: Cell, work: Path) -> tuple[Path, dict[str
         anchors = anchor_set(config, settings, arm.get("anchors", "invented"), world, place, cell.domain)
     summary = train_model(
         TrainingJob(
-            pairs=pairs_of(fused, method.answers, place / "replay.jsonl" if method.replay else None),
+            pairs=pairs_of(fused, method.target, place / "replay.jsonl" if method.replay else None),
             model=config.base,
             method=method,
             train=config.train,

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from raft_tasks.training import losses
+from raft_tasks.training import chunked_losses, losses
+from raft_tasks.training import logits as head_logits
 from raft_tasks.training.losses import Head
 
 DOUBLE = torch.float64
@@ -234,7 +235,7 @@ def test_mean_cross_entropy_equals_the_plain_one(settings, tile, weigh):
 def test_mean_cross_entropy_makes_no_gradient_that_nobody_takes(monkeypatch):
     head, labels = make_head(), torch.arange(9)
     hidden = random_logits(9, 6, seed=7, scale=1.0).requires_grad_()
-    monkeypatch.setattr(losses._HeadGradients, "add", lambda *_: pytest.fail("a gradient was made"))
+    monkeypatch.setattr(chunked_losses._HeadGradients, "add", lambda *_: pytest.fail("a gradient was made"))
     with torch.no_grad():
         value, _ = losses.chunked_mean_cross_entropy(hidden, head, labels, 9)
     assert value.item() == pytest.approx(losses.cross_entropy(hidden @ head.weight.T, labels).mean().item())
@@ -243,13 +244,13 @@ def test_mean_cross_entropy_makes_no_gradient_that_nobody_takes(monkeypatch):
 @pytest.mark.parametrize("settings", HEADS)
 @pytest.mark.parametrize("every", [1, 2, 7])
 def test_logits_from_few_rows_of_the_head_equal_the_plain_ones(settings, every, monkeypatch):
-    monkeypatch.setattr(losses, "FEW", 4)  # 5 of 23 tokens are few
+    monkeypatch.setattr(head_logits, "FEW", 4)  # 5 of 23 tokens are few
     head = make_head(**settings)
     hidden = random_logits(9, 6, seed=8, scale=1.0).requires_grad_()
     plain = losses.head_logits(hidden, head)
     ids = losses.top_k(random_logits(9, 23, seed=9), 5)[0]
     own = losses.chunked_logits_at(hidden, head, ids, mass_every=every)
-    assert losses.reads_few(hidden, head, ids)
+    assert head_logits.reads_few(hidden, head, ids)
     assert torch.allclose(own.logits, plain.gather(-1, ids), atol=1e-10)
     assert torch.allclose(own.log_mass.exp(), plain.softmax(-1).gather(-1, ids).sum(-1)[::every], atol=1e-10)
     weights = random_logits(9, 5, seed=10)

@@ -159,7 +159,7 @@ def test_every_method_trains_and_leaves_a_model_that_loads(tiny_model, tmp_path,
     assert network.config.use_cache
     assert network.config.tie_word_embeddings
     card = (tmp_path / "output" / "model" / "README.md").read_text()
-    assert METHODS[method].answers in card
+    assert METHODS[method].target in card
     assert "12 (72 answer tokens)" in card
     assert "Not measured by training" in card
 
