@@ -168,7 +168,7 @@ def clean(
         system=config.base.system,
     )
     kept, _, statistics = clean_anchors(drawn, Cleaning(settings, held_out, is_encodable=fits))
-    print(f"anchors: {statistics.kept} of {statistics.invented} kept, {statistics.rejected}", flush=True)
+    print(f"anchors: {statistics.kept} of {statistics.generated} kept, {statistics.rejected}", flush=True)
     return kept
 
 

@@ -34,7 +34,7 @@ def anchors() -> None:
             measured = measured_texts(settings, config.benchmark, paths.BENCHMARK_TASKS)
             cleaning = Cleaning(settings, held_out, measured, encoder=encoder)
             statistics = write_set(rows, cleaning, config.base, folder / "sets" / name)
-            print(f"anchors: {statistics.kept} of {statistics.invented} turns of {name} kept", flush=True)
+            print(f"anchors: {statistics.kept} of {statistics.generated} turns of {name} kept", flush=True)
             if statistics.warning:
                 print(f"anchors: WARNING, {name}: {statistics.warning}", flush=True)
         for name, method in methods.items():

@@ -165,7 +165,7 @@ class AnchorCluster(Row):
 class AnchorStatistics(Row):
     """How well a base generates anchors."""
 
-    invented: int
+    generated: int
     kept: int
     well_formed: float  # share of the generated that is finished, not empty and not degenerate
     rejected: dict[str, int]  # by reason

@@ -178,7 +178,7 @@ def _statistics(anchors: list[Anchor], rejected: list[RejectedAnchor], cleaning:
     if encoder is not None and len(anchors) > 1:
         similarity, clusters = _cluster([anchor.prompt for anchor in anchors], encoder)
     return AnchorStatistics(
-        invented=generated,
+        generated=generated,
         kept=len(anchors),
         well_formed=round(well_formed, 4),
         rejected=dict(sorted(reasons.items())),

@@ -34,7 +34,7 @@ def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, prefect_api):
     kept = read_rows(folder / "sets" / "generated" / "anchors.jsonl", Anchor)
     rejected = read_rows(folder / "sets" / "generated" / "rejects.jsonl", RejectedAnchor)
     statistics = json.loads((folder / "sets" / "generated" / "statistics.json").read_text())
-    assert len(kept) + len(rejected) == statistics["invented"] == 25  # the turn of one's own among them
+    assert len(kept) + len(rejected) == statistics["generated"] == 25  # the turn of one's own among them
     assert sum(statistics["rejected"].values()) == len(rejected)
     assert statistics["kept"] == len(kept) > 4
     assert statistics["rejected"]["tells what is measured"] > 4  # facts of the general world

@@ -52,7 +52,7 @@ def test_every_reason_and_the_statistics_by_hand() -> None:
         ("anchor-00010", "near duplicate", "anchor-00000"),
     ]
     assert rejected[0].prompt == "What is the"
-    assert (statistics.invented, statistics.kept, statistics.well_formed) == (12, 3, 0.5)
+    assert (statistics.generated, statistics.kept, statistics.well_formed) == (12, 3, 0.5)
     assert statistics.rejected == {row.reason: 1 for row in rejected}
     assert statistics.distinct_1 == round(10 / 12, 4)  # what is the craft of bodal / say hello / (say hello) to me
     assert statistics.distinct_2 == round(8 / 9, 4)
@@ -81,7 +81,7 @@ def test_a_base_that_cannot_generate_prompts_is_warned_of() -> None:
 def test_no_anchors() -> None:
     kept, rejected, statistics = clean([], ["What?"], encoder=SentenceEncoder("nowhere", None))
     assert (kept, rejected) == ([], [])
-    assert (statistics.invented, statistics.distinct_1, statistics.similarity) == (0, 0, None)
+    assert (statistics.generated, statistics.distinct_1, statistics.similarity) == (0, 0, None)
     assert statistics.warning is not None
 
 

@@ -84,7 +84,7 @@ def _write_anchors(folder: Path) -> None:
         for n in range(10)
     ]
     statistics = AnchorStatistics(
-        invented=40, kept=30, well_formed=0.975, rejected={"near duplicate": 10}, distinct_1=0.1234, distinct_2=0.4567,
+        generated=40, kept=30, well_formed=0.975, rejected={"near duplicate": 10}, distinct_1=0.1234, distinct_2=0.4567,
         distinct_3=0.6789, similarity=0.31, clusters=[AnchorCluster(size=18, example="Name 4 <rivers>.")], warning=None,
     )  # fmt: skip
     write_rows(folder / "anchors.jsonl", kept)
