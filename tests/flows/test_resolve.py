@@ -1,5 +1,6 @@
 """What each stage depends on beside its data: exactly what it uses."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def changed(tmp_path):
     before = files_of(load_config(), tmp_path)
 
     def of(key, value):
-        document = yaml.safe_load(Path("params.yaml").read_text())
+        document = json.loads(json.dumps(yaml.safe_load(Path("params.yaml").read_text())))  # aliases are copies
         *sections, last = key.split(".")
         section = document
         for name in sections:
