@@ -37,8 +37,8 @@ def point(values: dict[str, int], sizes: argparse.Namespace) -> dict[str, float]
     lengths = Lengths(values["length"] // 2, values["length"], values["length"])
     config = settings(values["k"], lengths, values["batch"], precision="float32")
     with tempfile.TemporaryDirectory() as work:
-        config = llama(values["vocabulary"], sizes.hidden, sizes.layers)
-        folder = make_model(config, Path(work) / "model", torch.float32, "cpu")
+        architecture = llama(values["vocabulary"], sizes.hidden, sizes.layers)
+        folder = make_model(architecture, Path(work) / "model", torch.float32, "cpu")
         done = train_ours(folder, "float32", config, lengths, sizes.steps, Path(work))
     return {"seconds": statistics.median(step["seconds"] for step in done.steps), "MB": done.peak}
 

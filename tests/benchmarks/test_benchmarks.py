@@ -122,7 +122,7 @@ def test_tau_sweep_turns_meanings_and_paraphrases_honestly(script, tmp_path, cap
         for name, change in kinds.items():
             text = change(MEETING, random.Random(0))
             assert text != MEETING, name
-            assert bool(sweep.lost(MEETING, text)) == turned, (name, text)
+            assert bool(sweep.lost_facts(MEETING, text)) == turned, (name, text)
             assert change("Well, yes.", random.Random(0)) is None, name
     (tmp_path / "rows.json").write_text(json.dumps([{"output": MEETING}, {"output": "Too short."}]))
     sweep.main(["--rows", str(tmp_path / "rows.json"), "--pocket-rows", "2"])
