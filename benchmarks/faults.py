@@ -37,7 +37,7 @@ from raft_tasks.artifacts import digest_path
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).with_name("faults.jsonl")
-STAGES = ("world", "backbone", "models", "ingest", "anchors", "rewrite", "semantic_filter", "fuse", "distill")
+STAGES = ("resolve", "ingest", "anchors", "rewrite", "semantic_filter", "fuse", "distill")
 SMALL = {
     "run": {"domains": ["archive"], "methods": ["raft"], "seeds": [0]},
     "rewrite": {"chunk_rows": 8},
