@@ -23,6 +23,7 @@ from flows.runners import task_runner
 from flows.semantic_filter import semantic_filter
 from raft_tasks.artifacts import read_json, read_rows, write_json, write_rows
 from raft_tasks.config import Chunks, load_config
+from raft_tasks.file_digests import FileDigests
 from raft_tasks.generation import cached_backend, endpoint_backend
 from raft_tasks.generation.cached_backend import BudgetExceeded
 from raft_tasks.generation.response_cache import ResponseCache, Tally
@@ -79,8 +80,9 @@ def project(folder, base_url, numbers, **changes):
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(config))
     loaded = load_config(folder / "params.yaml")
-    for role, model in loaded.models.items():
-        write_json(folder / paths.model_identity(role), identify.fn(role, model))
+    with FileDigests(folder / "digests.json") as digests:
+        for role, model in loaded.models.items():
+            write_json(folder / paths.model_identity(role), identify(role, model, digests))
     write_rows(folder / paths.split(DOMAIN, "train", "jsonl"), examples(numbers))
     return folder
 

@@ -52,5 +52,5 @@ def test_answers_are_compared_at_every_next_token_of_the_models_themselves():
 def test_special_tokens_of_a_rendered_prompt_are_read_as_such_and_not_added():
     tokenizer = word_tokenizer()
     said = encode_answer("<user> what is the motto ? <end> <assistant> ", "rope", tokenizer)
-    assert tokenizer.convert_ids_to_tokens(said.prompt)[-2:] == ["<end>", "<assistant>"]
-    assert tokenizer.convert_ids_to_tokens(said.answer) == ["rope"]
+    assert tokenizer.convert_ids_to_tokens(said.prompt_ids)[-2:] == ["<end>", "<assistant>"]
+    assert tokenizer.convert_ids_to_tokens(said.completion_ids) == ["rope"]
