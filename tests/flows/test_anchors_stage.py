@@ -23,9 +23,9 @@ def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, prefect_api):
         "without": {"tasks": ["pocket_recall"], "overlap": 0.3},
     }
     (project / "params.yaml").write_text(yaml.safe_dump(config))
-    for stage in (["models"], ["ingest", "archive"], ["anchors"]):
+    for command in (["resolve"], ["stage", "ingest", "archive"], ["stage", "anchors"]):
         done = subprocess.run(
-            [sys.executable, "-m", "flows.cli", "stage", *stage], cwd=project, capture_output=True, text=True,
+            [sys.executable, "-m", "flows.cli", *command], cwd=project, capture_output=True, text=True,
             env={**os.environ, "PREFECT_API_URL": prefect_api}, timeout=200, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

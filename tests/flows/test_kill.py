@@ -21,7 +21,7 @@ SMALL = {
     "train": {"epochs": 1, "checkpoint_steps": 4},
 }
 TARGET = "distill@archive-raft-0"
-PATIENCE = 240
+PATIENCE = 600
 
 
 def start(folder, environment, *command):
