@@ -312,7 +312,11 @@ def quarantine(harmful: dict[str, list[str]], config: Config, start: str) -> Non
     for domain in harmful:
         new_data.revert(domain, config.retrain.fetch[domain], start)
     if set(harmful) == set(config.run.domains):  # nothing of this run stays, so what was up to date before still is
-        checkout.git("restore", "--source", start, "--staged", "--worktree", "dvc.lock", str(paths.CHAMPIONS))
+        if not checkout.git("ls-tree", "--name-only", start, "dvc.lock"):  # the first run of a project had none
+            checkout.git("rm", "--quiet", "--force", "--ignore-unmatch", "dvc.lock")
+        else:
+            checkout.git("restore", "--source", start, "--staged", "--worktree", "dvc.lock")
+        checkout.git("restore", "--source", start, "--staged", "--worktree", str(paths.CHAMPIONS))
         checkout.git("clean", "-ffdq", str(paths.CHAMPIONS))  # models that are no longer ignored by git
     record_frozen()
     lines = set(QUARANTINE.read_text(encoding="utf-8").splitlines())

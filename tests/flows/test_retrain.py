@@ -208,6 +208,14 @@ def test_promote_then_nothing_new_then_refuse_then_go_on(service, repository):
     git("fsck", folder=repository)
 
 
+def test_a_first_candidate_that_is_refused_leaves_no_lock_where_there_was_none(service, repository):
+    assert git("ls-tree", "--name-only", "HEAD", "dvc.lock", folder=repository) == ""
+    drop(repository, "week1.jsonl", json.dumps({"id": "p", "answer": "poison"}) + "\n")
+    assert service() == ("Kept", "archive: forgets")
+    assert "week1.jsonl" in git("show", "retrain:champions/quarantine.txt", folder=repository)
+    assert git("ls-tree", "--name-only", "retrain", "dvc.lock", folder=repository) == ""
+
+
 def test_a_source_that_is_away_is_tried_again_and_changes_nothing(service, repository, monkeypatch):
     tries = []
 
