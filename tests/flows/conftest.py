@@ -80,7 +80,6 @@ def template(tmp_path_factory):
     for heavy in ("benchmarks", "docs", "tests", "worlds"):
         shutil.rmtree(folder / heavy)
     (folder / "dvc.yaml").write_text(GRAPH)
-    (folder / "dvc.lock").unlink()
     commit_all(folder)
     return folder
 
