@@ -43,12 +43,13 @@ def quiet() -> Iterator[None]:
 
 
 def load_model(model: Model, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The causal language model, whole, and its tokenizer from a folder or the hub.
+    """The causal language model, whole and trainable, and its tokenizer from a folder or the hub.
 
     Raises:
         ModelError: if either is missing, broken, quantised or does not fit the other.
     """
     tokenizer = load_tokenizer(model)
+    check_trainable(model)
     return load_network(model, dtype, tokenizer), tokenizer
 
 
@@ -74,22 +75,14 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
 
 
 def load_network(model: Model, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The causal language model, whole.
+    """The causal language model, whole. It may be quantised, as a judge or a fusion model can be.
 
     Raises:
-        ModelError: as `load_model`.
+        ModelError: if it is missing, broken or does not fit its tokenizer.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     check_files(model)
-    config = _explain(model, lambda: AutoConfig.from_pretrained(model.path, revision=model.revision))
-    quantisation = getattr(config, "quantization_config", None)
-    if quantisation is not None:
-        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
-        raise ModelError(
-            f"{place(model)}: its config.json has a quantization_config ({method}); expected weights in float32 or "
-            "bfloat16, which can be trained and merged. Use the model that this one was quantised from"
-        )
     with quiet():
         loaded: Any = _explain(
             model,
@@ -98,9 +91,24 @@ def load_network(model: Model, dtype: torch.dtype, tokenizer: PreTrainedTokenize
             ),
         )
     network: PreTrainedModel = loaded[0]
-    check_keys(model, loaded[1])
+    if getattr(network.config, "quantization_config", None) is None:  # others have keys of their method's own
+        check_keys(model, loaded[1])
     check_vocabulary(model, network, tokenizer)
     return network
+
+
+def check_trainable(model: Model) -> None:
+    """Raises ModelError if its weights are quantised; looks at its config alone."""
+    from transformers import AutoConfig
+
+    config = _explain(model, lambda: AutoConfig.from_pretrained(model.path, revision=model.revision))
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation is not None:
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
+        raise ModelError(
+            f"{place(model)}: its config.json has a quantization_config ({method}); expected weights in float32 or "
+            "bfloat16, which can be trained and merged. Use the model that this one was quantised from"
+        )
 
 
 def check_keys(model: Model, info: dict[str, Any]) -> None:
@@ -161,7 +169,16 @@ def _explain(model: Model, load: Callable[[], T]) -> T:
         raise ModelError(
             f"{place(model)}: a weights file is cut or damaged ({error}); copy or download it again"
         ) from error
-    except (OSError, ValueError, KeyError, AssertionError, RuntimeError, TypeError, AttributeError) as error:
+    except (
+        ImportError,
+        OSError,
+        ValueError,
+        KeyError,
+        AssertionError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+    ) as error:
         first = (str(error) or "no message").splitlines()[0]
         raise ModelError(f"{unloadable(model)}\n  {type(error).__name__}: {first}") from error
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -17,6 +16,7 @@ from lm_eval.models import huggingface
 from raft_tasks import chat
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
+from raft_tasks.model_loading import load_network, load_tokenizer
 from raft_tasks.thoughts import strip_thoughts
 
 
@@ -27,19 +27,15 @@ class ChatModel(huggingface.HFLM):
         progress: called with the number of items done so far.
 
     Raises:
-        InputError: a model without chat template.
+        InputError: a model without chat template, or one that is not whole.
     """
 
     def __init__(self, settings: Model, batch_size: int, progress: Callable[[int], None]) -> None:
         self.system, self.progress, self.done = settings.system, progress, 0
-        folder = Path(settings.path)
-        super().__init__(
-            pretrained=str(folder.resolve()) if folder.is_dir() else settings.path,
-            revision=settings.revision or "main",
-            dtype=settings.dtype,
-            batch_size=batch_size,
-            device="cuda" if torch.cuda.is_available() else "cpu",
-        )
+        tokenizer = load_tokenizer(settings)
+        network: Any = load_network(settings, getattr(torch, settings.dtype), tokenizer)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        super().__init__(pretrained=network.to(device), tokenizer=tokenizer, batch_size=batch_size, device=device)
         chat.check_chat(self.tokenizer, settings.system)
         generation = self.model.generation_config
         generation.eos_token_id = chat.stop_ids(self.tokenizer, generation.eos_token_id)  # not each model names its own

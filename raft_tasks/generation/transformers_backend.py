@@ -11,13 +11,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from raft_tasks import chat
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion, GoOn, Kind, Portion, StreamingBackend, always
+from raft_tasks.model_loading import load_network, load_tokenizer
 from raft_tasks.sampling import SamplingParams, SeededDraw, left_pad, longest_first, uniform_draws
 from raft_tasks.thoughts import strip_thoughts
 
@@ -49,18 +49,17 @@ class TransformersBackend(StreamingBackend):
 
     @cached_property
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        tokenizer = self._load(AutoTokenizer)
+        tokenizer = load_tokenizer(self.settings)
         chat.check_chat(tokenizer, self.settings.system)
         return tokenizer
 
     @cached_property
     def model(self) -> Any:
         import torch
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
-        model = self._load(AutoModelForCausalLM, dtype=getattr(torch, self.settings.dtype)).to(self.device).eval()
+        network: Any = load_network(self.settings, getattr(torch, self.settings.dtype), self.tokenizer)
+        model = network.to(self.device).eval()
         # The model's own sampling defaults (top_k 50, repetition penalties) must not add to the settings given here.
         ends = chat.stop_ids(self.tokenizer, model.generation_config.eos_token_id)
         model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=self.pad, do_sample=False)
@@ -166,14 +165,6 @@ class TransformersBackend(StreamingBackend):
             for i, row in zip(batch, log_probs.cpu(), strict=True):
                 means[i] = row[-len(answer_ids[i]) :].mean().item()
         return [means[i] for i in range(len(prompts))]
-
-    def _load(self, loader: Any, **options: Any) -> Any:
-        path, revision = self.settings.path, self.settings.revision
-        try:
-            return loader.from_pretrained(path, revision=revision, **options)
-        except (OSError, ValueError) as error:
-            kind = "is not a folder here, nor" if not Path(path).is_dir() else "is a folder that cannot be loaded, not"
-            raise InputError(f"model {path!r} {kind} a hub model at revision {revision}: {error}") from error
 
     def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
         with self._lock:

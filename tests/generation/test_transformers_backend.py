@@ -121,10 +121,10 @@ def test_what_does_not_fit_is_an_error_and_is_not_cut(tiny: TransformersBackend)
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     nowhere = TransformersBackend(Model(path="models/none", revision=None, dtype="float32", system=None))
-    with pytest.raises(InputError, match=r"model 'models/none' is not a folder here, nor a hub model"):
+    with pytest.raises(InputError, match=r"model 'models/none' .*there is no folder"):
         draw(nowhere, ["log"])
     empty = TransformersBackend(Model(path=str(tmp_path), revision=None, dtype="float32", system=None))
-    with pytest.raises(InputError, match="is a folder that cannot be loaded"):
+    with pytest.raises(InputError, match="model folder"):
         draw(empty, ["log"])
 
 
