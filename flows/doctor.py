@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
-from http.client import HTTPException
 from itertools import product
 from pathlib import Path
 
 import psutil
 
 from flows import paths
-from flows.environment import PREFECT_PORT
+from flows.environment import HEALTHY, PREFECT_PORT, ask_server
 from raft_tasks.config import Config, Model
 from raft_tasks.doctor import Fault, check_endpoints, check_files, count_parameters, read_leniently
 from raft_tasks.errors import InputError
@@ -157,24 +154,12 @@ def check_remote() -> Iterator[Fault]:
 def check_prefect() -> Iterator[Fault]:
     """PREFECT_API_URL answers, or nothing but Prefect is on its port; without a server `raft run` starts its own."""
     given = os.environ.get("PREFECT_API_URL")
-    answer = _answer(f"{given or f'http://127.0.0.1:{PREFECT_PORT}/api'}/health")
-    if given and answer != "true":
+    answer = ask_server(given or f"http://127.0.0.1:{PREFECT_PORT}/api")
+    if given and answer != HEALTHY:
         action = "start it, or unset the variable: `raft run` then starts its own"
         yield Fault("PREFECT_API_URL", f"{given} does not answer as Prefect", "a server", action)
-    elif answer not in ("true", None):
+    elif answer not in (HEALTHY, None):
         action = "stop it, or set PREFECT_API_URL to the server of `raft ui --port`"
         yield Fault(
             f"port {PREFECT_PORT}", "something else than Prefect answers", "Prefect's server, or nothing", action
         )
-
-
-def _answer(url: str) -> str | None:
-    """What stands under `url`; None where nothing answers."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(url, timeout=3) as answer:
-            return str(answer.read(100).decode("utf-8", "replace"))
-    except urllib.error.HTTPError as error:
-        return f"status {error.code}"
-    except (OSError, HTTPException, ValueError):
-        return None

@@ -15,9 +15,13 @@ from urllib.error import HTTPError
 
 import psutil
 
+from raft_tasks.errors import OperationalError
+
 PIPELINE_PID = "RAFT_PIPELINE_PID"  # set by flows.pipeline for the processes that it starts
 PREFECT_PORT = 4200  # Prefect's own default
-SERVER_SECONDS = 120.0  # for a server to come back
+SERVER_SECONDS = 120.0  # for a server to come back while a pipeline runs
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+HEALTHY = "true"  # what Prefect answers under /health
 # When this process began, on the clock that nobody sets.
 STARTED = time.monotonic() - (time.time() - psutil.Process().create_time())
 
@@ -49,6 +53,11 @@ def prepare() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, str(value))
+    # No proxy forwards to this machine's own servers. Both spellings are read, by one library or another.
+    direct = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys(filter(None, [*direct, *LOOPBACK])))
+    if "PREFECT_API_URL" in os.environ:
+        os.environ["PREFECT_API_URL"] = os.environ["PREFECT_API_URL"].rstrip("/")
     pipeline = os.environ.get(PIPELINE_PID)
     if pipeline and int(pipeline) != os.getpid():
         threading.Thread(target=_end_with, args=(int(pipeline),), daemon=True).start()
@@ -68,28 +77,36 @@ def _end_with(pid: int) -> None:
 def find_server() -> str | None:
     """The API's URL of a Prefect server that answers on the default port of this machine, or None."""
     url = f"http://127.0.0.1:{PREFECT_PORT}/api"
-    return url if _answer(url) == 200 else None
+    return url if ask_server(url) == HEALTHY else None
 
 
 def wait_for_server(url: str) -> None:
-    """Return once the API at `url` answers whatever, or after SERVER_SECONDS: its first caller will say what is wrong.
+    """Return once something answers at `url`; within a pipeline a server that restarts is waited for.
 
     Prefect tries again where a server goes away, but not in a process that has not spoken to it yet.
+
+    Raises:
+        OperationalError: nothing answers.
     """
-    deadline = time.monotonic() + SERVER_SECONDS
-    if _answer(url) is not None:
+    deadline = time.monotonic() + (SERVER_SECONDS if PIPELINE_PID in os.environ else 0.0)
+    if ask_server(url) is not None:
         return
-    print(f"waiting for the Prefect server at {url}", flush=True)
-    while _answer(url) is None and time.monotonic() < deadline:
+    if PIPELINE_PID in os.environ:
+        print(f"waiting for the Prefect server at {url}", flush=True)
+    while ask_server(url) is None:
+        if time.monotonic() > deadline:
+            raise OperationalError(
+                f"PREFECT_API_URL is {url}, where nothing answers; start that server or unset the variable"
+            )
         time.sleep(1)
 
 
-def _answer(url: str) -> int | None:
-    """The status with which the API at `url` says how it is; None where nothing, or something else, answers."""
+def ask_server(url: str) -> str | None:
+    """What the API at `url` says of its health, HEALTHY from Prefect; `status 503`; None where nothing answers."""
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-            return int(answer.status)
+        with urllib.request.urlopen(f"{url}/health", timeout=3) as answer:
+            return str(answer.read(100).decode("utf-8", "replace"))
     except HTTPError as error:
-        return error.code
-    except (OSError, HTTPException):
+        return f"status {error.code}"
+    except (OSError, HTTPException, ValueError):
         return None

@@ -14,7 +14,7 @@ import time
 
 import httpx
 
-from flows.environment import PIPELINE_PID, find_server
+from flows.environment import HEALTHY, PIPELINE_PID, ask_server, find_server
 from raft_tasks.errors import OperationalError
 
 START_SECONDS = 90
@@ -35,12 +35,12 @@ def ensure_server() -> str:
     """
     given = os.environ.get("PREFECT_API_URL")
     if given:
-        try:
-            httpx.get(f"{given}/health", timeout=10).raise_for_status()
-        except httpx.HTTPError as error:
+        answer = ask_server(given)
+        if answer != HEALTHY:
             raise OperationalError(
-                f"PREFECT_API_URL is {given}, which does not answer ({error}); start that server or unset the variable"
-            ) from error
+                f"PREFECT_API_URL is {given}: got {answer!r:.60} from its /health, expected {HEALTHY!r} of a Prefect "
+                "server; start that server or unset the variable"
+            )
         return given
     running = find_server()
     if running:

@@ -192,9 +192,9 @@ def test_a_server_that_is_not_prefect_s_is_named(project, monkeypatch, tmp_path)
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     assert "does not answer as Prefect" in str(next(check_prefect()))
     monkeypatch.delenv("PREFECT_API_URL")
-    monkeypatch.setattr(doctor, "_answer", lambda url: "status 404")
+    monkeypatch.setattr(doctor, "ask_server", lambda url: "status 404")
     assert "something else than Prefect answers" in str(next(check_prefect()))
-    monkeypatch.setattr(doctor, "_answer", lambda url: "true")
+    monkeypatch.setattr(doctor, "ask_server", lambda url: "true")
     assert list(check_prefect()) == []
 
 

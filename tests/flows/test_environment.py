@@ -1,23 +1,33 @@
-"""What every process runs in: how it waits for a Prefect server."""
+"""What every process runs in: how it finds a Prefect server, and that no proxy stands between them."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
 
 from flows import environment
 from flows.environment import wait_for_server
-from flows.server import free_port
+from flows.server import ensure_server, free_port
+from raft_tasks.errors import OperationalError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def server_after(seconds, port, status):
-    """A server that starts later and answers everything with `status`."""
+def server_after(seconds, port, status, body=b"true"):
+    """A server that starts later and answers everything with `status` and `body`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(status)
             self.end_headers()
+            self.wfile.write(body)
 
         def log_message(self, *arguments):
             pass
@@ -41,7 +51,12 @@ def server_after(seconds, port, status):
         thread.join()
 
 
-def test_a_stage_waits_for_a_server_that_is_away(capsys):
+@pytest.fixture
+def in_pipeline(monkeypatch):
+    monkeypatch.setenv(environment.PIPELINE_PID, str(os.getpid()))
+
+
+def test_a_stage_of_a_pipeline_waits_for_a_server_that_is_away(in_pipeline, capsys):
     port = free_port()
     with server_after(1.5, port, 200) as ready:
         wait_for_server(f"http://127.0.0.1:{port}/api")
@@ -57,8 +72,57 @@ def test_a_server_that_refuses_is_there(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_server_that_stays_away_is_not_waited_for_for_ever(monkeypatch):
+def test_a_server_that_stays_away_is_named_and_not_waited_for_for_ever(in_pipeline, monkeypatch):
     monkeypatch.setattr(environment, "SERVER_SECONDS", 0.5)
-    began = time.monotonic()
-    wait_for_server(f"http://127.0.0.1:{free_port()}/api")
-    assert time.monotonic() - began >= 0.5
+    with pytest.raises(OperationalError, match=r"PREFECT_API_URL is http://127.*nothing answers; start that server"):
+        wait_for_server(f"http://127.0.0.1:{free_port()}/api")
+
+
+def test_a_dead_address_is_named_at_once_without_a_pipeline(monkeypatch, capsys):
+    monkeypatch.delenv(environment.PIPELINE_PID, raising=False)
+    monkeypatch.setattr(environment.time, "sleep", lambda seconds: pytest.fail("it waited"))
+    with pytest.raises(OperationalError, match="nothing answers"):
+        wait_for_server(f"http://127.0.0.1:{free_port()}/api")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("body", "is_prefect"), [(b"true", True), (b"<html>", False), (b"", False)])
+def test_only_prefect_counts_as_a_server_on_its_port(monkeypatch, body, is_prefect):
+    port = free_port()
+    monkeypatch.setattr(environment, "PREFECT_PORT", port)
+    url = f"http://127.0.0.1:{port}/api"
+    with server_after(0.0, port, 200, body) as ready:
+        ready.wait()
+        assert environment.find_server() == (url if is_prefect else None)
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        if is_prefect:
+            assert ensure_server() == url
+        else:
+            with pytest.raises(OperationalError, match="expected 'true' of a Prefect"):
+                ensure_server()
+
+
+ASK = "import flows, os, sys, httpx; from flows.environment import ask_server; from openai import OpenAI\n"
+ASK += "OpenAI(base_url=sys.argv[1], api_key='none')\n"  # its client is made with the proxies of the environment
+ASK += "print(ask_server(sys.argv[1]), httpx.get(sys.argv[1]).text, os.environ['PREFECT_API_URL'])"
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+def test_servers_of_this_machine_are_reached_without_the_proxy_and_a_slash_at_the_end_is_dropped(proxy, tmp_path):
+    port = free_port()
+    given = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"), proxy)
+    given |= {"NO_PROXY": "intranet.example.org", "PREFECT_API_URL": f"http://127.0.0.1:{port}/api/"}
+    environ = {**os.environ, **given, "PYTHONPATH": str(ROOT)}
+    environ.pop("no_proxy", None)
+    with server_after(0.0, port, 200) as ready:
+        ready.wait()
+        command = [sys.executable, "-c", ASK, f"http://127.0.0.1:{port}/api"]
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["true", "true", f"http://127.0.0.1:{port}/api"], done.stderr
+
+
+def test_other_hosts_that_the_user_excepts_stay_excepted(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "intranet.example.org")
+    monkeypatch.setenv("no_proxy", "")
+    environment.prepare()
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "intranet.example.org,127.0.0.1,localhost,::1"
