@@ -18,7 +18,8 @@ def print_table(metrics: Metrics) -> None:
     console.width = min(WIDTH, console.width) if console.is_terminal else WIDTH
     reference = metrics["reference"]
     for domain, scored in metrics["domains"].items():
-        title = f"{domain}: percent, with {100 * metrics['confidence']:g} % intervals"
+        intervals = f"{100 * metrics['confidence']:g} % intervals"
+        title = f"{domain}: percent, with {intervals}; l2: distance of the weights to the base; s: of training"
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
         table.add_column("method", no_wrap=True)
         measures = [name for name in ("domain_acc", "general") if name in scored["measures"]]
@@ -27,9 +28,9 @@ def print_table(metrics: Metrics) -> None:
             if reference:
                 table.add_column(f"against {label(reference)}")
         if "general" in measures:
-            table.add_column("retention")
-        table.add_column("l2 distance", justify="right")
-        table.add_column("train s", justify="right")
+            table.add_column("retention", min_width=len("retention"))
+        table.add_column("l2", justify="right")
+        table.add_column("s", justify="right")
         for method, row in scored["methods"].items():
             cells = []
             for measure in measures:
