@@ -1,7 +1,8 @@
 """Anchors: general user turns that the base generates after its chat template's user mark, with its own answers.
 
 An instruction model that reads the template up to where a user's words begin goes on with words that a user might
-write (Magpie, arXiv:2406.08464). Answered by itself, they show what it can do without any of the data it learned from.
+write (Magpie, arXiv:2406.08464; against forgetting, arXiv:2506.09428). Answered by itself, they show what it can do
+without any of the data it learned from.
 
 One anchor of the pocket world:
 

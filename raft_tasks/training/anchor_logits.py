@@ -3,7 +3,8 @@
     L_anchor = mean over the step's answer positions of KL(base || student), both restricted to the base's top K
 
 (temperature 1, no factor T^2), or the cross-entropy of the base's answers: L = L_SFT + lambda L_KL + w L_anchor. The
-base's logits at these positions never change, so they are computed once, for every training, and stored.
+base's logits at these positions never change, so they are computed once, for every training, and stored. Replay of
+self-generated text with a KL to the base is arXiv:2605.26097; docs/guides/anchors.md names the other sources.
 """
 
 from __future__ import annotations
