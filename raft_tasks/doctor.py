@@ -28,7 +28,8 @@ from raft_tasks.config.defaults import fill_in
 from raft_tasks.config.faults import explain
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.task_files import missing_data
-from raft_tasks.sources.files import RawRow, find_files, read_file, roles_of
+from raft_tasks.sources.files import RawRow, find_files, read_file
+from raft_tasks.sources.roles import roles_of
 
 OUR_TASKS = Path(__file__).parent / "evaluation" / "tasks"
 HEAD_ROWS = 2000  # of a data file that are read

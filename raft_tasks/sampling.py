@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+# By these a model ended its turn itself (OpenAI, TGI, Together, Anthropic, Cohere, AI21); with another reason, or none,
+# its text was cut, filtered or is the call of a tool.
+FINISHED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete", "endoftext")
+
+
+def is_finished(reason: Any) -> bool:
+    """Whether a server's finish reason says that the text is whole."""
+    return isinstance(reason, str) and reason.lower() in FINISHED
+
 
 @dataclass(frozen=True)
 class SamplingParams:

@@ -23,7 +23,7 @@ from raft_tasks.chat import CONTROL, break_up
 from raft_tasks.config import Endpoint
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion, Failure, GoOn, Kind, Portion, StreamingBackend, always
-from raft_tasks.sampling import SamplingParams
+from raft_tasks.sampling import SamplingParams, is_finished
 from raft_tasks.thoughts import strip_thoughts
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ BACKOFF_MOST_SECONDS = 60.0
 RETRY_AFTER_MOST_SECONDS = 300.0  # a server that asks for more is not waited for
 OVERLOADED = (429, 503)
 TRANSIENT = (408, 409, 425, 429)  # and all from 500
-# By these a model ended its turn itself (OpenAI, TGI, Anthropic, Cohere); with another reason, or none, it was cut.
-FINISHED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "COMPLETE", "STOP")
 
 
 class EndpointError(InputError):
@@ -285,7 +283,7 @@ def _completion(answer: dict[str, Any], tries: int) -> Completion:
     """
     try:
         choice, usage = answer["choices"][0], answer.get("usage") or {}
-        ended, raw = choice.get("finish_reason"), "text" in choice
+        ended, raw = is_finished(choice.get("finish_reason")), "text" in choice
         message = {"content": choice["text"]} if raw else choice["message"]
         text, refusal = message.get("content") or "", message.get("refusal")
         prompt_tokens, tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
@@ -295,12 +293,13 @@ def _completion(answer: dict[str, Any], tries: int) -> Completion:
         raise _Transient(f"an answer without choices[0].message.content: {json.dumps(answer)[:80]}") from error
     text, thinking = strip_thoughts(_replace_surrogates(text))  # of a server that does not take them out itself
     failure = None
-    if ended == "content_filter":
+    if choice.get("finish_reason") == "content_filter":
         failure = Failure("filtered", "the provider's content filter stopped the answer")
     elif refusal:
         failure = Failure("refused", _replace_surrogates(str(refusal))[:300])
     elif not text.strip() and not raw:  # a text may well end where it stands
-        failure = Failure("empty", "an empty answer" if ended in FINISHED else "cut before its answer began")
+        failure = Failure("empty", "an empty answer" if ended else "cut before its answer began")
     if failure:
         return Completion("", False, tokens, prompt_tokens, tries, failure)
-    return Completion(text, ended in FINISHED and not thinking, tokens, prompt_tokens, tries)
+    calls = message.get("tool_calls") or message.get("function_call")  # of a tool: the text is what leads to it
+    return Completion(text, ended and not thinking and not calls, tokens, prompt_tokens, tries)

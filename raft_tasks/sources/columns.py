@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from raft_tasks.sources.files import INPUTS, SourceError
+from raft_tasks.sources.roles import INPUTS, SourceError
 
 QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "input")  # `input` only where no other one is
 ANSWERS = ("answer", "response", "completion", "output", "target")

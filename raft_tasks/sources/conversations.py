@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raft_tasks.config import Chat
+from raft_tasks.sampling import is_finished
+from raft_tasks.sources.roles import LEARNED_KEYS, MASKED_KEYS
 
 ROLES = {
     "system": "system", "developer": "system",
@@ -23,19 +25,16 @@ ROLES = {
     "model": "assistant", "bot": "assistant",
 }  # fmt: skip
 TEXT_PARTS = ("text", "input_text", "output_text")
-# How formats mark a turn that is not learned. OpenAI, Mistral, OpenChat: weight 0; axolotl: train(ing) false;
-# ms-swift, XTuner: loss false; torchtune: masked true; HELM-like exports: ignore, mask true.
-LEARNED_KEYS = ("weight", "loss_weight", "train", "training", "trainable", "loss", "learn", "output_with_loss")
-MASKED_KEYS = ("masked", "mask", "ignore", "ignore_loss", "no_loss")
 # What a message may hold beside its text that a question-answer pair cannot.
 BEYOND_TEXT = {
     "tool_calls": "calls a tool", "function_call": "calls a function", "tool_call": "calls a tool",
-    "reasoning_content": "has reasoning beside its content", "reasoning": "has reasoning beside its content",
-    "thinking": "has reasoning beside its content", "thoughts": "has reasoning beside its content",
+    "function_calls": "calls functions", "tool_use": "calls a tool",
+    **dict.fromkeys(("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks", "thought",
+                     "thoughts", "cot"), "has reasoning beside its content"),
     "refusal": "is a refusal", "audio": "has sound", "images": "has images", "image": "has an image",
     "videos": "has videos", "video": "has a video", "attachments": "has attachments", "files": "has files",
     "train_detail": "marks parts of it as not learned", "training_detail": "marks parts of it as not learned",
-    "prefix": "is the beginning of an answer",
+    "prefix": "is the beginning of an answer", "partial": "is the beginning of an answer",
 }  # fmt: skip
 NONE: tuple[Any, ...] = (None, False, "", [], {})
 
@@ -124,17 +123,33 @@ def _message(message: Any, column: str) -> _Message:
     role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
         raise UnusableError(f"{column}: got the role {shown(name)}, expected system, user or assistant")
-    for key, reason in BEYOND_TEXT.items():
-        if message.get(key) not in NONE:
-            raise UnusableError(f"{column}: a message of the {role} {reason} ({key}), which a pair cannot hold")
+    place = f"{column}: a message of the {role}"
+    _check_text_alone(message, place)
     if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") in TEXT_PARTS]
-        if len(parts) < len(content) or not all(isinstance(part, str) for part in parts):
-            raise UnusableError(f"{column}: a message of the {role} has parts that are not text")
-        content = "\n".join(map(str, parts))
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") in TEXT_PARTS]
+        if len(parts) < len(content) or not all(isinstance(part.get("text"), str) for part in parts):
+            raise UnusableError(f"{place} has parts that are not text")
+        for part in parts:
+            _check_text_alone(part, place)
+            if not _is_learned(part, column):
+                raise UnusableError(f"{place} marks parts of it as not learned, which a pair cannot hold")
+        content = "\n".join(part["text"] for part in parts)
     if role == "system" and content is None:
         content = ""
-    return _Message(role, text_of(content, f"{column}: a message of the {role}"), _is_learned(message, column))
+    return _Message(role, text_of(content, place), _is_learned(message, column))
+
+
+def _check_text_alone(message: dict[str, Any], place: str) -> None:
+    """Raises UnusableError for a message, or a part of one, that is more than its text, or less than a whole turn."""
+    for key, reason in BEYOND_TEXT.items():
+        if message.get(key) not in NONE:
+            raise UnusableError(f"{place} {reason} ({key}), which a pair cannot hold")
+    channel, recipient = message.get("channel"), message.get("recipient")  # harmony's
+    if channel not in (None, "", "final") or recipient not in (None, "", "all", "user", "assistant"):
+        raise UnusableError(f"{place} is on the channel {channel!r} to {recipient!r}, which a pair cannot hold")
+    ended = message.get("finish_reason") or message.get("stop_reason")
+    if message.get("end_turn") is False or (ended and not is_finished(ended)):
+        raise UnusableError(f"{place} was cut ({ended or 'end_turn false'}): the answer is not finished")
 
 
 def _is_learned(message: dict[str, Any], column: str) -> bool:
@@ -144,7 +159,7 @@ def _is_learned(message: dict[str, Any], column: str) -> bool:
         if value is None:
             continue
         if isinstance(value, str):
-            value = {"true": True, "false": False}.get(value.lower(), value)
+            value = {"true": True, "false": False, "1": 1, "0": 0}.get(value.strip().lower(), value)
         if isinstance(value, str | list | dict) or value not in (0, 1):
             raise UnusableError(f"{column}: got {key} {shown(value)}, expected 0 or 1: a turn is learned or it is not")
         learned = learned and bool(value) == (key in LEARNED_KEYS)

@@ -17,32 +17,20 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import jinja2
-import jinja2.meta
-
-from raft_tasks.config import Domain
-from raft_tasks.errors import InputError
 from raft_tasks.schemas import Reject
 from raft_tasks.sources.privacy import findings, masked
+from raft_tasks.sources.roles import Roles, SourceError
 
 CONTENT_CHARACTERS = 500  # of a rejected row that are kept for the record
 LINE_BYTES = 16 * 2**20  # of a line; longer ones are skipped without being held
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 CSV_FIELD = re.compile(r'(?:"(?:[^"]|"")*"|(?!")[^,\r\n]*)(?:,|\r?\n|$)')  # with what ends it
 LFS_POINTER = b"version https://git-lfs"
-# Columns that public data sets use for a part of what the model is asked; without them a row is another question.
-INPUTS = frozenset(
-    {"input", "inputs", "instruction", "context", "contexts", "passage", "history", "system", "system_prompt"}
-)
-
-
-class SourceError(InputError):
-    """A file, or the set of files, cannot be used as it is."""
 
 
 @dataclass(frozen=True)
@@ -53,93 +41,6 @@ class RawRow:
     line: int  # 1-based; the record's first line in CSV, the row's number in Parquet
     values: dict[str, Any]
     content: str  # the row as text
-
-
-class Roles:
-    """Takes the values of the roles (question, answer, id, ..., `chat` for a conversation) out of a record.
-
-    Args:
-        columns: {role: column}; the question's may be a list of columns, or a Jinja template of them.
-        unused: columns that are left out on purpose.
-
-    Attributes:
-        unread: other columns with a value that no role reads -> where the first one stands.
-    """
-
-    def __init__(self, columns: Mapping[str, str | list[str] | None], unused: Iterable[str] = ()) -> None:
-        self.unused = frozenset(unused)
-        question = columns.get("question") or []
-        self._template: jinja2.Template | None = None
-        if isinstance(question, str) and "{{" in question:
-            environment = jinja2.Environment(keep_trailing_newline=True)
-            self._parts = sorted(jinja2.meta.find_undeclared_variables(environment.parse(question)))
-            self._template = environment.from_string(question)
-        else:
-            self._parts = [question] if isinstance(question, str) else question
-        self._single = {role: str(column) for role, column in columns.items() if column and role != "question"}
-        self.columns = dict.fromkeys(self._parts, "question")
-        self.columns |= {column: role for role, column in self._single.items() if column not in self.columns}
-        self.unread: dict[str, str] = {}
-        self._inputs: dict[str, str] = {}  # those of them that belong to the question
-
-    def take(self, record: Mapping[str, Any], place: str) -> dict[str, Any]:
-        """{role: value} of the roles that have one."""
-        values = {role: record[column] for role, column in self._single.items() if record.get(column) is not None}
-        question = self._question(record)
-        if question is not None:
-            values["question"] = question
-        for column in record.keys() - self.columns.keys() - self.unused:
-            if record[column] not in (None, "", [], {}):
-                self.leave(column, place)
-        return values
-
-    def leave(self, column: str, place: str) -> None:
-        """Note a column that is not read."""
-        (self._inputs if column.lower() in INPUTS else self.unread).setdefault(column, place)
-
-    def check_inputs(self) -> None:
-        """Raises SourceError if a column that belongs to the question has a value, and nothing reads it."""
-        for column, place in self._inputs.items():
-            raise SourceError(
-                f"{place}: column {column!r} has a value and nothing reads it, so other questions would be learned; "
-                "add it to columns.question (a list of columns, or a template), or to columns.unused in params.yaml"
-            )
-
-    def check(self, place: str, columns: list[str]) -> None:
-        """Raises SourceError for a column that is missing, or stands twice."""
-        twice = [column for column in self.columns if columns.count(column) > 1]
-        if twice:
-            raise SourceError(f"{place}: column {twice[0]!r} stands twice: {columns}; rename one of them")
-        missing = [f"{column!r} (for {role})" for column, role in self.columns.items() if column not in columns]
-        if missing:
-            separator = next((mark for mark in ";\t|" if len(columns) == 1 and mark in columns[0]), None)
-            raise SourceError(
-                f"{place}: no column {', '.join(missing)}; the columns there are {', '.join(map(repr, columns))}; "
-                + (
-                    "correct `columns` in params.yaml"
-                    if separator is None
-                    else f"separate by commas, not {separator!r}"
-                )
-            )
-
-    def _question(self, record: Mapping[str, Any]) -> Any:
-        if len(self._parts) == 1 and self._template is None:
-            return record.get(self._parts[0])
-        parts = {column: record[column] for column in self._parts if record.get(column) not in (None, "")}
-        wrong = [part for part in parts.values() if not isinstance(part, str)]
-        if wrong or not parts:
-            return wrong[0] if wrong else None
-        if self._template is None:
-            return "\n\n".join(parts.values())
-        return self._template.render(dict.fromkeys(self._parts, "") | parts)
-
-
-def roles_of(domain: Domain) -> Roles:
-    columns: dict[str, Any] = domain.columns.model_dump()
-    unused = columns.pop("unused", ())
-    if domain.chat is not None:
-        columns["chat"] = domain.chat.column
-    return Roles(columns, unused)
 
 
 def reject(file: str, line: int, reason: str, content: str, rule: str = "unreadable") -> Reject:
@@ -287,6 +188,7 @@ def read_csv(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
             consumed.append(line)
             yield line
 
+    csv.field_size_limit(LINE_BYTES)  # a long field is a fault of its row
     reader = csv.reader(recorded(), strict=True)
     header: list[str] | None = None
     while True:
@@ -323,6 +225,8 @@ def _broken_csv(path: Path, first_line: int, text: str, reason: str) -> SourceEr
         if "\n" in field[0].rstrip("\r\n"):
             opened = begin  # the last field over several lines, if nothing is broken but the number of fields
         begin = field.end()
+    if "new-line character" in reason or ("\n" not in text and "\r" in text.strip()):
+        return SourceError(f"{path}:{first_line}: lines end with a carriage return alone; save the file with newlines")
     line = first_line + text.count("\n", 0, begin if begin < len(text) else opened)
     return SourceError(
         f"{path}:{line}: broken CSV: {reason}; a quote that opens here has no end before a comma or a line's end; "
@@ -340,11 +244,10 @@ def read_parquet(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
         with pyarrow.parquet.ParquetFile(path) as table:
             names = table.schema_arrow.names
             roles.check(str(path), names)
-            rest = {name for name in names if name not in roles.columns and name not in roles.unused}
-            inputs = {name for name in rest if name.lower() in INPUTS}
-            for name in sorted(rest - inputs):
+            optional = roles.optional(names)
+            for name in sorted({*names} - roles.columns.keys() - roles.unused - optional):
                 roles.leave(name, str(path))
-            for batch in table.iter_batches(batch_size=1024, columns=sorted({*roles.columns, *inputs})):
+            for batch in table.iter_batches(batch_size=1024, columns=sorted({*roles.columns, *optional})):
                 for record in batch.to_pylist():
                     number += 1
                     values = roles.take(record, f"{path}:{number}")

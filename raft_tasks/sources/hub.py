@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from raft_tasks.config import Hub
-from raft_tasks.sources.files import RawRow, Roles, SourceError, check_inside
+from raft_tasks.sources.files import RawRow, check_inside
+from raft_tasks.sources.roles import Roles, SourceError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SCANNED = 5_000_000  # rows that are passed over before `where` is taken for wrong

@@ -32,10 +32,11 @@ from raft_tasks.schemas import Example, Flag, Reject, Split
 from raft_tasks.sources.contamination import LENGTH, BenchmarkIndex
 from raft_tasks.sources.conversations import UnusableError
 from raft_tasks.sources.examples import SPLITS, content_key, examples_of
-from raft_tasks.sources.files import RawRow, SourceError, find_files, read_file, reject, roles_of
+from raft_tasks.sources.files import RawRow, find_files, read_file, reject
 from raft_tasks.sources.hub import read_hub
 from raft_tasks.sources.language import other_language
 from raft_tasks.sources.privacy import Finding, findings, mask
+from raft_tasks.sources.roles import NOT_LEARNED, SourceError, roles_of
 from raft_tasks.sources.spool import Spool
 
 BATCH = 1024  # rows that are fingerprinted together
@@ -111,6 +112,7 @@ class Ingested:
                 records.append(_rejected(row))
                 continue
             try:
+                _check_marks(row)
                 checked = [
                     (example, self._check(example, row))
                     for example in examples_of(row, self.name, self.domain, self.ingest)
@@ -364,6 +366,16 @@ def ingest_rows(
         ingested.close()
         raise
     return ingested
+
+
+def _check_marks(row: RawRow) -> None:
+    """Raises UnusableError for a row whose file says not to learn it."""
+    if NOT_LEARNED in row.values:
+        raise UnusableError(
+            f"the row is marked as not learned: {row.values[NOT_LEARNED]}; if that means something else, add the "
+            "column to columns.unused",
+            NOT_LEARNED,
+        )
 
 
 def _reject(row: RawRow, reason: str, rule: str) -> Reject:

@@ -141,14 +141,22 @@ def test_an_answer_that_was_cut_is_not_finished(server):
 @pytest.mark.parametrize(
     ("reason", "finished"),
     [
-        ("stop", True), ("eos_token", True), ("stop_sequence", True), ("end_turn", True), ("length", False),
-        ("max_tokens", False), ("abort", False), ("error", False), ("tool_calls", False), ("content_filtered", False),
-        (None, False), ("a reason of next year", False),
+        *((reason, True) for reason in ("stop", "STOP", "eos", "eos_token", "stop_sequence", "end_turn", "COMPLETE")),
+        *((reason, False) for reason in ("length", "max_tokens", "MAX_TOKENS", "abort", "error", "tool_calls")),
+        *((reason, False) for reason in ("content_filtered", "insufficient_system_resource", "a reason of next year")),
+        *((reason, False) for reason in (None, "", "tool_use", {"why": "stop"})),
     ],
 )  # fmt: skip
 def test_just_listed_reasons_mean_that_the_turn_was_ended(server, reason, finished):
     (answer,) = ask(endpoint(server), {"choice": {"message": {"content": "It is"}, "finish_reason": reason}})
     assert (answer.text, answer.finished, answer.failure) == ("It is", finished, None)
+
+
+@pytest.mark.parametrize("call", [{"tool_calls": [{"id": "c"}]}, {"function_call": {"name": "weather"}}])
+def test_a_text_that_leads_to_a_call_of_a_tool_is_not_finished(server, call):
+    message = {"content": "Let me look that up."} | call
+    (answer,) = ask(endpoint(server), {"choice": {"message": message, "finish_reason": "stop"}})
+    assert not answer.finished
 
 
 def test_half_a_character_is_replaced_and_two_halves_are_one(server):

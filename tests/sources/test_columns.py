@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from raft_tasks.sources.columns import recognise_columns
-from raft_tasks.sources.files import SourceError
+from raft_tasks.sources.roles import SourceError
 
 
 def written(folder: Path, *rows: dict[str, object]) -> Path:

@@ -15,7 +15,8 @@ from raft_tasks.schemas import Chunk, Reject
 from raft_tasks.sources import files, pdf
 from raft_tasks.sources.documents import chunks
 from raft_tasks.sources.extraction import UnreadableError, html, markdown, plain_text
-from raft_tasks.sources.files import Roles, SourceError, find_files, read_file
+from raft_tasks.sources.files import find_files, read_file
+from raft_tasks.sources.roles import Roles, SourceError
 
 quick = settings(
     max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -11,8 +11,8 @@ from raft_tasks.config import Columns, Domain, Hygiene, Ingest, SplitByColumn, S
 from raft_tasks.schemas import Example, Reject
 from raft_tasks.sources.cleaning import normalised
 from raft_tasks.sources.examples import split_of_source
-from raft_tasks.sources.files import SourceError
 from raft_tasks.sources.ingestion import ingest_rows
+from raft_tasks.sources.roles import SourceError
 
 NO_COLUMN = dict.fromkeys(["id", "source", "split", "expected", "details"])
 NOTHING_REMOVED = Hygiene(near_duplicates=None, contamination=None, language=None, privacy="flag")

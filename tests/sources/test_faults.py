@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qa import decided, domain
+from qa import BY_COLUMN, decided, domain
 
-from raft_tasks.config import Chat, SplitBySource
+from raft_tasks.config import Chat, Ingest, SplitBySource
 from raft_tasks.schemas import Example, Reject
-from raft_tasks.sources.files import RawRow, Roles, SourceError, read_file
+from raft_tasks.sources.conversations import UnusableError
+from raft_tasks.sources.examples import examples_of
+from raft_tasks.sources.files import RawRow, read_file
+from raft_tasks.sources.roles import Roles, SourceError, roles_of
 
 FAULTS = Path(__file__).parents[3] / "shared" / "data" / "faults"
 PAIR = {"question": "question", "answer": "answer"}
@@ -43,6 +46,7 @@ def answers(name: str) -> list[Any]:
         ("rows.json", r"got the ending '\.json'"),
         ("html.parquet", r"html\.parquet: not readable as Parquet"),
         ("not.parquet", r"not\.parquet: not readable as Parquet"),
+        ("struct_cols.parquet", r"no column 'question' .*the columns there are 'data'"),
         ("dupcols.parquet", r"dupcols\.parquet: column '\w+' stands twice"),
     ],
 )
@@ -91,6 +95,70 @@ def test_odd_json_lines_are_rows_or_rejects() -> None:
     assert [row.reason for row in rows if isinstance(row, Reject) and "twice" in row.reason] == [
         "broken JSON: the key 'answer' stands twice"
     ]
+
+
+OUTCOMES = {  # columns, and what becomes of each row: its question, or the beginning of the reason
+    "dates.parquet": ({}, ["answer: got datetime"]),
+    "dup_ids.parquet": ({"id": "id"}, ["q1?", "q2?", "q1?"]),  # that two share an id, `ingest` sees
+    "ids.parquet": ({"id": "id"}, ["id: got bytes"] * 3),
+    "longid.jsonl": (
+        {"id": "id"},
+        ["id has 100000 characters, at most 500", "no id", "no id", "q4", "id: got bool True", "q6"],
+    ),
+    "pandas.parquet": ({}, ["q?"]),
+    "qa_binary.parquet": ({}, ["question: got bytes"]),
+    "qa_dictionary.parquet": ({}, ["q1?", "q1?"]),
+    "qa_listans.parquet": ({}, ["answer: got list"]),
+    "qa_types.parquet": ({"id": "id"}, ["id: got float", "no answer", "no question", "answer is blank"]),
+    "squad.parquet": ({}, ["answer: got dict"]),
+    "split.jsonl": (
+        {"split": "s"},
+        ["q0", "q1", "q2", *(f"split: got {name!r}" for name in ("valid", "dev", "val", "Train", "TRAIN")), "q8",
+         "split: got 'eval'"],
+    ),
+    "expected.jsonl": (
+        {"expected": "e"},
+        ["expected is not a JSON list", "q2", "expected: got int 5", "an entry of expected: got int 1", "q5", "q6"],
+    ),
+    "jl_cr_only.jsonl": ({}, ["one of several JSON values in a line"] * 2),
+    "jl_nested_deep.jsonl": ({}, ["broken JSON: maximum recursion depth"]),
+    "chat.parquet": (
+        {"chat": "messages"},
+        ["q?", "messages: got NoneType", "messages: got list, expected a list of messages",
+         "messages: a message of the assistant calls a tool"],
+    ),
+    "chat_columnar.parquet": ({"chat": "messages"}, ["q?"]),
+    "chat_parts.parquet": ({"chat": "messages"}, ["q?"]),
+    "chat_every_ids.jsonl": ({"chat": "messages", "id": "id"}, ["q1", "q2", "q3"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_every_row_is_kept_or_rejected_with_its_reason(name: str) -> None:
+    columns, expected = OUTCOMES[name]
+    roles: dict[str, Any] = {"q": "question", "a": "answer"} if "chat" not in columns else {}
+    roles = {"question": roles.get("q"), "answer": roles.get("a"), "split": None}
+    roles |= {role: column for role, column in columns.items() if role != "chat"}
+    chat = Chat(column="messages", conversation="all") if "chat" in columns else None
+    split = BY_COLUMN if "split" in columns else SplitBySource(by="source", validation=0.2, test=0.3, seed=0)
+    rows = domain([name], chat=chat, split=split, columns=roles)
+    outcomes: list[str] = []
+    for row in read_file(FAULTS / name, roles_of(rows)):
+        try:
+            outcomes += (
+                [row.reason]
+                if isinstance(row, Reject)
+                else [example.question for example in examples_of(row, "d", rows, Ingest())]
+            )
+        except UnusableError as why:
+            outcomes.append(str(why))
+    assert len(outcomes) == len(expected)
+    assert all(map(str.startswith, outcomes, expected)), outcomes
+
+
+def test_every_file_of_faults_is_tried() -> None:
+    text = Path(__file__).read_text()
+    assert [path.name for path in sorted(FAULTS.iterdir()) if path.is_file() and f'"{path.name}"' not in text] == []
 
 
 def chat_rows(tmp_path: Path, name: str) -> list[Example | Reject]:

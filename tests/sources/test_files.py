@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis.strategies import characters, lists, sampled_from, text
 
 from raft_tasks.schemas import Reject
-from raft_tasks.sources.files import CONTENT_CHARACTERS, RawRow, Roles, SourceError, find_files, read_file
+from raft_tasks.sources.files import CONTENT_CHARACTERS, RawRow, find_files, read_file
+from raft_tasks.sources.roles import Roles, SourceError
 
 COLUMNS = {"question": "q", "answer": "a", "expected": "say"}
 ROWS = [{"q": "What?", "a": 'It, "this".', "say": ["this"]}, {"q": "Où ?", "a": "Là-bas\n漢字", "say": None}]

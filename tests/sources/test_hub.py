@@ -11,7 +11,8 @@ from qa import decided, domain
 
 from raft_tasks.config import Hub
 from raft_tasks.schemas import Example
-from raft_tasks.sources.files import SourceError, find_files
+from raft_tasks.sources.files import find_files
+from raft_tasks.sources.roles import SourceError
 
 ROWS = [
     {"q": f"q{n}", "a": f"a{n}", "split": "test" if n % 3 == 0 else "train", "kind": "law" if n % 2 else "web"}

@@ -56,12 +56,12 @@ def test_text_parts_and_json_text_are_messages_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "marked",
     [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}, {"loss": False}, {"loss": "false"},
-     {"masked": True}, {"mask": 1}, {"output_with_loss": False}],
+     {"masked": True}, {"mask": 1}, {"output_with_loss": False}, {"weight": "0"}, {"trainable": " False"}],
 )  # fmt: skip
 def test_turns_out_of_the_loss_are_not_learned(tmp_path: Path, marked: dict[str, Any]) -> None:
     messages = talk("One?", "wrong", "Two?", "2")
     messages[1] |= marked
-    messages[3] |= {"weight": 1, "train": True, "masked": False}
+    messages[3] |= {"weight": 1, "train": True, "masked": False, "channel": "final", "finish_reason": "stop"}
     assert read(tmp_path, "all", messages)[0] == [("r0#2-" + mark("r0", 2), "Two?", "2")]
     examples, reasons = read(tmp_path, "first", messages)
     assert examples == []
@@ -142,6 +142,26 @@ def test_the_second_turns_id_is_no_other_rows(tmp_path: Path) -> None:
         ),
         ([turn("user", "One?"), turn("assistant", "1") | {"weight": 0}], "m: every answer is marked as not learned"),
         ({"role": ["user"], "content": ["One?", "1"]}, "m: columns of different lengths"),
+        *(
+            ([turn("user", "One?"), turn("assistant", "1") | more], f"m: a message of the assistant {reason}")
+            for more, reason in [
+                ({"channel": "analysis"}, "is on the channel 'analysis'"),
+                ({"recipient": "functions.weather"}, "is on the channel None to 'functions.weather'"),
+                ({"thinking_blocks": [{"thinking": "Hm."}]}, "has reasoning beside its content"),
+                ({"finish_reason": "length"}, "was cut (length)"),
+                ({"stop_reason": "max_tokens"}, "was cut (max_tokens)"),
+                ({"end_turn": False}, "was cut (end_turn false)"),
+                ({"partial": True}, "is the beginning of an answer"),
+            ]
+        ),
+        *(
+            ([turn("user", "One?"), turn("assistant", [{"type": "text", "text": "1"} | more])], reason)
+            for more, reason in [
+                ({"thought": True}, "m: a message of the assistant has reasoning beside its content"),
+                ({"weight": 0}, "m: a message of the assistant marks parts of it as not learned"),
+                ({"train": False}, "m: a message of the assistant marks parts of it as not learned"),
+            ]
+        ),
     ],
 )
 def test_what_is_no_conversation_is_rejected(tmp_path: Path, messages: Any, reason: str) -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from raft_tasks.config import Chat, Columns, Domain, Hygiene, Ingest, SplitBySource
 from raft_tasks.schemas import Example, Reject
 from raft_tasks.sources.examples import UnusableError, examples_of
-from raft_tasks.sources.files import RawRow, SourceError
+from raft_tasks.sources.files import RawRow
 from raft_tasks.sources.ingestion import ingest_rows
+from raft_tasks.sources.roles import SourceError
 
 COLUMNS = Columns(id="i", question="q", answer="a", source="s", split=None, expected="e", details=None)
 HYGIENE = Hygiene(near_duplicates=None, contamination=None, language=None, privacy="flag")

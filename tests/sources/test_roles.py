@@ -1,0 +1,157 @@
+"""What decides on a row beside question and answer: marks, columns of the question, the document that it comes from."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow
+import pytest
+from qa import GOOD, decided, domain
+
+from raft_tasks.config import Chat, Hub, SplitBySource
+from raft_tasks.schemas import DocumentPair, Example, Reject
+from raft_tasks.sources.roles import SourceError
+
+SPLIT = SplitBySource(by="source", validation=0.2, test=0.3, seed=0)
+
+
+def written(folder: Path, reader: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """`rows` as this reader's file; returns how a domain names it."""
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    if reader == "jsonl":
+        (folder / "rows.jsonl").write_text(lines)
+    elif reader == "jsonl.gz":
+        (folder / "rows.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    elif reader == "jsonl.zst":
+        with pyarrow.output_stream(str(folder / "rows.jsonl.zst"), compression="zstd") as out:
+            out.write(lines.encode())
+    elif reader == "parquet":
+        pd.DataFrame(rows).to_parquet(folder / "rows.parquet")
+    elif reader == "csv":
+        texts = [{k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()} for row in rows]
+        with (folder / "rows.csv").open("w", newline="") as out:
+            table = csv.DictWriter(out, list(dict.fromkeys(name for row in texts for name in row)))
+            table.writeheader()
+            table.writerows(texts)
+    else:
+        (folder / "hub").mkdir()
+        (folder / "hub" / "rows.jsonl").write_text(lines)
+        return {"files": [], "hub": Hub(id="hub")}
+    return {"files": [f"rows.{reader}"]}
+
+
+READERS = ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv", "hub"]
+
+
+def ingest(folder: Path, reader: str, rows: list[dict[str, Any]], **options: Any) -> tuple[list[Example], list[Reject]]:
+    work = decided(folder, domain(**written(folder, reader, rows), **options))
+    decisions = list(work)
+    work.close()
+    return [row for row in decisions if isinstance(row, Example)], [row for row in decisions if isinstance(row, Reject)]
+
+
+def splits_by(examples: list[Example], word: int) -> dict[str, set[str]]:
+    """The splits of the rows whose questions have the same word there."""
+    splits: dict[str, set[str]] = {}
+    for example in examples:
+        splits.setdefault(example.question.split()[word], set()).add(example.split)
+    return splits
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("names", [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")])
+def test_a_conversation_is_one_source_in_every_reader(
+    tmp_path: Path, reader: str, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    role, content, user, assistant = names
+    rows = [
+        {
+            "m": [
+                {
+                    role: assistant if step % 2 else user,
+                    content: f"Project {n} step {step}" if step % 2 == 0 else "Yes.",
+                }
+                for step in range(6)
+            ]
+        }
+        for n in range(30)
+    ]
+    chat = Chat(column="m", conversation="all")
+    examples, rejects = ingest(tmp_path, reader, rows, chat=chat, split=SPLIT, columns={"split": None})
+    assert (len(examples), rejects) == (90, [])
+    splits = splits_by(examples, 1)
+    assert len(splits) == 30
+    assert {len(several) for several in splits.values()} == {1}
+    assert len({split for several in splits.values() for split in several}) == 3
+
+
+@pytest.mark.parametrize("reader", ["jsonl", "parquet", "csv"])
+@pytest.mark.parametrize("source", ["source", None])
+def test_pairs_of_one_document_are_one_source(tmp_path: Path, reader: str, source: str | None) -> None:
+    rows = [
+        DocumentPair(
+            id=f"{n}-{step}", question=f"Act {n} part {step}?", answer=f"{n} {step}", source=f"documents/law/{n}.md",
+            chunk=f"{n}-{step // 2}", page=None, start=step, end=step + 1, agreement=1.0,
+        ).model_dump()
+        for n in range(30)
+        for step in range(4)
+    ]  # fmt: skip
+    columns = {"question": "question", "answer": "answer", "split": None, "source": source}
+    examples, rejects = ingest(tmp_path, reader, rows, split=SPLIT, columns=columns)
+    assert (len(examples), rejects) == (120, [])
+    assert {len(several) for several in splits_by(examples, 1).values()} == {1}
+    assert examples[0].source == "documents/law/0.md"
+
+
+@pytest.mark.parametrize("reader", ["jsonl", "parquet", "csv"])
+@pytest.mark.parametrize(
+    ("column", "bad", "good"),
+    [
+        ("weight", 0, 1), ("weight", 0.0, 0.5), ("train", False, True), ("Training", False, True),
+        ("masked", True, False),
+        ("ignore", 1, 0), ("loss", False, True), ("label", False, True), ("finish_reason", "length", "stop"),
+        ("finish_reason", "content_filter", "end_turn"), ("train", "part 2", "part 1"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_marked_as_not_learned_is_rejected(
+    tmp_path: Path, reader: str, column: str, bad: Any, good: Any
+) -> None:
+    if column == "label" and reader == "csv":
+        bad, good = "class a", "class b"  # a text is a class, no mark
+    rows = [row | {column: good} for row in GOOD] + [{"q": "Whose is it?", "a": "WRONG", "split": "train", column: bad}]
+    examples, rejects = ingest(tmp_path, reader, rows)
+    if isinstance(bad, str) and column != "finish_reason":
+        assert (len(examples), rejects) == (3, [])
+    else:
+        assert "WRONG" not in {row.answer for row in examples}
+        assert [(row.rule, row.line) for row in rejects] == [("not learned", 4 if reader == "csv" else 3)]
+        assert "marked as not learned" in rejects[0].reason
+
+
+def test_a_mark_that_is_a_column_or_unused_decides_nothing(tmp_path: Path) -> None:
+    rows = [row | {"label": False, "weight": 0} for row in GOOD]
+    columns: dict[str, Any] = {"unused": ["weight"], "expected": "label"}
+    rows = [row | {"label": "x"} for row in rows]
+    assert len(ingest(tmp_path, "jsonl", rows, columns=columns)[0]) == 2
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("column", ["context", " Input", "choices", "tools"])
+def test_a_filled_column_of_the_question_stops_the_stage(
+    tmp_path: Path, reader: str, column: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [row | {column: "x"} for row in GOOD]
+    with pytest.raises(SourceError, match=rf"column '{column.strip() if reader == 'csv' else column}' has a value"):
+        ingest(tmp_path, reader, rows)
+
+
+def test_a_long_cell_is_a_reject_of_its_row(tmp_path: Path) -> None:
+    rows = [*GOOD, {"q": "How long?", "a": "x" * 200_000, "split": "train"}]
+    examples, rejects = ingest(tmp_path, "csv", rows)
+    assert len(examples) == 2
+    assert [reject.rule for reject in rejects] == ["too long"]
