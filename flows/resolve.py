@@ -64,7 +64,9 @@ class Stages:
     def data(self) -> Iterator[tuple[str, Any]]:
         config = self.config
         for domain in config.run.harvest:
-            yield f"harvest-{domain}", {"harvest": [resolved(source) for source in config.harvest[domain]]}
+            sources = config.harvest[domain]
+            folders = self.local(*(source.hub.id for source in sources))
+            yield f"harvest-{domain}", {"harvest": [resolved(source) for source in sources], **folders}
         yield (
             "question",
             {
@@ -80,7 +82,7 @@ class Stages:
 
     def ingest(self, domain: Domain) -> dict[str, Any]:
         """Benchmarks matter where rows are compared with their items."""
-        content = {"ingest": resolved(self.config.ingest), "domain": resolved(domain)}
+        content = {"ingest": resolved(self.config.ingest), "domain": resolved(domain), **self.local(*_hubs(domain))}
         return content | (self.tasks(self.config.benchmark.tasks) if domain.hygiene.contamination is not None else {})
 
     def refinement(self) -> Iterator[tuple[str, Any]]:
@@ -93,7 +95,15 @@ class Stages:
                 "templates": self.templates(config.rewrite),
             },
         )
-        yield "semantic_filter", {"semantic_filter": resolved(config.semantic_filter)}
+        encoder = self.local(config.semantic_filter.encoder)
+        yield (
+            "semantic_filter",
+            {
+                "semantic_filter": resolved(config.semantic_filter),
+                "templates": self.templates(config.rewrite),
+                **encoder,
+            },
+        )
         yield (
             "fuse",
             {
@@ -101,6 +111,7 @@ class Stages:
                 "models": self.models({"base", config.fuse.model, *(judge.model for judge in config.fuse.models)}),
                 "templates": self.templates(config.fuse),
                 "calibration": self.calibration(config.fuse),
+                **self.local(config.fuse.encoder),
                 "methods": {name: self.training_pairs(method) for name, method in self.methods.items()},
             },
         )
@@ -123,6 +134,7 @@ class Stages:
                 "sets": {name: resolved(config.anchors[name]) for name in sorted(sets)},
                 "methods": {name: method.anchors.set for name, method in self.methods.items() if method.anchors},
                 "encoder": _only(config.semantic_filter, "encoder", "revision") if sets else None,
+                **self.local(config.semantic_filter.encoder if sets else None),
                 "models": self.models({"base", *(config.anchors[name].model for name in sets)}) if sets else {},
                 "prompts": {name: self.digest(paths.user_turns(file)) for name, file in sorted(own.items())},
                 **self.tasks(sorted(tasks)),
@@ -136,6 +148,7 @@ class Stages:
                     "method": _without(method, "merge"),
                     "models": self.models({"base"}),
                     "templates": self.templates(method),
+                    **self.local(method.distillation.teacher_adapter if method.distillation else None),
                 },
             )
 
@@ -210,6 +223,11 @@ class Stages:
             "mirrors": {name: self.digest(Path(mirror)) for name, mirror in sorted(mirrors.items())},
         }
 
+    def local(self, *names: str | None) -> dict[str, Any]:
+        """Local folders that stand in place of a hub id, by content: the name alone would hide a change."""
+        folders = {name: self.digests.of(Path(name)) for name in names if name and Path(name).is_dir()}
+        return {"folders": folders} if folders else {}
+
     def digest(self, path: Path) -> str:
         if not path.exists():
             raise InputError(f"params.yaml names {path}, which is not there; put it there or correct the name")
@@ -220,6 +238,11 @@ class Stages:
         files = (file for file in sorted(folder.rglob("*")) if file.is_file())
         kept = (file for file in files if file.suffix not in (".pyc", ".md"))
         return digest({str(file.relative_to(folder)): self.digest(file) for file in kept})
+
+
+def _hubs(domain: Domain) -> list[str]:
+    """The data set that rows come from, where there is one."""
+    return [domain.hub.id] if domain.hub else []
 
 
 def _only(section: Section, *names: str) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from flows.rows import WITHOUT_LIMIT, ProgressReporter, map_chunks, open_pool
 from raft_tasks.artifacts import count_rows, iter_rows, write_rows
 from raft_tasks.config import SemanticFilter, load_config
 from raft_tasks.generation.cached_backend import ModelPool
+from raft_tasks.generation.framing import drop_framing, find_framing
 from raft_tasks.generation.semantic_filter import semantic_filter as filter_rows
+from raft_tasks.generation.templates import template_text
 from raft_tasks.schemas import Filtered, Rewritten
 
 
@@ -18,7 +20,7 @@ from raft_tasks.schemas import Filtered, Rewritten
 def filter_chunk(rows: list[Rewritten], settings: SemanticFilter, pool: ModelPool) -> list[Filtered]:
     """The rows with their similarity, s_i = cos(phi(y_i), phi(y~_i)), which is cached, and what it decides."""
     encoder = pool.encoder("semantic_filter", settings.encoder, settings.revision)
-    similarities = encoder.similarities([(row.answer, row.rewritten) for row in rows], settings.batch_size)
+    similarities = encoder.similarities([(row.statement, row.rewritten) for row in rows], settings.batch_size)
     return filter_rows(rows, similarities, settings.tau, settings.fidelity_veto)
 
 
@@ -30,5 +32,6 @@ def semantic_filter(domain: str) -> None:
     pool = open_pool("semantic_filter", WITHOUT_LIMIT, config)
     progress = ProgressReporter(f"semantic_filter@{domain}", count_rows(rewritten), pool.calls)
     rows = map_chunks(filter_chunk, iter_rows(rewritten, Rewritten), settings, pool, config.resources.chunks, progress)
+    framing = find_framing(iter_rows(rewritten, Rewritten), template_text(config.rewrite.template))
     with closing(rows) as filtered:
-        write_rows(paths.filtered(domain, config.run.rows), filtered)
+        write_rows(paths.filtered(domain, config.run.rows), (drop_framing(row, framing) for row in filtered))

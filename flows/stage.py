@@ -17,7 +17,8 @@ from prefect.client.schemas import FlowRun
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 from prefect.states import State
 
-from flows.environment import find_server, wait_for_server
+from flows.environment import PIPELINE_PID, find_server, wait_for_server
+from flows.resolve import resolve
 from flows.runners import task_runner
 from raft_tasks.config import load_config
 from raft_tasks.errors import InputError, Interrupted
@@ -52,7 +53,10 @@ def run_stage(name: str, *arguments: str | int | None) -> None:
     server = None if api_url else find_server()
     settings = temporary_settings({PREFECT_API_URL: server}) if server else nullcontext()
     try:
-        resources = load_config().resources
+        config = load_config()
+        if PIPELINE_PID not in os.environ:  # by hand: what a changed model said before must not count as the new one's
+            resolve(config)
+        resources = config.resources
         check_gpus(resources.gpus)
         flow_run = stage.with_options(
             flow_run_name=f"{name}@{label}" if label else name,  # as DVC names the stage

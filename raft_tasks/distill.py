@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks.artifacts import atomic_folder, digest, digest_path
+from raft_tasks.code_digest import code_digest
 
 if TYPE_CHECKING:
     from raft_tasks.training.job import TrainingJob
@@ -25,15 +25,14 @@ def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress)
     A run that was killed continues from its last checkpoint under `job.checkpoints`/<digest of what determines the
     result>; `identity` is the base model's.
     """
-    from raft_tasks import chat, model_loading, training
     from raft_tasks.training.launch import train_in_processes
     from raft_tasks.training.train import train_model
 
     job = replace(job, method=job.method.model_copy(update={"merge": None}))  # merging does not change the training
-    sources = [Path(chat.__file__), Path(model_loading.__file__), *Path(training.__path__[0]).glob("*.py")]
-    code = {path.name: path.read_text() for path in sources}
     anchors = None if job.anchors is None else digest_path(job.anchors)
-    key = digest([job.pairs, identity, job.method, job.train, job.template_text, job.seed, code, anchors])
+    key = digest(
+        [job.pairs, identity, job.method, job.train, job.template_text, job.seed, code_digest(__name__), anchors]
+    )
     folder = job.checkpoints / key[:16]
     with atomic_folder(job.output) as partial:
         job = replace(job, output=partial, checkpoints=folder)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import heapq
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -10,11 +13,24 @@ from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import config
 from raft_tasks.errors import InputError
-from raft_tasks.schemas import Reject
+from raft_tasks.schemas import Example, Reject, Split
 from raft_tasks.sources.contamination import BenchmarkIndex, Item
 from raft_tasks.sources.ingestion import Ingested, ingest_rows
 
 SHOWN = 10  # rejects in the error
+
+
+def draw_ids(rows: Iterable[Example], limit: Mapping[Split, int]) -> dict[Split, set[str]]:
+    """By split with a limit, the ids of the rows that are used: a larger limit keeps those of a smaller one."""
+    kept: dict[Split, list[tuple[int, str]]] = {split: [] for split in limit}
+    for row in rows:
+        if row.split not in limit:
+            continue
+        order = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:8])
+        heapq.heappush(kept[row.split], (-order, row.id))
+        if len(kept[row.split]) > limit[row.split]:
+            heapq.heappop(kept[row.split])
+    return {split: {name for _, name in rows} for split, rows in kept.items()}
 
 
 @task(cache_policy=NO_CACHE)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
+from raft_tasks.gguf import model_folder
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +63,8 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     check_files(model)
-    tokenizer = _explain(model, lambda: AutoTokenizer.from_pretrained(model.path, revision=model.revision))
+    path = str(model_folder(model.path))
+    tokenizer = _explain(model, lambda: AutoTokenizer.from_pretrained(path, revision=model.revision))
     if isinstance(tokenizer.chat_template, dict):
         named = tokenizer.chat_template
         if "default" not in named:
@@ -83,11 +85,16 @@ def load_network(model: Model, dtype: torch.dtype, tokenizer: PreTrainedTokenize
     from transformers import AutoModelForCausalLM
 
     check_files(model)
+    path = str(model_folder(model.path))
     with quiet():
         loaded: Any = _explain(
             model,
             lambda: AutoModelForCausalLM.from_pretrained(
-                model.path, revision=model.revision, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+                path,
+                revision=model.revision,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             ),
         )
     network: PreTrainedModel = loaded[0]
@@ -101,7 +108,8 @@ def check_trainable(model: Model) -> None:
     """Raises ModelError if its weights are quantised; looks at its config alone."""
     from transformers import AutoConfig
 
-    config = _explain(model, lambda: AutoConfig.from_pretrained(model.path, revision=model.revision))
+    path = str(model_folder(model.path))
+    config = _explain(model, lambda: AutoConfig.from_pretrained(path, revision=model.revision))
     quantisation = getattr(config, "quantization_config", None)
     if quantisation is not None:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
@@ -146,7 +154,7 @@ def check_vocabulary(model: Model, network: PreTrainedModel, tokenizer: PreTrain
 
 def check_files(model: Model) -> None:
     """Files that git left as pointers, which transformers reports as something else."""
-    folder = Path(model.path)
+    folder = model_folder(model.path)
     for path in filter(Path.is_file, sorted(folder.glob("*"))):
         with path.open("rb") as content:
             if content.read(len(LFS_POINTER)) == LFS_POINTER:
@@ -154,7 +162,7 @@ def check_files(model: Model) -> None:
 
 
 def place(model: Model) -> str:
-    folder = Path(model.path)
+    folder = model_folder(model.path)
     return f"model folder {folder.absolute()}" if folder.is_dir() else f"model {model.path!r} ({model.revision})"
 
 
@@ -185,7 +193,7 @@ def _explain(model: Model, load: Callable[[], T]) -> T:
 
 def unloadable(model: Model) -> str:
     """Why a model does not load, as far as its folder tells."""
-    folder = Path(model.path)
+    folder = model_folder(model.path)
     if not folder.is_dir():
         return (
             f"model {model.path!r} (revision {model.revision}): there is no folder {folder.absolute()}, and as a hub "

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from raft_tasks import gguf
 from raft_tasks.config import Endpoint, Model
 from raft_tasks.errors import InputError
 from raft_tasks.file_digests import FileDigests
@@ -25,6 +26,9 @@ def identify(role: str, model: Model | Endpoint, digests: FileDigests) -> dict[s
         return model.model_dump(include={"base_url", "model", "seeds", "options", "sampling_fields"})
     folder = Path(model.path)
     identity = model.model_dump()
+    if folder.suffix == gguf.SUFFIX:
+        about = gguf.describe(folder)
+        return {**identity, "sha256": about["sha256"], "quantisation": about["quantisation"]}
     if (folder / "config.json").is_file():
         return {**identity, "sha256": digests.of(folder)}
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith("models/"):

@@ -18,7 +18,7 @@ from typing import Literal, TypedDict
 from pydantic import BaseModel, ConfigDict, Field
 
 Split = Literal["train", "validation", "test"]
-Fallback = Literal["failed", "empty", "unfinished", "similarity", "fidelity"]
+Fallback = Literal["failed", "empty", "unfinished", "similarity", "fidelity", "framing"]
 Exclusion = Literal["failed", "empty", "unfinished", "quorum", "fidelity"]
 Unfused = Literal["filter", "quorum", "fidelity"]
 Better = Literal["first", "second", "equal"]
@@ -43,6 +43,12 @@ class Example(Row):
     split: Split
     expected: list[str] = []  # strings that a right answer must say, in any style
     details: list[str] = []  # further strings that a complete answer says too
+    explanation: str = ""  # what a terse answer (a code, a label) means, in words
+
+    @property
+    def statement(self) -> str:
+        """What rewriting and fusion start from: the explanation of a terse answer, else the answer."""
+        return self.explanation or self.answer
 
 
 class Rewritten(Example):

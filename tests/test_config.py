@@ -65,7 +65,7 @@ def test_defaults_are_the_papers():
     assert (raft.temperature, raft.top_k, raft.ema_beta, raft.kl_weight) == (1.5, 512, 0.9, "ema")
     assert (config.train.learning_rate, config.train.epochs, config.train.batch_size) == (5e-6, 3, 16)
     assert config.semantic_filter.tau == 0.8
-    assert config.domains["mine"].files == ["data/mine/*.{jsonl,csv,parquet}"]
+    assert config.domains["mine"].files == ["data/mine/*.{jsonl,csv,jsonl.gz,csv.gz,jsonl.zst,csv.zst,parquet}"]
     assert (config.fuse.quorum, config.judge.quorum) == (3, 1)
 
 
@@ -258,3 +258,8 @@ def test_resolved_values_leave_an_added_key_out_where_it_changes_nothing():
     assert resolved(Outer(rows=[Inner(new=True)])) == {"inner": {"old": 1}, "rows": [{"old": 1, "new": True}]}
     method = parse_config(small()).methods["raft"]
     assert resolved(method) == method.model_dump(mode="json")
+
+
+def test_files_of_a_domain_lie_where_dvc_watches():
+    with pytest.raises(ConfigError, match=r"got 'elsewhere/\*\.jsonl', expected a pattern in data/mine/"):
+        parse_config(small(domains={"mine": {"files": ["elsewhere/*.jsonl"]}}))

@@ -86,6 +86,12 @@ class Config(Section):
             wrong.append(
                 f"methods.{name}: the name is taken by the untouched model or the one in production; rename it"
             )
+        for name, domain in self.domains.items():
+            wrong += [
+                f"domains.{name}.files: got {pattern!r}, expected a pattern in data/{name}/, which DVC watches"
+                for pattern in domain.files
+                if not pattern.startswith(f"data/{name}/")
+            ]
         for name, source in self.retrain.fetch.items():
             if source.kind == "hub" and name in self.domains and self.domains[name].hub is None:
                 wrong.append(f"retrain.fetch.{name}: got kind hub, but domains.{name}.hub is null")

@@ -44,6 +44,7 @@ class Columns(Section):
     split: str | None = key(None, "train, validation or test, for `split.by: column`")
     expected: str | None = key(None, "texts that a right answer must contain")
     details: str | None = key(None, "texts that a complete answer contains too")
+    explanation: str | None = key(None, "what a terse answer means, in words: rewriting and fusion start from it")
     unused: list[str] = key([], "columns such as `input` or `context` that are left out on purpose")
 
 
@@ -103,13 +104,16 @@ class Domain(Section):
     """A domain's question-answer pairs."""
 
     files: list[str] = key(
-        [], "glob patterns in data/<domain>; default without `hub`: data/<domain>/*.{jsonl,csv,parquet}"
+        [], "glob patterns in data/<domain>; default without `hub`: all .jsonl and .csv (also .gz, .zst), .parquet"
     )
     hub: Hub | None = key(None, "a data set of the hub, in place of files or beside them")
     columns: Columns = key(Columns(), "the files' columns")
     chat: Chat | None = key(None, "set where rows are conversations")
     split: Split = key(SplitBySource(), "how rows get their split")
     hygiene: Hygiene = key(Hygiene(), "what is removed or flagged")
+    limit: dict[Literal["train", "validation", "test"], PositiveInt] = key(
+        {}, "split -> rows used of it, drawn by a hash of their ids; others whole"
+    )
 
     @model_validator(mode="before")
     @classmethod

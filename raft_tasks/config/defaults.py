@@ -14,7 +14,7 @@ from raft_tasks.config.evaluation import Benchmark, PromotionGate
 from raft_tasks.config.generation import AnchorSet
 from raft_tasks.config.training import Method
 
-ROW_FILES = "data/{}/*.{{jsonl,csv,parquet}}"
+ROW_FILES = "data/{}/*.{{jsonl,csv,jsonl.gz,csv.gz,jsonl.zst,csv.zst,parquet}}"
 
 
 @cache

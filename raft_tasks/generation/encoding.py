@@ -9,6 +9,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raft_tasks.artifacts import digest_path
 from raft_tasks.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,10 +42,11 @@ class SentenceEncoder:
         self.name, self.revision = name, revision
         self._lock = threading.Lock()
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that determines the vectors of a text, as a JSON-like value."""
-        return {"encoder": self.name, "revision": self.revision, "version": CACHE_VERSION}
+        """All that determines the vectors of a text, as a JSON-like value: of a folder its bytes."""
+        content = {"sha256": digest_path(Path(self.name))} if Path(self.name).is_dir() else {}
+        return {"encoder": self.name, "revision": self.revision, "version": CACHE_VERSION, **content}
 
     @cached_property
     def model(self) -> Any:

@@ -68,7 +68,10 @@ def _draw(rows: list[Filtered], number: int, backend: Backend, settings: Fuse) -
     """`candidates` fusions of every row; each has its own seed, so more of them leave the first ones as they are."""
     slots = [(row, slot) for row in rows for slot in range(settings.candidates)]
     completions = backend.generate(
-        [render(settings.template, question=row.question, answer=row.answer, rewritten=row.chosen) for row, _ in slots],
+        [
+            render(settings.template, question=row.question, answer=row.statement, rewritten=row.chosen)
+            for row, _ in slots
+        ],
         SamplingParams(settings.temperature, settings.top_p, settings.max_new_tokens, settings.batch_size),
         [derive_seed(settings.seed, "fuse", row.id, number, slot) for row, slot in slots],
     )
@@ -77,7 +80,7 @@ def _draw(rows: list[Filtered], number: int, backend: Backend, settings: Fuse) -
 
 def _judge(draws: Draws, number: int, panel: Mapping[str, Judge], settings: Fuse) -> list[tuple[Filtered, Candidate]]:
     """Candidates with their scores, in order. One that is empty or was cut is not judged: no scores, mean 0."""
-    cases = [(row.question, row.answer, completion.text.strip()) for row, completion in draws]
+    cases = [(row.question, row.statement, completion.text.strip()) for row, completion in draws]
     # A sharp model draws the same text again and again: each one is judged once.
     judgements: dict[tuple[str, str, str], dict[str, Judgement]] = {
         case: {} for case, (_, completion) in zip(cases, draws, strict=True) if case[2] and completion.finished
@@ -102,7 +105,7 @@ def _candidate(
         excluded: Exclusion = "failed" if failure else "unfinished" if text else "empty"
         return Candidate(round=number, text=text, scores={}, mean=0.0, excluded=excluded, failure=failure)
     scores = {name: judgement.score for name, judgement in judgements.items() if judgement.score is not None}
-    vetoed = settings.fidelity_veto and bool(lost_facts(row.answer, text))
+    vetoed = settings.fidelity_veto and bool(lost_facts(row.statement, text))
     return Candidate(
         round=number,
         text=text,
@@ -160,7 +163,7 @@ def _break_ties(
         if other is not None:
             ties.append((row, top[0], other))
     pairs = [
-        Pair(row.question, row.answer, candidates[row.id][first].text, candidates[row.id][second].text)
+        Pair(row.question, row.statement, candidates[row.id][first].text, candidates[row.id][second].text)
         for row, first, second in ties
     ]
     comparisons: dict[str, list[Comparison]] = {row.id: [] for row, _, _ in ties}

@@ -17,7 +17,7 @@ def rewrite(rows: list[Example], backend: Backend, settings: Rewrite) -> list[Re
     one, never passes the semantic filter. Where the model gave none, the row says why.
     """
     completions = backend.generate(
-        [render(settings.template, question=row.question, answer=row.answer) for row in rows],
+        [render(settings.template, question=row.question, answer=row.statement) for row in rows],
         SamplingParams(settings.temperature, settings.top_p, settings.max_new_tokens, settings.batch_size),
         [derive_seed(settings.seed, "rewrite", row.id) for row in rows],
     )

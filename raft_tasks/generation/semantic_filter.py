@@ -21,7 +21,7 @@ def semantic_filter(
     """
     filtered = []
     for row, similarity in zip(rows, similarities, strict=True):
-        missing = lost_facts(row.answer, row.rewritten)
+        missing = lost_facts(row.statement, row.rewritten)
         fallback: Fallback | None = None
         if not row.rewritten:
             fallback = "failed" if row.failure else "empty"

@@ -23,6 +23,7 @@ TOKEN = re.compile(r"\w+|\s+|[^\w\s]")
 OUTCOMES = {  # of a row, as the page says it; the keys are Fused.fallback, Fused.unfused and two successes
     "similarity": "reference answer: the rewrite's similarity is below the threshold",
     "unfinished": "reference answer: the rewrite was cut off",
+    "framing": "reference answer: the rewrite repeats the prompt, or opens like many others",
     "empty": "reference answer: the rewrite is empty",
     "failed": "reference answer: the model returned no rewrite",
     "fidelity": "reference answer: the rewrite lost a fact (veto)",

@@ -80,6 +80,7 @@ def _example(values: dict[str, Any], name: str, domain: Domain, ingest: Ingest) 
         split=split,
         expected=_strings(values, "expected"),
         details=_strings(values, "details"),
+        explanation=_text(values, "explanation", ingest) if "explanation" in values else "",
     )
 
 

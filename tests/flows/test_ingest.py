@@ -18,6 +18,7 @@ def test_rows_end_in_shards_rejects_and_flags(tmp_path, prefect_api, clean_envir
     private = {**row, "id": "private", "question": "Who knows more?", "answer": "Ask migin@example.org."}
     with pairs.open("a") as out:
         out.write(json.dumps(bad) + "\n" + json.dumps(private) + "\n")
+    (pairs.parent / "more.xlsx").write_text("no reader")
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "stage", "ingest", "archive"],
         cwd=project,
@@ -37,10 +38,12 @@ def test_rows_end_in_shards_rejects_and_flags(tmp_path, prefect_api, clean_envir
         "train": len(train),
         "validation": count_rows(folder / "validation.parquet"),
         "test": count_rows(folder / "test.parquet"),
+        "left_out": 0,
         "rejected": 1,
         "rejected_by_rule": {"missing": 1},
         "flagged_by_rule": {"e-mail address": 1},
         "unread_columns": [],
+        "unread_files": ["more.xlsx"],
     }
     assert sorted(path.name for path in folder.iterdir()) == [
         "flags.jsonl", "rejects.jsonl", "test.parquet", "train.parquet", "validation.parquet",

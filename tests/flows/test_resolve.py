@@ -88,6 +88,32 @@ def test_a_benchmark_task_concerns_the_stages_that_read_it(changed, monkeypatch,
     assert changed("report.flips", same) == {"anchors", "benchmark", *(f"benchmark-{method}" for method in METHODS)}
 
 
+@pytest.mark.parametrize(
+    ("key", "stages"),
+    [
+        ("semantic_filter.encoder", {"semantic_filter", "anchors"}),
+        ("fuse.encoder", {"fuse"}),
+        ("methods.raft.distillation.teacher_adapter", {"distill-raft"}),
+    ],
+)
+def test_a_folder_where_a_hub_id_could_stand_counts_by_its_content(changed, tmp_path, key, stages):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "weights").write_text("old")
+    by_name = changed(key, str(folder))
+    assert stages <= by_name
+    document = yaml.safe_load(Path("params.yaml").read_text())
+    *sections, last = key.split(".")
+    section = document
+    for name in sections:
+        section = section.setdefault(name, {})
+    section[last] = str(folder)
+    before = files_of(parse_config(document), tmp_path)
+    (folder / "weights").write_text("new")
+    after = files_of(parse_config(document), tmp_path)
+    assert {name for name in before if before[name] != after[name]} == stages
+
+
 def test_a_file_that_is_not_there_is_named(changed):
     with pytest.raises(InputError, match=r"data/calibration/none\.jsonl, which is not there"):
         changed("fuse.calibration", "none.jsonl")

@@ -1,0 +1,122 @@
+"""A GGUF file, turned once into a model folder that training, generation and benchmarks load like any other.
+
+The weights are the quantised ones in floating point: what quantisation took from the original does not come back.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from raft_tasks.artifacts import atomic_folder, digest_path
+from raft_tasks.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FOLDERS = Path(".cache/gguf")  # one folder per content
+SUFFIX = ".gguf"
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+license: {license}
+---
+
+# {name}
+
+Weights, tokenizer and chat template of `{file}` (GGUF, {quantisation}, SHA-256 `{sha256}`), written as float32
+safetensors: the values of the quantised model, not those of the model that it was made from.
+
+- Author, as the file says: {organization}
+- Licence, as the file says: {license}
+"""
+
+
+def model_folder(path: str) -> Path:
+    """Where the model of `models.<name>.path` lies: of a GGUF file the folder in FOLDERS, written if it is missing.
+
+    Raises:
+        InputError: if the file is missing, unreadable, or not a causal language model with a chat template.
+    """
+    file = Path(path)
+    if file.suffix != SUFFIX:
+        return file
+    about = describe(file)
+    folder = FOLDERS / f"{file.stem}-{about['sha256'][:16]}"
+    if not folder.is_dir():
+        FOLDERS.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # stages start side by side
+            if not folder.is_dir():
+                convert(file, folder, about)
+    return folder
+
+
+def describe(file: Path) -> dict[str, str]:
+    """What a GGUF file says of itself: name, organization, license, quantisation (such as Q4_1); and its sha256."""
+    if not file.is_file():
+        raise InputError(f"model file {file.absolute()} is not there; put it there, or correct models.<name>.path")
+    state = file.stat()
+    return _describe(file.resolve(), state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _describe(file: Path, size: int, modified: int) -> dict[str, str]:
+    try:
+        from gguf import GGUFReader, LlamaFileType
+    except ImportError as error:
+        raise InputError(f"{file}: a GGUF file needs the package gguf; pip install 'raft-refinery[real]'") from error
+    try:
+        fields = GGUFReader(file).fields
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise InputError(f"{file} ({size} bytes) is not a whole GGUF file ({error}); download it again") from error
+
+    def general(key: str, missing: str) -> str:
+        field = fields.get(f"general.{key}")
+        return missing if field is None else str(field.contents())
+
+    kind = LlamaFileType(int(general("file_type", "1024"))).name  # 1024: guessed
+    return {
+        "name": general("name", file.stem),
+        "organization": general("organization", "not stated"),
+        "license": general("license", "not stated"),
+        "quantisation": LlamaFileType(int(kind)).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+        if kind
+        else "unknown",
+        "sha256": digest_path(file),
+    }
+
+
+def convert(file: Path, folder: Path, about: dict[str, str]) -> None:
+    """Write the model of `file` as float32 safetensors with tokenizer, chat template and model card to `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from raft_tasks.model_loading import quiet
+
+    source: dict[str, Any] = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    try:
+        with quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**source)
+            loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    except (ValueError, KeyError, OSError, NotImplementedError, RuntimeError) as error:
+        raise InputError(
+            f"{file}: transformers cannot read it ({error}); expected a causal language model of an architecture that "
+            "it reads from GGUF. Use the model's safetensors folder instead"
+        ) from error
+    if tokenizer.chat_template is None:
+        raise InputError(f"{file} has no chat template; expected an instruction-tuned model")
+    plain = loaded.config.to_dict()
+    plain.pop("quantization_config", None)  # save_pretrained would refuse the weights, which are dequantised by now
+    config = type(loaded.config).from_dict(plain)
+    config._name_or_path = about["name"]
+    model = type(loaded)(config)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    tokenizer.model_max_length = config.max_position_embeddings
+    with atomic_folder(folder) as partial, quiet():
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(CARD.format(file=file.name, **about), encoding="utf-8")
