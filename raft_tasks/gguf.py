@@ -82,9 +82,7 @@ def _describe(file: Path, size: int, modified: int) -> dict[str, str]:
         "name": general("name", file.stem),
         "organization": general("organization", "not stated"),
         "license": general("license", "not stated"),
-        "quantisation": LlamaFileType(int(kind)).name.removeprefix("MOSTLY_").removeprefix("ALL_")
-        if kind
-        else "unknown",
+        "quantisation": kind.removeprefix("MOSTLY_").removeprefix("ALL_"),
         "sha256": digest_path(file),
     }
 
