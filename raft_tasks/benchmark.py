@@ -61,13 +61,13 @@ def write_merged(
 
     result: dict[str, Any] = {}
     coefficient = 1.0
-    if not isinstance(merge, config.Prune) and not validation.rows:
+    if isinstance(merge, config.CoefficientSearch) and not validation.rows:
         raise InputError(
             f"domain {validation.domain!r} has no validation rows, expected some to choose a coefficient by: give it "
             "rows of the split `validation`, or set the `merge` of the method to null"
         )
     merged = Merger(base, [trained], merge)
-    if not isinstance(merge, config.Prune):
+    if isinstance(merge, config.CoefficientSearch):
         coefficients = [value for value in sorted({*merge.coefficients, 1.0}) if value > 0]
         suite = replace(validation, settings=validation.settings.model_copy(update={"tasks": merge.tasks}))
         base_scores = score_candidate(base, suite)

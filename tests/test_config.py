@@ -83,7 +83,7 @@ def test_a_row_is_merged_over_the_built_in_row_and_its_children_follow():
     assert mine.merge.tasks == config.benchmark.validation_tasks == config.gate.recover.tasks == ["arc_easy"]
     assert config.methods["fapm"].merge.kind == "interpolate"  # another kind: prune's `keep` is gone
     assert config.methods["raft_anchored"].distillation is None
-    sft = {"target": "reference", "sft": True, "token_weighting": "none"}
+    sft = {"target": "reference", "sft": True, "token_weighting": "none", "learning_rate_scale": 1.0}
     assert config.methods["sft"].model_dump(exclude_none=True) == sft
 
 

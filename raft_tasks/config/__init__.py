@@ -54,6 +54,8 @@ from raft_tasks.config.training import (
     Method,
     Prune,
     Replay,
+    SpectralThreshold,
+    TargetKl,
     Ties,
     Train,
     Vllm,

@@ -111,7 +111,7 @@ def _benchmarks(document: dict[str, Any]) -> dict[str, Any]:
 def _search_by(section: Any, name: str, tasks: Any) -> Any:
     """`section` whose search for a coefficient, under `name`, has its default tasks."""
     search = section.get(name) if isinstance(section, dict) else None
-    if not isinstance(search, dict) or search.get("kind") == "prune" or "tasks" in search:
+    if not isinstance(search, dict) or search.get("kind") in ("prune", "dg_hard") or "tasks" in search:
         return section
     return {**section, name: {**search, "tasks": tasks}}
 

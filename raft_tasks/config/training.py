@@ -105,11 +105,24 @@ class AnchorLoss(Section):
     logits: Literal["stored", "teacher"] = key("stored", "the base's logits: from the set, or from the teacher")
 
 
+class TargetKl(Section):
+    """KL(base || student) at the tokens of the learned answer, beside the cross-entropy (ASFT, arXiv:2509.23753)."""
+
+    weight: PositiveFloat = key(0.05, "of the KL; the paper has 0.05 for knowledge, 0.1 for mathematics")
+    top_k: PositiveInt = key(64, "the base's most likely tokens that are compared, at most its vocabulary")
+
+
 class Prune(Section):
     """FAPM (arXiv:2509.08255): only the best-scored share of each tensor's change stays."""
 
     kind: Literal["prune"] = key(..., "prune by FAPM's score")
     keep: Annotated[float, Field(gt=0, lt=1)] = key(0.1, "share of each tensor's change that stays")
+
+
+class SpectralThreshold(Section):
+    """DG-Hard (arXiv:2605.20296): of each matrix's change, the singular values above the noise."""
+
+    kind: Literal["dg_hard"] = key(..., "DG-Hard: the singular values of the change that stand out of the noise")
 
 
 class CoefficientSearch(Section):
@@ -134,7 +147,10 @@ class Ties(CoefficientSearch):
 
 
 Merge = Annotated[
-    Annotated[Prune, Tag("prune")] | Annotated[Interpolate, Tag("interpolate")] | Annotated[Ties, Tag("ties")],
+    Annotated[Prune, Tag("prune")]
+    | Annotated[SpectralThreshold, Tag("dg_hard")]
+    | Annotated[Interpolate, Tag("interpolate")]
+    | Annotated[Ties, Tag("ties")],
     Discriminator(kind_or("interpolate")),
 ]
 
@@ -144,9 +160,11 @@ class Method(Section):
 
     target: Literal["reference", "rewrite", "fused"] = key("reference", "the answer that is learned")
     sft: bool = key(True, "cross-entropy on the target; false: the teacher alone teaches")
-    token_weighting: Literal["none", "dft", "eaft"] = key(
-        "none", "weights of the cross-entropy's tokens: DFT (arXiv:2508.05629), EAFT (arXiv:2601.02151)"
+    token_weighting: Literal["none", "dft", "eaft", "talr"] = key(
+        "none", "weights of the cross-entropy's tokens: arXiv:2508.05629, arXiv:2601.02151, arXiv:2509.20758"
     )
+    target_kl: TargetKl | None = key(None, "KL to the base on the learned answers")
+    learning_rate_scale: PositiveFloat = key(1.0, "multiple of train.learning_rate")
     distillation: Distillation | None = key(None, "on-policy distillation")
     lora: Lora | None = key(None, "adapters; null: full fine-tuning")
     replay: Replay | None = key(None, "general rows of yours")
@@ -172,6 +190,8 @@ class Method(Section):
     def terms_beside_a_cross_entropy(self) -> Method:
         if not self.sft and self.token_weighting != "none":
             raise ValueError(f"token_weighting {self.token_weighting!r} with sft false: expected none, or sft true")
+        if not self.sft and self.target_kl:
+            raise ValueError("target_kl with sft false: expected sft true: it is computed in the cross-entropy's pass")
         if not self.sft and self.replay:
             raise ValueError("replay with sft false: expected sft true: replay is a share of the cross-entropy")
         if not self.sft and self.anchors and self.anchors.weight == "ema":

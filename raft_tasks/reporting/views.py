@@ -26,6 +26,7 @@ QUESTIONS = 3  # general ones at the top of the page
 CURVES = (  # column of steps.csv, title, level that is marked
     ("l_sft", "Cross-entropy of the targets, L_SFT", None),
     ("l_kl", "KL to the teacher, L_KL", None),
+    ("l_target_kl", "KL to the base on the learned answers, L_target", None),
     ("l_anchor", "KL to the base on anchors, L_anchor", None),
     ("lambda", "KL weight, lambda", 1.0),
     ("ce_kl_ratio", "Balance, L_SFT / (lambda L_KL)", 1.0),

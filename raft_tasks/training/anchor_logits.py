@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from raft_tasks.artifacts import atomic_file, read_rows, write_rows
-from raft_tasks.config import AnchorLoss
+from raft_tasks.config import AnchorLoss, TargetKl
 from raft_tasks.errors import InputError
 from raft_tasks.schemas import Anchor, TrainingPair
 from raft_tasks.training.batches import steps_of_epoch
@@ -90,6 +90,26 @@ class AnchorLogits(NamedTuple):
                 f"{sum(len(row.completion_ids) for row in rows)}; run the stage `anchors` again"
             )
         return stored
+
+    def top_k_at(self, numbers: Sequence[int], device: torch.device) -> TopK:
+        """Of the answers of the anchors (or rows) `numbers`, in their order; without mass and tail."""
+        ends = self.lengths.cumsum(0).tolist()
+        positions = torch.cat(
+            [torch.arange(ends[number] - int(self.lengths[number]), ends[number]) for number in numbers]
+        )
+        ids, logits = (tensor[positions].to(device) for tensor in (self.ids, self.logits))
+        return TopK(ids, logits.float(), logits.new_zeros(0), None)
+
+
+class TargetLogits:
+    """The base's top K at the answers of a training's own rows, for KL(base || student) there (config.TargetKl)."""
+
+    def __init__(self, base: PreTrainedModel, rows: Sequence[Encoded], settings: TargetKl, batch_size: int) -> None:
+        self.weight, self.numbers = settings.weight, {row.id: number for number, row in enumerate(rows)}
+        self.stored = AnchorLogits.compute(base, rows, min(settings.top_k, len(output_head(base).weight)), batch_size)
+
+    def top_k_at(self, rows: Sequence[Encoded], device: torch.device) -> TopK:
+        return self.stored.top_k_at([self.numbers[row.id] for row in rows], device)
 
 
 def encode_anchors(
@@ -171,7 +191,6 @@ class AnchorBatches:
         self.rows, self.stored, self.loss, self.seed = rows, stored, settings.loss, seed
         self.batch_size, self.lengths = settings.batch, [row.length for row in rows]
         self.per_epoch = len(rows) // settings.batch  # a short last batch would weigh its anchors more
-        self.starts = [0] if stored is None else [0, *stored.lengths.cumsum(0).tolist()]
 
     def at(self, step: int) -> list[int]:
         """The anchors of an optimiser step (0, 1, ...)."""
@@ -181,8 +200,4 @@ class AnchorBatches:
 
     def top_k_at(self, anchors: Sequence[int], device: torch.device) -> TopK | None:
         """The base's stored top K at the answers of these anchors, in their order; without mass and tail."""
-        if self.stored is None:
-            return None
-        positions = torch.cat([torch.arange(self.starts[anchor], self.starts[anchor + 1]) for anchor in anchors])
-        ids, logits = (tensor[positions].to(device) for tensor in (self.stored.ids, self.stored.logits))
-        return TopK(ids, logits.float(), logits.new_zeros(0), None)
+        return None if self.stored is None else self.stored.top_k_at(anchors, device)

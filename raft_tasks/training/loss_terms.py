@@ -51,6 +51,17 @@ class Sampled(NamedTuple):
         return [rollout.tokens for rollout in self.rollouts]
 
 
+def base_kl(hidden: Tensor, head: Head, base: TopK, count: int) -> Tensor:
+    """Sum over positions of KL(base || student) on the base's top K, temperature 1, divided by `count`."""
+    student = chunked_logits_at(hidden, head, base.ids, mass_every=len(hidden))
+    return top_k_forward_kl(student.logits, base.logits, temperature=1.0).sum() / count
+
+
+def token_losses(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
+    """Cross-entropy at each position."""
+    return chunked_mean_cross_entropy(hidden, head, labels, 1)[1]
+
+
 class LossTerms:
     """Forward passes of student and teacher; `model` is the student as it is wrapped for training.
 
@@ -89,19 +100,34 @@ class LossTerms:
         return TopK(*(None if tensor is None else tensor.to(self.device) for tensor in top_k))  # type: ignore[arg-type]
 
     def answers(
-        self, model: Any, rows: list[Encoded], count: int, token_weights: TokenWeights | None
-    ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the answers, weighted and (no gradient) not; `count` answer tokens are in the step."""
+        self, model: Any, rows: list[Encoded], count: int, token_weights: TokenWeights | None, base: TopK | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Cross-entropy of the answers, weighted and (no gradient) not; `count` answer tokens are in the step.
+
+        With the `base`'s top K at these tokens also the mean KL(base || student) there (ASFT, arXiv:2509.23753).
+        """
         answers = [row.completion_ids for row in rows]
         labels = self.labels(answers)
 
-        def head_fn(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+        def head_fn(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor | None]:
             loss, per_token = chunked_mean_cross_entropy(hidden, head, labels, count, token_weights)
-            return loss, per_token.sum() / count
+            return loss, per_token.sum() / count, None if base is None else base_kl(hidden, head, base, count)
 
-        result: tuple[Tensor, Tensor] = self.forward_completions(
+        result: tuple[Tensor, Tensor, Tensor | None] = self.forward_completions(
             model, [row.prompt_ids for row in rows], answers, head_fn
         )
+        return result
+
+    @torch.no_grad()
+    def row_losses(self, model: Any, batches: list[tuple[list[Encoded], bool]]) -> list[float]:
+        """Mean cross-entropy of each row's answer; batches that do not count go through the model all the same."""
+        result = []
+        for rows, counts in batches:
+            answers = [row.completion_ids for row in rows]
+            head_fn = partial(token_losses, labels=self.labels(answers))
+            per_token: Tensor = self.forward_completions(model, [row.prompt_ids for row in rows], answers, head_fn)
+            if counts:
+                result += [losses.mean().item() for losses in per_token.split([*map(len, answers)])]
         return result
 
     def anchor(self, model: Any, anchors: AnchorBatches, numbers: list[int], count: int) -> Tensor:
@@ -115,11 +141,7 @@ class LossTerms:
             assert self.distillation is not None  # config.Method checks
             base = self.forward_teacher(model, prompts, answers, partial(chunked_top_k, k=self.distillation.top_k))
 
-        def head_fn(hidden: Tensor, head: Head) -> Tensor:
-            student = chunked_logits_at(hidden, head, base.ids, mass_every=len(hidden))
-            return top_k_forward_kl(student.logits, base.logits, temperature=1.0).sum() / count
-
-        loss: Tensor = self.forward_completions(model, prompts, answers, head_fn)
+        loss: Tensor = self.forward_completions(model, prompts, answers, partial(base_kl, base=base, count=count))
         return loss
 
     def teacher_top_k(self, model: Any, batch: Sampled) -> TopK:

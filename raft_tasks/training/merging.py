@@ -1,6 +1,7 @@
 """Merging a trained model with its base: W = W0 + coefficient x kept(dW), dW = W - W0 the task vector.
 
     prune        FAPM (arXiv:2509.08255): the share of entries that score best, at coefficient 1
+    dg_hard      DG-Hard (arXiv:2605.20296): the singular values above the noise, at coefficient 1
     interpolate  WiSE-FT (arXiv:2109.01903): all of dW
     ties         TIES (arXiv:2306.01708): trim, elect signs, average. With a single model TIES reduces to trimming; of
                  several (seeds, domains) it takes the mean of the entries that agree with the elected sign
@@ -11,8 +12,10 @@ score among those whose general score is not worse than the base's by more than 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ from torch import Tensor
 from raft_tasks.config import Merge, Model
 from raft_tasks.model_loading import load_model, quiet
 from raft_tasks.training.divergence import relative_distance
+
+SMALLEST_MATRIX = 1024  # entries below which DG-Hard, as in its code, leaves a matrix as it is
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,34 @@ def fapm(base: Tensor, delta: Tensor, keep: float) -> Tensor:
     size = base.abs()
     score = delta.abs() - size.mean() * delta.abs() / size
     return largest(delta, torch.where(size > 0, score, -torch.inf), keep)
+
+
+def dg_hard(delta: Tensor) -> Tensor:
+    """`delta` [m, n] without its singular values up to tau; vectors and small matrices are returned whole.
+
+    tau = omega(beta) / mu(beta) x median singular value, beta = min(m, n) / max(m, n): Donoho and Gavish's optimal hard
+    threshold for a low-rank matrix in white noise of unknown level (arXiv:1305.5870).
+    """
+    if delta.ndim != 2 or delta.numel() < SMALLEST_MATRIX:
+        return delta
+    left, values, right = torch.linalg.svd(delta, full_matrices=False)
+    threshold = threshold_factor(min(delta.shape) / max(delta.shape)) * values.median()
+    kept = values * (values > threshold)
+    return (left * kept) @ right
+
+
+@cache
+def threshold_factor(beta: float) -> float:
+    """omega(beta) / mu(beta): the optimal threshold for noise of level 1 over the median of pure noise.
+
+    mu^2 is the median of the Marchenko-Pastur law, x = 1 + beta + 2 sqrt(beta) cos(theta) with the density
+    2 sin(theta)^2 / (pi x) over theta in [0, pi].
+    """
+    omega = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + math.sqrt(beta**2 + 14 * beta + 1)))
+    theta = (torch.arange(100_000, dtype=torch.float64) + 0.5) * (math.pi / 100_000)
+    x = 1 + beta + 2 * math.sqrt(beta) * theta.cos()
+    mass = (theta.sin() ** 2 / x).cumsum(0)  # from the largest x down
+    return omega / math.sqrt(float(x[torch.searchsorted(mass, mass[-1:] / 2)]))
 
 
 def trim(delta: Tensor, keep: float) -> Tensor:
@@ -125,4 +158,6 @@ def kept(base: Tensor, deltas: Sequence[Tensor], merge: Merge) -> Tensor:
     if merge.kind == "ties":
         return ties(deltas, merge.keep)
     delta = torch.stack(list(deltas)).mean(0) if len(deltas) > 1 else deltas[0]
+    if merge.kind == "dg_hard":
+        return dg_hard(delta)
     return fapm(base, delta, merge.keep) if merge.kind == "prune" else delta

@@ -13,6 +13,7 @@ CROSS_ENTROPIES = {
     "none": "mean token cross-entropy of the answers",
     "dft": "mean token cross-entropy of the answers, each token weighted by its probability (DFT)",
     "eaft": "mean token cross-entropy of the answers, each token weighted by the entropy there (EAFT)",
+    "talr": "mean token cross-entropy of the answers, each token weighted by p^(1/tau), at least 0.01 (TALR)",
 }
 TEACHERS = {
     None: "none",
@@ -65,11 +66,12 @@ def model_card(job: TrainingJob, data: TrainingData) -> str:
     model, method = job.model, job.method
     sections = {
         "distillation": method.distillation,
+        "target_kl": method.target_kl,
         "replay": method.replay,
         "anchors": method.anchors,
         "lora": method.lora,
     }
-    settings = {"train": job.train.model_dump()}
+    settings = {"train": job.train.model_dump() | {"learning_rate_scale": method.learning_rate_scale}}
     settings |= {name: section.model_dump() for name, section in sections.items() if section is not None}
     return CARD.format(
         base=model.path,
@@ -93,6 +95,8 @@ def model_card(job: TrainingJob, data: TrainingData) -> str:
 
 def loss_terms(method: Method) -> list[str]:
     terms = [CROSS_ENTROPIES[method.token_weighting]] if method.sft else []
+    if method.target_kl is not None:
+        terms.append(f"{method.target_kl.weight:g} x KL(base || student) at the answers' tokens, top-K (ASFT)")
     if method.distillation is not None:
         terms.append("lambda x KL(teacher || student) on the student's own samples, top-K, T^2")
     if method.replay is not None:

@@ -16,7 +16,7 @@ from raft_tasks.model_loading import quiet
 from raft_tasks.training.conversations import Encoded
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.memory import Memory, Shape, available_bytes, estimate, gigabytes, settings_that_fit
-from raft_tasks.training.preparation import make_pair, prepare, training_arguments
+from raft_tasks.training.preparation import make_pair, prepare, training_arguments, with_target_logits
 from raft_tasks.training.speed import ModelFlops
 from raft_tasks.training.trainer import RaftTrainer
 
@@ -38,6 +38,7 @@ def plan(job: TrainingJob, folder: Path) -> dict[str, Any]:
     arguments.max_steps, arguments.save_strategy = TRIED_STEPS, "no"
     device = arguments.device
     steps_per_epoch = math.ceil(len(data.rows) / train.batch_size)
+    data = with_target_logits(network, data, single, device)
     student, teacher = make_pair(network, single, device)
     shape = Shape.of(student, job.model.dtype)
     needed, available = estimate(shape, data.all_rows, method, train), available_bytes(device)

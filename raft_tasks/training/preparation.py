@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from raft_tasks.errors import InputError
 from raft_tasks.model_loading import load_model
 from raft_tasks.schemas import TrainingPair
 from raft_tasks.training.adapters import with_adapter, without_peft_warnings
-from raft_tasks.training.anchor_logits import AnchorBatches, load_anchors
+from raft_tasks.training.anchor_logits import AnchorBatches, TargetLogits, load_anchors
 from raft_tasks.training.completion_forward import output_head
 from raft_tasks.training.conversations import Encoded, Encoder, teacher_message
 from raft_tasks.training.divergence import weights_digest
@@ -32,6 +32,7 @@ class TrainingData:
     rows: list[Encoded]
     replay: Sequence[Encoded] = ()  # general rows; some of them go with every step where the method replays
     anchors: AnchorBatches | None = None  # None exactly where the method has none
+    target_logits: TargetLogits | None = None  # the same
     fingerprint: str = ""  # of everything that determines this training; kept with its checkpoints
     base_digest: str = ""  # of the base's weights
 
@@ -65,7 +66,22 @@ def prepare(job: TrainingJob) -> tuple[PreTrainedModel, TrainingData]:
     if method.anchors:
         anchors = load_anchors(job.anchors, method.anchors, tokenizer, limit, system, job.seed)
     base_digest = weights_digest(network)
-    return network, TrainingData(tokenizer, rows, replay, anchors, fingerprint(job, base_digest), base_digest)
+    return network, TrainingData(tokenizer, rows, replay, anchors, None, fingerprint(job, base_digest), base_digest)
+
+
+def with_target_logits(network: Any, data: TrainingData, job: TrainingJob, device: Any) -> TrainingData:
+    """The data with the base's logits at the learned answers, where the method needs them.
+
+    One pass of all rows through `network`, the base as it is before the first step, on `device` and in each process.
+    """
+    settings = job.method.target_kl
+    if settings is None:
+        return data
+    origin = network.device
+    network.to(device)
+    logits = TargetLogits(network, data.rows, settings, job.train.micro_batch_size)
+    network.to(origin)
+    return replace(data, target_logits=logits)
 
 
 def fingerprint(job: TrainingJob, base_digest: str) -> str:
@@ -119,7 +135,7 @@ def training_arguments(job: TrainingJob, rows: int) -> TrainingArguments:
         output_dir=str(job.checkpoints),
         num_train_epochs=train.epochs,
         per_device_train_batch_size=train.batch_size,  # the Trainer's batch is a step; RaftTrainer divides it
-        learning_rate=train.learning_rate,
+        learning_rate=job.method.learning_rate_scale * train.learning_rate,
         weight_decay=train.weight_decay,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(train.warmup_ratio * steps),

@@ -23,9 +23,10 @@ Progress = Callable[[int, int, str], None]  # after every optimiser step: steps 
 COLUMNS = [  # of steps.csv, one row per optimiser step; a cell is empty where a method has no such value
     "step",
     "epoch",
-    "loss",  # L = L_SFT + lambda L_KL + r L_replay + w L_anchor, r = share / (1 - share)
+    "loss",  # L = L_SFT + target_kl.weight L_target + lambda L_KL + r L_replay + w L_anchor, r = share / (1 - share)
     "l_sft",  # its tokens weighted as the method says
     "nll",  # the same tokens, unweighted: what compares methods
+    "l_target_kl",  # KL(base || student) at the learned answers
     "l_replay",  # of the user's general rows
     "l_anchor",  # KL(base || student) at the anchors' answers, or their cross-entropy
     "anchor_weight",  # w
@@ -52,7 +53,7 @@ COLUMNS = [  # of steps.csv, one row per optimiser step; a cell is empty where a
     "model_flops_utilisation",  # speed.ModelFlops over the device's measured peak
 ]
 SUMS = [
-    "l_sft", "nll", "l_replay", "l_anchor", "anchor_weight", "l_kl", "lambda", "student_mass_in_k",
+    "l_sft", "nll", "l_target_kl", "l_replay", "l_anchor", "anchor_weight", "l_kl", "lambda", "student_mass_in_k",
     "teacher_mass_in_k", "kl_to_base", "sampling_logprob_difference",
 ]  # fmt: skip
 
@@ -90,8 +91,11 @@ class StepMetrics:
 
     @property
     def loss(self) -> float:
-        """L = L_SFT + lambda L_KL + r L_replay + w L_anchor, of the terms that the method has."""
-        terms = (("lambda", "l_kl"), ("replay_weight", "l_replay"), ("anchor_weight", "l_anchor"))
+        """L, the weighted sum of the terms that the method has."""
+        terms = (
+            ("lambda", "l_kl"), ("replay_weight", "l_replay"), ("anchor_weight", "l_anchor"),
+            ("target_kl_weight", "l_target_kl"),
+        )  # fmt: skip
         weighted = (self.sums.get(weight, 0.0) * self.sums.get(term, 0.0) for weight, term in terms)
         return sum(weighted, self.sums.get("l_sft", 0.0))
 

@@ -9,7 +9,16 @@ from typing import Any, TypedDict, cast
 from raft_tasks.artifacts import read_json
 from raft_tasks.training.conversations import Encoded, unknown_share
 
-FINAL = ("loss", "l_sft", "nll", "l_replay", "l_anchor", "l_kl", "ce_kl_ratio")  # columns of the last row of steps.csv
+FINAL = (
+    "loss",
+    "l_sft",
+    "nll",
+    "l_target_kl",
+    "l_replay",
+    "l_anchor",
+    "l_kl",
+    "ce_kl_ratio",
+)  # columns of the last row of steps.csv
 
 
 class LambdaSummary(TypedDict):

@@ -6,12 +6,15 @@ Weights are constants to the gradient. Axes as in losses.py: t positions of a ti
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from statistics import median
 
 from torch import Tensor
 
 from raft_tasks.training.chunked_losses import TokenWeights
 
 ENTROPY_K = 20  # tokens that EAFT's entropy looks at, as in its paper
+TALR_FLOOR = 0.01  # the least weight under TALR
 
 
 def probability(cross_entropy: Tensor, logits: Tensor) -> Tensor:
@@ -32,4 +35,14 @@ def entropy(cross_entropy: Tensor, logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1) / math.log(log_p.shape[-1])
 
 
-TOKEN_WEIGHTS: dict[str, TokenWeights | None] = {"none": None, "dft": probability, "eaft": entropy}
+def adaptive(row_losses: Sequence[float]) -> TokenWeights:
+    """TALR (arXiv:2509.20758): w_t = sg[max(p(y_t)^(1/tau), floor)], in (0, 1], without normalisation over the tokens.
+
+    p^(1/tau) minimises sum w_t l_t + tau sum w_t log w_t. tau is the median of `row_losses`, the mean cross-entropy of
+    each of the step's answers: what is hard now counts little, and more once the model has come nearer.
+    """
+    temperature = max(median(row_losses), 1e-6)
+    return lambda cross_entropy, logits: (-cross_entropy / temperature).exp().clamp(min=TALR_FLOOR)
+
+
+TOKEN_WEIGHTS: dict[str, TokenWeights | None] = {"none": None, "dft": probability, "eaft": entropy}  # talr: `adaptive`

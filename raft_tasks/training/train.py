@@ -16,7 +16,13 @@ from raft_tasks.training.interruption import TrainingInterrupted
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.memory import Shape, explain, is_out_of_memory
 from raft_tasks.training.model_card import model_card
-from raft_tasks.training.preparation import TrainingData, make_pair, prepare, training_arguments
+from raft_tasks.training.preparation import (
+    TrainingData,
+    make_pair,
+    prepare,
+    training_arguments,
+    with_target_logits,
+)
 from raft_tasks.training.step_metrics import Progress
 from raft_tasks.training.summary import TrainingSummary, summarise
 from raft_tasks.training.trackers import report_to
@@ -44,6 +50,7 @@ def train_model(job: TrainingJob, progress: Progress | None = None) -> TrainingS
     with arguments.main_process_first():  # it removes incomplete checkpoints
         checkpoint = last_complete(job.checkpoints, data.fingerprint)
     job.output.mkdir(parents=True, exist_ok=True)
+    data = with_target_logits(network, data, job, arguments.device)
     student, teacher = make_pair(network, job, arguments.device)
     with quiet():
         trainer = RaftTrainer(job, student, teacher, data, arguments, progress)

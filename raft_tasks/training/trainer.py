@@ -34,7 +34,7 @@ from raft_tasks.training.batches import MicroBatch, StepLoader, StepSampler, mic
 from raft_tasks.training.checkpoints import CheckpointCallback, write_error
 from raft_tasks.training.completion_forward import enable_completion_forward, network_of
 from raft_tasks.training.conversations import Encoded
-from raft_tasks.training.distributed import is_sharded, no_sync, set_up_fsdp2, unsharded
+from raft_tasks.training.distributed import gather_objects, is_sharded, no_sync, set_up_fsdp2, unsharded
 from raft_tasks.training.interruption import Interruption
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.loss_spike import LossSpikeGuard
@@ -46,7 +46,7 @@ from raft_tasks.training.rollouts import Sampler
 from raft_tasks.training.speed import ModelFlops
 from raft_tasks.training.step_metrics import COLUMNS, Progress, StepMetrics, add_to_table
 from raft_tasks.training.teacher import Teacher
-from raft_tasks.training.token_weights import TOKEN_WEIGHTS
+from raft_tasks.training.token_weights import TOKEN_WEIGHTS, adaptive
 
 
 class RaftTrainer(Trainer):
@@ -78,13 +78,15 @@ class RaftTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         method, self.sizes = job.method, job.train
         self.student, self.teacher = student, teacher
+        self.target_logits = data.target_logits
         self.rows, self.replay, self.anchors = data.rows, data.replay, data.anchors
         if self.is_deepspeed_enabled:
             self.check_deepspeed()
         self.folder, self.fingerprint = Path(str(arguments.output_dir)), data.fingerprint
         self.steps_csv, self.progress = job.output / "steps.csv", progress
         self.distillation, self.balance = method.distillation, make_balance(method)
-        self.learns_answers, self.token_weights = method.sft, TOKEN_WEIGHTS[method.token_weighting]
+        self.learns_answers, self.weighting = method.sft, method.token_weighting
+        self.token_weights = TOKEN_WEIGHTS.get(self.weighting)
         self.replay_share = method.replay.share if method.replay else 0.0
         self.anchor_weight = AnchorWeight(method.anchors) if method.anchors else None
         student.train()
@@ -225,6 +227,9 @@ class RaftTrainer(Trainer):
 
     def sft_backward(self, model: Any) -> None:
         """Step 3: update lambda and leave the gradient of L_SFT + lambda L_KL, all-reduced."""
+        if self.weighting == "talr":
+            batches = [(self.rows_of(batch), batch.counts) for batch in self.local_micro_batches]
+            self.token_weights = adaptive(gather_objects(self.terms.row_losses(model, batches), self.args.world_size))
         first = None  # a forward pass that is there already
         if self.balance is not None:  # lambda needs L_SFT of the whole step before its first backward pass
             if len(self.local_micro_batches) == 1 and self.anchors is None and not self.replay_share:
@@ -248,15 +253,23 @@ class RaftTrainer(Trainer):
 
     def sft_loss(self, model: Any, batch: MicroBatch, counted: bool = False) -> Tensor:
         """This micro-batch's part of L_SFT; it goes into the step's sums unless it is `counted` already."""
-        rows = self.metrics.rows
-        count = sum(len(row.completion_ids) for row in rows)
-        loss, nll = self.terms.answers(model, [rows[row] for row in batch.rows], count, self.token_weights)
+        rows, count = self.rows_of(batch), sum(len(row.completion_ids) for row in self.metrics.rows)
+        base = None if self.target_logits is None else self.target_logits.top_k_at(rows, self.args.device)
+        loss, nll, kl = self.terms.answers(model, rows, count, self.token_weights, base)
         if not counted:
-            self.accumulate(batch, l_sft=loss.item(), nll=nll.item())
-        return loss
+            self.accumulate(
+                batch, l_sft=loss.item(), nll=nll.item(), **({} if kl is None else {"l_target_kl": kl.item()})
+            )
+        return loss if kl is None or self.target_logits is None else loss + self.target_logits.weight * kl
+
+    def rows_of(self, batch: MicroBatch) -> list[Encoded]:
+        return [self.metrics.rows[row] for row in batch.rows]
 
     def reduce_sft(self) -> None:
         self.all_reduce("l_sft", "nll")
+        if self.target_logits is not None:
+            self.metrics.sums["target_kl_weight"] = self.target_logits.weight
+            self.all_reduce("l_target_kl")
         self.check_finite("L_SFT", self.metrics.sums["l_sft"])
 
     def replay_backward(self, model: Any) -> None:
@@ -271,13 +284,11 @@ class RaftTrainer(Trainer):
         chosen = replayed_rows(len(self.replay), number, self.args.seed, self.state.global_step)
         rows = self.metrics.replayed = [self.replay[row] for row in chosen]
         count = sum(len(row.completion_ids) for row in rows)
-        self.extra_backward(
-            model,
-            "l_replay",
-            weight,
-            rows,
-            lambda batch: self.terms.answers(model, [rows[row] for row in batch.rows], count, None)[0],
-        )
+
+        def loss_of(batch: MicroBatch) -> Tensor:
+            return self.terms.answers(model, [rows[row] for row in batch.rows], count, None)[0]
+
+        self.extra_backward(model, "l_replay", weight, rows, loss_of)
 
     def anchor_backward(self, model: Any) -> None:
         """Leave the gradient of w L_anchor, not yet all-reduced."""
@@ -288,14 +299,12 @@ class RaftTrainer(Trainer):
         chosen = anchors.at(self.state.global_step)
         rows = self.metrics.anchored = [anchors.rows[anchor] for anchor in chosen]
         count = sum(len(row.completion_ids) for row in rows)
+
+        def loss_of(batch: MicroBatch) -> Tensor:
+            return self.terms.anchor(model, anchors, [chosen[row] for row in batch.rows], count)
+
         with self.metrics.phase("anchor"):
-            self.extra_backward(
-                model,
-                "l_anchor",
-                weight,
-                rows,
-                lambda batch: self.terms.anchor(model, anchors, [chosen[row] for row in batch.rows], count),
-            )
+            self.extra_backward(model, "l_anchor", weight, rows, loss_of)
 
     def extra_backward(
         self, model: Any, name: str, weight: float, rows: Sequence[Encoded], loss_of: Callable[[MicroBatch], Tensor]
@@ -315,8 +324,7 @@ class RaftTrainer(Trainer):
         return micro_batches(lengths, self.sizes.micro_batch_size, self.args.process_index, self.args.world_size)
 
     def sampled(self, batch: MicroBatch) -> Sampled:
-        rows, rollouts = self.metrics.rows, self.metrics.rollouts
-        return Sampled([rows[row] for row in batch.rows], [rollouts[row] for row in batch.rows])
+        return Sampled(self.rows_of(batch), [self.metrics.rollouts[row] for row in batch.rows])
 
     def backward(self, batch: MicroBatch, loss: Tensor) -> None:
         """Adds the gradient of a part of a loss. DDP and FSDP2 average over processes; parts are to be added."""

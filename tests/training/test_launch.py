@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny import ANCHORED, METHODS, REPLAY, TEACHER, pairs, save_anchors, save_tiny, train
 from trainer_runs import TIMES
 
-from raft_tasks.config import Launch, Model
+from raft_tasks.config import Launch, Model, TargetKl
 from raft_tasks.errors import InputError
 from raft_tasks.training import worker
 from raft_tasks.training.conversations import ConversationError
@@ -29,6 +29,8 @@ HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
 ROWS = METHODS | {
     "raft_replay": METHODS["raft"].model_copy(update={"replay": REPLAY}),
+    "asft": METHODS["dft"].model_copy(update={"target_kl": TargetKl(weight=0.5, top_k=8)}),
+    "talr": METHODS["sft"].model_copy(update={"token_weighting": "talr"}),
     "raft_lora_anchored": METHODS["raft_lora"].model_copy(update={"anchors": ANCHORED}),
 }
 SETTINGS = {"batch_size": 8, "micro_batch_size": 2, "epochs": 2}  # steps of 8 and 4 rows; one with 5 of 8 and 4 micros
@@ -85,7 +87,7 @@ def assert_same(one, two):
         assert torch.allclose(value, parts[name], atol=1e-5), name
 
 
-NAMES = ["sft", "raft", "raft_lora", "raft_lora_anchored", "raft_replay", "on_policy_sdft"]
+NAMES = ["sft", "raft", "raft_lora", "raft_lora_anchored", "raft_replay", "on_policy_sdft", "asft", "talr"]
 STRATEGIES = ["ddp", "fsdp2"]
 
 

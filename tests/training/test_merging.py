@@ -1,12 +1,15 @@
 """What is kept of a training: hand-worked numbers, peft's TIES as an independent reference, the rule of the choice."""
 
+import math
+
 import pytest
 import torch
+from scipy import integrate, optimize
 from tiny import save_tiny
 
-from raft_tasks.config import Interpolate, Model, Prune, Ties
+from raft_tasks.config import Interpolate, Model, Prune, SpectralThreshold, Ties
 from raft_tasks.model_loading import load_model
-from raft_tasks.training.merging import Candidate, Merger, choose, fapm, ties, trim
+from raft_tasks.training.merging import Candidate, Merger, choose, dg_hard, fapm, threshold_factor, ties, trim
 
 CHOSEN = {"coefficients": [0.5, 1.0], "tasks": ["t"], "general_loss": 0.02}
 
@@ -44,6 +47,57 @@ def test_ties_against_peft(count):
     generator = torch.Generator().manual_seed(count)
     deltas = [torch.randn(8, 9, generator=generator) for _ in range(count)]
     assert torch.allclose(ties(deltas, 0.3), reference(deltas, torch.ones(count), 0.3))
+
+
+def square(*values):
+    """A 32 x 32 matrix with these singular values, and 1 for the rest."""
+    left, right = (
+        torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))[0]
+        for seed in (0, 1)
+    )
+    spectrum = torch.tensor([*values, *[1.0] * (32 - len(values))], dtype=torch.float64)
+    return left @ spectrum.diag() @ right, (left, right)
+
+
+def test_dg_hard_worked_numbers():
+    """Square: tau = 2.858 x the median singular value, 1 here: 2.9 stays, 2.8 and the noise go."""
+    delta, (left, right) = square(2.9, 2.8)
+    assert torch.allclose(dg_hard(delta), 2.9 * torch.outer(left[:, 0], right[0]), atol=1e-12)
+    assert torch.equal(dg_hard(1e-6 * delta).bool(), dg_hard(delta).bool())  # no absolute threshold
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.75, 0.5, 0.25, 0.05])
+def test_the_threshold_against_an_integral_and_the_papers_polynomial(beta):
+    """Marchenko-Pastur's density by quadrature, its median by bisection; and .56 b^3 - .95 b^2 + 1.82 b + 1.43."""
+    low, high = (1 - math.sqrt(beta)) ** 2, (1 + math.sqrt(beta)) ** 2
+
+    def mass(x):
+        root = integrate.quad(lambda t: math.sqrt(high - t) / t if t else 0.0, low, x, weight="alg", wvar=(0.5, 0.0))
+        return root[0] / (2 * math.pi * beta) - 0.5
+
+    median = optimize.brentq(mass, low + 1e-9, high - 1e-9) if beta < 1 else 0.6528  # integrable pole at 0
+    omega = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + math.sqrt(beta**2 + 14 * beta + 1)))
+    assert threshold_factor(beta) == pytest.approx(omega / math.sqrt(median), rel=1e-3)
+    assert threshold_factor(beta) == pytest.approx(0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43, abs=0.02)
+
+
+def test_dg_hard_takes_noise_away_and_leaves_the_signal():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(120, 200, generator=generator) / 200**0.5
+    signal = 5 * torch.outer(
+        torch.nn.functional.normalize(torch.randn(120, generator=generator), dim=0),
+        torch.nn.functional.normalize(torch.randn(200, generator=generator), dim=0),
+    )
+    assert not dg_hard(noise).any()
+    kept = dg_hard(signal + noise)
+    assert torch.linalg.matrix_rank(kept) == 1
+    assert (kept - signal).norm() < 0.5 * noise.norm()
+
+
+def test_dg_hard_leaves_vectors_small_and_unchanged_matrices():
+    vector, small, unchanged = torch.randn(2000), torch.randn(31, 33), torch.zeros(40, 40)
+    for delta in (vector, small, unchanged):
+        assert torch.equal(dg_hard(delta), delta)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +151,9 @@ def test_pruned_and_merged_models(models, tmp_path):
             value - original[name], fapm(original[name], first[name] - original[name], 0.1), atol=1e-6
         )
         assert (value != original[name]).sum() <= max(1, int(0.1 * value.numel()))
+    Merger(base, trained[:1], SpectralThreshold(kind="dg_hard")).write(1.0, tmp_path / "dg_hard")
+    for name, value in parameters(tmp_path / "dg_hard").items():
+        assert torch.allclose(value - original[name], dg_hard(first[name] - original[name]), atol=1e-5)
     second = parameters(trained[1])
     for name, value in parameters(tmp_path / "ties").items():
         expected = ties([one[name] - original[name] for one in (first, second)], 0.2)

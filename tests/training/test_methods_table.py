@@ -43,4 +43,5 @@ def test_every_row_trains(name, row, tiny_model, tiny_folder, tmp_path):
     assert (summary["final"]["l_sft"] is None) == (not row.sft)
     assert (summary["final"]["l_kl"] is None) == (row.teacher is None)
     assert (summary["final"]["l_replay"] is None) == (row.replay is None)
+    assert (summary["final"]["l_target_kl"] is None) == (row.target_kl is None)
     assert (summary["final"]["l_anchor"] is None) == (row.anchors is None)

@@ -1,4 +1,4 @@
-"""DFT's and EAFT's weights: hand-worked numbers, an independent reference, and the gradients that they lead to."""
+"""The tokens' weights of DFT, EAFT, TALR: hand-worked numbers, an independent reference, and their gradients."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from raft_tasks.training.losses import Head, chunked_mean_cross_entropy
-from raft_tasks.training.token_weights import ENTROPY_K, TOKEN_WEIGHTS
+from raft_tasks.training.token_weights import ENTROPY_K, TALR_FLOOR, TOKEN_WEIGHTS, adaptive
 
 DOUBLE = torch.float64
 
@@ -76,3 +76,35 @@ def test_dft_follows_the_gradient_of_the_probability():
     loss, _ = chunked_mean_cross_entropy(logits, Head(torch.eye(9, dtype=DOUBLE)), labels, 1, TOKEN_WEIGHTS["dft"])
     (got,) = torch.autograd.grad(loss, logits)
     assert torch.allclose(got, expected)
+
+
+def test_talr_worked_numbers():
+    """Rows of mean loss 1, 2, 9: tau 2. p = e^-4 weighs e^-2; p = e^-20 would weigh e^-10 and gets the floor."""
+    weights = adaptive([1.0, 9.0, 2.0])(torch.tensor([4.0, 20.0, 0.0], dtype=DOUBLE), torch.zeros(3, 5))
+    assert weights.tolist() == pytest.approx([math.exp(-2), TALR_FLOOR, 1.0])
+
+
+def test_talr_minimises_the_loss_with_an_entropy_term():
+    """Its weights, normalised, against projected gradient steps on sum w l + tau sum w log w over the simplex."""
+    losses, tau = torch.tensor([0.3, 1.1, 0.7, 2.0], dtype=DOUBLE), 0.9
+    free = torch.zeros(4, dtype=DOUBLE, requires_grad=True)
+    optimiser = torch.optim.LBFGS([free], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14)
+
+    def closure():
+        optimiser.zero_grad()
+        w = free.softmax(0)
+        value = (w * losses).sum() + tau * (w * w.log()).sum()
+        value.backward()
+        return value
+
+    optimiser.step(closure)
+    weights = adaptive([tau])(losses, torch.zeros(4, 5))
+    assert torch.allclose(weights / weights.sum(), free.softmax(0).detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("row_losses", "expected"), [([0.0], TALR_FLOOR), ([1e9], 1.0), ([2.0, 4.0], math.exp(-1 / 3))]
+)
+def test_talr_limits(row_losses, expected):
+    """An answer known by heart, one that nobody knows, and the mean of the middle two."""
+    assert adaptive(row_losses)(torch.tensor([1.0], dtype=DOUBLE), torch.zeros(1, 5)).item() == pytest.approx(expected)
