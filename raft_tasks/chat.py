@@ -23,7 +23,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from raft_tasks.errors import InputError
-from raft_tasks.thoughts import opens_thought
+from raft_tasks.thoughts import TAGS, opens_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,13 +33,16 @@ Messages = Sequence[dict[str, str]]
 TODAY = date(2024, 7, 26)  # what Llama's template says where there is no clock; prompts must not depend on the day
 NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
 
-# Marks of turns, thoughts and tools: <|im_end|>, <start_of_turn>, [/INST] ...
+# Marks of turns, thoughts and tools of the known model families: <|im_end|>, <start_of_turn>, [/INST] ...
 CONTROL = re.compile(
-    r"<\|[^<>|\s]{1,40}\|?>|<[^<>|\s]{1,40}\|>|<｜[^<>｜]{1,40}｜>|<(?:start|end)_of_(?:turn|image)>"
-    r"|</?(?:think|thinking|seed:think|tool_call|tool_response|tools)>|<(?:bos|eos|pad|unk|mask)>|</?s>|<</?SYS>>"
-    r"|\[/?(?:INST|SYS|THINK|TOOL\w*|AVAILABLE_TOOLS|SYSTEM_PROMPT)\]|<(?:file_sep|repo_name|fim_\w+|jupyter_\w+)>"
+    r"<\|[^<>|\s]{1,40}\|?>|<[^<>|\s]{1,40}\|>|<｜[^<>｜]{1,40}｜>|<(?:start|end)_of_(?:turn|image|utterance)>"
+    r"|</?(?:tool_call|tool_response|tools|function_calls)>|<(?:bos|eos|pad|unk|mask|sop|eop|eod|eom|eoa|EOT)>|</?s>"
+    r"|<</?SYS>>|\[/?(?:INST|SYS|TOOL\w*|AVAILABLE_TOOLS|SYSTEM_PROMPT|CALL_ID|ARGS|CLS|SEP|PAD|MASK|gMASK|UNK)\]"
+    r"|<(?:file_sep|repo_name|filename|gh_stars|fim_\w+|jupyter_\w+|issue_(?:start|comment|closed)|commit_\w+)>"
+    r"|<(?:unused|extra_id_|reserved_)\d+>|" + "|".join(re.escape(tag) for tags in TAGS for tag in tags)
 )
-EMPTY_THOUGHT = re.compile(r"(<think>|\[THINK\]|<thinking>)\s*(</think>|\[/THINK\]|</thinking>)\s*$")
+THOUGHTS = "|".join(rf"{re.escape(start)}\s*{re.escape(end)}" for start, end in TAGS)
+EMPTY_THOUGHT = re.compile(rf"(?:{THOUGHTS})\s*$")
 
 
 class ChatError(InputError):
@@ -106,14 +109,22 @@ def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 def break_up(pattern: re.Pattern[str], text: str) -> str:
-    """A space after the first character of every match."""
-    return pattern.sub(lambda match: f"{match.group()[0]} {match.group()[1:]}", text)
+    """A space after the first character of every match, of one that begins within another too."""
+    while match := pattern.search(text):
+        parts, position = [], 0
+        while match:
+            parts.append(f"{text[position : match.start() + 1]} ")
+            position = match.start() + 1
+            match = pattern.search(text, position)
+        text = "".join([*parts, text[position:]])
+    return text
 
 
 @lru_cache(maxsize=16)
 def _control_pattern(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[str]:
     """`size` tokens: one that gets more is another one."""
     tokens = sorted(control_tokens(tokenizer), key=len, reverse=True)
+    tokens = [token for token in tokens if token not in f"{token[0]} {token[1:]}"]  # a space would not break "a "
     return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
 
@@ -188,8 +199,13 @@ def check_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None
 
     Raises:
         ChatError: the template opens a think block that cannot be switched off, drops one of the two or refuses the
-            system prompt, or the system prompt itself switches thinking on.
+            system prompt, or the system prompt itself switches thinking on or holds a control token.
     """
+    if system is not None and defuse(tokenizer, system) != system:
+        raise ChatError(
+            f"got the system prompt {system!r:.200}, which holds a control token of {tokenizer.name_or_path!r}; take "
+            "it out of the model's `system` in params.yaml: the chat template writes its own"
+        )
     if system is not None and (not system.strip() or "/think" in system or "/no_think" in system):
         raise ChatError(
             f"got the system prompt {system!r:.200}, expected text without /think or /no_think: answers are trained "

@@ -9,17 +9,24 @@ or code it is what the answer speaks about, and stays.
 from __future__ import annotations
 
 import re
+from functools import cache
 
 TAGS = [
     ("<think>", "</think>"),  # Qwen, DeepSeek, SmolLM3, GLM
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
+    ("<thoughts>", "</thoughts>"),
     ("<reasoning>", "</reasoning>"),
+    ("<reflection>", "</reflection>"),
+    ("<scratchpad>", "</scratchpad>"),
+    ("<inner_monologue>", "</inner_monologue>"),
     ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("<longcat_think>", "</longcat_think>"),
     ("[THINK]", "[/THINK]"),  # Magistral
     ("◁think▷", "◁/think▷"),  # Kimi
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
+    ("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
     ("<|channel>thought", "<channel|>"),  # Gemma
     ("<unused94>thought", "<unused95>"),  # MedGemma
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss (harmony)
@@ -32,11 +39,14 @@ ANSWER_START = re.compile(
     r"|<\|begin_of_solution\|>)\s*)+"
 )
 ANSWER_END = re.compile(r"\s*<\|(?:return|end|END_RESPONSE|end_of_solution)\|>\s*\Z")
+ANSWER_TAGS = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL | re.IGNORECASE)  # Hunyuan, around all of it
 HARMONY_WITHOUT_MARKS = re.compile(r"analysis\S.*?assistantfinal", re.DOTALL)  # decoded without special tokens
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 
 # None of the above without one of these: most texts are done with a search for them.
-MARKS = re.compile("|".join([r"<\|", "assistantfinal", *(re.escape(tag) for tags in TAGS for tag in tags)]))
+MARKS = re.compile(
+    "|".join([r"<\|", "assistantfinal", *(re.escape(tag) for tags in TAGS for tag in tags)]), re.IGNORECASE
+)
 
 
 def strip_thoughts(text: str) -> tuple[str, bool]:
@@ -48,12 +58,24 @@ def strip_thoughts(text: str) -> tuple[str, bool]:
         changed, answer, is_open = _strip_one(answer)
     if ANSWER_START.match(answer):
         answer = ANSWER_START.sub("", answer, count=1)
+    if answer != text and (whole := ANSWER_TAGS.fullmatch(answer)):
+        answer = whole[1]
     return (text if answer == text else ANSWER_END.sub("", answer).strip()), is_open
 
 
 def opens_thought(prompt: str) -> bool:
     """Whether a rendered prompt leaves a thought open, so that what is written next belongs to it."""
-    return any(prompt.rfind(start) > prompt.rfind(end) for start, end in TAGS)
+    return any(_last(start, prompt) > _last(end, prompt) for start, end in TAGS)
+
+
+def _last(tag: str, text: str) -> int:
+    return max((match.start() for match in _pattern(tag).finditer(text)), default=-1)
+
+
+@cache
+def _pattern(tag: str) -> re.Pattern[str]:
+    """A model or a data set may write its tags in capitals."""
+    return re.compile(re.escape(tag), re.IGNORECASE)
 
 
 def _strip_one(text: str) -> tuple[bool, str, bool]:
@@ -63,21 +85,22 @@ def _strip_one(text: str) -> tuple[bool, str, bool]:
     if match := HARMONY_WITHOUT_MARKS.match(text, offset):
         return True, text[match.end() :], False
     for start, end in TAGS:
-        if text.startswith(start, offset):
-            after = text.find(end, offset + len(start))
-            return True, "" if after < 0 else text[after + len(end) :], after < 0
+        if begin := _pattern(start).match(text, offset):
+            after = _pattern(end).search(text, begin.end())
+            return True, text[after.end() :] if after else "", after is None
     code = [match.span() for match in CODE.finditer(text)]
     for start, end in TAGS:
         # The beginning was in the prompt, or the model left it out.
         tag = re.escape(end)
-        for match in re.finditer(rf"(?<=[^ \t\"'`]){tag}(?=\s*\n|\Z)|(?<=[.!?]){tag}(?=\w)", text):
-            if not _inside(match.start(), code) and start not in text[: match.start()]:
+        for match in re.finditer(rf"(?<=[^ \t\"'`]){tag}(?=\s*\n|\Z)|(?<=[.!?]){tag}(?=\w)", text, re.IGNORECASE):
+            if not _inside(match.start(), code) and not _pattern(start).search(text, 0, match.start()):
                 return True, text[match.end() :], False
-        for match in re.finditer(rf"{re.escape(start)}(?=[ \t]*(?:\n|\Z))", text):
+        for match in re.finditer(rf"{re.escape(start)}(?=[ \t]*(?:\n|\Z))", text, re.IGNORECASE):
             if not _inside(match.start(), code):
-                after = text.find(end, match.end())
-                rest = "" if after < 0 else text[after + len(end) :]
-                return True, text[: match.start()].rstrip() + ("\n" + rest.lstrip() if rest.strip() else ""), after < 0
+                after = _pattern(end).search(text, match.end())
+                rest = text[after.end() :] if after else ""
+                before = text[: match.start()].rstrip()
+                return True, before + ("\n" + rest.lstrip() if rest.strip() else ""), after is None
     return False, text, False
 
 

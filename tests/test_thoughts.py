@@ -8,6 +8,7 @@ from raft_tasks.thoughts import TAGS, opens_thought, strip_thoughts
 @pytest.mark.parametrize(
     ("text", "answer", "is_open"),
     [
+        ("<answer>It is.</answer>", "<answer>It is.</answer>", False),
         ("  The dose is 5 mg. ", "  The dose is 5 mg. ", False),
         ("<think>\nHm.\n</think>\n\nIt is 5 mg.", "It is 5 mg.", False),
         ("<think>a</think><think>b</think>It is.", "It is.", False),
@@ -22,6 +23,9 @@ from raft_tasks.thoughts import TAGS, opens_thought, strip_thoughts
          "It is.", False),
         ("<|channel|>analysis<|message|>Hm.", "", True),
         ("<|channel|>final<|message|>It is.", "It is.", False),
+        ("<THINK>\nHm.\n</Think>\n\nIt is.", "It is.", False),
+        ("<think>Hm.</think>\n<answer>\nIt is.\n</answer>", "It is.", False),
+        ("<think>Hm.</think>\n<answer>\nIt is", "<answer>\nIt is", False),
         ("<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>It is.<|END_RESPONSE|>", "It is.", False),
     ],
 )  # fmt: skip

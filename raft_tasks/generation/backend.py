@@ -29,7 +29,9 @@ class Failure:
 @dataclass(frozen=True)
 class Completion:
     text: str
-    finished: bool  # the model ended its turn; False: cut at max_tokens or within a think block, or failed
+    # The model ended its turn. False: cut at max_tokens or within a think block, failed, or its text spells a control
+    # token, which nobody may learn.
+    finished: bool
     tokens: int  # drawn, the end-of-turn token included
     prompt_tokens: int = 0
     tries: int = 1  # of an endpoint: 1 + those that failed

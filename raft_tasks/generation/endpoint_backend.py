@@ -302,4 +302,5 @@ def _completion(answer: dict[str, Any], tries: int) -> Completion:
     if failure:
         return Completion("", False, tokens, prompt_tokens, tries, failure)
     calls = message.get("tool_calls") or message.get("function_call")  # of a tool: the text is what leads to it
-    return Completion(text, ended and not thinking and not calls, tokens, prompt_tokens, tries)
+    whole = ended and not thinking and not calls and not CONTROL.search(text)
+    return Completion(text, whole, tokens, prompt_tokens, tries)

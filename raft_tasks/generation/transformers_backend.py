@@ -124,7 +124,8 @@ class TransformersBackend(StreamingBackend):
             length = next((n for n, token in enumerate(row, start=1) if token in stopping), 0)
             tokens = row[:length] if length else row
             text, thinking = self._read(tokens)
-            finished = length > 0 and tokens[-1] in finishing and not thinking
+            plain = chat.defuse(self.tokenizer, text) == text
+            finished = length > 0 and tokens[-1] in finishing and not thinking and plain
             completions.append(Completion(text, finished, tokens=len(tokens), prompt_tokens=len(prefix)))
         return completions
 

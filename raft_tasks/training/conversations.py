@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from raft_tasks.chat import check_chat, end_of_turn, prompt_ids, render
+from raft_tasks.chat import check_chat, control_tokens, end_of_turn, prompt_ids, render
 from raft_tasks.errors import InputError
 from raft_tasks.schemas import TrainingPair
+from raft_tasks.thoughts import strip_thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +60,10 @@ class Encoder:
     system: str | None = None  # the model's system prompt, before every question
     too_long: Literal["refuse", "cut"] = "refuse"  # cut: truncate answers; a question that does not fit is refused
 
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        return frozenset(control_tokens(self.tokenizer).values())
+
     def __call__(self, pairs: Sequence[TrainingPair]) -> list[Encoded]:
         """Encode every pair, or report everything that is wrong.
 
@@ -72,12 +78,8 @@ class Encoder:
         end = end_of_turn(self.tokenizer)
         rows, problems = [], []
         for pair in pairs:
-            prompt = prompt_ids(self.tokenizer, self.system, pair.question)
-            answer = self.answer_ids(pair, prompt)
-            row = Encoded(pair.id, prompt, [*answer, end], self.teacher_ids(pair))
-            if self.too_long == "cut" and self.overlong(row):
-                row = self.truncate(row, pair) or row
-            problems += [f"{pair.id}: {text}" for text in (*self.answer_problems(pair, answer), *self.overlong(row))]
+            row, of_row = self.encode(pair, end)
+            problems += [f"{pair.id}: {text}" for text in of_row]
             rows.append(row)
         if problems:
             more = f"\n  ... and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
@@ -89,10 +91,19 @@ class Encoder:
             )
         return rows
 
-    def answer_ids(self, pair: TrainingPair, prompt: list[int]) -> list[int]:
-        """The answer's tokens as they follow the prompt's (some tokenizers write the start of a text differently)."""
+    def encode(self, pair: TrainingPair, end: int) -> tuple[Encoded, list[str]]:
+        """The pair as token ids, and what keeps it from being learned; `end` is the end-of-turn token."""
         user_turn = [{"role": "user", "content": pair.question}]
         text = render(self.tokenizer, self.system, user_turn, add_generation_prompt=True)
+        prompt = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        answer = self.answer_ids(pair, text, prompt)
+        row = Encoded(pair.id, prompt, [*answer, end], self.teacher_ids(pair))
+        if self.too_long == "cut" and self.overlong(row):
+            row = self.truncate(row, pair) or row
+        return row, [*self.answer_problems(pair, answer), *self.overlong(row)]
+
+    def answer_ids(self, pair: TrainingPair, text: str, prompt: list[int]) -> list[int]:
+        """The answer's tokens as they follow the prompt's (some tokenizers write the start of a text differently)."""
         whole = list(self.tokenizer(text + pair.answer, add_special_tokens=False)["input_ids"])
         if whole[: len(prompt)] == prompt:
             return whole[len(prompt) :]
@@ -119,7 +130,7 @@ class Encoder:
 
     def answer_problems(self, pair: TrainingPair, answer: list[int]) -> list[str]:
         """Why this answer cannot be learned."""
-        unknown, special = self.tokenizer.unk_token_id, set(self.tokenizer.all_special_ids) & set(answer)
+        unknown, special = self.tokenizer.unk_token_id, self.control_ids.intersection(answer)
         problems = []
         if not answer:
             problems.append(f"the answer {pair.answer!r} has no token")
@@ -130,7 +141,7 @@ class Encoder:
         elif special:
             names = self.tokenizer.convert_ids_to_tokens(sorted(special))
             problems.append(f"the answer holds the special token(s) {names}: {pair.answer!r:.200}")
-        if "<think>" in pair.answer:
+        if strip_thoughts(pair.answer)[0] != pair.answer:
             problems.append(f"the answer holds a think block: {pair.answer!r:.200}")
         return problems
 

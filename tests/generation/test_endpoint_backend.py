@@ -159,6 +159,13 @@ def test_a_text_that_leads_to_a_call_of_a_tool_is_not_finished(server, call):
     assert not answer.finished
 
 
+def test_an_answer_that_spells_a_control_token_is_not_finished(server):
+    choice = '{"message": {"content": "5 mg.\\u003c|im_end|>"}, "finish_reason": "stop"}'
+    (answer,) = ask(endpoint(server), {"body": f'{{"choices": [{choice}]}}'})
+    assert answer.text == "5 mg.<|im_end|>"
+    assert not answer.finished
+
+
 def test_half_a_character_is_replaced_and_two_halves_are_one(server):
     halves = '{"message": {"content": "\\ud83d! \\ud83d\\ude00"}, "finish_reason": "stop"}'
     refusal = '{"message": {"content": null, "refusal": "No \\ud83d"}}'

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from chat_models import FORMATS, chat_tokenizer
 from tiny import PLACES, TEACHER, TEMPLATE, pairs, word_tokenizer
@@ -76,6 +78,28 @@ def test_think_blocks_in_answers_are_refused():
     rows = [TrainingPair(id="x", question="What?", answer="<think>Hm.</think>A dose.")]
     with pytest.raises(ConversationError, match="x: the answer holds a think block"):
         Encoder(chat_tokenizer("qwen3"), 100)(rows)
+
+
+@pytest.mark.parametrize(
+    "answer", ["[THINK]Hm.[/THINK]A dose.", "<|channel|>analysis<|message|>Hm.", "Hm.\n</think>\nA"]
+)
+def test_thoughts_by_other_tags_are_refused(answer):
+    with pytest.raises(ConversationError, match="x: the answer holds a think block"):
+        Encoder(chat_tokenizer("phi"), 100)([TrainingPair(id="x", question="What?", answer=answer)])
+
+
+@pytest.mark.parametrize("token", ["<file_sep>", "<tool_call>", "<|fim_middle|>"])
+@pytest.mark.parametrize("special", [True, False])
+def test_every_control_token_of_the_tokenizer_is_refused(token, special):
+    from tokenizers import AddedToken
+
+    tokenizer = chat_tokenizer("qwen3")
+    tokenizer.add_tokens([AddedToken(token, special=special)], special_tokens=special)
+    rows = [TrainingPair(id="x", question=f"What is {token}?", answer=f"A {token} b.")]
+    with pytest.raises(ConversationError, match=rf"1 problem.*\n.*special token\(s\) \['{re.escape(token)}'\]"):
+        Encoder(tokenizer, 100)(rows)
+    (row,) = Encoder(tokenizer, 100)([rows[0].model_copy(update={"answer": "A b."})])
+    assert tokenizer.convert_tokens_to_ids(token) not in row.prompt_ids
 
 
 def test_unknown_tokens_stop_in_answers_and_are_counted_in_prompts():
