@@ -40,7 +40,7 @@ def by_hand(model: Model, rows: list[Example], settings: Benchmark) -> tuple[Sco
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        write_domain_task(work, "domain", rows, settings.max_new_tokens)
+        write_domain_task(work, Suite("domain", rows, settings, paths.BENCHMARK_TASKS))
         names = [DOMAIN_TASK, *settings.tasks]
         manager = task_manager(names, [paths.BENCHMARK_TASKS, work], settings.data, work)
         lm = HFLM(

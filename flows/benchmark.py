@@ -21,7 +21,7 @@ CHAMPION = "champion"  # in a method's place
 def suite_of(config: Config, domain: str, split: str) -> Suite:
     """A domain's rows of `split` and the benchmark's tasks."""
     rows = read_rows(paths.split(domain, split, config.run.rows), Example)
-    return Suite(domain, rows, config.benchmark, paths.BENCHMARK_TASKS)
+    return Suite(domain, rows, config.benchmark, paths.BENCHMARK_TASKS, config.domains[domain].checks)
 
 
 @flow

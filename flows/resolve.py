@@ -160,6 +160,13 @@ class Stages:
         config = self.config
         settings = _without(config.benchmark, "validation_tasks")
         common = {"benchmark": settings, "models": self.models({"base"})}
+        checks = {
+            name: {check: resolved(rule) for check, rule in domain.checks.items()}
+            for name in config.run.domains
+            if (domain := config.domains[name]).checks
+        }
+        if checks:
+            common["checks"] = checks
         yield "benchmark", common | self.tasks(config.benchmark.tasks)
         for name, method in self.methods.items():
             tasks = [*config.benchmark.tasks, *getattr(method.merge, "tasks", [])]

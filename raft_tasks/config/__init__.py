@@ -4,6 +4,7 @@ from raft_tasks.config.base import ConfigError, Section, resolved
 from raft_tasks.config.config import Config, load_config, parse_config, read_document
 from raft_tasks.config.data import (
     Chat,
+    Check,
     Columns,
     Domain,
     Harvest,

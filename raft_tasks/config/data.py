@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 
-from raft_tasks.config.base import Section, Share, key
+from raft_tasks.config.base import Name, Section, Share, added_key, key
 
 
 class Hub(Section):
@@ -73,6 +74,7 @@ class Chat(Section):
     )
 
 
+OTHER_METRICS = {"acc", "complete", "token_f1", "judged"}  # of a domain's answers, beside its checks
 Off = BeforeValidator(  # a default can be turned off
     lambda value: None if value == "off" or value is False else value,
     json_schema_input_type=float | Literal["off"] | None,
@@ -92,6 +94,34 @@ class Hygiene(Section):
         None, "ISO 639-1 code that rows must have; null: any"
     )
     privacy: Literal["flag", "reject"] = key("flag", "what happens to rows with personal data or secrets")
+
+
+class Check(Section):
+    """A value that a right answer names, and no other one: found by patterns, or one of some choices."""
+
+    patterns: list[str] = key(
+        [], "regular expressions, case ignored; a value is a match's groups; the first that finds any decides"
+    )
+    choices: list[str] | dict[str, list[str]] = key(
+        [], "the values, or value -> wordings that name it; wordings of capitals alone must be written so"
+    )
+
+    @model_validator(mode="after")
+    def finds_something(self) -> Check:
+        if bool(self.patterns) == bool(self.choices):
+            raise ValueError("patterns and choices: expected exactly one of them")
+        for pattern in self.patterns:
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"patterns: {pattern!r} is no regular expression: {error}") from error
+            if not groups:
+                raise ValueError(f"patterns: {pattern!r} has no group: expected parentheses round the value")
+        return self
+
+    def wordings(self) -> dict[str, list[str]]:
+        """{value: what names it}."""
+        return self.choices if isinstance(self.choices, dict) else {value: [value] for value in self.choices}
 
 
 Split = Annotated[
@@ -114,6 +144,9 @@ class Domain(Section):
     limit: dict[Literal["train", "validation", "test"], PositiveInt] = key(
         {}, "split -> rows used of it, drawn by a hash of their ids; others whole"
     )
+    checks: dict[Name, Check] = added_key(
+        {}, "values that right answers name, by their reference; the first check is the domain's accuracy", {}
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -132,6 +165,8 @@ class Domain(Section):
                 f"columns.question {pair[0]!r} and columns.answer {pair[1]!r} with chat "
                 f"{'null' if self.chat is None else 'set'}: expected either both columns, or chat"
             )
+        if OTHER_METRICS & set(self.checks):
+            raise ValueError(f"checks {sorted(self.checks)}: expected other names than {sorted(OTHER_METRICS)}")
         return self
 
 

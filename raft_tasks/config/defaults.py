@@ -1,4 +1,4 @@
-"""Defaults that depend on other keys: the catalogue's methods, anchor sets and benchmarks, files, validation tasks."""
+"""Defaults that depend on other keys: the catalogue's entries, files, validation tasks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def fill_in(document: Any) -> Any:
             document[section] = {name: row for name, row in entries.items() if name in wanted or _is_valid(kind, row)}
     domains = document.get("domains")
     if isinstance(domains, dict):
-        document["domains"] = {name: _row_files(name, domain) for name, domain in domains.items()}
+        known = {name: entry for name, entry in catalogue()["domains"].items() if name in domains}
+        document["domains"] = {name: _row_files(name, domain) for name, domain in merge(known, domains).items()}
     return _benchmarks(document)
 
 

@@ -3,7 +3,7 @@
 One item of the generated task, and the metrics of an answer:
 
     {"id": "registry-0005", "question": "Migin has which reactor?", "answer": "Migin | reactor = corn # 75",
-     "source": "Migin/reactor", "expected": ["corn"], "details": ["75"]}
+     "source": "Migin/reactor", "expected": ["corn"], "details": ["75"], "checks": "{}"}
     "The reactor of Migin is corn."  ->  {"acc": 1.0, "complete": 0.0, "token_f1": 0.4}
 """
 
@@ -13,7 +13,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
+
+from pydantic import TypeAdapter
+
+from raft_tasks.checks import Checks, check
+from raft_tasks.config import Check
 
 RIGHT_TOKEN_F1 = 0.5  # from here an answer counts as right where the row names no expected strings
 
@@ -54,8 +60,20 @@ def score_answer(text: str, answer: str, expected: Sequence[str], details: Seque
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """lm-eval's hook: `doc` is an item of the generated task, `results` holds the one answer."""
-    return score_answer(results[0], doc["answer"], doc["expected"], doc["details"])
+    """lm-eval's hook: `doc` is an item of the generated task, `results` holds the one answer.
+
+    Where the domain has checks (JSON in the item), `acc` is the first one's result and `complete` says that all hold.
+    """
+    scores = score_answer(results[0], doc["answer"], doc["expected"], doc["details"])
+    passed = check(results[0], doc["answer"], _checks(doc["checks"]))
+    if passed:
+        scores |= {"acc": float(next(iter(passed.values()))), "complete": float(all(passed.values()))}
+    return scores | {name: float(holds) for name, holds in passed.items()}
+
+
+@cache
+def _checks(text: str) -> Checks:
+    return TypeAdapter(dict[str, Check]).validate_json(text)
 
 
 def _normalize(text: str) -> str:

@@ -12,7 +12,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from raft_tasks.checks import Checks
 from raft_tasks.config import Benchmark, BenchmarkData, Model
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.ifeval import check_ifeval
@@ -47,8 +48,9 @@ metric_list:
   - {{metric: acc, aggregation: mean, higher_is_better: true}}
   - {{metric: complete, aggregation: mean, higher_is_better: true}}
   - {{metric: token_f1, aggregation: mean, higher_is_better: true}}
-metadata: {{version: 1.0}}
+{checks}metadata: {{version: 1.0}}
 """
+CHECK_YAML = "  - {{metric: {name}, aggregation: mean, higher_is_better: true}}\n"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Suite:
     Attributes:
         rows: the domain's held-out rows; they become the task "domain", answers bounded by `settings.max_new_tokens`
             (other tasks have their own bound).
+        checks: of the domain; without any, its rows' expected strings decide.
         tasks_folder: of lm-eval tasks; names that it does not hold are looked up among lm-eval's own.
     """
 
@@ -65,6 +68,7 @@ class Suite:
     rows: list[Example]
     settings: Benchmark
     tasks_folder: Path
+    checks: Checks = field(default_factory=dict)
 
 
 def evaluate(
@@ -128,7 +132,7 @@ class _Tasks:
 
 def _load_suite(suite: Suite, work: Path) -> _Tasks:
     settings, names = suite.settings, [DOMAIN_TASK, *suite.settings.tasks]
-    write_domain_task(work, suite.domain, suite.rows, settings.max_new_tokens)
+    write_domain_task(work, suite)
     manager = task_manager(names, [suite.tasks_folder, work], settings.data, work, settings.few_shot)
     tasks = _Tasks({"tasks": {}, "groups": {}, "group_map": {}}, {}, {}, 0)
     for name in names:
@@ -211,20 +215,23 @@ def _set_few_shot(name: str, task: Any, count: int | None) -> None:
     task.set_fewshot_seed(seed=SEED)
 
 
-def write_domain_task(work: Path, domain: str, rows: list[Example], max_new_tokens: int) -> None:
+def write_domain_task(work: Path, suite: Suite) -> None:
     """Write lm-eval's task of a domain's held-out rows: `work`/domain.yaml and items.jsonl."""
     items = work / "items.jsonl"
+    checks = json.dumps({name: rule.model_dump() for name, rule in suite.checks.items()})
     with items.open("w", encoding="utf-8", newline="\n") as out:
-        for row in rows:
-            out.write(row.model_dump_json(include={"id", "question", "answer", "source", "expected", "details"}) + "\n")
+        for row in suite.rows:
+            item = row.model_dump(include={"id", "question", "answer", "source", "expected", "details"})
+            out.write(json.dumps({**item, "checks": checks}) + "\n")
     # JSON strings are YAML strings; the dataset's cache goes where the items are, and with them
     text = DOMAIN_YAML.format(
         task=DOMAIN_TASK,
         items=json.dumps(str(items.resolve())),
         cache=json.dumps(str((work / "cache").resolve())),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=suite.settings.max_new_tokens,
+        checks="".join(CHECK_YAML.format(name=name) for name in suite.checks),
     )
-    (work / f"{DOMAIN_TASK}.yaml").write_text(f"# the held-out rows of {domain}\n{text}", encoding="utf-8")
+    (work / f"{DOMAIN_TASK}.yaml").write_text(f"# the held-out rows of {suite.domain}\n{text}", encoding="utf-8")
 
 
 def _items(name: str, task: str, definition: Any, samples: list[dict[str, Any]]) -> Iterator[ItemResult]:

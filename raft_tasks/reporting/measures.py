@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raft_tasks.config import Config, Method
+from raft_tasks.config.data import OTHER_METRICS
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.degradation import degradation, detectable_drop, holm
 from raft_tasks.evaluation.harness import DOMAIN_TASK
@@ -41,7 +42,7 @@ from raft_tasks.reporting.refinement import measure_refinement
 from raft_tasks.reporting.study import BASE, Answered, Benchmarked, DomainStudy, Study, Trained
 from raft_tasks.schemas import ItemResult
 
-DOMAIN_MEASURES = {"domain_acc": "acc", "domain_complete": "complete", "domain_judged": "judged"}
+DOMAIN = "domain_"  # how the names of the domain's measures begin: domain_acc, domain_complete, ...
 
 Part = tuple[str, str]  # task, metric
 Measures = Mapping[str, Sequence[Part]]  # a measure is the plain average of its parts
@@ -135,12 +136,13 @@ def _measure_overall(study: Study, chosen: Roles, bootstrap: Bootstrap) -> Overa
     Each domain has its own domain items. The general items are the same in every domain, answered by that domain's
     model: an item's outcome is its average over the domains, and its models stay together in the bootstrap.
     """
-    measures = measures_of(next(iter(study.domains.values())).base, study.config.benchmark.tasks)
+    every = [measures_of(domain.base, study.config.benchmark.tasks) for domain in study.domains.values()]
+    measures = {key: parts for key, parts in every[0].items() if all(key in other for other in every)}
     by_domain = [_outcomes_by_method(name, domain, measures) for name, domain in study.domains.items()]
     outcomes = {
         method: {
             key: [domain[method][parts[0]] for domain in by_domain]
-            if key in DOMAIN_MEASURES
+            if key.startswith(DOMAIN)
             else [_average([domain[method][part] for domain in by_domain]) for part in parts]
             for key, parts in measures.items()
         }
@@ -170,7 +172,7 @@ def _compare(
 ) -> dict[str, MethodMetrics]:
     """Scores of every method, and its changes against the others; `outcomes` by method and measure."""
     base, reference, candidate = outcomes[BASE], chosen.reference, chosen.candidate
-    general = [key for key in base if key not in DOMAIN_MEASURES]
+    general = [key for key in base if not key.startswith(DOMAIN)]
 
     def change(method: str, other: str) -> dict[str, Change]:
         estimates = {key: difference(outcomes[method][key], outcomes[other][key], bootstrap) for key in base}
@@ -269,10 +271,10 @@ def _seed_score(outcomes: Mapping[Part, Outcomes], parts: Sequence[Part], seed_i
 
 def measures_of(base: Benchmarked, tasks: Sequence[str]) -> dict[str, list[Part]]:
     """The report's measures, in order, and the (task, metric) pairs that each one averages."""
-    metrics = {metric for row in base.items if row.task == DOMAIN_TASK for metric in row.metrics}
-    measures: dict[str, list[Part]] = {
-        key: [(DOMAIN_TASK, metric)] for key, metric in DOMAIN_MEASURES.items() if metric in metrics or metric != METRIC
-    }
+    metrics = dict.fromkeys(metric for row in base.items if row.task == DOMAIN_TASK for metric in row.metrics)
+    checks = [metric for metric in metrics if metric not in OTHER_METRICS]
+    names = ["acc", "complete", *checks[1:], *([METRIC] if METRIC in metrics else [])]  # acc is the first check
+    measures: dict[str, list[Part]] = {f"{DOMAIN}{metric}": [(DOMAIN_TASK, metric)] for metric in names}
     general = [(task, _main_metric(base, task)) for task in tasks]
     if general:
         measures["general"] = general

@@ -1,7 +1,8 @@
 """The schema of metrics.json, and the one place where it is written and read.
 
-Per domain and method there are measures: "domain_acc", "domain_complete" (every detail too), "domain_judged" (the
-judges' verdict), "general" (plain average of the general tasks) and each general task by its name. Scores are shares.
+Per domain and method there are measures: "domain_acc", "domain_complete" (every detail too, or all checks), one for
+each check but the first, which is "domain_acc" (of hs_codes "domain_heading"), "domain_judged" (the judges' verdict),
+"general" (plain average of the general tasks) and each general task by its name. Scores are shares.
 """
 
 from __future__ import annotations

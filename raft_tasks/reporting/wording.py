@@ -27,7 +27,7 @@ def label(method: str) -> str:
 
 
 def measure_name(measure: str) -> str:
-    return MEASURE_NAMES.get(measure, measure.replace("_", " "))
+    return MEASURE_NAMES.get(measure, measure.replace("domain_", "domain, ").replace("_", " "))
 
 
 def percent(estimate: Interval | None, signed: bool = False) -> tuple[str, str]:

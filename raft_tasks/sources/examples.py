@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, get_args
 
+from raft_tasks.checks import extract_values
 from raft_tasks.config import Domain, Ingest, SplitBySource
 from raft_tasks.schemas import Example, Split
 from raft_tasks.sources.cleaning import cleaned, normalised
@@ -71,6 +72,9 @@ def _example(values: dict[str, Any], name: str, domain: Domain, ingest: Ingest) 
         if label not in SPLITS:
             raise UnusableError(f"split: got {label!r}, expected one of {', '.join(SPLITS)}")
         split = label
+    unclear = [check for check, rule in domain.checks.items() if len(extract_values(answer, rule)) != 1]
+    if unclear:
+        raise UnusableError(f"checks {unclear}: the answer {shown(answer)} names no value, or several; expected one")
     return Example(
         id=identity,
         domain=name,

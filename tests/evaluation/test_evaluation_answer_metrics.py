@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,7 +74,7 @@ def test_token_f1_is_symmetric_and_bounded(a, b):
 
 
 def test_scores():
-    row = {"answer": "Migin | reactor = corn # 75", "expected": ["corn"], "details": ["75"]}
+    row = {"answer": "Migin | reactor = corn # 75", "expected": ["corn"], "details": ["75"], "checks": "{}"}
     both = process_results(row, ["corn, noted in log 75."])
     assert (both["acc"], both["complete"]) == (1.0, 1.0)
     value_only = process_results(row, ["The reactor of Migin is corn."])
@@ -93,3 +95,14 @@ def test_without_expected_strings_closeness_decides():
     assert score_answer("oak", "oak and ash", [], [])["acc"] == 1.0
     assert score_answer("oak elm", "oak and ash", [], [])["acc"] == 0.0
     assert score_answer("oak", "oak and ash", [], ["ash"])["complete"] == 0.0
+
+
+def test_checks_decide_where_a_domain_has_them():
+    rules = {"chapter": {"patterns": [r"\b(\d\d)\d\d\.\d\d\b"]}, "code": {"patterns": [r"\b(\d{4}\.\d\d)\b"]}}
+    row = {"answer": "2932.19", "expected": [], "details": [], "checks": json.dumps(rules)}
+    assert process_results(row, ["2932.19"]) == {
+        "acc": 1.0, "complete": 1.0, "token_f1": 1.0, "chapter": 1.0, "code": 1.0,
+    }  # fmt: skip
+    near = process_results(row, ["2911.10"])
+    assert (near["acc"], near["complete"], near["chapter"], near["code"]) == (1.0, 0.0, 1.0, 0.0)
+    assert process_results(row, ["none"])["acc"] == 0.0

@@ -131,7 +131,7 @@ def benchmarked(model, tasks):
 def work(tmp_path_factory):
     """A folder with the generated task of the domain."""
     folder = tmp_path_factory.mktemp("work")
-    write_domain_task(folder, "crests", ROWS, 6)
+    write_domain_task(folder, Suite("crests", ROWS, asked([]), tmp_path_factory.mktemp("tasks")))
     return folder
 
 
@@ -258,7 +258,7 @@ def test_odd_folders_are_quoted(tmp_path):
 
     work = tmp_path / "it's {a}: #folder"
     work.mkdir()
-    write_domain_task(work, "crests", ROWS, 6)
+    write_domain_task(work, Suite("crests", ROWS, asked([]), tmp_path))
     text = (work / "domain.yaml").read_text().replace("!function ", "")
     assert yaml.safe_load(text)["dataset_kwargs"]["data_files"]["test"] == str(work / "items.jsonl")
 
@@ -272,7 +272,7 @@ def test_lm_evals_chatter_is_off_and_its_settings_come_back(benchmarked, model, 
 
 
 def test_unknown_tasks_are_named_and_lm_evals_own_are_found(tasks, tmp_path):
-    write_domain_task(tmp_path, "crests", ROWS, 6)
+    write_domain_task(tmp_path, Suite("crests", ROWS, asked([]), tmp_path))
     with pytest.raises(InputError) as raised:
         task_manager(["crest_said", "arc_easy", "no_such_task"], [tasks, tmp_path], {}, tmp_path)
     assert "got ['no_such_task'], expected tasks of" in str(raised.value)

@@ -8,10 +8,11 @@ from raft_tasks.artifacts import read_rows, write_rows
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.degradation import holm
 from raft_tasks.reporting.flips import find_flips
-from raft_tasks.reporting.measures import measure
+from raft_tasks.reporting.measures import measure, measures_of
 from raft_tasks.reporting.metrics import read_metrics, write_metrics
+from raft_tasks.reporting.study import Benchmarked
 from raft_tasks.reporting.terminal import print_table
-from raft_tasks.reporting.wording import label, percent, points
+from raft_tasks.reporting.wording import label, measure_name, percent, points
 from raft_tasks.schemas import ItemResult, Judged
 
 
@@ -80,12 +81,12 @@ def test_all_domains_together_are_their_average(tmp_path):
     found = measure(collected(tmp_path, config))
     parts = [domain["methods"] for domain in found["domains"].values()]
     overall = found["overall"]["methods"]
-    for measure_name in ("domain_acc", "general", "pocket_recall"):
-        means = [own["raft"]["scores"][measure_name]["estimate"] for own in parts]
+    for key in ("domain_acc", "general", "pocket_recall"):
+        means = [own["raft"]["scores"][key]["estimate"] for own in parts]
         assert means[0] > means[1]
-        assert overall["raft"]["scores"][measure_name]["estimate"] == pytest.approx(np.mean(means))
-        changes = [own["raft"]["against_reference"][measure_name]["estimate"] for own in parts]
-        assert overall["raft"]["against_reference"][measure_name]["estimate"] == pytest.approx(np.mean(changes))
+        assert overall["raft"]["scores"][key]["estimate"] == pytest.approx(np.mean(means))
+        changes = [own["raft"]["against_reference"][key]["estimate"] for own in parts]
+        assert overall["raft"]["against_reference"][key]["estimate"] == pytest.approx(np.mean(changes))
     # the general items are the same ones in both domains, the domains' own are not
     assert overall["raft"]["scores"]["general"]["n_items"] == parts[0]["raft"]["scores"]["general"]["n_items"]
     assert overall["raft"]["scores"]["domain_acc"]["n_items"] == 2 * parts[0]["raft"]["scores"]["domain_acc"]["n_items"]
@@ -256,3 +257,11 @@ def test_where_a_panel_judged_its_verdicts_are_measured(tmp_path):
     assert (tested["asked"], tested["won"], "7" in tested["won_items"]) == (ITEMS - 1, ITEMS - 1, False)
     listed = find_flips(collected(tmp_path, config).domains["archive"], [(TASKS[0], "judged")])
     assert {one.id for one in listed} == set(tested["won_items"])
+
+
+def test_every_check_but_the_first_is_a_measure():
+    metrics = {"judged": 1.0, "acc": 1.0, "complete": 0.0, "token_f1": 0.5, "chapter": 1.0, "heading": 0.0, "code": 0.0}
+    item = ItemResult(task="domain", id="a", source="a", metrics=metrics, prompt="q", answer="2932.19")
+    names = ["domain_acc", "domain_complete", "domain_heading", "domain_code", "domain_judged"]
+    assert list(measures_of(Benchmarked({}, [item]), [])) == names
+    assert measure_name("domain_heading") == "domain, heading"

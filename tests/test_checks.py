@@ -1,0 +1,124 @@
+"""Checks of a domain's answers: the rules of the domains in data/, on their rows and on sentences."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from raft_tasks.checks import check, extract_values
+from raft_tasks.config import Check, Domain, Ingest
+from raft_tasks.config.defaults import catalogue
+from raft_tasks.sources.conversations import UnusableError
+from raft_tasks.sources.examples import examples_of
+from raft_tasks.sources.files import RawRow
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def domain(name):
+    return Domain.model_validate({"files": ["x"], **catalogue()["domains"][name]})
+
+
+def rows(name):
+    with gzip.open(DATA / name / "pairs.jsonl.gz", "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("name", ["hs_codes", "fda_devices", "banking77"])
+def test_every_reference_passes_its_own_checks_and_others_do_not(name):
+    checks, pairs = domain(name).checks, rows(name)
+    assert len({row["id"] for row in pairs}) == len(pairs)
+    for row in pairs:
+        assert all(check(row["answer"], row["answer"], checks).values()), row
+    hardest = list(checks)[-1]
+    others = zip(pairs[:200], pairs[-200:], strict=True)
+    assert not any(
+        check(other["answer"], row["answer"], checks)[hardest]
+        for row, other in others
+        if row["answer"] != other["answer"]
+    )
+
+
+def test_goods_as_sentences_name_their_chapter():
+    checks = domain("hs_codes").checks
+    for row in rows("hs_codes"):
+        assert check(row["sentence"], row["answer"], checks) == {"chapter": True, "heading": False, "code": False}
+
+
+@pytest.mark.parametrize(
+    ("answer", "chapter", "heading"),
+    [
+        ("2932.19", True, True),
+        ("293219", True, True),
+        ("29", True, False),
+        (" 2932.", True, True),
+        ("These goods belong to chapter 29 of the Harmonized System: Organic chemicals.", True, False),
+        ("The chapter is **29**.", True, False),
+        ("They fall under heading 2932.", True, True),
+        ("Chapter 29, under code 2932.19.", True, True),
+        ("Chapters 28 and 29", False, False),
+        ("chapter 2 and 9", False, False),
+        ("Chapter 29 (2811.10)", False, False),
+        ("2932.19 or 2933.11", True, False),
+        ("28", False, False),
+        ("2811.10", False, False),
+        ("It costs 29 dollars.", False, False),
+        ("", False, False),
+    ],
+)
+def test_one_rule_judges_codes_and_sentences(answer, chapter, heading):
+    passed = check(answer, "2932.19", domain("hs_codes").checks)
+    assert (passed["chapter"], passed["heading"]) == (chapter, heading)
+
+
+def test_leading_zeros_make_no_difference():
+    checks = domain("hs_codes").checks
+    assert check("These are of chapter 3.", "0304.89", checks)["chapter"]
+    assert check("03", "0304.89", checks)["chapter"]
+    assert not check("30", "0304.89", checks)["chapter"]
+
+
+def test_a_panel_is_its_capitals_or_its_specialty():
+    checks, reference = domain("fda_devices").checks, "OR / class 2 / 21 CFR 888.3030"
+    said = "It is an Orthopedic device of class II, part 888."
+    assert check(said, reference, checks) == {"panel": True, "class": True, "part": True, "regulation": False}
+    assert check("class 1 or class 2", reference, checks) == {
+        "panel": False, "class": False, "part": False, "regulation": False,
+    }  # fmt: skip
+    assert extract_values("he or she", checks["panel"]) == set()
+
+
+def test_the_longest_wording_counts():
+    rule = domain("banking77").checks["intent"]
+    assert extract_values("It is about the exchange rate.", rule) == {"exchange_rate"}
+    assert extract_values("card_payment_wrong_exchange_rate", rule) == {"card_payment_wrong_exchange_rate"}
+    assert extract_values("reverted card payment?", rule) == {"reverted_card_payment?"}
+    assert extract_values("card arrival, or top up failed", rule) == {"card_arrival", "top_up_failed"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "exactly one of them"),
+        ({"patterns": ["(a)"], "choices": ["a"]}, "exactly one of them"),
+        ({"patterns": ["("]}, "is no regular expression"),
+        ({"patterns": ["a"]}, "has no group"),
+    ],
+)
+def test_faults_of_a_check_are_named(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        Check.model_validate(settings)
+
+
+def test_a_check_has_no_name_of_a_metric():
+    with pytest.raises(ValidationError, match="expected other names"):
+        Domain(files=["x"], checks={"acc": Check(choices=["a"])})
+
+
+@pytest.mark.parametrize("answer", ["no code", "2932.19 or 2811.10"])
+def test_a_row_whose_reference_gives_no_single_value_is_not_used(answer):
+    row = RawRow("pairs.jsonl", 1, {"id": "a", "question": "?", "answer": answer, "split": "test"}, "")
+    with pytest.raises(UnusableError, match="names no value, or several"):
+        list(examples_of(row, "hs_codes", domain("hs_codes"), Ingest()))
