@@ -5,7 +5,9 @@ The weights are the quantised ones in floating point: what quantisation took fro
 
 from __future__ import annotations
 
+from contextlib import redirect_stderr
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +98,7 @@ def convert(file: Path, folder: Path, about: dict[str, str]) -> None:
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     try:
-        with quiet():
+        with quiet(), redirect_stderr(StringIO()):  # a progress bar of its own
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**source)
             loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     except (ValueError, KeyError, OSError, NotImplementedError, RuntimeError) as error:

@@ -41,10 +41,18 @@ def test_every_reference_passes_its_own_checks_and_others_do_not(name):
     )
 
 
-def test_goods_as_sentences_name_their_chapter():
-    checks = domain("hs_codes").checks
-    for row in rows("hs_codes"):
-        assert check(row["sentence"], row["answer"], checks) == {"chapter": True, "heading": False, "code": False}
+@pytest.mark.parametrize(
+    ("name", "passed"),
+    [
+        ("hs_codes", {"chapter": True, "heading": False, "code": False}),
+        ("fda_devices", {"panel": True, "class": True, "part": True, "regulation": True}),
+        ("banking77", {"intent": True}),
+    ],
+)
+def test_an_explanation_says_what_its_answer_says(name, passed):
+    checks = domain(name).checks
+    for row in rows(name):
+        assert check(row["explanation"], row["answer"], checks) == passed, row
 
 
 @pytest.mark.parametrize(

@@ -43,3 +43,11 @@ def test_a_veto_sends_what_lost_something_back_to_its_reference(examples: list[E
 def test_one_similarity_per_row(examples: list[Example]) -> None:
     with pytest.raises(ValueError, match="shorter"):
         semantic_filter([rewritten(examples[0])], [], 0.8, fidelity_veto=False)
+
+
+def test_of_a_terse_answer_the_explanation_must_survive(examples: list[Example]) -> None:
+    terse = examples[0].model_copy(update={"answer": "5402.31", "explanation": "chapter 54 (filaments)"})
+    rows = [rewritten(terse, "Chapter 54 covers filaments."), rewritten(terse, "Chapter 55 covers filaments.")]
+    kept, lost = semantic_filter(rows, [0.9, 0.9], 0.8, fidelity_veto=True)
+    assert (kept.chosen, kept.lost) == ("Chapter 54 covers filaments.", [])
+    assert (lost.chosen, lost.fallback, lost.lost) == ("5402.31", "fidelity", ["54"])

@@ -36,6 +36,14 @@ def test_rows_gain_their_rewrite(examples: list[Example]) -> None:
     assert len(set(backend.seeds)) == 2
 
 
+def test_a_terse_answer_is_rewritten_from_its_explanation(examples: list[Example]) -> None:
+    backend = Recorded([Completion("Chapter 54 covers it.", True, 5)])
+    terse = examples[0].model_copy(update={"answer": "5402.31", "explanation": "chapter 54 (Man-made filaments)"})
+    rewrite([terse], backend, SETTINGS)  # type: ignore[arg-type]
+    assert "chapter 54 (Man-made filaments)" in backend.prompts[0]
+    assert "5402.31" not in backend.prompts[0]
+
+
 @pytest.mark.parametrize("size", [1, 7])
 def test_chunks_change_nothing(tiny: TransformersBackend, examples: list[Example], size: int) -> None:
     whole = rewrite(examples, tiny, SETTINGS)

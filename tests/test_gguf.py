@@ -1,0 +1,130 @@
+"""A GGUF file as a model: a small llama with tokenizer and chat template, written by the package gguf."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raft_tasks import gguf
+from raft_tasks.config import Model
+from raft_tasks.errors import InputError
+from raft_tasks.file_digests import FileDigests
+from raft_tasks.model_loading import load_model
+from raft_tasks.models import identify
+
+writer = pytest.importorskip("gguf")
+HIDDEN, HEADS, INNER = 32, 4, 64
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def write_gguf(path: Path, template: str | None = TEMPLATE) -> dict[str, np.ndarray]:
+    """Returns the embedding and one projection, as they went into the file (Q8_0)."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    tokens = [*SPECIAL, *sorted(bytes_to_unicode().values()), "th", "the"]
+    out = writer.GGUFWriter(path, "llama")
+    out.add_name("Tiny llama")
+    out.add_organization("A maker")
+    out.add_license("apache-2.0")
+    out.add_file_type(writer.LlamaFileType.MOSTLY_Q8_0)
+    out.add_block_count(1)
+    out.add_context_length(128)
+    out.add_embedding_length(HIDDEN)
+    out.add_feed_forward_length(INNER)
+    out.add_head_count(HEADS)
+    out.add_head_count_kv(HEADS)
+    out.add_layer_norm_rms_eps(1e-5)
+    out.add_rope_freq_base(10000.0)
+    out.add_vocab_size(len(tokens))
+    out.add_tokenizer_model("gpt2")
+    out.add_tokenizer_pre("smollm")
+    out.add_token_list(tokens)
+    out.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
+    out.add_token_merges(["t h", "th e"])
+    out.add_bos_token_id(1)
+    out.add_eos_token_id(2)
+    out.add_pad_token_id(2)
+    if template is not None:
+        out.add_chat_template(template)
+    draw = np.random.default_rng(0)
+
+    def add(name: str, *shape: int) -> np.ndarray:
+        values = draw.normal(size=shape).astype(np.float32)
+        out.add_tensor(name, writer.quants.quantize(values, writer.GGMLQuantizationType.Q8_0), raw_dtype=Q8)
+        return writer.quants.dequantize(writer.quants.quantize(values, Q8), Q8)
+
+    Q8 = writer.GGMLQuantizationType.Q8_0
+    kept = {"embedding": add("token_embd.weight", len(tokens), HIDDEN)}
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        add(f"blk.0.{name}.weight", HIDDEN, HIDDEN)
+    add("blk.0.ffn_gate.weight", INNER, HIDDEN)
+    kept["up"] = add("blk.0.ffn_up.weight", INNER, HIDDEN)
+    add("blk.0.ffn_down.weight", HIDDEN, INNER)
+    for name in ("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"):
+        out.add_tensor(name, np.ones(HIDDEN, dtype=np.float32))
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return kept
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path("tiny.Q8_0.gguf")
+    write_gguf(path)
+    return path
+
+
+def test_a_gguf_file_loads_like_a_folder_with_its_dequantised_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kept = write_gguf(Path("tiny.gguf"))
+    network, tokenizer = load_model(Model(path="tiny.gguf"), torch.float32)
+    np.testing.assert_array_equal(network.get_input_embeddings().weight.detach().numpy(), kept["embedding"])
+    np.testing.assert_array_equal(network.model.layers[0].mlp.up_proj.weight.detach().numpy(), kept["up"])
+    assert network.config.eos_token_id == tokenizer.eos_token_id == 2
+    assert tokenizer.model_max_length == 128
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "the 42"}], tokenize=False)
+    assert text == "<|im_start|>user\nthe 42<|im_end|>\n"
+    assert tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])[:2] == ["<|im_start|>", "u"]
+
+
+def test_the_folder_is_written_once_with_a_card_and_trains(file):
+    folder = gguf.model_folder(str(file))
+    card = (folder / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "Q8_0" in card
+    assert gguf.describe(file)["sha256"] in card
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert gguf.model_folder(str(file)) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    assert [path.name for path in gguf.FOLDERS.iterdir() if path.suffix != ".lock"] == [folder.name]
+
+
+def test_its_identity_is_its_content_and_names_the_quantisation(file, tmp_path):
+    with FileDigests(tmp_path / "digests.json") as digests:
+        before = identify("base", Model(path=str(file)), digests)
+        assert before["quantisation"] == "Q8_0"
+        file.rename("other.gguf")
+        assert identify("base", Model(path="other.gguf"), digests)["sha256"] == before["sha256"]
+
+
+def test_what_is_no_model_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"none\.gguf is not there"):
+        gguf.model_folder("none.gguf")
+    Path("cut.gguf").write_bytes(b"GGUF\x03\x00")
+    with pytest.raises(InputError, match="not a whole GGUF file"):
+        gguf.model_folder("cut.gguf")
+    write_gguf(Path("plain.gguf"), template=None)
+    with pytest.raises(InputError, match="no chat template"):
+        gguf.model_folder("plain.gguf")
+    assert not [path for path in gguf.FOLDERS.iterdir() if path.suffix != ".lock"]
