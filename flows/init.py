@@ -193,7 +193,8 @@ def start_repositories() -> Iterator[str]:
     """`git init` and `dvc init` where there is none yet, with a DVC remote in .cache."""
     if not Path(".git").exists():
         inside = subprocess.run(["git", "rev-parse", "--show-toplevel"], capture_output=True, text=True)
-        if inside.returncode == 0:
+        ignored = subprocess.run(["git", "check-ignore", "--quiet", str(Path.cwd())], capture_output=True)
+        if inside.returncode == 0 and ignored.returncode != 0:
             raise InputError(
                 f"{Path.cwd()} lies within the git repository {inside.stdout.strip()}, expected its top folder, or a "
                 "folder outside of any: retraining works on clones of the whole repository"

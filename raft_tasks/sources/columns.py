@@ -12,10 +12,12 @@ import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from raft_tasks.sources.files import open_bytes
 from raft_tasks.sources.roles import INPUTS, SourceError
 
 QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "input")  # `input` only where no other one is
@@ -96,12 +98,12 @@ def _named(names: list[str], usual: tuple[str, ...]) -> list[str]:
 
 
 def read_head(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a .jsonl, .csv, .parquet or .json (a list of objects) file; unreadable rows are left to `ingest`.
+    """The rows of a .jsonl, .csv (also .gz, .zst), .parquet or .json (a list of objects) file, without unreadable ones.
 
     Raises:
         SourceError: another ending, or a file that cannot be read so.
     """
-    kind = path.suffix.lower()
+    kind = Path(path.name.lower().removesuffix(".gz").removesuffix(".zst")).suffix
     try:
         if kind == ".parquet":
             import pyarrow.parquet
@@ -110,7 +112,7 @@ def read_head(path: Path) -> Iterator[dict[str, Any]]:
                 for batch in table.iter_batches(batch_size=256):
                     yield from batch.to_pylist()
             return
-        with path.open(encoding="utf-8-sig", newline="") as lines:
+        with open_bytes(path) as content, TextIOWrapper(content, encoding="utf-8-sig", newline="") as lines:
             if kind == ".csv":
                 yield from ({name: value for name, value in row.items() if name} for row in csv.DictReader(lines))
             elif kind == ".json":

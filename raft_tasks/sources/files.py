@@ -256,7 +256,8 @@ def read_parquet(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
         raise SourceError(f"{path}: not readable as Parquet after row {number}: {error}") from error
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_bytes(path: Path) -> IO[bytes]:
+    """The file, unpacked if it ends in .gz or .zst."""
     if path.suffix.lower() == ".gz":
         return io.BufferedReader(gzip.open(path))
     if path.suffix.lower() == ".zst":
@@ -271,7 +272,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str | None]]:
 
     The encoding is the whole file's: rejecting just the lines that show it would quietly keep the plain-ASCII rest.
     """
-    with _open(path) as lines:
+    with open_bytes(path) as lines:
         number = 0
         while line := lines.readline(LINE_BYTES):
             number += 1
