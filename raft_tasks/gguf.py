@@ -94,18 +94,20 @@ def convert(file: Path, folder: Path, about: dict[str, str]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from raft_tasks.model_loading import quiet
-
     source: dict[str, Any] = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     try:
-        with quiet(), redirect_stderr(StringIO()):  # a progress bar of its own
+        with redirect_stderr(StringIO()):  # progress bars
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**source)
-            loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+            both: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
     except (ValueError, KeyError, OSError, NotImplementedError, RuntimeError) as error:
         raise InputError(
             f"{file}: transformers cannot read it ({error}); expected a causal language model of an architecture that "
             "it reads from GGUF. Use the model's safetensors folder instead"
         ) from error
+    loaded: PreTrainedModel = both[0]
+    missing = sorted(map(str, [*both[1]["missing_keys"], *both[1]["mismatched_keys"]]))
+    if missing:  # transformers has drawn them at random
+        raise InputError(f"{file} lacks {len(missing)} weights of its model ({missing[0]}, ...); download it again")
     if tokenizer.chat_template is None:
         raise InputError(f"{file} has no chat template; expected an instruction-tuned model")
     plain = loaded.config.to_dict()
@@ -116,7 +118,7 @@ def convert(file: Path, folder: Path, about: dict[str, str]) -> None:
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
     tokenizer.model_max_length = config.max_position_embeddings
-    with atomic_folder(folder) as partial, quiet():
+    with atomic_folder(folder) as partial, redirect_stderr(StringIO()):
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(CARD.format(file=file.name, **about), encoding="utf-8")

@@ -23,7 +23,7 @@ TEMPLATE = (
 )
 
 
-def write_gguf(path: Path, template: str | None = TEMPLATE) -> dict[str, np.ndarray]:
+def write_gguf(path: Path, template: str | None = TEMPLATE, without: str = "none") -> dict[str, np.ndarray]:
     """Returns the embedding and one projection, as they went into the file (Q8_0)."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -52,16 +52,16 @@ def write_gguf(path: Path, template: str | None = TEMPLATE) -> dict[str, np.ndar
     out.add_pad_token_id(2)
     if template is not None:
         out.add_chat_template(template)
-    draw = np.random.default_rng(0)
+    draw, q8 = np.random.default_rng(0), writer.GGMLQuantizationType.Q8_0
 
     def add(name: str, *shape: int) -> np.ndarray:
         values = draw.normal(size=shape).astype(np.float32)
-        out.add_tensor(name, writer.quants.quantize(values, writer.GGMLQuantizationType.Q8_0), raw_dtype=Q8)
-        return writer.quants.dequantize(writer.quants.quantize(values, Q8), Q8)
+        quantised = writer.quants.quantize(values, q8)
+        out.add_tensor(name, quantised, raw_dtype=q8)
+        return writer.quants.dequantize(quantised, q8)
 
-    Q8 = writer.GGMLQuantizationType.Q8_0
     kept = {"embedding": add("token_embd.weight", len(tokens), HIDDEN)}
-    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+    for name in {"attn_q", "attn_k", "attn_v", "attn_output"} - {without}:
         add(f"blk.0.{name}.weight", HIDDEN, HIDDEN)
     add("blk.0.ffn_gate.weight", INNER, HIDDEN)
     kept["up"] = add("blk.0.ffn_up.weight", INNER, HIDDEN)
@@ -127,4 +127,7 @@ def test_what_is_no_model_is_refused(tmp_path, monkeypatch):
     write_gguf(Path("plain.gguf"), template=None)
     with pytest.raises(InputError, match="no chat template"):
         gguf.model_folder("plain.gguf")
+    write_gguf(Path("lacking.gguf"), without="attn_k")
+    with pytest.raises(InputError, match="lacks 1 weights of its model"):
+        gguf.model_folder("lacking.gguf")
     assert not [path for path in gguf.FOLDERS.iterdir() if path.suffix != ".lock"]
