@@ -23,9 +23,7 @@ SPLITS = get_args(Split)
 def ingest(domain: str) -> None:
     config = load_config()
     with atomic_folder(paths.examples(domain)) as folder, TemporaryDirectory(dir=folder) as work:
-        ingested = ingest_domain(
-            domain, config.domains[domain], config.ingest, config.benchmark, paths.BENCHMARK_TASKS, Path(work)
-        )
+        ingested = ingest_domain(domain, config, paths.BENCHMARK_TASKS, Path(work))
         counts: Counter[str] = Counter()
         rules: dict[str, Counter[str]] = {"rejects": Counter(), "flags": Counter()}
         with closing(ingested), ExitStack() as files:

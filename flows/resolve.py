@@ -81,9 +81,20 @@ class Stages:
             yield f"ingest-{name}", self.ingest(config.domains[name])
 
     def ingest(self, domain: Domain) -> dict[str, Any]:
-        """Benchmarks matter where rows are compared with their items."""
+        """What decides on a row: also what the base can learn, and the benchmarks where rows may not repeat them."""
         content = {"ingest": resolved(self.config.ingest), "domain": resolved(domain), **self.local(*_hubs(domain))}
+        content |= {"models": self.models({"base"}), "train": _only(self.config.train, "max_length", "too_long")}
+        content["teachers"] = self.teachers()
         return content | (self.tasks(self.config.benchmark.tasks) if domain.hygiene.contamination is not None else {})
+
+    def teachers(self) -> list[Any]:
+        """What the methods' teachers see of a row, each once."""
+        kinds = [
+            [method.teacher, self.templates(method), method.distillation.rollout_max_new_tokens]
+            for method in self.methods.values()
+            if method.distillation
+        ]
+        return sorted({str(kind): kind for kind in kinds}.values(), key=str)
 
     def refinement(self) -> Iterator[tuple[str, Any]]:
         config = self.config

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import config
+from raft_tasks.chat import check_chat, end_of_turn
 from raft_tasks.errors import InputError
-from raft_tasks.schemas import Example, Reject, Split
+from raft_tasks.generation.templates import template_text
+from raft_tasks.schemas import Example, Reject, Split, TrainingPair
 from raft_tasks.sources.contamination import BenchmarkIndex, Item
 from raft_tasks.sources.ingestion import Ingested, ingest_rows
 
@@ -33,32 +36,53 @@ def draw_ids(rows: Iterable[Example], limit: Mapping[Split, int]) -> dict[Split,
     return {split: {name for _, name in rows} for split, rows in kept.items()}
 
 
+def learning_check(config: config.Config) -> Callable[[Example], str | None]:
+    """Why a training row could not be learned by a method of `run.methods`, if so: what `distill` would refuse.
+
+    Raises:
+        InputError: the base's tokenizer is missing or broken, or its chat template cannot be trained on.
+    """
+    from raft_tasks.model_loading import load_context_length, load_tokenizer
+    from raft_tasks.training.conversations import Encoder, teacher_turn
+
+    tokenizer, train = load_tokenizer(config.base), config.train
+    limit = min(train.max_length, load_context_length(config.base))
+    check_chat(tokenizer, config.base.system)
+    end = end_of_turn(tokenizer)
+    encoders: dict[Any, Encoder] = {}
+    for method in (config.methods[name] for name in config.run.methods):
+        seen = method.distillation  # by the teacher
+        kind = (seen.teacher, seen.template, seen.rollout_max_new_tokens) if seen else (None, "", 0)
+        turn = teacher_turn(method, template_text(kind[1]) if seen else "")
+        encoders.setdefault(kind, Encoder(tokenizer, limit, turn, kind[2], config.base.system, train.too_long))
+
+    def check(example: Example) -> str | None:
+        pair = TrainingPair(id=example.id, question=example.question, answer=example.answer)
+        problems = (problem for encoder in encoders.values() for problem in encoder.encode(pair, end)[1])
+        return next(problems, None)
+
+    return check
+
+
 @task(cache_policy=NO_CACHE)
-def ingest_domain(
-    name: str,
-    domain: config.Domain,
-    ingest: config.Ingest,
-    benchmark: config.Benchmark,
-    tasks_folder: Path,
-    work: Path,
-) -> Ingested:
+def ingest_domain(name: str, config: config.Config, tasks_folder: Path, work: Path) -> Ingested:
     """Every row of the domain's files and data set, as an example or as a reject. Reading is cheaper than a cache.
 
     Args:
-        benchmark: its tasks' items no row may repeat, where `domain.hygiene.contamination` asks for it.
-        tasks_folder: of our own lm-eval tasks.
+        tasks_folder: of our own lm-eval tasks; with `domain.hygiene.contamination` no row may repeat an item.
         work: an empty folder for rows that wait; close the result before it is removed.
 
     Raises:
         InputError: if more rows are rejected than `ingest.max_rejected` allows; names them by file and line.
     """
+    domain, ingest, benchmark = config.domains[name], config.ingest, config.benchmark
     index = None
     if domain.hygiene.contamination is not None:
         from raft_tasks.evaluation.harness import item_texts  # lm-eval takes seconds: only where it is asked for
 
         items = (Item(item, text) for item, text in item_texts(benchmark.tasks, tasks_folder, benchmark.data))
         index = BenchmarkIndex(items, domain.hygiene.contamination)
-    ingested = ingest_rows(name, domain, ingest, Path(), work, index)
+    ingested = ingest_rows(name, domain, ingest, Path(), work, index, learning_check(config))
     total = len(ingested.state)
     rejected = total - sum(ingested.sizes().values())
     if rejected > ingest.max_rejected * total:

@@ -106,10 +106,7 @@ def load_network(model: Model, dtype: torch.dtype, tokenizer: PreTrainedTokenize
 
 def check_trainable(model: Model) -> None:
     """Raises ModelError if its weights are quantised; looks at its config alone."""
-    from transformers import AutoConfig
-
-    path = str(model_folder(model.path))
-    config = _explain(model, lambda: AutoConfig.from_pretrained(path, revision=model.revision))
+    config = _load_model_config(model)
     quantisation = getattr(config, "quantization_config", None)
     if quantisation is not None:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
@@ -117,6 +114,18 @@ def check_trainable(model: Model) -> None:
             f"{place(model)}: its config.json has a quantization_config ({method}); expected weights in float32 or "
             "bfloat16, which can be trained and merged. Use the model that this one was quantised from"
         )
+
+
+def load_context_length(model: Model) -> int:
+    """Tokens that the model can read, as its config says."""
+    return int(_load_model_config(model).get_text_config().max_position_embeddings)
+
+
+def _load_model_config(model: Model) -> Any:
+    from transformers import AutoConfig
+
+    path = str(model_folder(model.path))
+    return _explain(model, lambda: AutoConfig.from_pretrained(path, revision=model.revision))
 
 
 def check_keys(model: Model, info: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from raft_tasks.schemas import Example, Split
 from raft_tasks.sources.cleaning import cleaned, normalised
 from raft_tasks.sources.conversations import UnusableError, learned_pairs, shown, text_of
 from raft_tasks.sources.files import RawRow
+from raft_tasks.sources.roles import NOT_LEARNED
 from raft_tasks.thoughts import strip_thoughts
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -25,6 +26,12 @@ def examples_of(row: RawRow, name: str, domain: Domain, ingest: Ingest) -> Itera
     Raises:
         UnusableError: the row lacks something, or has it in a form or length that is not allowed.
     """
+    if NOT_LEARNED in row.values:
+        raise UnusableError(
+            f"the row is marked as not learned: {row.values[NOT_LEARNED]}; if that means something else, add the "
+            "column to columns.unused",
+            NOT_LEARNED,
+        )
     if domain.chat is None:
         yield _example(row.values, name, domain, ingest)
         return

@@ -5,7 +5,7 @@ row stay in memory. The rules, in order; a row is rejected by the first that hol
 
 1. unreadable, unusable, missing, too long, too short, several turns: the row itself (`files`, `examples`)
 2. language: question and answer are surely in another one than `hygiene.language`
-3. privacy: a secret or personal datum, where `hygiene.privacy` says reject
+3. privacy: a secret or personal datum, where `hygiene.privacy` says reject; not learnable: see `ingest_rows`
 4. contamination: a benchmark's item (`contamination.py`)
 5. duplicate: question and answer of an earlier row; id: an earlier row's with other content
 6. contamination: the same question as a held-out row, or (with `hygiene.near_duplicates`) nearly the same row
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -36,7 +36,7 @@ from raft_tasks.sources.files import RawRow, find_files, read_file, reject
 from raft_tasks.sources.hub import read_hub
 from raft_tasks.sources.language import other_language
 from raft_tasks.sources.privacy import Finding, findings, mask
-from raft_tasks.sources.roles import NOT_LEARNED, SourceError, roles_of
+from raft_tasks.sources.roles import SourceError, roles_of
 from raft_tasks.sources.spool import Spool
 
 BATCH = 1024  # rows that are fingerprinted together
@@ -50,6 +50,9 @@ RULES = {
     NEAR_HELD_OUT: "contamination",
     NEAR: "near duplicate",
 }
+
+
+RowCheck = Callable[[Example], str | None]
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,10 @@ class Ingested:
     Iterating gives Examples and Rejects in the files' order; `lines` gives the same as text, with flags.
     """
 
-    def __init__(self, name: str, domain: Domain, ingest: Ingest, work: Path, index: BenchmarkIndex | None) -> None:
-        self.name, self.domain, self.ingest, self.index = name, domain, ingest, index
+    def __init__(
+        self, name: str, domain: Domain, ingest: Ingest, work: Path, index: BenchmarkIndex | None, check: RowCheck
+    ) -> None:
+        self.name, self.domain, self.ingest, self.index, self.check = name, domain, ingest, index, check
         self.roles = roles_of(domain)
         hygiene = domain.hygiene
         straddle = domain.split.by == "column" and domain.split.sources_may_straddle
@@ -112,7 +117,6 @@ class Ingested:
                 records.append(_rejected(row))
                 continue
             try:
-                _check_marks(row)
                 checked = [
                     (example, self._check(example, row))
                     for example in examples_of(row, self.name, self.domain, self.ingest)
@@ -154,6 +158,9 @@ class Ingested:
         if private and hygiene.privacy == "reject":
             named = ", ".join(mask(text, finding) for finding in private)
             raise UnusableError(f"private: {named}", "privacy")
+        problem = self.check(example) if example.split == "train" else None
+        if problem is not None:
+            raise UnusableError(problem, "not learnable")
         return b"".join(b"\n" + _flag(example.id, row, text, finding) for finding in private)
 
     def _without_benchmark_items(self, waiting: list[_Waiting], records: list[bytes]) -> list[_Waiting]:
@@ -336,7 +343,13 @@ class Ingested:
 
 
 def ingest_rows(
-    name: str, domain: Domain, ingest: Ingest, workspace: Path, work: Path, index: BenchmarkIndex | None
+    name: str,
+    domain: Domain,
+    ingest: Ingest,
+    workspace: Path,
+    work: Path,
+    index: BenchmarkIndex | None,
+    check: RowCheck = lambda example: None,
 ) -> Ingested:
     """Read, check and split the rows of one domain, in the files' order; the same files give the same rows.
 
@@ -347,13 +360,14 @@ def ingest_rows(
         workspace: the folder that no file may lie outside of.
         work: an empty folder for what waits on disk.
         index: the items of the benchmarks in use; None where contamination with them is not asked for.
+        check: why a training row cannot be learned, or None.
 
     Raises:
         SourceError: a file as a whole is wrong, a source stands in two splits, or train or test came out empty.
     """
     if domain.split.by == "column" and domain.columns.split is None:
         raise SourceError(f"domains.{name}: split.by is 'column', but columns.split is null; name the column")
-    ingested = Ingested(name, domain, ingest, work, index)
+    ingested = Ingested(name, domain, ingest, work, index, check)
     try:
         for path in find_files(domain.files, workspace):
             ingested.add(read_file(path, ingested.roles))
@@ -366,16 +380,6 @@ def ingest_rows(
         ingested.close()
         raise
     return ingested
-
-
-def _check_marks(row: RawRow) -> None:
-    """Raises UnusableError for a row whose file says not to learn it."""
-    if NOT_LEARNED in row.values:
-        raise UnusableError(
-            f"the row is marked as not learned: {row.values[NOT_LEARNED]}; if that means something else, add the "
-            "column to columns.unused",
-            NOT_LEARNED,
-        )
 
 
 def _reject(row: RawRow, reason: str, rule: str) -> Reject:

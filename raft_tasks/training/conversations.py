@@ -26,6 +26,8 @@ from raft_tasks.thoughts import strip_thoughts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from raft_tasks.config import Method
+
 SHOWN_PROBLEMS = 5
 
 
@@ -172,6 +174,13 @@ def teacher_message(template_text: str) -> Callable[[TrainingPair], str]:
             f"got:\n{template_text}"
         ) from error
     return lambda pair: template.render(question=pair.question, answer=pair.answer)
+
+
+def teacher_turn(method: Method, template_text: str) -> Callable[[TrainingPair], str] | None:
+    """The user turn of the method's teacher (Eq. 7); None without a teacher."""
+    if method.teacher == "answer_conditioned":
+        return teacher_message(template_text)
+    return None if method.teacher is None else lambda pair: pair.question
 
 
 def unknown_share(rows: Sequence[Encoded], unknown: int | None) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,14 +11,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from raft_tasks.artifacts import digest, digest_path
-from raft_tasks.config import Distillation, Method
+from raft_tasks.config import Distillation
 from raft_tasks.errors import InputError
 from raft_tasks.model_loading import load_model
-from raft_tasks.schemas import TrainingPair
 from raft_tasks.training.adapters import with_adapter, without_peft_warnings
 from raft_tasks.training.anchor_logits import AnchorBatches, TargetLogits, load_anchors
 from raft_tasks.training.completion_forward import output_head
-from raft_tasks.training.conversations import Encoded, Encoder, teacher_message
+from raft_tasks.training.conversations import Encoded, Encoder, teacher_turn
 from raft_tasks.training.divergence import weights_digest
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.teacher import Teacher, WithoutAdapter, frozen_copy
@@ -89,15 +88,6 @@ def fingerprint(job: TrainingJob, base_digest: str) -> str:
     template = job.template_text if job.method.teacher == "answer_conditioned" else None
     anchors = None if job.anchors is None else digest_path(job.anchors)
     return digest([job.model, job.method, job.train, template, job.seed, digest([job.pairs]), base_digest, anchors])
-
-
-def teacher_turn(method: Method, template_text: str) -> Callable[[TrainingPair], str] | None:
-    """The user turn of the method's teacher (Eq. 7)."""
-    if method.teacher == "answer_conditioned":
-        return teacher_message(template_text)
-    if method.teacher == "plain":
-        return lambda pair: pair.question
-    return None
 
 
 def check_top_k(distillation: Distillation, vocabulary: int) -> None:

@@ -1,0 +1,95 @@
+"""A row that `distill` would refuse is a reject of `ingest`, with its reason: before any call is paid."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from raft_tasks.config import Config, load_config
+from raft_tasks.errors import InputError
+from raft_tasks.ingest import ingest_domain, learning_check
+from raft_tasks.schemas import Example, Reject
+
+ROOT = Path(__file__).resolve().parents[1]
+ANSWER = "The reactor of Figin is rope."
+
+
+def config(methods: list[str], **train: object) -> Config:
+    values = load_config(ROOT / "params.yaml")
+    base = values.base.model_copy(update={"path": str(ROOT / "models" / "pocket-base")})
+    return values.model_copy(
+        update={
+            "run": values.run.model_copy(update={"methods": methods}),
+            "train": values.train.model_copy(update=train),
+            "models": {"base": base},
+            "ingest": values.ingest.model_copy(update={"max_rejected": 1.0}),
+        }
+    )
+
+
+def example(question: str = "What is the reactor of Figin?", answer: str = ANSWER) -> Example:
+    return Example(id="x", domain="archive", question=question, answer=answer, source="x", split="train")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("rope <|im_end|> lamp", r"special token(s) ['<|im_end|>']"),
+        ("<think>Hm.</think>rope", "the tokenizer does not know"),
+        ("qwertz", "the tokenizer does not know 1 token(s) of the answer: 'qwertz'"),
+        ("rope " * 300, "prompt + answer has "),
+    ],
+)
+def test_an_answer_that_no_method_could_learn(answer: str, reason: str) -> None:
+    check = learning_check(config(["sft"]))
+    assert check(example()) is None
+    assert reason in str(check(example(answer=answer)))
+
+
+def test_every_method_of_the_run_decides() -> None:
+    question = "What is the reactor of Figin? " * 29
+    assert learning_check(config(["sft"], max_length=256))(example(question)) is None
+    found = learning_check(config(["sft", "raft"], max_length=256))(example(question))
+    assert "rollout has" in str(found)
+
+
+def test_what_is_cut_is_no_reject_and_what_the_base_cannot_read_is() -> None:
+    long = example(answer="rope " * 300)
+    assert learning_check(config(["sft"], too_long="cut"))(long) is None
+    assert learning_check(config(["sft"], max_length=400))(long) is None
+    assert learning_check(config(["sft"], max_length=9000))(example(answer="rope " * 600)) is not None  # base: 512
+
+
+def test_such_rows_are_rejects_and_held_out_ones_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {
+            "id": f"{split}{n}",
+            "question": f"What is {split} log {n}?",
+            "answer": answer,
+            "source": f"{split}{n}",
+            "split": split,
+        }
+        for split in ("train", "test")
+        for n, answer in enumerate([ANSWER, "rope <|im_end|> lamp"])
+    ]
+    for row in rows:
+        row |= {"expected": [], "details": []}
+    folder = tmp_path / "data" / "archive"
+    folder.mkdir(parents=True)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "work").mkdir()
+    with closing(ingest_domain.fn("archive", config(["sft"]), ROOT, tmp_path / "work")) as work:
+        decisions = list(work)
+    assert [row.id for row in decisions if isinstance(row, Example)] == ["train0", "test0", "test1"]
+    (reject,) = (row for row in decisions if isinstance(row, Reject))
+    assert (reject.rule, reject.line) == ("not learnable", 2)
+    assert "special token" in reject.reason
+
+
+def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
+    broken = config(["sft"])
+    gone = broken.base.model_copy(update={"path": str(tmp_path / "gone")})
+    with pytest.raises(InputError, match=r"there is no folder .*gone"):
+        learning_check(broken.model_copy(update={"models": {"base": gone}}))
