@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import TrainerCallback
 
 from raft_tasks.artifacts import read_json, write_json
 from raft_tasks.errors import InputError
+from raft_tasks.training.distributed import gather_objects
 from raft_tasks.training.step_metrics import start_table
 
 MARK = "complete.json"
@@ -26,20 +28,27 @@ class CheckpointError(InputError):
 
 
 class CheckpointCallback(TrainerCallback):
-    """Starts steps.csv with the rows of a resumed training; marks checkpoints complete."""
+    """Starts steps.csv with the rows of a resumed training; asks for checkpoints in time, and marks them complete."""
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: Any, minutes: float) -> None:
+        self.trainer, self.seconds = trainer, 60 * minutes
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saved = time.monotonic()
         if args.should_save:
             start_table(self.trainer.steps_csv, self.trainer.steps())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        waited = gather_objects([time.monotonic() - self.saved], args.world_size)[0]  # all processes save, or none
+        if waited >= self.seconds:
+            control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.accelerator.wait_for_everyone()  # every process has written its part
         if args.should_save:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             mark_complete(folder, self.trainer.fingerprint, self.trainer.state_dict())
+        self.saved = time.monotonic()
 
 
 def write_error(folder: Path, error: Exception) -> CheckpointError:

@@ -73,7 +73,7 @@ class RaftTrainer(Trainer):
             args=arguments,
             train_dataset=data.rows,
             data_collator=list,  # type: ignore[arg-type]  # a batch stays a list of rows
-            callbacks=[CheckpointCallback(self), self.interruption],
+            callbacks=[CheckpointCallback(self, job.train.checkpoint_minutes), self.interruption],
         )
         self.remove_callback(PrinterCallback)
         method, self.sizes = job.method, job.train

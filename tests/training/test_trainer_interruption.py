@@ -251,6 +251,16 @@ def test_a_signal_saves_after_the_step_and_the_next_run_goes_on(tiny_model, tmp_
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "parts")
 
 
+def test_slow_steps_are_saved_by_the_clock(tiny_model, tmp_path):
+    settings = train(checkpoint_steps=100, checkpoint_minutes=1e-9)
+    run(tiny_model, tmp_path / "whole", "raft", train())
+    with pytest.raises(Stop):
+        run(tiny_model, tmp_path / "parts", "raft", settings, progress=stop_at(4))
+    assert (tmp_path / "parts" / "ck" / "checkpoint-3").is_dir()
+    run(tiny_model, tmp_path / "parts", "raft", settings)
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_a_signal_in_the_last_step_changes_nothing(tiny_model, tmp_path):
     settings = train(epochs=1)
     result = run(
