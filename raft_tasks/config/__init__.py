@@ -53,6 +53,7 @@ from raft_tasks.config.training import (
     LossSpike,
     Merge,
     Method,
+    Osf,
     Prune,
     Replay,
     SpectralThreshold,

@@ -85,6 +85,13 @@ class Lora(Section):
     targets: Literal["all-linear"] | list[str] = key("all-linear", "names of the linear layers that get an adapter")
 
 
+class Osf(Section):
+    """Orthogonal subspace fine-tuning (arXiv:2504.07097, peft's `osf`): a matrix's largest directions stay."""
+
+    preserved: Annotated[float, Field(gt=0, lt=1)] = key(0.5, "share of the singular directions that stay as they are")
+    targets: Literal["all-linear"] | list[str] = key("all-linear", "names of the linear layers that are trained")
+
+
 class Replay(Section):
     """General rows learned beside the domain's, by cross-entropy."""
 
@@ -167,9 +174,15 @@ class Method(Section):
     learning_rate_scale: PositiveFloat = key(1.0, "multiple of train.learning_rate")
     distillation: Distillation | None = key(None, "on-policy distillation")
     lora: Lora | None = key(None, "adapters; null: full fine-tuning")
+    osf: Osf | None = key(None, "orthogonal subspace fine-tuning, in place of `lora`")
     replay: Replay | None = key(None, "general rows of yours")
     anchors: AnchorLoss | None = key(None, "regularisation towards the base on anchors")
     merge: Merge | None = key(None, "what of the change stays after training; null: all of it")
+
+    @property
+    def adapter(self) -> Lora | Osf | None:
+        """What peft trains; None for full fine-tuning."""
+        return self.lora or self.osf
 
     @property
     def teacher(self) -> str | None:
@@ -199,11 +212,16 @@ class Method(Section):
         return self
 
     @model_validator(mode="after")
-    def a_teacher_without_copy_has_no_place(self) -> Method:
-        if self.lora and self.distillation and (self.distillation.teacher_dtype or self.distillation.teacher_device):
+    def adapters_fit_the_teacher_and_the_sampler(self) -> Method:
+        if self.lora and self.osf:
+            raise ValueError("lora and osf: expected one of them")
+        if self.osf and self.distillation and self.distillation.sampler.kind in ("vllm", "vllm_server"):
+            raise ValueError("osf with a sampler of vLLM, which takes LoRA alone: expected another sampler")
+        copied = self.distillation and (self.distillation.teacher_dtype or self.distillation.teacher_device)
+        if self.adapter and copied:
             raise ValueError(
-                "teacher_dtype and teacher_device place the frozen copy of full fine-tuning; with lora the teacher is "
-                "the student's own weights, so both must be null"
+                "teacher_dtype and teacher_device place the frozen copy of full fine-tuning; with lora or osf the "
+                "teacher is the student's own weights, so both must be null"
             )
         return self
 

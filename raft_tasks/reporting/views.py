@@ -122,7 +122,7 @@ def method_settings(config: Config) -> dict[str, dict[str, str]]:
             "teacher": (row.teacher or "–").replace("_", " "),
             "KL weight": str(row.distillation.kl_weight) if row.distillation else "–",
             "anchors": row.anchors.set if row.anchors else "–",
-            "adapter": f"LoRA r{row.lora.rank}" if row.lora else "–",
+            "adapter": f"LoRA r{row.lora.rank}" if row.lora else "OSF" if row.osf else "–",
             "merge": row.merge.kind if row.merge else "–",
         }
         for name, row in rows.items()

@@ -1,4 +1,4 @@
-"""LoRA adapters (peft): a student that trains few weights, and a teacher that is the same weights without them."""
+"""Adapters (peft's LoRA and OSF): a student that trains few weights, a teacher that is the same without them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from raft_tasks.config import Lora
+from raft_tasks.config import Lora, Osf
 from raft_tasks.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 STUDENT, TEACHER = "default", "teacher"  # names of the adapters within one model
 
 
-def with_adapter(network: PreTrainedModel, adapter: Lora, teacher_adapter: str | None) -> Any:
+def with_adapter(network: PreTrainedModel, adapter: Lora | Osf, teacher_adapter: str | None) -> Any:
     """`network`, frozen, with a new adapter to train (float32) and the teacher's own, frozen, if it has one.
 
     Raises:
         InputError: if the targets are not in the model, or hold its output head.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, OSFConfig, get_peft_model
 
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
     owners = Counter(id(p) for layer in network.modules() for p in layer._parameters.values())
@@ -35,10 +35,14 @@ def with_adapter(network: PreTrainedModel, adapter: Lora, teacher_adapter: str |
         raise InputError(
             f"adapter.targets {targets!r} hold the output head; expected layers below it (all-linear leaves it out)"
         )
-    config = LoraConfig(
-        r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=targets,
-        task_type="CAUSAL_LM",
-    )  # fmt: skip
+    config: Any
+    if isinstance(adapter, Osf):
+        config = OSFConfig(effective_rank=adapter.preserved, target_modules=targets, task_type="CAUSAL_LM")
+    else:
+        config = LoraConfig(
+            r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=targets,
+            task_type="CAUSAL_LM",
+        )  # fmt: skip
     try:
         with without_peft_warnings():
             student = get_peft_model(network, config)

@@ -54,7 +54,7 @@ class Shape:
         parameters = list(model.parameters())
         return cls(
             parameters=sum(p.numel() for p in parameters),
-            weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
+            weight_bytes=sum(p.numel() * p.element_size() for p in [*parameters, *model.buffers()]),  # OSF's
             trainable=sum(p.numel() for p in parameters if p.requires_grad),
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
@@ -91,7 +91,7 @@ class Memory:
 def estimate(shape: Shape, rows: Sequence[Encoded], method: Method, train: Train) -> Memory:
     """The memory that one process of this training needs; `rows` is all that goes through the student, anchors too."""
     shards = train.launch.processes if train.launch.strategy == "fsdp2" else 1
-    distillation, full = method.distillation, method.lora is None
+    distillation, full = method.distillation, method.adapter is None
     width = WIDTH[train.precision]
     copied = distillation is not None and full and distillation.teacher_device is None
     teacher_width = (
@@ -168,7 +168,7 @@ def settings_that_fit(
         changes.append((text, estimate(shape, rows, changed_method, changed_train).peak))
         if changes[-1][1] <= available:
             return changes
-    if method.lora is None:
+    if method.adapter is None:
         last = estimate(shape, rows, method, train)
         without = last.peak - last.gradients - last.optimiser - last.teacher - last.half_copies
         changes.append(("lora: {rank: 16, alpha: 32, dropout: 0.05, targets: all-linear}", without))

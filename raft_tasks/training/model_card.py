@@ -70,6 +70,7 @@ def model_card(job: TrainingJob, data: TrainingData) -> str:
         "replay": method.replay,
         "anchors": method.anchors,
         "lora": method.lora,
+        "osf": method.osf,
     }
     settings = {"train": job.train.model_dump() | {"learning_rate_scale": method.learning_rate_scale}}
     settings |= {name: section.model_dump() for name, section in sections.items() if section is not None}
@@ -80,9 +81,7 @@ def model_card(job: TrainingJob, data: TrainingData) -> str:
         answers=method.target,
         teacher=TEACHERS[method.teacher],
         balance=None if method.distillation is None else method.distillation.kl_weight,
-        trained="all"
-        if method.lora is None
-        else f"a LoRA of rank {method.lora.rank}, merged here; also in the folder adapter",
+        trained=trained_weights(method),
         rows=len(data.rows),
         answer_tokens=sum(len(row.completion_ids) for row in data.rows),
         data_digest=digest([job.pairs]),
@@ -91,6 +90,14 @@ def model_card(job: TrainingJob, data: TrainingData) -> str:
         loss=" + ".join(loss_terms(method)),
         settings=json.dumps(settings, indent=2),
     )
+
+
+def trained_weights(method: Method) -> str:
+    if method.osf is not None:
+        return f"of each linear layer all but {method.osf.preserved:.0%} of the singular directions (OSF)"
+    if method.lora is not None:
+        return f"a LoRA of rank {method.lora.rank}, merged here; also in the folder adapter"
+    return "all"
 
 
 def loss_terms(method: Method) -> list[str]:

@@ -104,10 +104,15 @@ def make_pair(network: PreTrainedModel, job: TrainingJob, device: torch.device) 
     distillation = job.method.distillation
     student: Any = network
     teacher: Teacher | None = None
-    if job.method.lora is not None:
+    if job.method.osf is not None and job.train.launch.strategy == "fsdp2":
+        raise InputError(
+            "osf with train.launch.strategy fsdp2: expected none or ddp: peft projects the gradients of whole "
+            "matrices, and would leave those of shards as they are"
+        )
+    if job.method.adapter is not None:
         teacher_adapter = distillation.teacher_adapter if distillation else None
         torch.manual_seed(job.seed)  # of the adapter's first weights
-        student = with_adapter(network, job.method.lora, teacher_adapter)
+        student = with_adapter(network, job.method.adapter, teacher_adapter)
         teacher = WithoutAdapter(teacher_adapter is not None) if distillation else None
     elif distillation is not None:
         teacher = frozen_copy(network, distillation, job.model.dtype, device)

@@ -95,8 +95,9 @@ def save_model(student: Any, job: TrainingJob, data: TrainingData) -> tuple[Any,
     folder = job.output / "model"
     base = load_model(job.model, torch.float32)[0]
     with quiet():
-        if job.method.lora is not None:
+        if job.method.lora is not None:  # OSF's factors are as large as the model
             student.save_pretrained(folder / "adapter", selected_adapters=[STUDENT])
+        if job.method.adapter is not None:
             student = student.float().merge_and_unload(adapter_names=[STUDENT])
         distance = relative_distance(student, base)
         generation = student.generation_config
