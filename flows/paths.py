@@ -14,6 +14,9 @@ GPU_CLAIMS = Path(".cache/gpus")  # which worker process has which GPU
 NEAR_MISSES = Path(".cache/near_misses")  # candidates of the gate interpolated towards the base; not an artifact
 TRACKING = Path(".cache/tensorboard")  # curves for `tensorboard --logdir`; not an artifact: DVC has steps.csv
 BENCHMARK_TASKS = Path(raft_tasks.__file__).parent / "evaluation" / "tasks"
+PACKAGED_BENCHMARKS = BENCHMARK_TASKS.parent / "mirrors"  # data that the package brings
+BENCHMARK_DATA = Path("data/benchmarks")  # mirrors
+NLTK_DATA = BENCHMARK_DATA / "nltk_data"
 
 CHAMPIONS = Path("champions")
 HELD_OUT = ARTIFACTS / "held_out"  # questions that no anchor may come near

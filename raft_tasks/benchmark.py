@@ -18,6 +18,7 @@ from raft_tasks import config
 from raft_tasks.artifacts import atomic_folder, write_json
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import DOMAIN_TASK, Suite, evaluate
+from raft_tasks.evaluation.verdicts import main_metric
 
 benchmark_model = task(cache_policy=NO_CACHE)(evaluate)
 
@@ -93,5 +94,5 @@ def score_candidate(model: config.Model, suite: Suite) -> dict[str, float]:
     """Accuracy on the domain's rows, and the mean over the general tasks of each one's main metric."""
     scores = evaluate(model, suite)[0]["tasks"]
     metrics = [scores[task]["metrics"] for task in suite.settings.tasks]
-    general = [of_task["acc"] if "acc" in of_task else next(iter(of_task.values())) for of_task in metrics]
+    general = [of_task[main_metric(of_task)] for of_task in metrics]
     return {"domain": scores[DOMAIN_TASK]["metrics"]["acc"], "general": sum(general) / len(general)}

@@ -245,7 +245,7 @@ def check_benchmarks(config: Config) -> Iterator[Fault]:
         yield Fault("benchmark", message)
     files = [folder / "tokenizers" / name for folder in nltk_folders() for name in ("punkt_tab", "punkt_tab.zip")]
     if any("ifeval" in task for task in tasks) and not any(file.exists() for file in files):
-        action = "`python -m nltk.downloader punkt_tab`, or unpack punkt_tab.zip into ~/nltk_data/tokenizers"
+        action = "`raft mirror ifeval`, or `python -m nltk.downloader punkt_tab`"
         yield Fault("benchmark.tasks: ifeval", "nltk's punkt_tab is not installed", "its sentence splitter", action)
 
 

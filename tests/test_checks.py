@@ -32,6 +32,8 @@ def test_every_reference_passes_its_own_checks_and_others_do_not(name):
     assert len({row["id"] for row in pairs}) == len(pairs)
     for row in pairs:
         assert all(check(row["answer"], row["answer"], checks).values()), row
+        primary = next(iter(checks))
+        assert check(row["explanation"], row["answer"], checks)[primary], row  # what rewrites are made of
     hardest = list(checks)[-1]
     others = zip(pairs[:200], pairs[-200:], strict=True)
     assert not any(

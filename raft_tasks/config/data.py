@@ -121,7 +121,9 @@ class Check(Section):
 
     def wordings(self) -> dict[str, list[str]]:
         """{value: what names it}."""
-        return self.choices if isinstance(self.choices, dict) else {value: [value] for value in self.choices}
+        return (
+            self.choices if isinstance(self.choices, dict) else {value: [value.rstrip("?!.")] for value in self.choices}
+        )
 
 
 Split = Annotated[

@@ -24,7 +24,7 @@ import numpy as np
 from raft_tasks.config import PromotionGate
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference
-from raft_tasks.evaluation.verdicts import METRIC
+from raft_tasks.evaluation.verdicts import main_metric
 from raft_tasks.schemas import ItemResult
 
 Result = Literal["pass", "unproven", "near miss", "fail"]
@@ -210,11 +210,11 @@ def _difference(
 
 
 def _metric(rules: PromotionGate, task: str, model: Measured) -> str:
-    """What decides: of the domain, rules.domain_metric; of a general task, the panel's verdict where there is one."""
+    """What decides: of the domain, rules.domain_metric; of a general task, its main metric."""
     if task == DOMAIN_TASK:
         return rules.domain_metric
     metrics = {metric: None for row in model.items.get(task, ()) for metric in row.metrics}
-    return next((metric for metric in (METRIC, MAIN) if metric in metrics), next(iter(metrics), MAIN))
+    return main_metric(metrics) if metrics else MAIN
 
 
 def _flips(rules: PromotionGate, task: str, candidate: Measured, other: Measured) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 DOMAIN_TASK = "domain"  # the generated task's name, in every domain
 NO_FILTER = "none"  # what lm-eval calls a task's answers that no filter touched
-SEED = 1234  # of few-shot sampling: lm-eval's own default
+SEED = 1234  # of few-shot sampling, as lm-eval's own default, and of the limits' draws
 DOMAIN_YAML = """\
 task: {task}
 dataset_path: json
@@ -144,10 +145,17 @@ def _load_suite(suite: Suite, work: Path) -> _Tasks:
             _set_few_shot(name, task, settings.few_shot.get(name))
             count = min(settings.limit.get(name, len(task.eval_docs)), len(task.eval_docs))
             if name in settings.limit:
-                tasks.samples[task_name] = list(range(count))
+                tasks.samples[task_name] = draw_items(len(task.eval_docs), count)
             tasks.total += count
     check_ifeval(tasks.loaded["tasks"].values())
     return tasks
+
+
+def draw_items(items: int, count: int) -> list[int]:
+    """`count` places of `items` by SEED, in order; a larger draw holds a smaller one. (HellaSwag's first are alike.)"""
+    places = list(range(items))
+    random.Random(SEED).shuffle(places)
+    return sorted(places[:count])
 
 
 def item_texts(tasks: list[str], tasks_folder: Path, data: Mapping[str, BenchmarkData]) -> Iterator[tuple[str, str]]:

@@ -63,7 +63,8 @@ def _without_punkt(part: str) -> str:
 
     return (
         f"the benchmark ifeval needs nltk's data package punkt_tab for {part}, and none of {nltk.data.path} has it. "
-        "`python -m nltk.downloader punkt_tab` fetches it; without a network set NLTK_DATA to a folder with "
+        "`raft mirror ifeval` or `python -m nltk.downloader punkt_tab` fetches it; without a network set NLTK_DATA to "
+        "a folder with "
         "tokenizers/punkt_tab (the package llama-index-core ships one, as does "
         "https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/tokenizers/punkt_tab.zip). Or take ifeval "
         "out of benchmark.tasks"

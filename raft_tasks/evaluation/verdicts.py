@@ -14,6 +14,12 @@ YES = 0.5  # votes are 0 and 1; people's scores count as a yes from the middle o
 PEOPLE = 10.0  # their scale
 
 
+def main_metric(metrics: Iterable[str]) -> str:
+    """What a task is measured by: the judges' verdict, else accuracy (normalised by length first), else its first."""
+    names = list(metrics)
+    return next((metric for metric in (METRIC, "acc_norm", "acc") if metric in names), names[0])
+
+
 def majority(votes: Mapping[str, bool], quorum: int) -> bool | None:
     """Whether more than half of the votes say yes, so that a tie is a no; None with fewer votes than `quorum`."""
     return None if len(votes) < quorum else 2 * sum(votes.values()) > len(votes)

@@ -24,7 +24,7 @@ from raft_tasks.evaluation.statistics import (
     recovered_fraction,
     verdict,
 )
-from raft_tasks.evaluation.verdicts import METRIC
+from raft_tasks.evaluation.verdicts import METRIC, main_metric
 from raft_tasks.reporting.frontier import frontier_points
 from raft_tasks.reporting.metrics import (
     Change,
@@ -287,16 +287,13 @@ def single_parts(measures: Measures | Mapping[str, list[list[str]]]) -> list[Par
 
 
 def _main_metric(base: Benchmarked, task: str) -> str:
-    """The judges' verdict where a panel judged, accuracy where the task has one, else its first metric per item."""
     rows = [row for row in base.items if row.task == task]
     if not rows or not rows[0].metrics:
         raise InputError(
             f"benchmark.tasks: {task!r} has no score per item in the base's items.jsonl, which intervals need; "
             "expected a task whose metrics are numbers per item, benchmarked with the present params: `dvc repro`"
         )
-    if any(METRIC in row.metrics for row in rows):
-        return METRIC
-    return "acc" if "acc" in rows[0].metrics else next(iter(rows[0].metrics))
+    return METRIC if any(METRIC in row.metrics for row in rows) else main_metric(rows[0].metrics)
 
 
 def _models(domain: Answered) -> list[tuple[str, tuple[int | None, ...], list[Benchmarked]]]:

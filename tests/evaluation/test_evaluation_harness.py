@@ -7,7 +7,15 @@ import pytest
 
 from raft_tasks.config import Benchmark, Model
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.harness import Suite, _number, evaluate, item_targets, item_texts, write_domain_task
+from raft_tasks.evaluation.harness import (
+    Suite,
+    _number,
+    draw_items,
+    evaluate,
+    item_targets,
+    item_texts,
+    write_domain_task,
+)
 from raft_tasks.evaluation.overlay import task_manager
 from raft_tasks.schemas import Example
 
@@ -229,6 +237,13 @@ def test_numbers_of_numpy_and_torch_are_numbers():
     numbers = [True, 2, 0.5, np.bool_(True), np.int64(2), np.float32(0.5), np.array(0.5), torch.tensor(2)]
     assert [_number(value) for value in numbers] == [1.0, 2.0, 0.5, 1.0, 2.0, 0.5, 0.5, 2.0]
     assert all(_number(value) is None for value in ("1", None, [1.0], np.array([1.0]), {"a": 1}))
+
+
+def test_a_limit_draws_its_items():
+    assert draw_items(10042, 200) == sorted(set(draw_items(10042, 200)))
+    assert set(draw_items(10042, 200)) < set(draw_items(10042, 500))
+    assert sum(place < 3243 for place in draw_items(10042, 500)) == pytest.approx(157, abs=25)
+    assert draw_items(3, 3) == [0, 1, 2]
 
 
 def test_progress_goes_by_items(model, tasks):

@@ -11,7 +11,7 @@ from saying import save_saying
 
 from raft_tasks.config import Benchmark, BenchmarkData
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.harness import Suite, evaluate
+from raft_tasks.evaluation.harness import Suite, draw_items, evaluate
 from raft_tasks.evaluation.ifeval import PUNKT_NEEDED, missing_resources
 from raft_tasks.evaluation.overlay import task_manager
 from raft_tasks.evaluation.task_files import missing_data
@@ -172,8 +172,9 @@ def test_few_shot_and_limit_are_per_task_and_agree_with_lm_eval_by_hand(model, m
     manager = task_manager(settings.tasks, [NO_TASKS], mmlu, tmp_path)
     for task, few_shot, limit in (("mmlu_anatomy", 2, None), ("mmlu_astronomy", None, 3)):
         found = lm_eval.simple_evaluate(
-            lm, tasks=[task], num_fewshot=few_shot, limit=limit, task_manager=manager, apply_chat_template=True,
-            fewshot_as_multiturn=True, bootstrap_iters=0, log_samples=True,
+            lm, tasks=[task], num_fewshot=few_shot, samples=limit and {task: draw_items(6, limit)},
+            task_manager=manager, apply_chat_template=True, fewshot_as_multiturn=True, bootstrap_iters=0,
+            log_samples=True,
         )  # fmt: skip
         assert scores["tasks"][task]["metrics"]["acc"] == found["results"][task]["acc,none"]
         assert prompts[task] == [sample["arguments"][0][0] for sample in found["samples"][task]]
