@@ -1,0 +1,122 @@
+"""What a model folder's files say before anything is loaded: cut or missing weights, a foreign tokenizer, quantisation.
+
+The header of a safetensors file, which is all that is read of the weights:
+
+    {"model.embed_tokens.weight": {"dtype": "F32", "shape": [1346, 192], "data_offsets": [0, 1033728]}, ...}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LFS_POINTER = b"version https://git-lfs"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+SHOWN = 3  # names in a message
+AGAIN = "copy or download it again"
+
+Found = tuple[str, str, str]  # what is there, what is expected, what to do
+
+
+def is_pointer(file: Path) -> bool:
+    with file.open("rb") as content:
+        return content.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """Name -> dtype, shape and place of the tensors in a safetensors file.
+
+    Raises:
+        ValueError: not such a file, or not the whole of it.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as weights:
+        length = int.from_bytes(weights.read(8), "little")
+        if size < 8 + length:
+            raise ValueError(f"{size} bytes hold no header of {length}")
+        header: dict[str, Any] = json.loads(weights.read(length))
+    header.pop("__metadata__", None)
+    end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if size != end:
+        raise ValueError(f"{size} bytes, {end} by its header")
+    return header
+
+
+def find_faults(folder: Path, trained: bool) -> Iterator[Found]:
+    """What keeps the model in `folder` from being loaded; `trained`: what keeps it from being trained, too."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    pointers = [path for path in files if is_pointer(path)]
+    for path in pointers:
+        yield f"{path} is a Git-LFS pointer", "the file itself", "`git lfs pull` there"
+    settings = _read(folder / "config.json")
+    if settings is None and folder / "config.json" not in pointers:
+        yield f"{str(folder)!r} without config.json", "a model folder as transformers saves it", AGAIN
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        yield f"no tokenizer files in {str(folder)!r}", "tokenizer.json", "take those of the model's own folder"
+    quantisation = (settings or {}).get("quantization_config")
+    if trained and quantisation:
+        action = "use the model that this one was quantised from"
+        yield f"quantised weights ({quantisation.get('quant_method')})", "weights in float32 or bfloat16", action
+    yield from _template_faults(folder)
+    weights = [path for path in files if path.suffix in (".safetensors", ".bin", ".gguf")]
+    if not weights:
+        yield f"no weights in {str(folder)!r}", "*.safetensors", "put the weights there"
+    if not set(weights) & set(pointers) and not quantisation:
+        yield from _weight_faults(folder, settings or {}, [path for path in weights if path.suffix == ".safetensors"])
+
+
+def _template_faults(folder: Path) -> Iterator[Found]:
+    named = (_read(folder / "tokenizer_config.json") or {}).get("chat_template")
+    if isinstance(named, list) and not (folder / "chat_template.jinja").is_file():
+        names = [item.get("name") for item in named]
+        if "default" not in names:
+            yield f"chat templates named {names}, none default", "one", "write the one to use into chat_template.jinja"
+
+
+def _weight_faults(folder: Path, settings: dict[str, Any], files: list[Path]) -> Iterator[Found]:
+    tensors: dict[str, Any] = {}
+    for path in files:
+        try:
+            tensors |= read_header(path)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            yield f"{path} is cut or damaged ({error})", "a whole safetensors file", AGAIN
+            return
+    index = _read(folder / "model.safetensors.index.json")
+    if index is not None:
+        shards = set(index.get("weight_map", {}).values()) - {path.name for path in files}
+        if shards:
+            yield f"{len(shards)} shards are not there: {sorted(shards)[:SHOWN]}", "all of the index", AGAIN
+            return
+    embeddings = [tensor["shape"][0] for name, tensor in tensors.items() if name.endswith("embed_tokens.weight")]
+    if not embeddings:
+        return
+    tied = settings.get("tie_word_embeddings")
+    if tied is False and not any(name.endswith("lm_head.weight") for name in tensors):
+        action = "take the whole model, or set tie_word_embeddings to true where that is meant"
+        yield "no lm_head.weight, though config.json says that it is not tied", "every weight of the model", action
+    outside = sorted(token for token, number in _tokens(folder).items() if number >= embeddings[0])
+    if outside:
+        action = "take the model's own tokenizer, or resize its embedding (resize_token_embeddings) and save it"
+        got = f"{len(outside)} tokens beyond the embedding's {embeddings[0]} rows, such as {outside[:SHOWN]}"
+        yield got, "a tokenizer that fits", action
+
+
+def _tokens(folder: Path) -> dict[str, int]:
+    """Token -> id, as far as JSON files say it."""
+    whole = _read(folder / "tokenizer.json") or {}
+    vocabulary = whole.get("model", {}).get("vocab", {})
+    tokens: dict[str, int] = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+    tokens |= {token["content"]: token["id"] for token in whole.get("added_tokens", [])}
+    added = (_read(folder / "tokenizer_config.json") or {}).get("added_tokens_decoder", {})
+    return tokens | {token["content"]: int(number) for number, token in added.items()}
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """A JSON object; None if there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
