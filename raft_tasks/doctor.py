@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from raft_tasks import model_files
 from raft_tasks.chat import check_prompt
 from raft_tasks.config import Config, Domain, Endpoint, Model, read_document
 from raft_tasks.config.base import walk
@@ -35,7 +36,6 @@ OUR_TASKS = Path(__file__).parent / "evaluation" / "tasks"
 HEAD_ROWS = 2000  # of a data file that are read
 ENDPOINT_SECONDS = 8.0
 COMMIT = re.compile(r"[0-9a-f]{40}")
-LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -164,16 +164,12 @@ def check_models(config: Config) -> Iterator[Fault]:
 
 
 def _check_model(key: str, model: Model, path: Path) -> Iterator[Fault]:
-    if path.suffix == ".gguf" or path.is_dir():
-        files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.bin"), *path.glob("*.gguf")]
-        if path.is_dir() and not (path / "config.json").is_file():
-            yield Fault(f"{key}.path", f"{model.path!r} without config.json", "a model folder as transformers saves it")
-        if not files:
-            yield Fault(f"{key}.path", f"no weights in {model.path!r}", "*.safetensors", "put the weights there")
-        for file in files:
-            with file.open("rb") as weights:
-                if weights.read(len(LFS_POINTER)) == LFS_POINTER:
-                    yield Fault(f"{key}.path", f"{file} is a Git-LFS pointer", "weights", "`git lfs pull` there")
+    if path.is_dir():
+        for got, expected, action in model_files.find_faults(path, trained=key == "models.base"):
+            yield Fault(f"{key}.path", got, expected, action)
+    elif path.suffix == ".gguf" and path.is_file():
+        if model_files.is_pointer(path):
+            yield Fault(f"{key}.path", f"{path} is a Git-LFS pointer", "the file itself", "`git lfs pull` there")
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith("models/"):
         yield Fault(f"{key}.path", f"{model.path!r}, which does not exist", "a folder, or a hub id (owner/name)")
     elif not COMMIT.fullmatch(model.revision or ""):
@@ -261,13 +257,10 @@ def count_parameters(model: Path) -> int:
     """Of the safetensors files in a folder, by their headers; 0 where there are none."""
     total = 0
     for file in model.glob("*.safetensors"):
-        with file.open("rb") as weights:
-            try:
-                header = json.loads(weights.read(int.from_bytes(weights.read(8), "little")))
-            except (ValueError, OverflowError, MemoryError):  # a pointer, or broken: check_models says so
-                return 0
-        for tensor in header.values():
-            total += prod(tensor.get("shape", [0]))  # the header's metadata has none
+        try:
+            total += sum(prod(tensor["shape"]) for tensor in model_files.read_header(file).values())
+        except (ValueError, KeyError, TypeError, AttributeError):  # a pointer, or broken: check_models says so
+            return 0
     return total
 
 

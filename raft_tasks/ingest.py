@@ -40,12 +40,14 @@ def learning_check(config: config.Config) -> Callable[[Example], str | None]:
     """Why a training row could not be learned by a method of `run.methods`, if so: what `distill` would refuse.
 
     Raises:
-        InputError: the base's tokenizer is missing or broken, or its chat template cannot be trained on.
+        InputError: the base's tokenizer is missing or broken, its chat template cannot be trained on, or its weights
+            are quantised.
     """
-    from raft_tasks.model_loading import load_context_length, load_tokenizer
+    from raft_tasks.model_loading import check_trainable, load_context_length, load_tokenizer
     from raft_tasks.training.conversations import Encoder, teacher_turn
 
     tokenizer, train = load_tokenizer(config.base), config.train
+    check_trainable(config.base)
     limit = min(train.max_length, load_context_length(config.base))
     check_chat(tokenizer, config.base.system)
     end = end_of_turn(tokenizer)

@@ -59,6 +59,9 @@ def find_faults(folder: Path, trained: bool) -> Iterator[Found]:
     if trained and quantisation:
         action = "use the model that this one was quantised from"
         yield f"quantised weights ({quantisation.get('quant_method')})", "weights in float32 or bfloat16", action
+    vocabulary, pad = (settings or {}).get("vocab_size"), (settings or {}).get("pad_token_id")
+    if isinstance(vocabulary, int) and isinstance(pad, int) and pad >= vocabulary:
+        yield f"pad_token_id {pad} beyond the {vocabulary} tokens", "a token's number", "correct it in config.json"
     yield from _template_faults(folder)
     weights = [path for path in files if path.suffix in (".safetensors", ".bin", ".gguf")]
     if not weights:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
 from raft_tasks.gguf import model_folder
+from raft_tasks.model_files import find_faults, is_pointer
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SHOWN = 5  # names of weights in a message
-LFS_POINTER = b"version https://git-lfs"
 
 
 class ModelError(InputError):
@@ -164,10 +164,8 @@ def check_vocabulary(model: Model, network: PreTrainedModel, tokenizer: PreTrain
 def check_files(model: Model) -> None:
     """Files that git left as pointers, which transformers reports as something else."""
     folder = model_folder(model.path)
-    for path in filter(Path.is_file, sorted(folder.glob("*"))):
-        with path.open("rb") as content:
-            if content.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise ModelError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in {folder}")
+    for path in filter(is_pointer, filter(Path.is_file, sorted(folder.glob("*")))):
+        raise ModelError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in {folder}")
 
 
 def place(model: Model) -> str:
@@ -209,14 +207,8 @@ def unloadable(model: Model) -> str:
             "id it could not be loaded either. Check models.<name>.path in params.yaml; `dvc pull` (or git) brings a "
             "folder of this project, the hub needs network access and a correct id"
         )
-    present = {path.name for path in folder.iterdir()}
-    missing = {"config.json", "tokenizer_config.json"} - present
-    if not present & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
-        missing.add("tokenizer.json")
-    if not any(name.endswith(".safetensors") for name in present):
-        missing.add("*.safetensors")
+    faults = "; ".join(f"{got}: {action}" for got, _, action in find_faults(folder, trained=False))
     return (
-        f"model folder {folder.absolute()} is there but cannot be loaded; "
-        + (f"missing: {', '.join(sorted(missing))}. " if missing else "")
-        + "Expected what save_pretrained writes for a causal language model and its tokenizer"
+        f"model folder {folder.absolute()} is there but cannot be loaded; {faults + '. ' if faults else ''}"
+        "Expected what save_pretrained writes for a causal language model and its tokenizer"
     )

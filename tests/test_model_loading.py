@@ -12,7 +12,7 @@ from raft_tasks.config import Model
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.chat_model import ChatModel
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.model_loading import load_model
+from raft_tasks.model_loading import load_model, load_tokenizer
 
 BASE = Path(__file__).resolve().parents[1] / "models" / "pocket-base"
 
@@ -82,7 +82,39 @@ def test_weights_that_were_cut(folder, user):
         USERS[user](settings(folder))
 
 
-def test_a_quantised_model_is_not_trained(folder):
-    edit(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(InputError, match=r"quantization_config \(gptq\)"):
+@pytest.mark.parametrize(
+    "config", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes", "load_in_4bit": True}]
+)
+def test_a_quantised_model_is_not_trained(folder, config):
+    edit(folder / "config.json", quantization_config=config)
+    with pytest.raises(InputError, match=rf"quantization_config \({config['quant_method']}\).* was quantised from"):
         USERS["training"](settings(folder))
+
+
+def test_a_padding_token_or_a_vocabulary_outside_the_embedding(folder):
+    edit(folder / "config.json", pad_token_id=9999)
+    with pytest.raises(InputError, match=r"pad_token_id 9999 beyond the 1346 tokens: correct it in config\.json"):
+        USERS["training"](settings(folder))
+    edit(folder / "config.json", pad_token_id=0)
+    tokenizer = load_tokenizer(settings(folder))
+    tokenizer.add_special_tokens({"pad_token": "<|pad2|>"})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"1 of the tokenizer's 1347 tokens have no row .*<\|pad2\|>.*resize"):
+        USERS["training"](settings(folder))
+
+
+def test_no_tokenizer_files(folder):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"no tokenizer files in .*take those of the model's own folder"):
+        USERS["training"](settings(folder))
+
+
+def test_named_chat_templates(folder):
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    named = [{"name": name, "template": template} for name in ("tool_use", "rag")]
+    edit(folder / "tokenizer_config.json", chat_template=named)
+    with pytest.raises(InputError, match=r"named \['rag', 'tool_use'\] and none named default.*chat_template\.jinja"):
+        load_tokenizer(settings(folder))
+    edit(folder / "tokenizer_config.json", chat_template=[*named, {"name": "default", "template": template}])
+    assert load_tokenizer(settings(folder)).chat_template == template

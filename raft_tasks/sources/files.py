@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from raft_tasks.model_files import is_pointer
 from raft_tasks.schemas import Reject
 from raft_tasks.sources.privacy import findings, masked
 from raft_tasks.sources.roles import Roles, SourceError
@@ -30,7 +31,6 @@ CONTENT_CHARACTERS = 500  # of a rejected row that are kept for the record
 LINE_BYTES = 16 * 2**20  # of a line; longer ones are skipped without being held
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 CSV_FIELD = re.compile(r'(?:"(?:[^"]|"")*"|(?!")[^,\r\n]*)(?:,|\r?\n|$)')  # with what ends it
-LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,8 @@ def read_file(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
         endings = ".jsonl, .csv (both also .gz or .zst), .parquet"
         raise SourceError(f"{path}: got the ending {path.suffix!r}, expected one of {endings}")
     try:
-        with path.open("rb") as content:
-            if content.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise SourceError(f"{path}:1: a Git LFS pointer, not the file itself; run `git lfs pull`")
+        if is_pointer(path):
+            raise SourceError(f"{path}:1: a Git LFS pointer, not the file itself; run `git lfs pull`")
         yield from reader(path, roles)
         roles.check_inputs()
     except (OSError, EOFError, zlib.error) as error:

@@ -1,5 +1,6 @@
 """`raft doctor`: ten faults planted at once are named at once; a sound project has none."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -143,6 +144,15 @@ def test_a_domain_without_files_is_named(project):
     assert "put question-answer pairs into data/mine/" in faults[0]
 
 
+def cut(file):
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def edit(folder, name="config.json", **values):
+    file = folder / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -150,7 +160,28 @@ def test_a_domain_without_files_is_named(project):
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights in 'models/pocket-base'"),
         (
             lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
-            "is a Git-LFS pointer, expected weights\n    -> `git lfs pull`",
+            "is a Git-LFS pointer, expected the file itself\n    -> `git lfs pull`",
+        ),
+        (lambda folder: cut(folder / "model.safetensors"), "model.safetensors is cut or damaged ("),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer files in"),
+        (lambda folder: edit(folder, quantization_config={"quant_method": "gptq"}), "quantised weights (gptq)"),
+        (
+            lambda folder: edit(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+            "quantised weights (bitsandbytes), expected weights in float32 or bfloat16\n    -> use the model that",
+        ),
+        (lambda folder: edit(folder, pad_token_id=9999), "pad_token_id 9999 beyond the 1346 tokens"),
+        (lambda folder: edit(folder, tie_word_embeddings=False), "no lm_head.weight"),
+        (
+            lambda folder: edit(
+                folder, "tokenizer_config.json", added_tokens_decoder={"9999": {"content": "<|pad2|>"}}
+            ),
+            "1 tokens beyond the embedding's 1346 rows, such as ['<|pad2|>']",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
+            ),
+            "1 shards are not there: ['model-00001-of-00002.safetensors']",
         ),
         (lambda folder: (folder / "chat_template.jinja").unlink(), "has no chat template"),
         (lambda folder: (folder / "chat_template.jinja").write_text("x"), "does not show the user's turn"),

@@ -26,7 +26,7 @@ def test_missing_model_says_what_was_tried(tmp_path):
 def test_half_a_model_folder_names_what_is_missing(tiny_folder, tmp_path, lost):
     shutil.copytree(tiny_folder, tmp_path / "half")
     (tmp_path / "half" / lost).unlink()
-    with pytest.raises(ModelError, match=f"missing: .*{lost.replace('model', '')}"):
+    with pytest.raises(ModelError, match="without config.json" if lost == "config.json" else "no weights in"):
         load_model(Model(path=str(tmp_path / "half"), revision=None, dtype="float32", system=None), torch.float32)
 
 
