@@ -119,6 +119,7 @@ class TrainingPair(Row):
     question: str
     answer: str
     replay: bool = False  # a general row of the user's, learned beside the domain's
+    finished: bool = True  # False: the answer was cut, and its end is not learned
 
 
 class HeldOut(Row):
@@ -141,6 +142,7 @@ class Anchor(Row):
     id: str
     prompt: str
     answer: str
+    finished: bool = True  # False: the answer was cut; what there is of it counts, not that it ends there
 
 
 class GeneratedAnchor(Anchor):

@@ -166,6 +166,9 @@ class AnchorSet(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = key(1.0, "probability mass of nucleus sampling")
     max_new_tokens: PositiveInt = key(512, "tokens of a prompt; longer ones are dropped")
     answer_max_new_tokens: PositiveInt = key(1024, "tokens of an answer, at most")
+    unfinished: Literal["drop", "keep"] = key(
+        "drop", "answers that met that bound: drop, or keep what there is of them, without an end of turn"
+    )
     batch_size: PositiveInt = key(32, "prompts generated together")
     chunk_rows: PositiveInt = key(32, "prompts per task")
     seed: int = key(0, "seed of the sampling")

@@ -51,7 +51,7 @@ def clean_anchors(
     anchors: list[Anchor] = []
     rejected: list[RejectedAnchor] = []
     for row in rows:
-        reason, near = _malformed(row), None
+        reason, near = _malformed(row, cleaning.settings.unfinished), None
         if reason is None:
             reason, near = _find_overlap(row, held_out, measured, cleaning.settings)
         if reason is None and not cleaning.is_encodable(row):
@@ -59,7 +59,7 @@ def clean_anchors(
         if reason is None:
             reason, near = duplicates.add(row)
         if reason is None:
-            anchors.append(Anchor(id=row.id, prompt=row.prompt, answer=row.answer))
+            anchors.append(Anchor(id=row.id, prompt=row.prompt, answer=row.answer, finished=row.answer_finished))
         else:
             rejected.append(RejectedAnchor.model_validate({**dict(row), "reason": reason, "near": near}))
     return anchors, rejected, _statistics(anchors, rejected, cleaning)
@@ -144,14 +144,14 @@ class _TextIndex:
         return None if most is None or shares[most] < bound else self.texts[most]
 
 
-def _malformed(row: GeneratedAnchor) -> str | None:
+def _malformed(row: GeneratedAnchor, unfinished: str) -> str | None:
     if not row.prompt_finished:
         return "unfinished prompt"
     if not words(row.prompt):
         return "empty prompt"
     if degenerate(row.prompt):
         return "degenerate prompt"
-    if not row.answer_finished:
+    if not row.answer_finished and unfinished == "drop":
         return "unfinished answer"
     if not row.answer:
         return "empty answer"

@@ -120,7 +120,10 @@ def encode_anchors(
     Raises:
         ConversationError: naming anchors that do not fit or hold special tokens.
     """
-    pairs = [TrainingPair(id=anchor.id, question=anchor.prompt, answer=anchor.answer) for anchor in anchors]
+    pairs = [
+        TrainingPair(id=anchor.id, question=anchor.prompt, answer=anchor.answer, finished=anchor.finished)
+        for anchor in anchors
+    ]
     return Encoder(tokenizer, max_length, system=system)(pairs)
 
 

@@ -41,7 +41,7 @@ class Encoded:
 
     id: str
     prompt_ids: list[int]
-    completion_ids: list[int]  # ends with the end-of-turn token, unless it was truncated
+    completion_ids: list[int]  # ends with the end-of-turn token, unless the answer was cut
     teacher_prompt_ids: list[int] | None  # None where there is no teacher
     truncated_tokens: int = 0  # of the completion, the end-of-turn token among them
 
@@ -99,7 +99,7 @@ class Encoder:
         text = render(self.tokenizer, self.system, user_turn, add_generation_prompt=True)
         prompt = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         answer = self.answer_ids(pair, text, prompt)
-        row = Encoded(pair.id, prompt, [*answer, end], self.teacher_ids(pair))
+        row = Encoded(pair.id, prompt, [*answer, end] if pair.finished else answer, self.teacher_ids(pair))
         if self.too_long == "cut" and self.overlong(row):
             row = self.truncate(row, pair) or row
         return row, [*self.answer_problems(pair, answer), *self.overlong(row)]

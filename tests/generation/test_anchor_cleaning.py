@@ -62,6 +62,14 @@ def test_every_reason_and_the_statistics_by_hand() -> None:
     assert statistics.warning is None
 
 
+def test_an_answer_that_was_cut_can_be_kept_marked_as_such() -> None:
+    rows = [*drawn("Tell me a story.", answer_finished=False, answer="Once upon"), *drawn("Say hello.")]
+    rows = [row.model_copy(update={"id": f"anchor-{number:05d}"}) for number, row in enumerate(rows)]
+    kept, rejected, _ = clean(rows, settings=with_settings(unfinished="keep"))
+    assert [(row.answer, row.finished) for row in kept] == [("Once upon", False), ("Yes.", True)]
+    assert rejected == []
+
+
 def test_what_the_tokenizer_does_not_read_is_dropped_and_counted() -> None:
     rows = drawn("Name the craft of Bodal.", "Say the charm of Sodin loud.")
     kept, rejected, statistics = clean(rows, is_encodable=lambda row: "Sodin" not in row.prompt)

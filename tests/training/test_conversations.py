@@ -65,6 +65,12 @@ def test_the_teacher_sees_as_much_of_a_cut_answer_as_is_learned():
     assert len(row.teacher_prompt_ids) + 6 <= 34
 
 
+def test_what_was_cut_before_does_not_teach_to_stop_either():
+    whole = Encoder(word_tokenizer(), 60)(pairs())
+    unfinished = Encoder(word_tokenizer(), 60)([pair.model_copy(update={"finished": False}) for pair in pairs()])
+    assert [row.completion_ids for row in unfinished] == [row.completion_ids[:-1] for row in whole]
+
+
 def test_questions_are_never_cut():
     with pytest.raises(ConversationError, match=r"row-0: prompt \+ answer has 12 tokens"):
         cut(10)
