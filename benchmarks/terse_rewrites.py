@@ -2,7 +2,7 @@
 
     cd real && python ../benchmarks/terse_rewrites.py 128 > ../benchmarks/studies/terse_rewrites.json
 
-Reads the project's training rows of hs_codes and its base; every rewrite is greedy, of at most 48 tokens, and cached like
+Reads the project's training rows of hs_codes and its base; rewrites are greedy, of at most 48 tokens, and cached like
 the pipeline's. A rewrite is faithful if the domain's own check finds the reference's chapter in it, and no other one.
 """
 
