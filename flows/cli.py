@@ -93,6 +93,7 @@ def stage(
     """Run one stage in this process, as the commands of dvc.yaml do."""
     from flows.stage import run_stage
 
+    check_names(domain, method)
     run_stage(name, domain, method, seed)
 
 
@@ -158,6 +159,7 @@ def gate(domain: Domain) -> None:
     """Print the gate's verdict on retrain.candidate; release nothing."""
     from flows.stage import run_stage
 
+    check_names(domain)
     run_stage("gate", domain)
 
 
@@ -176,6 +178,7 @@ def rollback(
     """Put the previously released version back into production."""
     from flows.rollback import roll_back_domain
 
+    check_names(domain)
     typer.echo(roll_back_domain(domain, reason))
 
 
@@ -260,6 +263,19 @@ def prune(now: Annotated[bool, typer.Option("--now", help="Remove; otherwise onl
     from flows.prune import prune as prune_all
 
     prune_all(Path(), now)
+
+
+def check_names(domain: str | None, method: str | None = None) -> None:
+    """Raises InputError for a domain or a method that params.yaml does not have, with those that it has."""
+    from raft_tasks.config import load_config
+
+    config = load_config()
+    for kind, name, known in (
+        ("domain", domain, config.domains.keys() | config.harvest.keys()),
+        ("method", method, config.methods.keys() | {"champion"}),
+    ):
+        if name is not None and name not in known:
+            raise InputError(f"got the {kind} {name!r}, expected one of params.yaml: {sorted(known)}")
 
 
 def main() -> None:

@@ -27,7 +27,9 @@ def find_faults(params: Path = Path("params.yaml")) -> list[Fault]:
     config, faults = read_leniently(params)
     if config is not None:
         faults += [*quick_check(config), *check_endpoints(config)]
-    return [*faults, *check_git(), *check_remote(), *check_prefect()]
+    else:
+        faults += check_repository()
+    return [*faults, *check_identity(), *check_remote(), *check_prefect()]
 
 
 def check_before_run(config: Config) -> None:
@@ -43,7 +45,7 @@ def check_before_run(config: Config) -> None:
 
 def quick_check(config: Config) -> list[Fault]:
     """What can be seen without asking other machines."""
-    return [*check_files(config), *check_gpus(config), *check_space(config)]
+    return [*check_repository(), *check_files(config), *check_gpus(config), *check_space(config)]
 
 
 def list_faults(faults: list[Fault]) -> str:
@@ -104,10 +106,20 @@ def gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def check_git() -> Iterator[Fault]:
-    """A repository, and a name for its commits."""
+def check_repository() -> Iterator[Fault]:
+    """A git repository, and a dvc.lock that no merge has left half done."""
     if _git("rev-parse", "--git-dir") is None:
-        yield Fault("git", "no repository in this folder", "one", "`git init`, or `raft init` in an empty folder")
+        action = "`git init && git add . && git commit -m start`, `git clone`, or `raft init` in an empty folder"
+        yield Fault("git", "no repository in this folder (a ZIP download has none)", "one", action)
+    lines = paths.LOCK.read_text(encoding="utf-8").splitlines() if paths.LOCK.is_file() else []
+    conflicts = [number for number, line in enumerate(lines, start=1) if line.startswith(("<<<<<<< ", ">>>>>>> "))]
+    if conflicts:
+        action = "`git checkout --ours dvc.lock` (or --theirs), then `raft run`: DVC sees which entries no longer fit"
+        yield Fault(f"dvc.lock:{conflicts[0]}", "a conflict of a git merge", "one version", action)
+
+
+def check_identity() -> Iterator[Fault]:
+    """A name for commits."""
     if _git("var", "GIT_COMMITTER_IDENT") is None:
         action = "`git config --global user.name NAME` and `git config --global user.email ADDRESS`"
         yield Fault("git", "no identity", "a name and an address for the commits of `raft retrain`", action)

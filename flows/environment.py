@@ -17,11 +17,11 @@ import psutil
 
 from flows.paths import NLTK_DATA
 from raft_tasks.errors import OperationalError
+from raft_tasks.proxies import LOOPBACK, proxy_note, reach_directly
 
 PIPELINE_PID = "RAFT_PIPELINE_PID"  # set by flows.pipeline for the processes that it starts
 PREFECT_PORT = 4200  # Prefect's own default
 SERVER_SECONDS = 120.0  # for a server to come back while a pipeline runs
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HEALTHY = "true"  # what Prefect answers under /health
 # When this process began, on the clock that nobody sets.
 STARTED = time.monotonic() - (time.time() - psutil.Process().create_time())
@@ -54,9 +54,7 @@ def prepare() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, str(value))
-    # No proxy forwards to this machine's own servers. Both spellings are read, by one library or another.
-    direct = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
-    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys(filter(None, [*direct, *LOOPBACK])))
+    reach_directly(*LOOPBACK)
     nltk = [*filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep)), str(project / NLTK_DATA)]
     os.environ["NLTK_DATA"] = os.pathsep.join(dict.fromkeys(nltk))  # where `raft mirror` puts the splitter of ifeval
     if "PREFECT_API_URL" in os.environ:
@@ -99,7 +97,8 @@ def wait_for_server(url: str) -> None:
     while ask_server(url) is None:
         if time.monotonic() > deadline:
             raise OperationalError(
-                f"PREFECT_API_URL is {url}, where nothing answers; start that server or unset the variable"
+                f"PREFECT_API_URL is {url}, where nothing answers{proxy_note(url)}; start that server or unset the "
+                "variable"
             )
         time.sleep(1)
 

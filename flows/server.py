@@ -16,6 +16,7 @@ import httpx
 
 from flows.environment import HEALTHY, PIPELINE_PID, ask_server, find_server
 from raft_tasks.errors import OperationalError
+from raft_tasks.proxies import proxy_note
 
 START_SECONDS = 90
 
@@ -38,8 +39,8 @@ def ensure_server() -> str:
         answer = ask_server(given)
         if answer != HEALTHY:
             raise OperationalError(
-                f"PREFECT_API_URL is {given}: got {answer!r:.60} from its /health, expected {HEALTHY!r} of a Prefect "
-                "server; start that server or unset the variable"
+                f"PREFECT_API_URL is {given}: got {answer!r:.60} from its /health{proxy_note(given)}, "
+                f"expected {HEALTHY!r} of a Prefect server; start that server or unset the variable"
             )
         return given
     running = find_server()

@@ -29,6 +29,7 @@ from raft_tasks.config.defaults import fill_in
 from raft_tasks.config.faults import explain
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.task_files import missing_data
+from raft_tasks.proxies import is_loopback, proxy_note
 from raft_tasks.sources.files import RawRow, find_files, read_file
 from raft_tasks.sources.roles import roles_of
 
@@ -284,9 +285,16 @@ def _ask(role: str, model: Endpoint) -> Fault | None:
     )
     headers = {"Authorization": f"Bearer {key or 'none'}"}
     try:
-        answer = httpx.post(address, json=body | model.options, headers=headers, timeout=ENDPOINT_SECONDS)
-    except httpx.HTTPError as error:
-        return Fault(f"models.{role}", f"no answer from {address}: {error}", "an OpenAI-compatible API", action)
+        answer = httpx.post(
+            address,
+            json=body | model.options,
+            headers=headers,
+            timeout=ENDPOINT_SECONDS,
+            trust_env=not is_loopback(address),
+        )
+    except (httpx.HTTPError, ImportError) as error:  # a SOCKS proxy needs a package
+        got = f"no answer from {address}{proxy_note(address)}: {error}"
+        return Fault(f"models.{role}", got, "an OpenAI-compatible API", action)
     if answer.is_success:
         return None
     return Fault(f"models.{role}", f"{address} answers {answer.status_code} {answer.reason_phrase}", "a token", action)

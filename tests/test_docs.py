@@ -72,3 +72,10 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if page != Path("CHANGELOG.md")], ids=str)
 def test_commands_are_those_of_raft(page: Path) -> None:
     assert "python -m flows." not in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_the_tests_of_faults_exist() -> None:
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs" / "reference" / "faults.md").read_text())
+    assert len(named) > 20
+    for file, test in named:
+        assert not test or f"def {test}(" in (ROOT / "tests" / file).read_text(), test

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -23,6 +24,7 @@ from raft_tasks.chat import CONTROL, break_up
 from raft_tasks.config import Endpoint
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion, Failure, GoOn, Kind, Portion, StreamingBackend, always
+from raft_tasks.proxies import is_loopback, proxy_note, reach_directly
 from raft_tasks.sampling import SamplingParams, is_finished
 from raft_tasks.thoughts import strip_thoughts
 
@@ -179,7 +181,8 @@ class EndpointBackend(StreamingBackend):
             except openai.APITimeoutError as error:
                 raise _Transient(f"no answer within {self.settings.timeout_s:g} s") from error
             except openai.APIConnectionError as error:
-                raise _Transient(f"no connection: {self._without_key(error.__cause__ or error)}") from error
+                reason = self._without_key(error.__cause__ or error)
+                raise _Transient(f"no connection{proxy_note(self.settings.base_url)}: {reason}") from error
             except openai.APIStatusError as error:
                 if error.status_code in OVERLOADED:
                     self.limiter.overloaded(began)
@@ -197,7 +200,8 @@ class EndpointBackend(StreamingBackend):
         """What an HTTP error means: try again, give the prompt up, or stop."""
         body = error.body if isinstance(error.body, dict) else {}
         status, reason = error.status_code, self._without_key(body.get("message") or error.response.text)[:300]
-        where = f"endpoint {self.settings.base_url}, model {self.settings.model!r}"
+        proxy = proxy_note(self.settings.base_url)
+        where = f"endpoint {self.settings.base_url}{proxy}, model {self.settings.model!r}"
         if status in (401, 403):
             name = self.settings.api_key_env
             given = f"the key in ${name}" if name else "no key (api_key_env: null)"
@@ -208,7 +212,7 @@ class EndpointBackend(StreamingBackend):
         if status == 402 or "insufficient_quota" in (error.code or "", reason):
             return EndpointError(f"{where}: the account's quota is used up (HTTP {status}): {reason}")
         if status in TRANSIENT or status >= 500:
-            return _Transient(f"HTTP {status}: {reason}", _retry_after(error.response.headers))
+            return _Transient(f"HTTP {status}{proxy}: {reason}", _retry_after(error.response.headers))
         refused = [name for name in self.settings.sampling_fields if name in reason]
         hint = f"; if the model refuses {refused}, take it out of the endpoint's sampling_fields" if refused else ""
         return _Rejected(f"HTTP {status}: {reason}{hint}")
@@ -218,6 +222,8 @@ class EndpointBackend(StreamingBackend):
         import openai
 
         seconds = self.settings.timeout_s
+        if is_loopback(self.settings.base_url):
+            reach_directly(urlsplit(self.settings.base_url).hostname or "")
         return openai.OpenAI(
             base_url=self.settings.base_url,
             api_key=self._key,

@@ -210,6 +210,27 @@ def test_a_run_stops_before_it_starts(project):
         check_before_run(load_config())
 
 
+def test_a_zip_download_and_a_conflict_in_dvc_lock_are_named(project):
+    shutil.rmtree(".git")
+    Path("dvc.lock").write_text("schema: '2.0'\n<<<<<<< HEAD\nstages: {}\n=======\nstages: {}\n>>>>>>> other\n")
+    with pytest.raises(
+        InputError, match=r"(?s)no repository .*ZIP.*git init.*dvc.lock:2: .*git checkout --ours dvc.lock"
+    ):
+        check_before_run(load_config())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["stage", "ingest", "theirs"], ["gate", "theirs"], ["rollback", "theirs"], ["stage", "distill", "mine", "x"]],
+)
+def test_an_unknown_name_on_the_command_line_is_answered_by_the_known_ones(project, words):
+    error = CliRunner().invoke(app, words).exception
+    assert isinstance(error, InputError)
+    kind, name, known = ("method", "x", "'raft'") if words[-1] == "x" else ("domain", "theirs", "['mine']")
+    assert f"got the {kind} {name!r}, expected one of params.yaml: " in str(error)
+    assert known in str(error)
+
+
 def test_without_params_the_rest_is_checked(project):
     Path("params.yaml").unlink()
     Path(".dvc/config").write_text("")

@@ -125,4 +125,4 @@ def test_other_hosts_that_the_user_excepts_stay_excepted(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "intranet.example.org")
     monkeypatch.setenv("no_proxy", "")
     environment.prepare()
-    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "intranet.example.org,127.0.0.1,localhost,::1"
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "intranet.example.org,127.0.0.1,localhost,::1,0.0.0.0"

@@ -166,6 +166,20 @@ def test_an_answer_that_spells_a_control_token_is_not_finished(server):
     assert not answer.finished
 
 
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+def test_a_dead_proxy_does_not_matter_to_this_machine_and_is_named_for_others(server, monkeypatch, proxy):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    (answer,) = ask(endpoint(server), {})
+    assert answer.failure is None
+    settings = endpoint(server).settings.model_copy(update={"base_url": "http://api.example.org/v1", "max_retries": 0})
+    far = EndpointBackend(settings, {})
+    (answer,) = ask(far, {})
+    assert f"no connection through the proxy {proxy} of the environment" in answer.failure.reason
+
+
 def test_half_a_character_is_replaced_and_two_halves_are_one(server):
     halves = '{"message": {"content": "\\ud83d! \\ud83d\\ude00"}, "finish_reason": "stop"}'
     refusal = '{"message": {"content": null, "refusal": "No \\ud83d"}}'
