@@ -1,5 +1,6 @@
 """Any bytes: the readers end with rows, rejects or a SourceError, never otherwise, and lose nothing."""
 
+import csv
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from raft_tasks.config import Chat, Columns, Domain, Hygiene, Ingest, SplitBySource
 from raft_tasks.schemas import Example, Reject
 from raft_tasks.sources.examples import UnusableError, examples_of
-from raft_tasks.sources.files import RawRow
+from raft_tasks.sources.files import RawRow, read_file
 from raft_tasks.sources.ingestion import ingest_rows
-from raft_tasks.sources.roles import SourceError
+from raft_tasks.sources.roles import Roles, SourceError, roles_of
 
 COLUMNS = Columns(id="i", question="q", answer="a", source="s", split=None, expected="e", details=None)
 HYGIENE = Hygiene(near_duplicates=None, contamination=None, language=None, privacy="flag")
@@ -101,3 +102,97 @@ def test_any_conversation(values: dict) -> None:
     with suppress(UnusableError):
         for row in examples_of(RawRow("x", 1, values, ""), "fuzz", domain, bounds):
             row.model_dump_json()
+
+
+few = settings(
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+cells = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]) | st.sampled_from('",\n; '), max_size=12)
+plain_cells = st.text(alphabet="abc ;é'", min_size=1, max_size=6).map(lambda text: f"x{text}x")
+ROLES = {"question": "q", "answer": "a"}
+
+
+@few
+@given(rows=st.lists(st.tuples(cells, cells), min_size=1, max_size=8))
+def test_a_table_is_read_as_it_was_written(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
+    path = tmp_path / "x.csv"
+    with path.open("w", encoding="utf-8", newline="") as out:
+        csv.writer(out).writerows([("q", "a"), *rows])
+    read = [row.values for row in read_file(path, Roles(ROLES)) if isinstance(row, RawRow)]
+    written = [{role: text for role, text in zip(ROLES, row, strict=True) if text} for row in rows]
+    kept = [values for values, row in zip(written, rows, strict=True) if any(text.strip() for text in row)]
+    assert read == kept
+
+
+@few
+@given(rows=st.lists(st.tuples(plain_cells, plain_cells), min_size=2, max_size=8), data=st.data())
+def test_no_row_comes_from_inside_another(tmp_path: Path, rows: list[tuple[str, str]], data: st.DataObject) -> None:
+    """One stray quote anywhere: the file is refused, or every other row is as it was."""
+    lines = [",".join(row) for row in [("q", "a"), *rows]]
+    number = data.draw(st.integers(1, len(rows)))
+    at = data.draw(st.integers(0, len(lines[number])))
+    lines[number] = lines[number][:at] + '"' + lines[number][at:]
+    path = tmp_path / "x.csv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    message = ""
+    try:
+        read = list(read_file(path, Roles(ROLES)))
+    except SourceError as error:
+        message = str(error)
+    if message:
+        assert f":{number + 1}: broken CSV" in message
+        return
+    assert len(read) == len(rows)
+    for row, (question, answer) in zip(read, rows, strict=True):
+        assert row.line == number + 1 or (
+            isinstance(row, RawRow) and row.values == {"question": question, "answer": answer}
+        )
+
+
+marked = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["user", "assistant", "assistant", "tool"]),
+        "content": st.sampled_from(["x", "y", "", None]),
+    },
+    optional={
+        "weight": st.sampled_from([0, 1, 0.5, None]),
+        "masked": st.booleans(),
+        "tool_calls": st.just([{"id": "c"}]),
+    },
+)
+
+
+@few
+@given(talks=st.lists(st.lists(marked, max_size=6), max_size=6))
+def test_every_conversation_is_kept_or_rejected_and_nothing_marked_is_learned(
+    tmp_path: Path, talks: list[list[dict]]
+) -> None:
+    rows = [
+        {
+            "i": f"c{n}",
+            "m": [
+                {**turn, "content": turn["content"] and f"{turn['content']}{n}-{place}"}
+                for place, turn in enumerate(talk)
+            ],
+        }
+        for n, talk in enumerate(talks)
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = Columns(id="i", question=None, answer=None, source=None, split=None, expected=None, details=None)
+    chat = Chat(column="m", conversation="all")
+    domain = Domain(files=["x"], hub=None, columns=columns, chat=chat, split=SPLIT, hygiene=HYGIENE)
+    bounds = Ingest(min_characters=1, max_characters=20, max_rejected=1.0)
+    for row, given_row in zip(read_file(tmp_path / "x.jsonl", roles_of(domain)), rows, strict=True):
+        assert isinstance(row, RawRow)
+        try:
+            examples = list(examples_of(row, "fuzz", domain, bounds))
+        except UnusableError:
+            continue
+        turns = {turn["content"]: turn for turn in given_row["m"]}
+        assert examples
+        assert len({(pair.source, pair.split) for pair in examples}) == 1
+        for pair in examples:
+            turn = turns[pair.answer]
+            assert turn.get("weight") in (1, None)
+            assert not turn.get("masked")
+            assert not turn.get("tool_calls")
