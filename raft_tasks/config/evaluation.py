@@ -31,6 +31,9 @@ class Benchmark(Section):
     validation_tasks: list[str] = key(["arc_easy"], "tasks by which merge and gate.recover choose; none of `tasks`")
     few_shot: dict[str, Count] = key({}, "task -> examples before each question; others as the task says")
     limit: dict[str, PositiveInt] = key({}, "task -> items that are used, drawn by a fixed seed; others whole")
+    max_tokens: dict[str, PositiveInt] = key(
+        {}, "task -> tokens of a generated answer, at most; others as the task says"
+    )
     data: dict[str, BenchmarkData] = key({}, "data set -> where it comes from; known tasks have a pinned default")
     batch_size: PositiveInt = key(32, "items generated together")
     max_new_tokens: PositiveInt = key(1024, "tokens of an answer to the domain's questions, at most")

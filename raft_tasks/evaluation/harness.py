@@ -143,6 +143,8 @@ def _load_suite(suite: Suite, work: Path) -> _Tasks:
         tasks.named |= dict.fromkeys(part["tasks"], name)
         for task_name, task in part["tasks"].items():
             _set_few_shot(name, task, settings.few_shot.get(name))
+            if name in settings.max_tokens:
+                task.set_config("generation_kwargs", {"max_gen_toks": settings.max_tokens[name]}, update=True)
             count = min(settings.limit.get(name, len(task.eval_docs)), len(task.eval_docs))
             if name in settings.limit:
                 tasks.samples[task_name] = draw_items(len(task.eval_docs), count)

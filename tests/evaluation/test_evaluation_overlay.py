@@ -180,6 +180,15 @@ def test_few_shot_and_limit_are_per_task_and_agree_with_lm_eval_by_hand(model, m
         assert prompts[task] == [sample["arguments"][0][0] for sample in found["samples"][task]]
 
 
+def test_a_task_s_answers_can_be_bounded(model, tmp_path):
+    data = mirrored(tmp_path / "ifeval", [instruction(1, "punctuation:no_comma")])
+    long = evaluate(model, Suite("d", [ROW], asked(["ifeval"], data), NO_TASKS))[1]
+    short = evaluate(model, Suite("d", [ROW], asked(["ifeval"], data, max_tokens={"ifeval": 3}), NO_TASKS))[1]
+    answers = [[row.answer for row in rows if row.task == "ifeval"] for rows in (long, short)]
+    assert len(answers[0][0].split()) > 3 >= len(answers[1][0].split()) > 0
+    assert answers[0][0].startswith(answers[1][0])
+
+
 def test_examples_for_a_task_that_has_none_by_definition_are_refused(model, tmp_path):
     data = mirrored(tmp_path / "ifeval", [instruction(1, "punctuation:no_comma")])
     with pytest.raises(InputError, match="few_shot: got 3 for 'ifeval', expected 0"):
