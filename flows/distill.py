@@ -1,5 +1,6 @@
 """Stage `distill` (Eqs. 5-12): one method, one seed: the base model learns the domain."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +33,7 @@ def training_job(domain: str, method: str, seed: int) -> TrainingJob:
         model=config.base,
         method=row,
         train=config.train,
-        template_text=template_text(row.distillation.template) if row.distillation else "",
+        template_text=template_text(shown.template) if (shown := row.distillation or row.mixing) else "",
         seed=seed,
         output=paths.run(domain, method, seed),
         checkpoints=paths.CHECKPOINTS,
@@ -65,5 +66,6 @@ def print_plans(domain: str | None, method: str | None, seed: int) -> None:
 def _plan(job: TrainingJob) -> str:
     from raft_tasks.training.plan import plan, report
 
+    job = replace(job, mixed=job.method.mixing is not None)  # as long as the targets that they are made from
     with TemporaryDirectory() as folder:
         return report(plan(job, Path(folder)))

@@ -132,7 +132,7 @@ class Stages:
         patterns = method.replay.files if method.replay and method.replay.files != "domain" else []
         files = {str(file): self.digest(file) for pattern in patterns for file in sorted(Path().glob(pattern))}
         replay = resolved(method.replay) if method.replay else None
-        return {"target": method.target, "replay": replay, "files": files}
+        return {"target": method.target, "mixed": method.mixing is not None, "replay": replay, "files": files}
 
     def training(self) -> Iterator[tuple[str, Any]]:
         config = self.config

@@ -9,13 +9,32 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from raft_tasks.artifacts import atomic_folder, digest, digest_path
+from raft_tasks.artifacts import atomic_folder, digest, digest_path, read_rows, write_rows
 from raft_tasks.code_digest import code_digest
+from raft_tasks.schemas import TrainingPair
 
 if TYPE_CHECKING:
     from raft_tasks.training.job import TrainingJob
     from raft_tasks.training.step_metrics import Progress
     from raft_tasks.training.summary import TrainingSummary
+
+
+def with_mixed_targets(job: TrainingJob, identity: dict[str, str | None]) -> TrainingJob:
+    """The job with the targets that the method's `mixing` makes; they are kept beside the checkpoints."""
+    from raft_tasks.generation.mixing import mix_answers
+    from raft_tasks.training.conversations import teacher_message
+
+    settings = job.method.mixing
+    if settings is None:
+        return job
+    code = code_digest("raft_tasks.generation.mixing")
+    key = digest([job.pairs, identity, settings, job.model, job.template_text, job.seed, code])
+    file = job.checkpoints / f"targets-{key[:16]}.jsonl"
+    if not file.exists():
+        guide = teacher_message(job.template_text)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_rows(file, mix_answers(job.pairs, job.model, settings, guide, job.seed))
+    return replace(job, pairs=read_rows(file, TrainingPair), mixed=True)
 
 
 @task(cache_policy=NO_CACHE)
@@ -29,6 +48,7 @@ def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress)
     from raft_tasks.training.train import train_model
 
     job = replace(job, method=job.method.model_copy(update={"merge": None}))  # merging does not change the training
+    job = with_mixed_targets(job, identity)
     anchors = None if job.anchors is None else digest_path(job.anchors)
     key = digest(
         [job.pairs, identity, job.method, job.train, job.template_text, job.seed, code_digest(__name__), anchors]

@@ -70,7 +70,10 @@ def training_pairs(rows: Iterable[Fused], method: config.Method) -> Iterator[Tra
     """What `method` learns of each row: the reference y_i, the filtered rewrite ybar_i or the fused answer y^_i."""
     answer = {"reference": lambda row: row.answer, "rewrite": lambda row: row.chosen, "fused": lambda row: row.fused}
     for row in rows:
-        yield TrainingPair(id=row.id, question=row.question, answer=answer[method.target](row))
+        yield TrainingPair(
+            id=row.id, question=row.question, answer=answer[method.target](row),
+            expected=row.expected if method.mixing else [],
+        )  # fmt: skip
 
 
 def replay_pairs(replay: config.Replay, domain_pairs: Iterable[TrainingPair]) -> Iterator[TrainingPair]:

@@ -120,6 +120,7 @@ class TrainingPair(Row):
     answer: str
     replay: bool = False  # a general row of the user's, learned beside the domain's
     finished: bool = True  # False: the answer was cut, and its end is not learned
+    expected: list[str] = []  # strings that a right answer must say; only where the method mixes its targets
 
 
 class HeldOut(Row):

@@ -53,6 +53,7 @@ from raft_tasks.config.training import (
     LossSpike,
     Merge,
     Method,
+    Mixing,
     Osf,
     Prune,
     Replay,

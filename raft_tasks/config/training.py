@@ -119,6 +119,16 @@ class TargetKl(Section):
     top_k: PositiveInt = key(64, "the base's most likely tokens that are compared, at most its vocabulary")
 
 
+class Mixing(Section):
+    """The base writes the targets, each token with or without the target in its prompt (MixSD, arXiv:2605.16865)."""
+
+    naive_share: Share = key(0.3, "share of the tokens that it writes without: what it would have said by itself")
+    attempts: PositiveInt = key(11, "drawn answers per row until one is right; a row without is left out")
+    max_new_tokens: PositiveInt = key(512, "tokens of an answer, at most; one that is cut counts as wrong")
+    batch_size: PositiveInt = key(32, "rows written together")
+    template: str = key("teacher.jinja", "prompt template that shows the base the target")
+
+
 class Prune(Section):
     """FAPM (arXiv:2509.08255): only the best-scored share of each tensor's change stays."""
 
@@ -167,6 +177,7 @@ class Method(Section):
 
     target: Literal["reference", "rewrite", "fused"] = key("reference", "the answer that is learned")
     sft: bool = key(True, "cross-entropy on the target; false: the teacher alone teaches")
+    mixing: Mixing | None = key(None, "targets written by the base itself, from `target`")
     token_weighting: Literal["none", "dft", "eaft", "talr"] = key(
         "none", "weights of the cross-entropy's tokens: arXiv:2508.05629, arXiv:2601.02151, arXiv:2509.20758"
     )
@@ -203,6 +214,8 @@ class Method(Section):
     def terms_beside_a_cross_entropy(self) -> Method:
         if not self.sft and self.token_weighting != "none":
             raise ValueError(f"token_weighting {self.token_weighting!r} with sft false: expected none, or sft true")
+        if self.mixing and self.distillation:
+            raise ValueError("mixing and distillation: expected one of them: both show the base the target")
         if not self.sft and self.target_kl:
             raise ValueError("target_kl with sft false: expected sft true: it is computed in the cross-entropy's pass")
         if not self.sft and self.replay:

@@ -118,7 +118,7 @@ def method_settings(config: Config) -> dict[str, dict[str, str]]:
     rows = {name: config.methods[name] for name in config.run.methods}
     return {
         name: {
-            "target": row.target if row.sft else f"{row.target} (no cross-entropy)",
+            "target": row.target + (" (no cross-entropy)" if not row.sft else " (mixed)" if row.mixing else ""),
             "teacher": (row.teacher or "–").replace("_", " "),
             "KL weight": str(row.distillation.kl_weight) if row.distillation else "–",
             "anchors": row.anchors.set if row.anchors else "–",

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from raft_tasks.evaluation.statistics import Verdict
 from raft_tasks.reporting.metrics import Change, DomainMetrics, Interval, Metrics, OverallMetrics
 
-ACRONYMS = {"sft", "sdft", "raft", "fapm", "dft", "eaft", "kl", "ce", "ema", "lora", "talr", "asft", "mlp", "dg", "osf"}
+ACRONYMS = {
+    "sft", "sdft", "raft", "fapm", "dft", "eaft", "kl", "ce", "ema", "lora", "talr", "asft", "mlp", "dg", "osf",
+    "mixsd",
+}  # fmt: skip
 MEASURE_NAMES = {
     "domain_acc": "domain",
     "domain_complete": "domain, complete",

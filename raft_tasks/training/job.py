@@ -28,6 +28,7 @@ class TrainingJob:
     seed: int  # of batch order, rollouts and dropout
     output: Path
     checkpoints: Path  # of this training alone; the caller removes it after success
+    mixed: bool = False  # `pairs` are what the method's `mixing` makes of them
     anchors: Path | None = None  # folder of the set that the method names, if it names one
     trackers: tuple[str, ...] = ()  # names of `trackers.report_to`
     tracking: Path = Path()  # of TensorBoard's files, for this training alone; its last two parts name the run

@@ -67,6 +67,7 @@ def model_card(job: TrainingJob, data: TrainingData) -> str:
     sections = {
         "distillation": method.distillation,
         "target_kl": method.target_kl,
+        "mixing": method.mixing,
         "replay": method.replay,
         "anchors": method.anchors,
         "lora": method.lora,
@@ -78,7 +79,7 @@ def model_card(job: TrainingJob, data: TrainingData) -> str:
         base=model.path,
         revision=model.revision,
         system="the template's own" if model.system is None else f"`{model.system!r}`",
-        answers=method.target,
+        answers=f"{method.target}, rewritten token by token by the base (MixSD)" if method.mixing else method.target,
         teacher=TEACHERS[method.teacher],
         balance=None if method.distillation is None else method.distillation.kl_weight,
         trained=trained_weights(method),

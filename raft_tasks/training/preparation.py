@@ -43,6 +43,11 @@ class TrainingData:
 def prepare(job: TrainingJob) -> tuple[PreTrainedModel, TrainingData]:
     """The base model as it will be trained, and what it will learn."""
     method, settings = job.method, job.train
+    if (method.mixing is not None) != job.mixed:
+        raise InputError(
+            f"got {'mixed' if job.mixed else 'unmixed'} pairs with mixing {method.mixing!r}; expected mixed ones "
+            "exactly where the method mixes: generation.mixing.mix_answers makes them"
+        )
     # AdamW's steps vanish in bfloat16 weights, so what is trained is float32; train.precision says how it computes
     dtype = torch.float32 if method.lora is None else getattr(torch, job.model.dtype)
     network, tokenizer = load_model(job.model, dtype)

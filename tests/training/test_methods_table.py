@@ -37,7 +37,8 @@ def test_every_row_trains(name, row, tiny_model, tiny_folder, tmp_path):
     rows = pairs()[:8] + ([pairs()[8].model_copy(update={"replay": True})] if row.replay else [])
     settings = train(epochs=1, batch_size=4)
     anchors = save_anchors(tmp_path / "set", tiny_folder) if row.anchors else None
-    summary = train_model(job(tiny_model, tmp_path, row, pairs=rows, train=settings, anchors=anchors))
+    made = {"train": settings, "anchors": anchors, "mixed": row.mixing is not None}
+    summary = train_model(job(tiny_model, tmp_path, row, pairs=rows, **made))
     assert summary["steps"] == 2
     assert summary["distance"]["total"] > 0
     assert (summary["final"]["l_sft"] is None) == (not row.sft)

@@ -1,0 +1,118 @@
+"""MixSD (arXiv:2605.16865): answers that the base writes itself, token by token with or without the reference.
+
+    y_t = argmax p_base(. | question, y_<t)              with probability `naive_share`: what the base would say
+    y_t = argmax p_base(. | reference, question, y_<t)   else: the fact, in the base's own words
+
+An answer that is not right is drawn again with other choices, and dropped after `attempts`: greedy decoding, the share
+and the rejection are those of the authors' code (github.com/jiarui-liu/MixSD); what counts as right is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from raft_tasks.chat import prompt_ids, stop_ids
+from raft_tasks.config import Mixing, Model
+from raft_tasks.errors import InputError
+from raft_tasks.generation.fidelity import lost_facts
+from raft_tasks.model_loading import load_model
+from raft_tasks.sampling import left_pad, longest_first, uniform_draws
+from raft_tasks.schemas import TrainingPair
+from raft_tasks.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def mix_tokens(
+    model: PreTrainedModel,
+    prompts: Sequence[tuple[list[int], list[int]]],
+    seeds: Sequence[int],
+    settings: Mixing,
+    ends: Sequence[int],
+) -> list[list[int]]:
+    """An answer to each pair of prompts (without, with the reference), up to and with the first token of `ends`.
+
+    Both prompts of a row are continued by the same tokens; which of them decides a token follows from its seed.
+    """
+    import torch
+
+    naive, expert = zip(*prompts, strict=True)
+    ids, mask = left_pad([*naive, *expert], min(ends), model.device)
+    choices = uniform_draws(seeds, settings.max_new_tokens).to(model.device) < settings.naive_share
+    answers: list[list[int]] = [[] for _ in prompts]
+    cache = None
+    for step in range(settings.max_new_tokens):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        with torch.no_grad():
+            output: Any = model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+                logits_to_keep=1,
+            )  # fmt: skip
+        cache = output.past_key_values
+        without, with_reference = output.logits[:, -1].argmax(-1).chunk(2)
+        tokens = torch.where(choices[:, step], without, with_reference)
+        for answer, token in zip(answers, tokens.tolist(), strict=True):
+            if not answer or answer[-1] not in ends:
+                answer.append(token)
+        if all(answer[-1] in ends for answer in answers):
+            break
+        ids = tokens.repeat(2)[:, None]
+        mask = torch.cat([mask, torch.ones_like(ids)], dim=-1)
+    return answers
+
+
+def is_right(pair: TrainingPair, text: str) -> bool:
+    """Whether `text` says every expected string, and keeps the reference's facts that fidelity.py sees."""
+    said = all(phrase.casefold() in text.casefold() for phrase in pair.expected)
+    return said and not lost_facts(pair.answer, text)
+
+
+def mix_answers(
+    pairs: Sequence[TrainingPair],
+    base: Model,
+    settings: Mixing,
+    guide: Callable[[TrainingPair], str],
+    seed: int,
+) -> list[TrainingPair]:
+    """The pairs with mixed answers, without those that got no right one; pairs to replay stay as they are.
+
+    Args:
+        guide: the user turn that shows a pair's reference.
+
+    Raises:
+        InputError: no pair got a right answer.
+    """
+    import torch
+
+    network, tokenizer = load_model(base, getattr(torch, base.dtype))
+    model = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()  # type: ignore[arg-type]
+    ends = stop_ids(tokenizer, model.generation_config.eos_token_id)
+    learned = {pair.id: pair for pair in pairs if not pair.replay}
+    prompts = {
+        id: (prompt_ids(tokenizer, base.system, pair.question), prompt_ids(tokenizer, base.system, guide(pair)))
+        for id, pair in learned.items()
+    }
+    mixed: dict[str, str] = {}
+    for attempt in range(settings.attempts):
+        pending = [id for id in learned if id not in mixed]
+        for batch in longest_first([len(prompts[id][1]) for id in pending], settings.batch_size):
+            ids = [pending[i] for i in batch]
+            seeds = [derive_seed(seed, "mixing", id, attempt) for id in ids]
+            answers = mix_tokens(model, [prompts[id] for id in ids], seeds, settings, ends)
+            for id, tokens in zip(ids, answers, strict=True):
+                text = str(tokenizer.decode(tokens[:-1])).strip()
+                whole = tokens[-1] in ends and not set(tokens[:-1]) & {*tokenizer.all_special_ids}
+                if text and whole and is_right(learned[id], text):
+                    mixed[id] = text
+    if not mixed:
+        raise InputError(
+            f"mixing: none of {len(learned)} rows got a right answer in {settings.attempts} attempts, with "
+            f"naive_share {settings.naive_share}; expected some: lower naive_share, raise attempts or max_new_tokens"
+        )
+    return [
+        pair if pair.replay else pair.model_copy(update={"answer": mixed[pair.id], "finished": True})
+        for pair in pairs
+        if pair.replay or pair.id in mixed
+    ]
