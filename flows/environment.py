@@ -8,12 +8,7 @@ import os
 import signal
 import threading
 import time
-import urllib.request
-from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError
-
-import psutil
 
 from flows.paths import NLTK_DATA
 from raft_tasks.errors import OperationalError
@@ -23,13 +18,14 @@ PIPELINE_PID = "RAFT_PIPELINE_PID"  # set by flows.pipeline for the processes th
 PREFECT_PORT = 4200  # Prefect's own default
 SERVER_SECONDS = 120.0  # for a server to come back while a pipeline runs
 HEALTHY = "true"  # what Prefect answers under /health
-# When this process began, on the clock that nobody sets.
-STARTED = time.monotonic() - (time.time() - psutil.Process().create_time())
+IMPORTED = time.time(), time.monotonic()  # the second is of a clock that nobody sets
 
 
 def process_age() -> float:
     """How old this process is, imports included."""
-    return time.monotonic() - STARTED
+    import psutil
+
+    return IMPORTED[0] - psutil.Process().create_time() + time.monotonic() - IMPORTED[1]
 
 
 def prepare() -> None:
@@ -66,6 +62,8 @@ def prepare() -> None:
 
 def _end_with(pid: int) -> None:
     """Kill this process group once process `pid` is gone, so that a killed pipeline leaves nothing running."""
+    import psutil
+
     try:
         pipeline = psutil.Process(pid)
         while pipeline.is_running() and pipeline.status() != psutil.STATUS_ZOMBIE:
@@ -105,6 +103,10 @@ def wait_for_server(url: str) -> None:
 
 def ask_server(url: str) -> str | None:
     """What the API at `url` says of its health, HEALTHY from Prefect; `status 503`; None where nothing answers."""
+    import urllib.request  # here, as psutil: `raft stage` hands over before it needs them
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=3) as answer:
             return str(answer.read(100).decode("utf-8", "replace"))

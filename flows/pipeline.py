@@ -33,6 +33,7 @@ from flows.environment import PIPELINE_PID, process_age
 from flows.resolve import resolve
 from flows.server import ensure_server
 from flows.stage import END_LINE, RUN_LINE, run_page
+from flows.stage_host import stage_host
 from raft_tasks.config import Config, load_config
 from raft_tasks.errors import OperationalError
 from raft_tasks.reporting.metrics import read_metrics
@@ -213,21 +214,23 @@ def pipeline() -> Ran:
     stale = stale_stages(upstream, changed)
     api_url = PREFECT_API_URL.value()
     assert api_url is not None  # a flow's process always has one: of `serving`, or a worker's
-    environment = _stage_environment(api_url, resources.threads)
-    run = PipelineRun(len(stale), [DvcWorker(environment) for _ in range(resources.processes)])
-    run.log(f"{len(stale)} stages to run, {resources.processes} at a time, {resources.threads} thread(s) each")
-    run.log(f"this run: {run_page(api_url, flow_run.id)}")
     futures: dict[str, PrefectFuture[str]] = {}
-    try:
-        for name in stale:
-            waits_for = [futures[dep] for dep in upstream[name] if dep in futures]
-            futures[name] = run_stage.submit(name, run, return_state=False, wait_for=waits_for)
-        wait(list(futures.values()))
-    finally:
-        run.stop()
-        wait(list(futures.values()))  # what is left ends at once; Prefect would wait for ever on a cancelled upstream
-        if run.rows:
-            create_table_artifact(key="pipeline", table=run.rows, description="Every stage of this run")
+    with stage_host(_stage_environment(api_url, resources.threads)) as environment:
+        run = PipelineRun(len(stale), [DvcWorker(environment) for _ in range(resources.processes)])
+        run.log(f"{len(stale)} stages to run, {resources.processes} at a time, {resources.threads} thread(s) each")
+        run.log(f"this run: {run_page(api_url, flow_run.id)}")
+        try:
+            for name in stale:
+                waits_for = [futures[dep] for dep in upstream[name] if dep in futures]
+                futures[name] = run_stage.submit(name, run, return_state=False, wait_for=waits_for)
+            wait(list(futures.values()))
+        finally:
+            run.stop()
+            wait(
+                list(futures.values())
+            )  # what is left ends at once; Prefect would wait on a cancelled upstream for ever
+            if run.rows:
+                create_table_artifact(key="pipeline", table=run.rows, description="Every stage of this run")
     failed = [row["stage"] for row in run.rows if row["result"] == "FAILED"]
     if failed:
         errors = [str(futures[name].state.result(raise_on_failure=False)) for name in failed]
