@@ -5,6 +5,7 @@ What is forgotten is asked again when a stage needs it; artifacts are left as th
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -69,4 +70,5 @@ def prune(older_than: float | None, role: str | None, failed: bool, to_megabytes
         failed=failed,
         to_bytes=None if to_megabytes is None else int(to_megabytes * MEGABYTE),
     )
+    shutil.rmtree(paths.TASKS, ignore_errors=True)  # results of whole chunks, which would be in the way of asking again
     print(f"{gone} calls forgotten; {store.path}: {before / MEGABYTE:.1f} -> {store.size() / MEGABYTE:.1f} MB")

@@ -7,6 +7,7 @@ from prefect import flow
 
 from flows import paths
 from flows.rows import ProgressReporter, enforce_failure_rate, map_chunks, open_pool
+from flows.task_cache import call_cached
 from raft_tasks.artifacts import atomic_folder, count_rows, iter_rows, read_rows, write_json, write_rows
 from raft_tasks.config import load_config
 from raft_tasks.fuse import failure, fuse_chunk, judge_labels, replay_pairs, summarize_judging, training_pairs
@@ -28,7 +29,7 @@ def fuse(domain: str) -> None:
         kept = enforce_failure_rate(label, fused, total, settings.max_failed, failure)
         write_rows(paths.fused(domain, config.run.rows), kept)
     labels = read_rows(paths.labels(settings.calibration), Labelled) if settings.calibration else []
-    scores = judge_labels(labels, settings, pool) if labels else []
+    scores = call_cached(judge_labels, labels, settings, pool, config.resources.chunks) if labels else []
     fused_file = paths.fused(domain, config.run.rows)
     summary = summarize_judging(iter_rows(fused_file, Fused), settings, labels, scores)
     write_json(paths.judging(domain), summary)

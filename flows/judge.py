@@ -9,6 +9,7 @@ from prefect import flow
 
 from flows import paths
 from flows.rows import ProgressReporter, enforce_failure_rate, map_chunks, open_pool
+from flows.task_cache import call_cached
 from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.config import Config, load_config
 from raft_tasks.errors import InputError
@@ -43,7 +44,7 @@ def judge(domain: str) -> None:
     with closing(judged) as rows:
         votes = drop_undecided(enforce_failure_rate(label, rows, len(answers), settings.max_failed, failure))
     labels = read_rows(paths.labels(settings.calibration), Labelled) if settings.calibration else []
-    on_labels = judge_labels(labels, settings, pool) if labels else []
+    on_labels = call_cached(judge_labels, labels, settings, pool, config.resources.chunks) if labels else []
     write_rows(paths.judged(domain) / "votes.jsonl", votes)
     write_json(paths.judged(domain) / "summary.json", summary(votes, [*pool.models], labels, on_labels))
     undecided = sum(row.right is None for row in votes)
@@ -54,7 +55,7 @@ def judge_more(label: str, model: str, items: list[ItemResult], votes: list[Judg
     """`votes` with those on a model's answers that the stage does not know, in place of what it says of that model."""
     settings = config.judge
     answers = [(model, item) for item in items if item.task in settings.tasks]
-    judged = judge_chunk.fn(answers, settings, _open_panel(config))
+    judged = judge_chunk(answers, settings, _open_panel(config))
     more = enforce_failure_rate(label, judged, len(answers), settings.max_failed, failure)
     return drop_undecided([*(row for row in votes if row.model != model), *more])
 

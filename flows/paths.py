@@ -10,6 +10,7 @@ SWEEPS = Path("sweeps")  # scores of experiments, kept in git: the report draws 
 LOCK = Path("dvc.lock")
 CHECKPOINTS = Path(".cache/checkpoints")  # keyed by content; not an artifact: removed once its training has finished
 RESPONSES = Path(".cache/responses.sqlite")  # of models; keyed by content, so not an artifact either
+TASKS = Path(".cache/tasks")  # results of chunks of rows; keyed by content too
 GPU_CLAIMS = Path(".cache/gpus")  # which worker process has which GPU
 NEAR_MISSES = Path(".cache/near_misses")  # candidates of the gate interpolated towards the base; not an artifact
 TRACKING = Path(".cache/tensorboard")  # curves for `tensorboard --logdir`; not an artifact: DVC has steps.csv

@@ -171,7 +171,7 @@ def failure_reason(output: list[str]) -> str:
     return "the end of its output:\n" + "\n".join(output[-TAIL_LINES:])
 
 
-@task(task_run_name="{name}", cache_policy=NO_CACHE)
+@task(task_run_name="{name}", cache_policy=NO_CACHE)  # DVC decides
 def run_stage(name: str, run: PipelineRun) -> str:
     """`dvc repro --single-item` of one stage; returns ran | unchanged.
 

@@ -74,5 +74,10 @@ def prune(repository: Path, now: bool) -> None:
             gone = store.prune(older_than=old) if now else store.older(old)
             store.close()
             print(f"calls: {gone}")
+        limit = time.time() - settings.call_days * DAY
+        results = [path for path in (repository / paths.TASKS).glob("*") if path.stat().st_mtime < limit]
+        print(f"results of chunks: {len(results)}")
+        for path in results if now else ():
+            path.unlink()
     if not now:
         print("nothing was removed; `raft prune --now` does it")

@@ -74,7 +74,7 @@ class Stages:
                 "models": self.models(
                     {config.question.model, *(checker.model for checker in config.question.checkers)}
                 ),
-                "templates": self.templates(config.question),
+                "templates": template_digests(config.question),
             },
         )
         for name in config.run.domains:
@@ -90,7 +90,7 @@ class Stages:
     def teachers(self) -> list[Any]:
         """What the methods' teachers see of a row, each once."""
         kinds = [
-            [method.teacher, self.templates(method), method.distillation.rollout_max_new_tokens]
+            [method.teacher, template_digests(method), method.distillation.rollout_max_new_tokens]
             for method in self.methods.values()
             if method.distillation
         ]
@@ -103,7 +103,7 @@ class Stages:
             {
                 "rewrite": resolved(config.rewrite),
                 "models": self.models({config.rewrite.model}),
-                "templates": self.templates(config.rewrite),
+                "templates": template_digests(config.rewrite),
             },
         )
         encoder = self.local(config.semantic_filter.encoder)
@@ -111,7 +111,7 @@ class Stages:
             "semantic_filter",
             {
                 "semantic_filter": resolved(config.semantic_filter),
-                "templates": self.templates(config.rewrite),
+                "templates": template_digests(config.rewrite),
                 **encoder,
             },
         )
@@ -120,7 +120,7 @@ class Stages:
             {
                 "fuse": resolved(config.fuse),
                 "models": self.models({"base", config.fuse.model, *(judge.model for judge in config.fuse.models)}),
-                "templates": self.templates(config.fuse),
+                "templates": template_digests(config.fuse),
                 "calibration": self.calibration(config.fuse),
                 **self.local(config.fuse.encoder),
                 "methods": {name: self.training_pairs(method) for name, method in self.methods.items()},
@@ -158,7 +158,7 @@ class Stages:
                     "train": resolved(config.train),
                     "method": _without(method, "merge"),
                     "models": self.models({"base"}),
-                    "templates": self.templates(method),
+                    "templates": template_digests(method),
                     **self.local(method.distillation.teacher_adapter if method.distillation else None),
                 },
             )
@@ -188,7 +188,7 @@ class Stages:
                 {
                     "models": self.models({"base"}),
                     "batch_size": config.benchmark.batch_size,
-                    "templates": self.templates(method),
+                    "templates": template_digests(method),
                 },
             )
         yield (
@@ -196,7 +196,7 @@ class Stages:
             {
                 "judge": resolved(config.judge),
                 "models": self.models({judge.model for judge in config.judge.judges}),
-                "templates": self.templates(config.judge),
+                "templates": template_digests(config.judge),
                 "calibration": self.calibration(config.judge),
                 "run": _only(config.run, "methods", "seeds"),
             },
@@ -209,21 +209,7 @@ class Stages:
         yield "report", {"report": resolved(config.report), "run": resolved(config.run), "page": page}
 
     def models(self, roles: set[str]) -> dict[str, Any]:
-        """What models are: of a folder its bytes, wherever it lies."""
-        identities = {role: self.identities[role] for role in sorted(roles)}
-        return {
-            role: {key: value for key, value in identity.items() if key != "path" or "sha256" not in identity}
-            for role, identity in identities.items()
-        }
-
-    def templates(self, section: Section) -> dict[str, str]:
-        """{name: digest} of the prompt templates that a section names."""
-        names = set(_templates(section.model_dump()))
-        if isinstance(section, Judge):
-            names.update(section.tasks.values())
-        if isinstance(section, (Question, Judge)) or (isinstance(section, Fuse) and section.models):
-            names.update(STRUCTURED_TEMPLATES)
-        return {name: digest(template_text(name)) for name in sorted(names)}
+        return model_contents({role: self.identities[role] for role in sorted(roles)})
 
     def calibration(self, section: Fuse | Judge) -> str | None:
         return self.digest(paths.labels(section.calibration)) if section.calibration else None
@@ -261,6 +247,24 @@ class Stages:
 def _hubs(domain: Domain) -> list[str]:
     """The data set that rows come from, where there is one."""
     return [domain.hub.id] if domain.hub else []
+
+
+def model_contents(identities: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What models are: of a folder its bytes, wherever it lies."""
+    return {
+        role: {key: value for key, value in identity.items() if key != "path" or "sha256" not in identity}
+        for role, identity in identities.items()
+    }
+
+
+def template_digests(section: Section) -> dict[str, str]:
+    """{name: digest} of the prompt templates that a section names."""
+    names = set(_templates(section.model_dump()))
+    if isinstance(section, Judge):
+        names.update(section.tasks.values())
+    if isinstance(section, (Question, Judge)) or (isinstance(section, Fuse) and section.models):
+        names.update(STRUCTURED_TEMPLATES)
+    return {name: digest(template_text(name)) for name in sorted(names)}
 
 
 def _only(section: Section, *names: str) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from contextlib import closing
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 
 from flows import paths
 from flows.rows import ProgressReporter, enforce_failure_rate, map_chunks, open_pool
@@ -14,7 +13,6 @@ from raft_tasks.generation.rewriting import rewrite as rewrite_rows
 from raft_tasks.schemas import Example, Rewritten
 
 
-@task(cache_policy=NO_CACHE)
 def rewrite_chunk(rows: list[Example], settings: Rewrite, pool: ModelPool) -> list[Rewritten]:
     return rewrite_rows(rows, pool.backend("rewrite", settings.model), settings)
 

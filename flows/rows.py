@@ -9,20 +9,21 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from prefect import Task
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.futures import PrefectWrappedFuture
 
 from flows import paths
 from flows.stage import PROGRESS_SECONDS, Progress
+from flows.task_cache import Work, cached_task, read_result
 from raft_tasks.artifacts import batched, read_json
 from raft_tasks.config import Budget, Chunks, Config
 from raft_tasks.errors import InputError
+from raft_tasks.file_digests import FileDigests
 from raft_tasks.generation.cached_backend import CallSession, ModelPool
 from raft_tasks.generation.response_cache import Tally
+from raft_tasks.models import identify
 
 RowT = TypeVar("RowT")
-NewT = TypeVar("NewT")
 
 WITHOUT_LIMIT = Budget(tokens=None, money=None)
 REASONS_SHOWN = 3
@@ -36,43 +37,50 @@ def open_pool(stage: str, budget: Budget, config: Config, names: Collection[str]
     """The models `names`, and the session through which this run of `stage` makes its calls.
 
     Raises:
-        InputError: `raft resolve` has not run for one of them.
+        InputError: `raft resolve` has not run for one of them, or before it changed.
     """
     missing = [str(path) for path in map(paths.model_identity, names) if not path.exists()]
     if missing:
         raise InputError(f"got no {', '.join(missing)}, the identity of a model; `raft resolve` writes it")
     calls = CallSession(paths.RESPONSES.absolute(), uuid.uuid4().hex, stage, budget)
     identities = {name: read_json(paths.model_identity(name)) for name in names}
+    with FileDigests(paths.FILE_DIGESTS, write=False) as digests:
+        changed = [name for name in names if identify(name, config.models[name], digests) != identities[name]]
+    if changed:
+        raise InputError(f"the models {', '.join(changed)} are not what `raft resolve` wrote down; run it again")
     return ModelPool(calls, {name: config.models[name] for name in names}, identities)
 
 
 def map_chunks(
-    work: Task[..., list[NewT]],
+    work: Work,
     rows: Iterable[RowT],
     settings: Any,
     pool: ModelPool,
     chunks: Chunks,
     progress: ProgressReporter,
-) -> Generator[NewT, None, None]:
+) -> Generator[Any, None, None]:
     """`work(chunk, settings, pool)` for every `settings.chunk_rows` rows; what it returns, in the rows' order.
+
+    A chunk of which Prefect has the result is not worked on (flows/task_cache.py).
 
     Two chunks per worker are under way at most. Where one fails, or the caller stops (and closes this), no more calls
     begin, those in flight end and are cached, and then the first error is raised.
     """
-    waiting: deque[PrefectWrappedFuture[list[NewT], Any]] = deque()
+    waiting: deque[PrefectWrappedFuture[Any, Any]] = deque()
     portions = batched(rows, settings.chunk_rows)
+    task = cached_task(work, chunks.results)
     done = 0
     try:
         while True:
             while len(waiting) < 2 * chunks.workers and (portion := next(portions, None)):
-                future: Any = work.submit(portion, settings, pool)
+                future: Any = task.submit(portion, settings, pool)
                 waiting.append(future)
             if not waiting:
                 break
             while not waiting[0].wrapped_future.done():
                 waiting[0].wait(PROGRESS_SECONDS)
                 progress.show(done)
-            result = waiting.popleft().result()
+            result = read_result(work, waiting.popleft().result())
             done += len(result)
             progress.show(done)
             yield from result

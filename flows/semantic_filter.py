@@ -2,8 +2,7 @@
 
 from contextlib import closing
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 
 from flows import paths
 from flows.rows import WITHOUT_LIMIT, ProgressReporter, map_chunks, open_pool
@@ -16,7 +15,6 @@ from raft_tasks.generation.templates import template_text
 from raft_tasks.schemas import Filtered, Rewritten
 
 
-@task(cache_policy=NO_CACHE)
 def filter_chunk(rows: list[Rewritten], settings: SemanticFilter, pool: ModelPool) -> list[Filtered]:
     """The rows with their similarity, s_i = cos(phi(y_i), phi(y~_i)), which is cached, and what it decides."""
     encoder = pool.encoder("semantic_filter", settings.encoder, settings.revision)

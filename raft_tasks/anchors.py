@@ -21,13 +21,11 @@ from raft_tasks.schemas import AnchorStatistics, GeneratedAnchor, HeldOut, UserT
 REJECTS, STATISTICS = "rejects.jsonl", "statistics.json"  # of a set's folder, beside what trainings read
 
 
-@task(cache_policy=NO_CACHE)
 def generate_chunk(numbers: list[int], settings: config.AnchorSet, pool: ModelPool) -> list[GeneratedAnchor]:
     """The anchors of these numbers, as drawn."""
     return generate_anchors(numbers, _base(settings, pool), settings)
 
 
-@task(cache_policy=NO_CACHE)
 def answer_chunk(turns: list[UserTurn], settings: config.AnchorSet, pool: ModelPool) -> list[GeneratedAnchor]:
     """The user's own turns with the base's answers."""
     return answer_prompts([(turn.id, turn.prompt) for turn in turns], _base(settings, pool), settings)
@@ -41,7 +39,7 @@ def _base(settings: config.AnchorSet, pool: ModelPool) -> CachedBackend | Served
     return ServedBase(pool.backend("anchors", settings.model), base)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE)  # its files are DVC's
 def write_set(
     rows: Sequence[GeneratedAnchor], cleaning: Cleaning, model: config.Model, folder: Path
 ) -> AnchorStatistics:

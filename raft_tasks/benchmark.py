@@ -20,6 +20,7 @@ from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import DOMAIN_TASK, Suite, evaluate
 from raft_tasks.evaluation.verdicts import main_metric
 
+# What writes folders is DVC's to keep, and scores depend on weights that no key here has read: not cached by Prefect.
 benchmark_model = task(cache_policy=NO_CACHE)(evaluate)
 
 

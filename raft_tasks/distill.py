@@ -37,7 +37,7 @@ def with_mixed_targets(job: TrainingJob, identity: dict[str, str | None]) -> Tra
     return replace(job, pairs=read_rows(file, TrainingPair), mixed=True)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE)  # its files are DVC's; what an interrupted training has done is in its checkpoints
 def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress) -> TrainingSummary:
     """Train one model into `job.output` (model/, steps.csv); returns the summary.
 

@@ -20,8 +20,8 @@ class FileDigests:
         digests.of(Path("models/base"))
     """
 
-    def __init__(self, store: Path) -> None:
-        self.store = store
+    def __init__(self, store: Path, write: bool = True) -> None:
+        self.store, self.write = store, write
         self.known: dict[str, list[int | str]] = {}  # path -> size, modification time in ns, inode, digest
 
     def __enter__(self) -> FileDigests:
@@ -33,7 +33,7 @@ class FileDigests:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.known != self.stored:
+        if self.write and self.known != self.stored:
             with atomic_file(self.store) as partial:
                 partial.write_text(json.dumps(self.known), encoding="utf-8")
 

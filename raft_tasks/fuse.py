@@ -6,9 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from raft_tasks import config
 from raft_tasks.artifacts import iter_rows
 from raft_tasks.errors import InputError
@@ -19,14 +16,12 @@ from raft_tasks.generation.judges import SCALE, Judge, build_panel
 from raft_tasks.schemas import Filtered, Fused, Labelled, TrainingPair
 
 
-@task(cache_policy=NO_CACHE)
 def fuse_chunk(rows: list[Filtered], settings: config.Fuse, pool: ModelPool) -> list[Fused]:
     """The rows with their fused answers."""
     panel, judges = _panel(settings, pool)
     return fuse(rows, pool.backend("fuse", settings.model), panel, settings, judges)
 
 
-@task(cache_policy=NO_CACHE)
 def judge_labels(rows: list[Labelled], settings: config.Fuse, pool: ModelPool) -> list[dict[str, float | None]]:
     """Every judge's score of each text that people have scored; None where it abstained."""
     panel, _ = _panel(settings, pool)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from raft_tasks import config
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.verdicts import majority
@@ -18,7 +15,6 @@ from raft_tasks.schemas import ItemResult, Judged, Labelled
 Answer = tuple[str, ItemResult]  # whose it is
 
 
-@task(cache_policy=NO_CACHE)
 def judge_chunk(rows: Sequence[Answer], settings: config.Judge, pool: ModelPool) -> list[Judged]:
     """The votes and the verdict on each answer."""
     cases = [(item.task, item.question, item.reference, item.answer) for _, item in rows]
@@ -40,7 +36,6 @@ def judge_chunk(rows: Sequence[Answer], settings: config.Judge, pool: ModelPool)
     return judged
 
 
-@task(cache_policy=NO_CACHE)
 def judge_labels(rows: list[Labelled], settings: config.Judge, pool: ModelPool) -> list[dict[str, bool]]:
     """The votes on texts that people have scored, asked as about the domain's own items."""
     cases = [(DOMAIN_TASK, row.question, row.reference, row.candidate) for row in rows]

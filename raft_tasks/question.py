@@ -7,9 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from raft_tasks import config
 from raft_tasks.errors import InputError
 from raft_tasks.generation.cached_backend import ModelPool
@@ -40,7 +37,6 @@ def read_chunks(folder: Path, settings: config.Question) -> tuple[list[Chunk], l
     return pieces, unreadable
 
 
-@task(cache_policy=NO_CACHE)
 def question_chunk(rows: list[Chunk], settings: config.Question, pool: ModelPool) -> list[Questioned]:
     """What came of each document chunk."""
     checkers = {checker.model: pool.backend("check", checker.model) for checker in settings.checkers}

@@ -43,7 +43,7 @@ def test_the_panel_scores_what_people_have_scored():
         return json.dumps({"reason": "so", "score": 10 if "5 mg" in candidate else 1}) if candidate != "?" else "?"
 
     labels = [label("5 mg.", 10), label("Take 50 mg.", 0), label("Some.", 2), label("?", 0)]
-    judged = judge_labels.fn(labels, settings(), Pool(Scripted(strict)))
+    judged = judge_labels(labels, settings(), Pool(Scripted(strict)))
     assert judged == [
         {"fidelity": 1.0, "qwen": 1.0}, {"fidelity": 0.0, "qwen": 0.1}, {"fidelity": 0.0, "qwen": 0.1},
         {"fidelity": 0.0, "qwen": None},
@@ -90,7 +90,7 @@ def test_rows_are_fused_and_judged_by_models_through_the_calls():
         id="a", domain="d", question="How much?", answer="5 mg.", source="s", split="train", rewritten="Take 5 mg.",
         similarity=0.9, passed=True, lost=[], chosen="Take 5 mg.", fallback=None,
     )  # fmt: skip
-    (fused,) = fuse_chunk.fn([row], settings(), Pool(Scripted(say)))
+    (fused,) = fuse_chunk([row], settings(), Pool(Scripted(say)))
     assert (fused.fused, fused.score) == ("Take 5 mg, now.", 0.95)
     assert fused.candidates[0].scores == {"fidelity": 1.0, "qwen": 0.4}
     assert fused.candidates[1].reasons == {"qwen": "read Take 5 mg, now."}

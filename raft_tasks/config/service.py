@@ -27,6 +27,9 @@ class Chunks(Section):
     runner: Literal["threads", "processes", "dask"] = key("threads", "processes: one per GPU")
     workers: PositiveInt = key(1, "chunks at a time")
     dask_address: str | None = key(None, "address of a dask scheduler; null: a cluster on this machine")
+    results: str | None = key(
+        None, "a saved Prefect storage block, TYPE/NAME, that keeps the chunks' results for a team; null: .cache/tasks"
+    )
 
     @model_validator(mode="after")
     def an_address_is_for_dask(self) -> Chunks:

@@ -40,6 +40,7 @@ class CallSession:
     run: str
     stage: str
     budget: Budget
+    failures: list[str] = field(default_factory=list, compare=False)  # the kinds of those that its calls have met
 
     @property
     def cache(self) -> ResponseCache:
@@ -157,12 +158,14 @@ class CachedBackend(CallBackend):
         if missing:  # else nothing is loaded either
             asked = [inputs[i] for i in missing], params, [seeds[i] for i in missing]
             for portion in self.backend.stream(kind, *asked, go_on):
-                completions = {keys[missing[i]]: completion for i, completion in portion}
-                tally, stopped = self._put(completions)
-                cached |= completions
+                answered = {keys[missing[i]]: completion for i, completion in portion}
+                tally, stopped = self._put(answered)
+                cached |= answered
         if any(key not in cached for key in keys):
             raise BudgetExceeded(self._explain_stop(tally))
-        return [cached[key] for key in keys]
+        completions = [cached[key] for key in keys]
+        self.calls.failures.extend(completion.failure.kind for completion in completions if completion.failure)
+        return completions
 
     def mean_log_likelihood(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int) -> list[float]:
         """As `LikelihoodBackend` says; of a local model."""

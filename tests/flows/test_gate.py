@@ -143,7 +143,7 @@ def test_a_panel_decides_over_the_domain_where_params_say_so(judged, project, mo
         asked.extend(rows)
         return [vote(model, item, False) for model, item in rows]
 
-    monkeypatch.setattr("flows.judge.judge_chunk.fn", again)
+    monkeypatch.setattr("flows.judge.judge_chunk", again)
     monkeypatch.setattr("flows.judge._open_panel", lambda config: None)
     items_of = iter([[*items(0, 120)]])
     monkeypatch.setattr("flows.gate.benchmark_model", lambda *arguments: ({}, next(items_of)))

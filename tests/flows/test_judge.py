@@ -11,10 +11,12 @@ from conftest import copy_project
 from endpoint_server import answering
 
 from raft_tasks.artifacts import read_rows, write_json, write_rows
+from raft_tasks.config import Endpoint
 from raft_tasks.schemas import ItemResult, Judged, Labelled
 
 ANSWERS = {"base": ["12 euros", "in June"], "sft-0": ["12 euros", "in May"]}
 REFERENCES = ["12 euros", "in May"]
+FIELDS = Endpoint.model_fields["sampling_fields"].get_default(call_default_factory=True)
 
 
 asked: list[str] = []
@@ -49,7 +51,7 @@ def project(tmp_path, server):
     }  # fmt: skip
     for name in ("strict", "fair", "kind", "silent"):
         config["models"][name] = {**endpoint, "model": name}
-        identity = {"base_url": server, "model": name, "seeds": True, "options": {}}
+        identity = {"base_url": server, "model": name, "seeds": True, "options": {}, "sampling_fields": FIELDS}
         write_json(folder / "artifacts" / "models" / f"{name}.json", identity)
     config["judge"] |= {"calibration": "people.jsonl", "max_failed": 0.0}
     (folder / "params.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
