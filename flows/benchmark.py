@@ -24,11 +24,16 @@ def suite_of(config: Config, domain: str, split: str) -> Suite:
     return Suite(domain, rows, config.benchmark, paths.BENCHMARK_TASKS, config.domains[domain].checks)
 
 
+def stage_name(domain: str, model: str, untrained: bool) -> str:
+    """DVC's name of the stage: a run shows the progress lines that begin with it."""
+    return f"benchmark_{model}@{domain}" if untrained else f"benchmark@{domain}-{model}"
+
+
 @flow
 def benchmark(domain: str, method: str | None = None, seed: int | None = None) -> None:
     config = load_config()
     folder, model = paths.benchmark(domain, method, seed), config.base
-    label = f"benchmark@{domain}-{folder.name}"
+    label = stage_name(domain, folder.name, method in (None, CHAMPION))
     path: Path | None = None
     if method == CHAMPION:
         path = paths.champion(domain)

@@ -10,6 +10,7 @@ import yaml
 from dvc.repo import Repo
 
 from flows import paths
+from flows.benchmark import stage_name
 from flows.cli import StageName
 from raft_tasks.config import load_config
 from raft_tasks.registry import RELEASES, name_of, released
@@ -127,3 +128,10 @@ def test_dvc_can_read_the_graph():
     with Repo() as repo:
         names = {stage.addressing for stage in repo.index.stages}
     assert "distill@archive-raft-0" in names
+
+
+def test_progress_lines_of_a_benchmark_begin_with_its_stage():
+    names = {stage.addressing for stage in Repo(".").index.stages}
+    assert stage_name("archive", "base", True) in names
+    assert stage_name("archive", "raft-0", False) in names
+    assert stage_name("law", "champion", True).split("@")[0] in GRAPH
