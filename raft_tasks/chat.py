@@ -12,14 +12,19 @@ SmolLM3 with the system prompt "Be brief.", asked one question (shortened):
 
 Thinking is off, the date that some templates insert stands still, and the system prompt is the one that params.yaml
 gives the model. `text`s that come out are tokenized without adding special tokens: a template writes its own.
+
+A trained model carries all of this in its own template (`served_template`), so that servers, which know no settings of
+ours, show it the same prompts. One thing stays out: `defuse`, which cleans data before they reach a template.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from datetime import date
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raft_tasks.errors import InputError
@@ -45,6 +50,22 @@ THOUGHTS = "|".join(rf"{re.escape(start)}\s*{re.escape(end)}" for start, end in 
 EMPTY_THOUGHT = re.compile(rf"(?:{THOUGHTS})\s*$")
 
 
+PREAMBLE_END = "{# raft-refinery: the base model's template follows #}\n"  # trim_blocks drops that newline
+PREAMBLE = """\
+{{#- raft-refinery: prompts as this model was trained and measured with: {policy} -#}}
+{{%- set enable_thinking = false -%}}
+"""
+SYSTEM_PREAMBLE = """\
+{{%- set trained_system = {system} -%}}
+{{%- if messages and messages[0]['role'] == 'system' -%}}
+  {{%- set merged_turn = {{'role': 'system', 'content': trained_system + '\\n\\n' + messages[0]['content']}} -%}}
+  {{%- set messages = [merged_turn] + messages[1:] -%}}
+{{%- else -%}}
+  {{%- set messages = [{{'role': 'system', 'content': trained_system}}] + messages -%}}
+{{%- endif -%}}
+"""
+
+
 class ChatError(InputError):
     """A chat template, or a system prompt, that cannot be trained on."""
 
@@ -59,7 +80,8 @@ def render(
     """Messages through the chat template, as text, thinking switched off.
 
     Args:
-        system: the model's system prompt; stands before one that the messages bring along. None: the template's own.
+        system: the model's system prompt; stands before one that the messages bring along, and takes the place of one
+            that `served_template` wrote. None: the template's own.
         add_generation_prompt: end where the assistant begins to write.
         continue_final_message: end within the last message, which the assistant goes on with.
 
@@ -75,13 +97,15 @@ def render(
     turns = [{**turn, "content": defuse(tokenizer, turn["content"])} for turn in messages]
     if messages and messages[-1]["role"] == "assistant":
         turns[-1] = dict(messages[-1])  # what is learned is refused rather than changed
+    template = tokenizer.chat_template
     if system is not None:
+        template = template.partition(PREAMBLE_END)[2] or template
         extra = [turns.pop(0)["content"]] if turns and turns[0]["role"] == "system" else []
         turns.insert(0, {"role": "system", "content": "\n\n".join([system, *extra])})
     try:
         text = tokenizer.apply_chat_template(
             turns,
-            chat_template=undated(tokenizer.chat_template),
+            chat_template=undated(template),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
@@ -142,6 +166,31 @@ def undated(template: str) -> str:
             "from day to day; expected strftime_now('...'). Write the format, or a date, into the template"
         )
     return frozen
+
+
+def served_template(template: str, system: str | None) -> str:
+    """A chat template that renders by itself, without any option, what `render` renders with `template` and `system`.
+
+    Thinking is off whatever a client asks for, the date stands still, and the system prompt comes first. It needs no
+    more than what real templates use, so that other implementations of Jinja read it too.
+
+    Raises:
+        ChatError: as `undated`.
+    """
+    if system is None and PREAMBLE_END in template:
+        return template  # with the system prompt that it has
+    policy = "thinking off, the date frozen" + ("" if system is None else ", the system prompt first")
+    preamble = PREAMBLE.format(policy=policy)
+    if system is not None:
+        preamble += SYSTEM_PREAMBLE.format(system=json.dumps(system, ensure_ascii=False))
+    return preamble + PREAMBLE_END + undated(template.partition(PREAMBLE_END)[2] or template)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, system: str | None, folder: Path) -> None:
+    """Write the tokenizer of a trained model, with the way of prompting in its chat template."""
+    text = served_template(str(tokenizer.chat_template), system)
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(text, encoding="utf-8", newline="\n")
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, system: str | None, message: str) -> list[int]:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raft_tasks.chat import save_tokenizer
 from raft_tasks.config import Merge, Model
 from raft_tasks.model_loading import load_model, quiet
 from raft_tasks.training.divergence import relative_distance
@@ -149,7 +150,7 @@ class Merger:
         with quiet():
             self.network.to(getattr(torch, self.settings.dtype)).save_pretrained(folder)
             self.network.to(torch.float32)
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, self.settings.system, folder)
         return distance
 
 

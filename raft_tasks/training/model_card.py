@@ -56,8 +56,9 @@ Not measured by training. The benchmark stage writes them beside this folder, th
 
 ## Use
 
-Ask as a user turn through the chat template that the tokenizer carries; the model ends its turn with its own
-end-of-turn token. It was trained with thinking switched off.
+Ask as a user turn through the chat template that the tokenizer carries: it renders, without any option, the prompts
+that the model was trained and measured with. The system prompt above comes first, thinking is off, the date stands
+still. The model ends its turn with its own end-of-turn token.
 """
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from raft_tasks.chat import stop_ids
+from raft_tasks.chat import save_tokenizer, stop_ids
 from raft_tasks.model_loading import load_model, quiet
 from raft_tasks.training.adapters import STUDENT
 from raft_tasks.training.checkpoints import last_complete
@@ -103,6 +103,6 @@ def save_model(student: Any, job: TrainingJob, data: TrainingData) -> tuple[Any,
         generation = student.generation_config
         generation.eos_token_id = stop_ids(data.tokenizer, generation.eos_token_id)  # where it stops for other users
         student.to(getattr(torch, job.model.dtype)).save_pretrained(folder)
-    data.tokenizer.save_pretrained(folder)
+    save_tokenizer(data.tokenizer, job.model.system, folder)
     (folder / "README.md").write_text(model_card(job, data), encoding="utf-8")
     return student, distance

@@ -24,8 +24,9 @@ from trainer_runs import (
 )
 from transformers.utils import logging as transformers_logging
 
+from raft_tasks.chat import served_template
 from raft_tasks.errors import InputError
-from raft_tasks.model_loading import load_model
+from raft_tasks.model_loading import load_model, load_tokenizer
 from raft_tasks.training.conversations import Encoder, end_of_turn
 from raft_tasks.training.step_metrics import COLUMNS
 
@@ -155,7 +156,7 @@ def test_every_method_trains_and_leaves_a_model_that_loads(tiny_model, tmp_path,
     network, tokenizer = load_model(
         tiny_model.model_copy(update={"path": str(tmp_path / "output/model")}), torch.float32
     )
-    assert tokenizer.chat_template
+    assert tokenizer.chat_template == served_template(load_tokenizer(tiny_model).chat_template, tiny_model.system)
     assert network.config.use_cache
     assert network.config.tie_word_embeddings
     card = (tmp_path / "output" / "model" / "README.md").read_text()

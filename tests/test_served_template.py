@@ -1,0 +1,119 @@
+"""The chat template that a trained model carries: by itself it renders what training and benchmarks rendered."""
+
+import re
+
+import pytest
+from chat_models import FORMATS, chat_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+from transformers.utils import chat_template_utils
+
+from raft_tasks.chat import PREAMBLE_END, ChatError, render, save_tokenizer, served_template
+
+SMOLLM2 = (  # a system turn of its own, where the messages bring none
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
+    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+GEMMA = (  # no system turn
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% for message in messages %}{% if message['role'] == 'assistant' %}{% set role = 'model' %}"
+    "{% else %}{% set role = message['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+FIRST_LINES = "\n \n  {% set a = 1 %}\n  {{ a }}" + SMOLLM2  # white space that trimming may not touch
+TEMPLATES = {name: (name, form.template) for name, form in FORMATS.items()} | {
+    "smollm2": ("qwen3", SMOLLM2),
+    "gemma": ("llama", GEMMA),
+    "first lines": ("qwen3", FIRST_LINES),
+}
+QUESTION = {"role": "user", "content": "What is 5 mg?"}
+CONVERSATIONS = {
+    "one turn": [QUESTION],
+    "system": [{"role": "system", "content": "Reply in one word."}, QUESTION],
+    "several turns": [QUESTION, {"role": "assistant", "content": "A dose."}, {"role": "user", "content": "Of what?"}],
+}
+TOLD = 'Say "it\'s {{ x }}" \\ {% raw %}\nas a clerk — ☃ 🦜 <b>\t.'
+
+
+def tokenizer_of(name):
+    form, template = TEMPLATES[name]
+    tokenizer = chat_tokenizer(form)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture(autouse=True)
+def no_clock(monkeypatch):
+    class Clock:
+        @staticmethod
+        def now():
+            raise AssertionError("a prompt asked for today's date")
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+
+
+@pytest.mark.parametrize("system", [None, "Be brief.", TOLD])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_transformers_alone_renders_the_trained_prompts(name, system, tmp_path):
+    tokenizer = tokenizer_of(name)
+    save_tokenizer(tokenizer, system, tmp_path)
+    served = AutoTokenizer.from_pretrained(tmp_path)
+    refused = 0
+    for messages in CONVERSATIONS.values():
+        try:
+            text = render(tokenizer, system, messages, add_generation_prompt=True)
+        except ChatError:
+            refused += 1
+            with pytest.raises(Exception, match="System role not supported"):
+                served.apply_chat_template(messages, add_generation_prompt=True)
+            continue
+        for options in ({}, {"enable_thinking": True}):
+            shown = served.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, **options)
+            assert shown["input_ids"] == tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert text.count(system or "no system prompt") == (system is not None)
+    assert refused == ((3 if system else 1) if name == "gemma" else 0)
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "gemma"])
+def test_training_and_benchmarks_render_a_trained_model_as_its_base(name, system):
+    base, trained = tokenizer_of(name), tokenizer_of(name)
+    trained.chat_template = served_template(base.chat_template, system)
+    for messages in CONVERSATIONS.values():
+        assert render(trained, system, messages, True) == render(base, system, messages, True)
+        # None is the template's own system prompt, another one takes its place
+        assert render(trained, None, messages, True) == render(base, system, messages, True)
+        assert render(trained, "Be rude.", messages, True) == render(base, "Be rude.", messages, True)
+    assert served_template(trained.chat_template, system) == trained.chat_template
+    assert served_template(trained.chat_template, None) == trained.chat_template
+    assert served_template(trained.chat_template, "Be rude.") == served_template(base.chat_template, "Be rude.")
+    assert trained.chat_template.count(PREAMBLE_END) == 1
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30))
+def test_every_system_prompt_survives_being_written_into_a_template(system):
+    tokenizer = tokenizer_of("phi")
+    expected = render(tokenizer, system, CONVERSATIONS["system"], add_generation_prompt=True)
+    tokenizer.chat_template = served_template(tokenizer.chat_template, system)
+    turns = CONVERSATIONS["system"]
+    assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == expected
+
+
+def test_the_template_needs_no_more_than_plain_jinja():
+    text = served_template(TEMPLATES["llama"][1], "Be brief.").partition(PREAMBLE_END)[0]
+    assert set(re.findall(r"\{%-? (\w+)", text)) <= {"set", "if", "else", "endif"}
+    assert "namespace" not in text
+    assert "|" not in text
+
+
+def test_a_date_that_cannot_be_frozen_is_refused_before_anything_is_written(tmp_path):
+    tokenizer = tokenizer_of("smollm2")
+    tokenizer.chat_template = "{% set form = '%d' %}{{ strftime_now(form) }}" + SMOLLM2
+    with pytest.raises(ChatError, match="its prompts would change from day to day"):
+        save_tokenizer(tokenizer, None, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
