@@ -34,6 +34,10 @@ class Benchmark(Section):
     max_tokens: dict[str, PositiveInt] = key(
         {}, "task -> tokens of a generated answer, at most; others as the task says"
     )
+    plain_text: list[str] = key(
+        ["hellaswag", "lambada_openai", "openbookqa", "piqa", "winogrande"],
+        "tasks of `tasks` whose prompts are texts to go on with: scored without the chat template",
+    )
     data: dict[str, BenchmarkData] = key({}, "data set -> where it comes from; known tasks have a pinned default")
     batch_size: PositiveInt = key(32, "items generated together")
     max_new_tokens: PositiveInt = key(1024, "tokens of an answer to the domain's questions, at most")

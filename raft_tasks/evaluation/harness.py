@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
@@ -75,7 +76,7 @@ class Suite:
 def evaluate(
     model: Model, suite: Suite, progress: Callable[[int, int], None] | None = None
 ) -> tuple[BenchmarkScores, list[ItemResult]]:
-    """Score one model on the domain's held-out rows and on `settings.tasks`, chat template applied, thinking off.
+    """Score one model on the domain's held-out rows and on `settings.tasks`; chat template applied, thinking off.
 
     Args:
         model: the folder or pinned hub id, the dtype of the weights, the system prompt.
@@ -145,12 +146,19 @@ def _load_suite(suite: Suite, work: Path) -> _Tasks:
             _set_few_shot(name, task, settings.few_shot.get(name))
             if name in settings.max_tokens:
                 task.set_config("generation_kwargs", {"max_gen_toks": settings.max_tokens[name]}, update=True)
+            if name in settings.plain_text:
+                task.build_all_requests = partial(_build_plain, task.build_all_requests)
             count = min(settings.limit.get(name, len(task.eval_docs)), len(task.eval_docs))
             if name in settings.limit:
                 tasks.samples[task_name] = draw_items(len(task.eval_docs), count)
             tasks.total += count
     check_ifeval(tasks.loaded["tasks"].values())
     return tasks
+
+
+def _build_plain(build: Callable[..., None], **options: Any) -> None:
+    """lm-eval's requests of a task, without the chat template that its `evaluate` asks for."""
+    build(**{**options, "apply_chat_template": False, "fewshot_as_multiturn": False, "chat_template": None})
 
 
 def draw_items(items: int, count: int) -> list[int]:

@@ -290,3 +290,15 @@ def splitter_is_there():
     except LookupError:
         return False
     return True
+
+
+def test_texts_to_go_on_with_are_scored_without_the_chat_template(model, mmlu):
+    asked_for = ["mmlu_anatomy", "mmlu_astronomy"]
+    settings = asked(asked_for, mmlu, plain_text=["mmlu_anatomy"])
+    items = evaluate(model, Suite("d", [ROW], settings, NO_TASKS))[1]
+    chat = evaluate(model, Suite("d", [ROW], asked(asked_for, mmlu), NO_TASKS))[1]
+    prompts = {task: [row.prompt for row in items if row.task == task] for task in asked_for}
+    templated = {task: [row.prompt for row in chat if row.task == task] for task in asked_for}
+    assert prompts["mmlu_astronomy"] == templated["mmlu_astronomy"]
+    assert all(prompt.startswith("The following are") for prompt in prompts["mmlu_anatomy"])
+    assert all(prompt.startswith("<start> system The following are") for prompt in templated["mmlu_anatomy"])
