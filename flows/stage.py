@@ -105,6 +105,7 @@ class Progress:
     def __init__(self, label: str, total: int, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.started = self.printed = time.monotonic()
+        self.origin: tuple[float, int] = (self.started, 0)  # a resumed training begins with steps of an earlier run
         self.terminal = sys.stdout.isatty()
 
     def __call__(self, done: int, total: int | None = None, shown: str = "") -> None:
@@ -113,7 +114,10 @@ class Progress:
         if not self.due(done):
             return
         self.printed = now = time.monotonic()
-        left = f", about {(now - self.started) / done * (self.total - done):.0f} s left" if done else ""
+        began, before = self.origin
+        left = f", about {(now - began) / (done - before) * (self.total - done):.0f} s left" if done > before else ""
+        if self.origin == (self.started, 0):
+            self.origin = (now, done)
         text = f"{done}/{self.total} {self.unit}{left}{shown and '; '}{shown}"
         if not self.terminal:
             print(f"{self.label}: {text}", flush=True)

@@ -77,6 +77,15 @@ def test_progress_is_lines_in_a_log_and_one_line_on_a_terminal(monkeypatch, caps
         assert out == "distill@a: 1/4 steps, about 0 s left; loss 2.5\ndistill@a: 4/4 steps, about 0 s left\n"
 
 
+def test_what_an_earlier_run_has_done_is_no_speed_of_this_one(monkeypatch, capsys):
+    clock = iter([0.0, 60.0, 60.0, 120.0, 120.0])
+    monkeypatch.setattr(stage.time, "monotonic", lambda: next(clock))
+    progress = stage.Progress("distill@a", 32, "steps")
+    progress(11)
+    progress(12)
+    assert capsys.readouterr().out.endswith("distill@a: 12/32 steps, about 1200 s left\n")
+
+
 class StoppedStage:
     """A stage's flow that a signal stops."""
 

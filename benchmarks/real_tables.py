@@ -1,0 +1,59 @@
+"""The tables of docs/studies/real-model.md, from benchmarks/studies/real-model.jsonl (benchmarks/real_outcomes.py).
+
+    python benchmarks/real_tables.py
+
+Percent right; in parentheses the 95 % interval of the paired difference to the base, item by item (bootstrap, 10,000
+resamples of the items; seeds of a method are averaged per item first).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+OUTCOMES = Path(__file__).parent / "studies" / "real-model.jsonl"
+ORDER = ["base", "sft", "fused_sft", "raft", "fused_sft_anchored", "raft_anchored"]
+
+Outcomes = dict[str, dict[str, list[NDArray[np.float64]]]]  # method -> task -> outcomes per seed
+
+
+def read(domain: str) -> Outcomes:
+    methods: Outcomes = defaultdict(lambda: defaultdict(list))
+    for row in map(json.loads, OUTCOMES.read_text(encoding="utf-8").splitlines()):
+        if row["domain"] == domain:
+            method = row["model"].rpartition("-")[0] or row["model"]
+            for task, marks in row["outcomes"].items():
+                methods[method][task].append(np.array([float(mark) for mark in marks]))
+    return methods
+
+
+def difference(ours: NDArray[np.float64], base: NDArray[np.float64]) -> str:
+    deltas = ours - base
+    draws = np.random.default_rng(0).choice(deltas, size=(10_000, len(deltas))).mean(axis=1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return f"{100 * deltas.mean():+.0f}, {100 * low:+.0f} to {100 * high:+.0f}"
+
+
+def main() -> None:
+    domains = sorted({json.loads(line)["domain"] for line in OUTCOMES.read_text(encoding="utf-8").splitlines()})
+    for domain in domains:
+        methods = read(domain)
+        tasks = list(methods["base"])
+        print(f"\n## {domain}\n\n| | seeds | {' | '.join(tasks)} |\n|---|---:|{'---:|' * len(tasks)}")
+        items = " | ".join(str(len(methods["base"][task][0])) for task in tasks)
+        print(f"| items | | {items} |")
+        for method in sorted(methods, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
+            cells = []
+            for task in tasks:
+                mean = np.mean(methods[method][task], axis=0)
+                base = methods["base"][task][0]
+                cells.append(f"{100 * mean.mean():.0f}" + ("" if method == "base" else f" ({difference(mean, base)})"))
+            print(f"| `{method}` | {len(methods[method][tasks[0]])} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
