@@ -9,7 +9,7 @@ from flows import paths
 from flows.rows import ProgressReporter, enforce_failure_rate, map_chunks, open_pool
 from flows.task_cache import call_cached
 from raft_tasks.artifacts import atomic_folder, count_rows, iter_rows, read_rows, write_json, write_rows
-from raft_tasks.config import load_config
+from raft_tasks.config import DomainFuse, load_config
 from raft_tasks.fuse import failure, fuse_chunk, judge_labels, replay_pairs, summarize_judging, training_pairs
 from raft_tasks.schemas import Filtered, Fused, Labelled
 
@@ -17,7 +17,7 @@ from raft_tasks.schemas import Filtered, Fused, Labelled
 @flow
 def fuse(domain: str) -> None:
     config = load_config()
-    settings = config.fuse
+    settings = DomainFuse(**dict(config.fuse), checks=config.domains[domain].checks)
     filtered = paths.filtered(domain, config.run.rows)
     total, label = count_rows(filtered), f"fuse@{domain}"
     pool = open_pool(

@@ -107,12 +107,16 @@ class Stages:
             },
         )
         encoder = self.local(config.semantic_filter.encoder)
+        domains = {name: config.domains[name] for name in config.run.domains}
+        by_domain = {name: resolved(domain)["checks"] for name, domain in domains.items() if domain.checks}
+        checks = {"checks": by_domain} if by_domain else {}
         yield (
             "semantic_filter",
             {
                 "semantic_filter": resolved(config.semantic_filter),
                 "templates": template_digests(config.rewrite),
                 **encoder,
+                **checks,
             },
         )
         yield (
@@ -123,6 +127,7 @@ class Stages:
                 "templates": template_digests(config.fuse),
                 "calibration": self.calibration(config.fuse),
                 **self.local(config.fuse.encoder),
+                **checks,
                 "methods": {name: self.training_pairs(method) for name, method in self.methods.items()},
             },
         )

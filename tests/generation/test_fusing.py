@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from scripted import Scripted
 
-from raft_tasks.config import Fuse, PromptedCall
+from raft_tasks.config import Check, Fuse, PromptedCall
 from raft_tasks.generation.backend import Completion, Failure
 from raft_tasks.generation.encoding import SentenceEncoder
 from raft_tasks.generation.fusing import KEEPS_FAILING, QuorumLost, fuse
@@ -187,6 +187,15 @@ def test_a_veto_excludes_what_lost_a_fact(examples: list[Example]) -> None:
     assert [c.excluded for c in vetoed.candidates] == ["fidelity", "fidelity", None]
     (nothing,) = run([row], InTurn("Take it 0.0", "No 5 mg"), {"half": seen}, rounds=1, fidelity_veto=True)
     assert (nothing.fused, nothing.score, nothing.unfused) == ("Take 5 mg 0.0", None, "fidelity")
+
+
+def test_the_checks_of_a_domain_decide_the_veto_where_it_has_some(examples: list[Example]) -> None:
+    terse = examples[1].model_copy(update={"answer": "5402.31", "explanation": "chapter 54"})
+    checks = {"chapter": Check(patterns=[r"chapter (\d+)", r"\b(\d\d)\d\d\.\d\d"])}
+    settings = SETTINGS.model_copy(update={"rounds": 1, "fidelity_veto": True})
+    backend = InTurn("chapter 54 or chapter 55", "yarn of chapter 54")
+    (row,) = fuse([filtered(terse, "chapter 54")], backend, {"half": half}, settings, checks=checks)
+    assert [candidate.excluded for candidate in row.candidates] == [None, "fidelity", None]
 
 
 JUDGE = PromptedCall(model="qwen", template="judge.jinja", temperature=0.0, max_new_tokens=90, repairs=0)
