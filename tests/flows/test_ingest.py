@@ -15,7 +15,13 @@ def test_rows_end_in_shards_rejects_and_flags(tmp_path, prefect_api, clean_envir
     pairs = project / "data" / "archive" / "pairs.jsonl"
     row = json.loads(pairs.read_text().split("\n", 1)[0])
     bad = {**row, "id": "bad", "answer": " "}
-    private = {**row, "id": "private", "question": "Who knows more?", "answer": "Ask migin@example.org."}
+    private = {
+        **row,
+        "id": "private",
+        "question": "Who knows more?",
+        "answer": "Ask migin@example.org.",
+        "split": "test",
+    }
     with pairs.open("a") as out:
         out.write(json.dumps(bad) + "\n" + json.dumps(private) + "\n")
     (pairs.parent / "more.xlsx").write_text("no reader")
@@ -29,7 +35,8 @@ def test_rows_end_in_shards_rejects_and_flags(tmp_path, prefect_api, clean_envir
     assert done.returncode == 0, done.stderr
     folder = project / "artifacts" / "archive" / "examples"
     train = read_rows(folder / "train.parquet", Example)
-    assert [train[0].id, train[-1].id] == ["registry-0000", "private"]
+    assert train[0].id == "registry-0000"
+    assert read_rows(folder / "test.parquet", Example)[-1].id == "private"
     assert [reject.line for reject in read_rows(folder / "rejects.jsonl", Reject)] == [421]
     assert [flag.id for flag in read_rows(folder / "flags.jsonl", Flag)] == ["private"]
     assert "migin@" not in (folder / "flags.jsonl").read_text()
