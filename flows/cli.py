@@ -155,12 +155,29 @@ def compare(
 
 
 @app.command()
-def gate(domain: Domain) -> None:
-    """Print the gate's verdict on retrain.candidate; release nothing."""
-    from flows.stage import run_stage
+def gate(
+    domain: Annotated[str | None, typer.Argument(help="A domain of params.yaml.")] = None,
+    candidate: Annotated[str | None, typer.Option(help="Judge this model: FOLDER, NAME@REVISION, git:...")] = None,
+    base: Annotated[str | None, typer.Option(help="What it was trained from.")] = None,
+    champion: Annotated[str | None, typer.Option(help="What is in production.")] = None,
+    output: Annotated[Path, typer.Option(help="The folder for gate.json and comment.md.")] = paths.REPORTS / "gate",
+    replay: Annotated[Path | None, typer.Option(help="Judge again what this gate.json holds.")] = None,
+) -> None:
+    """Print the gate's verdict on retrain.candidate, or on --candidate.
 
-    check_names(domain)
-    run_stage("gate", domain)
+    It releases nothing. With --candidate and --base the models are measured here. With --replay nothing is measured,
+    and --candidate must be the folder that was judged. Then the exit code is 0: passed, 1: refused, 2: could not judge.
+    """
+    if domain is not None and candidate is None and base is None and replay is None:
+        from flows.stage import run_stage
+
+        check_names(domain)
+        run_stage("gate", domain)
+        return
+    from flows.gate import judge_for_ci
+
+    models = {"candidate": candidate, "base": base, "champion": champion}
+    raise typer.Exit(judge_for_ci(domain, {role: name for role, name in models.items() if name}, output, replay))
 
 
 @app.command()

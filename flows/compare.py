@@ -52,7 +52,7 @@ def compare(models: Models, domains: list[str], tasks: list[str], output: Path, 
         InputError: a model or the questions are missing, or a name is.
     """
     config = load_config()
-    suites = {domain: _suite(config, domain, tasks) for domain in domains}
+    suites = {domain: domain_suite(config, domain, tasks) for domain in domains}
     outcomes: dict[str, Outcomes] = {domain: {} for domain in domains}
     for name, seed, label in _labels(models):
         general: list[ItemResult] = []
@@ -92,7 +92,12 @@ def _labels(models: Models) -> Iterator[tuple[str, int, str]]:
             yield name, seed, name if len(seeds) == 1 else f"{name}-{seed}"
 
 
-def _suite(config: Config, domain: str, tasks: list[str]) -> Suite:
+def domain_suite(config: Config, domain: str, tasks: list[str]) -> Suite:
+    """The held-out questions of a domain, and general tasks.
+
+    Raises:
+        InputError: if the questions are not there.
+    """
     path = paths.split(domain, "test", config.run.rows)
     if not path.exists():
         raise InputError(f"--domain {domain}: {path} is not there; `dvc repro ingest@{domain}` or `dvc pull` makes it")
@@ -102,14 +107,18 @@ def _suite(config: Config, domain: str, tasks: list[str]) -> Suite:
 
 def _benchmark(source: str, label: str, suite: Suite, config: Config) -> Benchmarked:
     print(f"{label} ({source}): {suite.domain}", flush=True)
-    folders = [str(paths.ARTIFACTS / suite.domain / "runs" / "{}" / part) for part in ("merged/model", "model")]
     try:
-        with locate_model(source, folders, config.base) as model:
+        with locate_model(source, run_folders(suite.domain), config.base) as model:
             return Benchmarked(*evaluate(model, suite, Progress(f"{label}, {suite.domain}", 0, "items")))
     except OSError as error:
         raise InputError(
             f"{label}={source} cannot be loaded: {str(error)[:500]}; check the folder, or hub id and network"
         ) from error
+
+
+def run_folders(domain: str) -> list[str]:
+    """Where a revision keeps the models of its runs; "{}" stands for method and seed."""
+    return [str(paths.ARTIFACTS / domain / "runs" / "{}" / part) for part in ("merged/model", "model")]
 
 
 def _with_panel(domain: str, outcomes: Outcomes, models: Models, config: Config, output: Path) -> Outcomes:

@@ -1,8 +1,11 @@
 """The gate of a finished pipeline: check the candidate, interpolate a near miss, release what passed.
 
-`raft gate DOMAIN` only prints the verdict.
+`raft gate DOMAIN` only prints the verdict. `gate_models` judges models of any origin outside the service.
 """
 
+import sys
+import traceback
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,13 +17,18 @@ from prefect.input import RunInput
 
 from flows import paths
 from flows.benchmark import CHAMPION, suite_of
+from flows.compare import domain_suite, run_folders
 from flows.judge import judge_more
 from flows.stage import Progress
-from raft_tasks.artifacts import iter_rows, read_rows, write_json, write_rows
+from raft_tasks.artifacts import atomic_file, digest, iter_rows, read_rows, write_json, write_rows
 from raft_tasks.benchmark import benchmark_model, merge_model
+from raft_tasks.compare import locate_model
 from raft_tasks.config import Config, Interpolate, Model, load_config
 from raft_tasks.errors import InputError, OperationalError
-from raft_tasks.evaluation.gate import Measured, Verdict, check_candidate
+from raft_tasks.evaluation.evidence import NAME, Evidence, digest_model, replay, write_evidence
+from raft_tasks.evaluation.gate import Measured, Verdict
+from raft_tasks.evaluation.harness import Suite, evaluate
+from raft_tasks.evaluation.prompting import compare_prompts
 from raft_tasks.evaluation.verdicts import add_verdicts
 from raft_tasks.gate import fidelity_rate, measure, release, size_and_latency
 from raft_tasks.registry import champion, released
@@ -38,12 +46,12 @@ def gate_candidate(config: Config, domain: str) -> Verdict:
     Raises:
         InputError: if the pipeline has not run.
     """
-    verdict, model = find_verdict(config, domain)
+    verdict, model, evidence = find_verdict(config, domain)
     if verdict.promoted and config.gate.approval is not None:
         verdict = request_approval(verdict, config.gate.approval.timeout_hours)
     if verdict.promoted:
         card = (model / "README.md").read_text(encoding="utf-8")
-        release(model, f"{card}\n{_release_notes(verdict)}", released(domain))
+        release(model, f"{card}\n{_release_notes(verdict)}", evidence, verdict, released(domain))
     write_verdict(verdict)
     return verdict
 
@@ -77,8 +85,8 @@ def request_approval(verdict: Verdict, hours: float) -> Verdict:
     return verdict if answer.approve else replace(verdict, refused_by=answer.name)
 
 
-def find_verdict(config: Config, domain: str) -> tuple[Verdict, Path]:
-    """The verdict, and the folder of the model that it is about.
+def find_verdict(config: Config, domain: str) -> tuple[Verdict, Path, Evidence]:
+    """The verdict, the folder of the model that it is about, and what it rests on.
 
     A near miss is interpolated first as `gate.recover` says, and is benchmarked and checked again.
     """
@@ -86,13 +94,15 @@ def find_verdict(config: Config, domain: str) -> tuple[Verdict, Path]:
     trained = paths.trained(domain, candidate.method, candidate.seed)
     benchmark = paths.benchmark(domain, candidate.method, candidate.seed)
     votes = read_rows(paths.judged(domain) / "votes.jsonl", Judged) if domain in config.run.judged else None
-    verdict = _check(config, domain, trained, benchmark / "items.jsonl", votes)
+    evidence = _measure(config, domain, trained, benchmark / "items.jsonl", votes)
+    verdict = evidence.judge()
     if not verdict.near_miss or config.gate.recover is None:
-        return verdict, trained
+        return verdict, trained, evidence
     trained, items, coefficient = _interpolate(config, config.gate.recover, domain, trained)
     if votes is not None:
         votes = judge_more(f"gate@{domain}", benchmark.name, read_rows(items, ItemResult), votes, config)
-    return replace(_check(config, domain, trained, items, votes), coefficient=coefficient), trained
+    evidence = _measure(config, domain, trained, items, votes)
+    return replace(evidence.judge(), coefficient=coefficient), trained, evidence
 
 
 def write_verdict(verdict: Verdict) -> None:
@@ -111,8 +121,8 @@ def write_verdict(verdict: Verdict) -> None:
     )
 
 
-def _check(config: Config, domain: str, trained: Path, items: Path, votes: list[Judged] | None) -> Verdict:
-    """The verdict on the model in `trained`, whose outcomes are `items`; `votes`: a panel's, of a judged domain."""
+def _measure(config: Config, domain: str, trained: Path, items: Path, votes: list[Judged] | None) -> Evidence:
+    """What decides on the model in `trained`, whose outcomes are `items`; `votes`: a panel's, of a judged domain."""
     production, candidate = champion(Path(), domain), config.retrain.candidate
     folder = paths.benchmark(domain, candidate.method, candidate.seed)
     folders = {folder.name: folder, "base": paths.benchmark(domain, None, None)}
@@ -127,14 +137,33 @@ def _check(config: Config, domain: str, trained: Path, items: Path, votes: list[
     rows = {name: read_rows(path, ItemResult) for name, path in files.items()}
     if votes is not None:
         rows = {name: add_verdicts(rows[name], place.name, votes) for name, place in folders.items()}
-    measured = {name: measure(name, of_model) for name, of_model in rows.items()}
-    models = {folder.name: _model(config, trained), "base": config.base}
-    questions = [row.question for row in suite_of(config, domain, "test").rows][: config.gate.latency_items]
-    for name, (size, seconds) in size_and_latency(models, questions, config.benchmark.max_new_tokens).items():
+    models = {"candidate": _model(config, trained), "base": config.base}
+    measured = {"candidate": measure(folder.name, rows[folder.name]), "base": measure("base", rows["base"])}
+    if production is not None:
+        models["champion"] = _model(config, paths.champion(domain))
+        measured["champion"] = measure(str(production), rows[str(production)])
+    return _complete(config, suite_of(config, domain, "test"), models, measured)
+
+
+def _complete(config: Config, suite: Suite, models: dict[str, Model], measured: dict[str, Measured]) -> Evidence:
+    """The evidence on candidate, base and perhaps champion, whose items are measured: the rest is measured here."""
+    questions = [row.question for row in suite.rows][: config.gate.latency_items]
+    timed = {name: models[name] for name in ("candidate", "base")}
+    for name, (size, seconds) in size_and_latency(timed, questions, config.benchmark.max_new_tokens).items():
         measured[name] = replace(measured[name], bytes=size, seconds=seconds)
-    fidelity = fidelity_rate(iter_rows(paths.fused(domain, config.run.rows), Fused))
-    opponent: Measured | None = None if production is None else measured[str(production)]
-    return check_candidate(config.gate, domain, measured[folder.name], measured["base"], opponent, fidelity)
+    prompts = compare_prompts(models["candidate"], models["base"])
+    fused = paths.fused(suite.domain, config.run.rows)
+    inputs = {name: digest_model(model) for name, model in models.items()}
+    inputs["questions"] = {"rows": digest(suite.rows), "benchmark": digest(suite.settings.model_dump(mode="json"))}
+    return Evidence(
+        suite.domain,
+        config.gate,
+        replace(measured["candidate"], prompting=prompts),
+        measured["base"],
+        measured.get("champion"),
+        fidelity_rate(iter_rows(fused, Fused)) if fused.exists() else None,
+        inputs,
+    )
 
 
 def _interpolate(config: Config, after: Interpolate, domain: str, trained: Path) -> tuple[Path, Path, float]:
@@ -164,3 +193,74 @@ def gate(domain: str) -> None:
     if domain not in config.run.domains:
         raise InputError(f"got domain {domain!r}, expected one of run.domains: {config.run.domains}")
     print(find_verdict(config, domain)[0].markdown(), flush=True)
+
+
+def judge_for_ci(domain: str | None, models: dict[str, str], output: Path, replayed: Path | None) -> int:
+    """Print the verdict of `gate_models`, or of `replayed`; returns the exit code.
+
+    0: passed; 1: refused; 2: could not judge, by whatever went wrong.
+    """
+    try:
+        if replayed is not None:
+            folder = Path(models["candidate"]) if "candidate" in models else None
+            verdict = replay(replayed, folder)[1]
+        elif domain is None or not {"candidate", "base"} <= set(models):
+            raise InputError("expected a domain with --candidate and --base, or --replay FILE")
+        else:
+            verdict = gate_models(models, domain, output)
+    except (InputError, OperationalError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception:  # Python's own exit code for it would say refused
+        traceback.print_exc()
+        return 2
+    print(verdict.markdown(), flush=True)
+    return 0 if verdict.promoted else 2 if verdict.undecidable else 1
+
+
+def gate_models(sources: dict[str, str], domain: str, output: Path) -> Verdict:
+    """Measure and judge models of any origin, here and now; writes `output`/gate.json and `output`/comment.md.
+
+    Args:
+        sources: candidate, base and perhaps champion, each in a form of `raft compare`.
+
+    Raises:
+        InputError: a model, the domain or its held-out questions are not there.
+    """
+    config = load_config()
+    if domain not in config.domains:
+        raise InputError(f"got domain {domain!r}, expected one of params.yaml: {sorted(config.domains)}")
+    suite = domain_suite(config, domain, config.benchmark.tasks)
+    votes: list[Judged] = []
+    with ExitStack() as located:
+        folders = run_folders(domain)
+        models = {
+            role: located.enter_context(locate_model(source, folders, config.base)) for role, source in sources.items()
+        }
+        rows = {role: evaluate(model, suite, Progress(role, 0, "items"))[1] for role, model in models.items()}
+        if domain in config.run.judged:
+            for role, items in rows.items():
+                votes = judge_more(f"{role}, {domain}", role, items, votes, config)
+            rows = {role: add_verdicts(items, role, votes) for role, items in rows.items()}
+        names = sources | {"base": "base"}
+        measured = {role: measure(names[role], items) for role, items in rows.items()}
+        evidence = _complete(config, suite, models, measured)
+    verdict = evidence.judge()
+    write_evidence(output / NAME, evidence, verdict)
+    with atomic_file(output / "comment.md") as partial:
+        partial.write_text(comment(evidence, verdict), encoding="utf-8")
+    return verdict
+
+
+def comment(evidence: Evidence, verdict: Verdict) -> str:
+    """The verdict for a pull request, in Markdown."""
+    result = "passed" if verdict.promoted else "could not judge" if verdict.undecidable else "refused"
+    files = [
+        f"- {role}, `{name}`: `{value[:16]}`"
+        for role, digests in evidence.inputs.items()
+        for name, value in digests.items()
+        if role == "questions" or name.endswith((".safetensors", ".jinja")) or "revision" in digests
+    ]
+    title = f"### Gate of `{evidence.domain}`: {result}"
+    details = ["<details><summary>Inputs (SHA-256)</summary>", "", *files, "", "</details>"]
+    return "\n".join([title, "", verdict.markdown(), "", *details, ""])

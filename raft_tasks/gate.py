@@ -13,7 +13,8 @@ from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import config
 from raft_tasks.artifacts import atomic_folder
-from raft_tasks.evaluation.gate import Measured
+from raft_tasks.evaluation.evidence import NAME, Evidence, check_files, write_evidence
+from raft_tasks.evaluation.gate import Measured, Verdict
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.leakage import leak_rate
 from raft_tasks.generation.fidelity import lost_facts
@@ -38,7 +39,6 @@ def fidelity_rate(rows: Iterable[Fused]) -> float | None:
     return sum(faithful) / len(faithful) if faithful else None
 
 
-@task(cache_policy=NO_CACHE)
 def size_and_latency(
     models: dict[str, config.Model], questions: list[str], max_new_tokens: int
 ) -> dict[str, tuple[int, float]]:
@@ -62,10 +62,16 @@ def size_and_latency(
 
 
 @task(cache_policy=NO_CACHE)
-def release(model: Path, card: str, target: Path) -> None:
-    """Put the model, with its card, at `target` and under DVC."""
+def release(model: Path, card: str, evidence: Evidence, verdict: Verdict, target: Path) -> None:
+    """Put the model, with its card and what it was judged by, at `target` and under DVC.
+
+    Raises:
+        InputError: the model is not the one that was judged.
+    """
     with atomic_folder(target) as partial:
         shutil.copytree(model, partial, dirs_exist_ok=True)
+        check_files(evidence, partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
+        write_evidence(partial / NAME, evidence, verdict)
     with Repo() as repo:
         repo.add(str(target))

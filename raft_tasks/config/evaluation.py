@@ -100,7 +100,9 @@ class PromotionGate(Section):
     domain_margin: Share = key(0.05, "accuracy that the interval's lower end may be below the model in production")
     general_margin: Share = key(0.05, "accuracy that a general task may lose against the base")
     near_miss: Share = key(0.05, "accuracy beyond that margin which `recover` may give back")
-    min_fidelity: Share = key(0.9, "share of refined training answers that keep what their reference says, at least")
+    min_fidelity: Share | None = key(
+        0.9, "share of refined training answers that keep what their reference says, at least; null: not a rule"
+    )
     max_leaks: Share = key(0.01, "share of domain answers that mention a reference, beyond the base's")
     max_size_ratio: PositiveFloat = key(1.01, "bytes of the weights against the base")
     max_latency_ratio: PositiveFloat = key(2.0, "seconds per answer against the base, measured side by side")

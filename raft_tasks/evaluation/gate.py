@@ -7,6 +7,7 @@
                       The tasks share the error rate (Bonferroni; some task fails exactly if Holm's method finds one)
     general average   the same of the plain average of the tasks
     fidelity, leaks, size, latency    limits on what was measured
+    prompting         the candidate's folder alone shows the prompts of its training (evaluation/prompting.py)
 
 Answers that a panel has judged count as it says: of general tasks always, of the domain where `domain_metric` says so.
 Intervals are those of `statistics.difference`: over the items, clustered by source. A rule without evidence fails.
@@ -29,6 +30,7 @@ from raft_tasks.schemas import ItemResult
 
 Result = Literal["pass", "unproven", "near miss", "fail"]
 MAIN = "acc"  # the metric of a general task that decides, where no panel has judged it; without it, the first one
+UNKNOWN = "unknown"  # a rule's value where there is no evidence
 NAMED = 5  # sources that the evidence names
 
 
@@ -41,6 +43,7 @@ class Measured:
     bytes: int | None = None  # of its weights
     seconds: float | None = None  # of an answer, on the same machine and questions as the others
     leaks: float | None = None  # share of its domain answers that mention a reference
+    prompting: Mapping[str, str | None] | None = None  # by conversation where its prompts differ from its training's
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,12 @@ class Verdict:
     def harmful(self) -> bool:
         """Whether a rule is broken or a person said no; not where only proof is missing that the domain is as good."""
         return self.refused_by is not None or any(check.result in ("near miss", "fail") for check in self.checks)
+
+    @property
+    def undecidable(self) -> bool:
+        """Whether nothing is wrong but that some rules have no evidence."""
+        failed = [check for check in self.checks if check.result != "pass"]
+        return self.refused_by is None and bool(failed) and all(check.candidate == UNKNOWN for check in failed)
 
     @property
     def reason(self) -> str:
@@ -128,8 +137,9 @@ def check_candidate(
         _domain(rules, candidate, champion, base),
         *(_general(rules, [task], candidate, base, 1 - (1 - rules.confidence) / len(general)) for task in general),
         *([_general(rules, general, candidate, base, rules.confidence)] if len(general) > 1 else []),
-        _fidelity(rules, fidelity),
+        *([] if rules.min_fidelity is None else [_fidelity(rules.min_fidelity, fidelity)]),
         _leaks(rules, candidate, base),
+        _prompting(candidate),
         _ratio("size", "bytes of weights", candidate.bytes, base.bytes, rules.max_size_ratio),
         _ratio("latency", "seconds an answer", candidate.seconds, base.seconds, rules.max_latency_ratio),
     ]
@@ -142,7 +152,7 @@ def _domain(rules: PromotionGate, candidate: Measured, champion: Measured | None
     limit = f"at least {_points(margin)} against {other.name}, with {rules.confidence:.0%} confidence"
     change = _difference(rules, [DOMAIN_TASK], candidate, other, rules.confidence)
     if isinstance(change, str):
-        return Check("domain", "unknown", limit, change, "fail")
+        return Check("domain", UNKNOWN, limit, change, "fail")
     low, high = -1.0 if change.low is None else change.low, 1.0 if change.high is None else change.high
     result: Result = "unproven" if high >= 0 else "fail"
     if low >= margin if champion else low > 0:
@@ -155,7 +165,7 @@ def _general(rules: PromotionGate, tasks: list[str], candidate: Measured, base: 
     limit = f"not significantly below {_points(-rules.general_margin)} against {base.name} ({confidence:.2%} interval)"
     change = _difference(rules, tasks, candidate, base, confidence)
     if isinstance(change, str):
-        return Check(name, "unknown", limit, change, "fail")
+        return Check(name, UNKNOWN, limit, change, "fail")
     result: Result = "pass"
     if (1.0 if change.high is None else change.high) < -rules.general_margin:
         result = "near miss" if change.estimate >= -rules.general_margin - rules.near_miss else "fail"
@@ -163,11 +173,11 @@ def _general(rules: PromotionGate, tasks: list[str], candidate: Measured, base: 
     return Check(name, _interval(change), limit, evidence, result)
 
 
-def _fidelity(rules: PromotionGate, fidelity: float | None) -> Check:
-    limit = f"at least {rules.min_fidelity:.0%}"
+def _fidelity(least: float, fidelity: float | None) -> Check:
+    limit = f"at least {least:.0%}"
     if fidelity is None:
-        return Check("fidelity", "unknown", limit, "no refined rows were given", "fail")
-    result: Result = "pass" if fidelity >= rules.min_fidelity else "fail"
+        return Check("fidelity", UNKNOWN, limit, "no refined rows were given", "fail")
+    result: Result = "pass" if fidelity >= least else "fail"
     return Check(
         "fidelity", f"{fidelity:.1%}", limit, "refined answers that keep every fact of their reference", result
     )
@@ -176,16 +186,27 @@ def _fidelity(rules: PromotionGate, fidelity: float | None) -> Check:
 def _leaks(rules: PromotionGate, candidate: Measured, base: Measured) -> Check:
     limit = f"at most {_points(rules.max_leaks)} above {base.name}"
     if candidate.leaks is None or base.leaks is None:
-        return Check("leaks", "unknown", limit, "no answers were given", "fail")
+        return Check("leaks", UNKNOWN, limit, "no answers were given", "fail")
     result: Result = "pass" if candidate.leaks - base.leaks <= rules.max_leaks else "fail"
     evidence = f"domain answers that mention a reference; {base.name} {base.leaks:.1%}"
     return Check("leaks", f"{candidate.leaks:.1%}", limit, evidence, result)
 
 
+def _prompting(candidate: Measured) -> Check:
+    limit = "the folder alone gives the token ids of training"
+    if candidate.prompting is None:
+        return Check("prompting", UNKNOWN, limit, "no prompts were compared", "fail")
+    differences = [f"{name}: {difference}" for name, difference in candidate.prompting.items() if difference]
+    equal = len(candidate.prompting) - len(differences)
+    evidence = "; ".join(differences) or ", ".join(candidate.prompting)
+    shown = f"{equal} of {len(candidate.prompting)} conversations equal"
+    return Check("prompting", shown, limit, evidence, "fail" if differences else "pass")
+
+
 def _ratio(rule: str, unit: str, candidate: float | None, base: float | None, limit: float) -> Check:
     shown = f"at most {limit:g} times the base's"
     if not candidate or not base:
-        return Check(rule, "unknown", shown, f"{unit} were not measured", "fail")
+        return Check(rule, UNKNOWN, shown, f"{unit} were not measured", "fail")
     result: Result = "pass" if candidate / base <= limit else "fail"
     return Check(rule, f"{candidate / base:.2f} times", shown, f"{unit}: {candidate:.6g} against {base:.6g}", result)
 

@@ -29,7 +29,7 @@ def outcomes(task, right, count=200):
 
 def model(name, domain=190, recall=190, instructions=190, **facts):
     items = {"domain": domain, "recall": recall, "instructions": instructions}
-    facts = {"bytes": 1000, "seconds": 0.1, "leaks": 0.0, **facts}
+    facts = {"bytes": 1000, "seconds": 0.1, "leaks": 0.0, "prompting": {"one turn": None}, **facts}
     return Measured(name, {task: outcomes(task, right) for task, right in items.items()}, **facts)
 
 
@@ -51,6 +51,7 @@ def test_a_good_candidate_passes_every_rule():
         "general average",
         "fidelity",
         "leaks",
+        "prompting",
         "size",
         "latency",
     ]
@@ -105,7 +106,9 @@ def test_forgetting_beyond_the_margin_is_refused_a_little_of_it_is_a_near_miss(r
         ({"bytes": 1100}, 0.99, "size"),
         ({"seconds": 0.3}, 0.99, "latency"),
         ({}, 0.5, "fidelity"),
+        ({"prompting": {"one turn": None, "system turn": "token 3 is 'a', in training 'b'"}}, 0.99, "prompting"),
         ({"leaks": None}, 0.99, "leaks"),
+        ({"prompting": None}, 0.99, "prompting"),
         ({"bytes": None}, 0.99, "size"),
         ({"seconds": None}, 0.99, "latency"),
         ({}, None, "fidelity"),
@@ -115,7 +118,27 @@ def test_every_limit_is_kept_and_missing_evidence_is_no_evidence(facts, fidelity
     verdict = check_candidate(RULES, "archive", model("raft-0", **facts), BASE, CHAMPION, fidelity)
     assert [one.rule for one in verdict.checks if one.result != "pass"] == [rule]
     missing = fidelity is None or None in facts.values()
-    assert (check(verdict, rule).candidate == "unknown") == missing
+    assert (check(verdict, rule).candidate == "unknown") == verdict.undecidable == missing
+
+
+def test_different_prompts_are_shown():
+    facts = {"prompting": {"one turn": None, "system turn": "token 3 is 'a', in training 'b'"}}
+    found = check(check_candidate(RULES, "archive", model("raft-0", **facts), BASE, CHAMPION, 0.99), "prompting")
+    assert (found.candidate, found.result) == ("1 of 2 conversations equal", "fail")
+    assert found.evidence == "system turn: token 3 is 'a', in training 'b'"
+
+
+def test_what_is_refused_for_another_reason_too_is_not_undecidable():
+    verdict = check_candidate(RULES, "archive", model("raft-0", leaks=0.5), BASE, CHAMPION, fidelity=None)
+    assert [one.rule for one in verdict.checks if one.result == "fail"] == ["fidelity", "leaks"]
+    assert not verdict.undecidable
+
+
+def test_fidelity_is_no_rule_where_params_say_so():
+    rules = RULES.model_copy(update={"min_fidelity": None})
+    verdict = check_candidate(rules, "archive", model("raft-0"), BASE, CHAMPION, fidelity=None)
+    assert verdict.promoted
+    assert "fidelity" not in [one.rule for one in verdict.checks]
 
 
 def test_other_items_or_none_are_no_evidence():

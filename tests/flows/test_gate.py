@@ -1,11 +1,13 @@
 """The gate on artifacts like a pipeline's, with a real model: verdict, recovery of a near miss, release."""
 
+import hashlib
 import json
 import shutil
 import subprocess
 import threading
 import time
 from contextvars import copy_context
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,7 +20,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
 
 from flows import paths
-from flows.gate import ApprovalTimeout, gate_candidate, request_approval
+from flows.gate import ApprovalTimeout, gate_candidate, judge_for_ci, request_approval
 from raft_tasks.artifacts import write_rows
 from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
@@ -101,6 +103,10 @@ def test_a_candidate_that_passed_is_released_with_its_verdict(judged, project):
     kept = json.loads((project / "releases/archive.json").read_text())
     assert (kept["promoted"], kept["candidate"], kept["champion"]) == (True, "raft-0", None)
     assert [row["result"] for row in kept["checks"]] == ["pass"] * len(verdict.checks)
+    again = {"candidate": "releases/archive"}
+    assert judge_for_ci(None, again, project, project / "releases/archive/gate.json") == 0
+    (project / "releases/archive/chat_template.jinja").write_text("{{ messages }}")
+    assert judge_for_ci(None, again, project, project / "releases/archive/gate.json") == 2
 
 
 def test_a_refused_candidate_leaves_no_release(judged, project):
@@ -118,6 +124,48 @@ def test_a_near_miss_is_interpolated_benchmarked_and_judged_again(judged, projec
     assert next(one.rule for one in verdict.checks if one.result == "fail") == "domain"
     assert "interpolated to" in verdict.reason
     assert (paths.near_miss(DOMAIN) / "items.jsonl").exists()
+
+
+MODELS = {"candidate": "artifacts/archive/runs/raft-0/model", "base": "models/pocket-base"}
+
+
+@pytest.mark.parametrize(
+    ("domain", "general", "fused", "code", "title"),
+    [
+        (110, 120, True, 0, "passed"),
+        (110, 20, True, 1, "refused"),
+        (110, 120, False, 2, "could not judge"),
+        (0, 120, False, 1, "refused"),
+    ],
+)
+def test_exit_code_comment_and_evidence_outside_the_service(project, monkeypatch, domain, general, fused, code, title):
+    outcomes = {MODELS["base"]: items(0, 120), MODELS["candidate"]: items(domain, general)}
+    monkeypatch.setattr("flows.gate.evaluate", lambda model, suite, progress: ({}, outcomes[model.path]))
+    if not fused:
+        paths.fused(DOMAIN, "jsonl").unlink()
+    assert judge_for_ci(DOMAIN, MODELS, Path("out"), None) == code
+    comment = Path("out/comment.md").read_text()
+    assert comment.startswith(f"### Gate of `archive`: {title}\n")
+    weights = hashlib.sha256(Path("models/pocket-base/model.safetensors").read_bytes()).hexdigest()
+    assert f"- candidate, `model.safetensors`: `{weights[:16]}`" in comment
+    shutil.rmtree(MODELS["candidate"])
+    assert judge_for_ci(None, {}, Path("out"), Path("out/gate.json")) == code
+
+
+def test_what_goes_wrong_is_not_a_refusal(project, monkeypatch, capsys):
+    assert judge_for_ci(DOMAIN, {"candidate": "nowhere", "base": MODELS["base"]}, Path("out"), None) == 2
+    assert "got 'nowhere', expected a folder with a model" in capsys.readouterr().err
+    assert judge_for_ci("law", MODELS, Path("out"), None) == 2
+    assert judge_for_ci(DOMAIN, {"candidate": MODELS["candidate"]}, Path("out"), None) == 2
+    assert "expected a domain with --candidate and --base" in capsys.readouterr().err
+
+    def fail(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("flows.gate.evaluate", fail)
+    assert judge_for_ci(DOMAIN, MODELS, Path("out"), None) == 2
+    assert "RuntimeError: a bug" in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 def vote(model, item, right):

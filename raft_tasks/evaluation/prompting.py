@@ -1,0 +1,67 @@
+"""Does a model's folder, by itself, show the prompts that the model was trained with?
+
+Transformers alone renders the folder's chat template, without options, as a server does. The measure is what training
+renders with the base's template. Token ids are compared.
+"""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from raft_tasks.chat import ChatError, Messages, render
+from raft_tasks.config import Model
+from raft_tasks.model_loading import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+QUESTION = {"role": "user", "content": "What is the dose?"}
+CONVERSATIONS: dict[str, Messages] = {
+    "one turn": [QUESTION],
+    "system turn": [{"role": "system", "content": "Reply in one word."}, QUESTION],
+    "several turns": [
+        QUESTION,
+        {"role": "assistant", "content": "It is 5 mg."},
+        {"role": "user", "content": "How often?\n"},
+    ],
+}
+
+
+def compare_prompts(model: Model, base: Model) -> dict[str, str | None]:
+    """{conversation: None where the token ids are equal, else their first difference}.
+
+    Args:
+        base: what `model` was trained from, with the system prompt of its training.
+
+    Raises:
+        ModelError: one of the two tokenizers cannot be loaded.
+    """
+    served, trained = load_tokenizer(model), load_tokenizer(base)
+    return {name: _first_difference(served, trained, base.system, messages) for name, messages in CONVERSATIONS.items()}
+
+
+def _first_difference(
+    served: PreTrainedTokenizerBase, trained: PreTrainedTokenizerBase, system: str | None, messages: Messages
+) -> str | None:
+    from jinja2 import TemplateError
+
+    expected: list[int] | None = None
+    try:
+        text = render(trained, system, messages, add_generation_prompt=True)
+        expected = list(trained(text, add_special_tokens=False)["input_ids"])
+    except ChatError:  # so must the folder's template refuse them
+        pass
+    turns = [dict(turn) for turn in messages]
+    try:
+        encoded: Any = served.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=True)
+    except (TemplateError, TypeError, ValueError) as error:
+        return None if expected is None else f"the folder's template refuses it: {error}"
+    if expected is None:
+        return "training's template refuses it, the folder's does not"
+    for position, (got, wanted) in enumerate(zip_longest(encoded["input_ids"], expected)):
+        if got != wanted:
+            shown = [repr(tokenizer.decode([id])) if id is not None else "the end"
+                     for tokenizer, id in ((served, got), (trained, wanted))]  # fmt: skip
+            return f"token {position} is {shown[0]}, in training {shown[1]}"
+    return None
