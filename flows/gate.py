@@ -161,7 +161,7 @@ def _complete(config: Config, suite: Suite, models: dict[str, Model], measured: 
         replace(measured["candidate"], prompting=prompts),
         measured["base"],
         measured.get("champion"),
-        fidelity_rate(iter_rows(fused, Fused)) if fused.exists() else None,
+        fidelity_rate(iter_rows(fused, Fused), config.domains[suite.domain].checks) if fused.exists() else None,
         inputs,
     )
 

@@ -13,11 +13,12 @@ from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import config
 from raft_tasks.artifacts import atomic_folder
+from raft_tasks.checks import Checks
 from raft_tasks.evaluation.evidence import NAME, Evidence, check_files, write_evidence
 from raft_tasks.evaluation.gate import Measured, Verdict
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.leakage import leak_rate
-from raft_tasks.generation.fidelity import lost_facts
+from raft_tasks.generation.fidelity import lost_from
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Fused, ItemResult
@@ -33,9 +34,9 @@ def measure(name: str, items: list[ItemResult]) -> Measured:
     return Measured(name, by_task, leaks=leak_rate([row.answer for row in by_task[DOMAIN_TASK]]))
 
 
-def fidelity_rate(rows: Iterable[Fused]) -> float | None:
-    """Share of the answers that keep every number, unit, date, name and negation of their reference."""
-    faithful = [not lost_facts(row.answer, row.fused) for row in rows]
+def fidelity_rate(rows: Iterable[Fused], checks: Checks) -> float | None:
+    """Share of the answers that lose nothing of their reference, by the domain's checks or by the rules on facts."""
+    faithful = [row.fused == row.answer or not lost_from(row, row.fused, checks) for row in rows]
     return sum(faithful) / len(faithful) if faithful else None
 
 
