@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raft_tasks.config import PromptedCall, load_config
+from raft_tasks.config import DomainFuse, PromptedCall, load_config
 from raft_tasks.fuse import fuse_chunk, judge_labels, summarize_judging
 from raft_tasks.schemas import Candidate, Filtered, Fused, Labelled
 
@@ -90,7 +90,7 @@ def test_rows_are_fused_and_judged_by_models_through_the_calls():
         id="a", domain="d", question="How much?", answer="5 mg.", source="s", split="train", rewritten="Take 5 mg.",
         similarity=0.9, passed=True, lost=[], chosen="Take 5 mg.", fallback=None,
     )  # fmt: skip
-    (fused,) = fuse_chunk([row], settings(), Pool(Scripted(say)))
+    (fused,) = fuse_chunk([row], DomainFuse(**dict(settings())), Pool(Scripted(say)))
     assert (fused.fused, fused.score) == ("Take 5 mg, now.", 0.95)
     assert fused.candidates[0].scores == {"fidelity": 1.0, "qwen": 0.4}
     assert fused.candidates[1].reasons == {"qwen": "read Take 5 mg, now."}
