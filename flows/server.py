@@ -18,7 +18,7 @@ from flows.environment import HEALTHY, PIPELINE_PID, ask_server, find_server
 from raft_tasks.errors import OperationalError
 from raft_tasks.proxies import proxy_note
 
-START_SECONDS = 90
+START_SECONDS = 240
 
 
 def free_port() -> int:
