@@ -65,11 +65,11 @@ def test_rows_become_examples(tmp_path: Path) -> None:
     assert [example.model_dump() for example in examples] == [
         {
             "id": "one", "domain": "numbers", "question": "What is one?", "answer": "One :: 1", "source": "s1",
-            "split": "train", "expected": ["1"], "details": ["uno"],
+            "split": "train", "expected": ["1"], "details": ["uno"], "explanation": "",
         },
         {
             "id": "2", "domain": "numbers", "question": "What is two?", "answer": "Two :: 2", "source": "s2",
-            "split": "test", "expected": [], "details": [],
+            "split": "test", "expected": [], "details": [], "explanation": "",
         },
     ]  # fmt: skip
 
