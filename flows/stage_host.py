@@ -252,12 +252,12 @@ def _reason_to_refuse(
     import warnings
     from importlib import import_module
 
+    if [request["folder"], request["code"]] != [os.getcwd(), __file__]:
+        return f"the host works in {os.getcwd()} with {__file__}"
     names = {*environment, *request["environment"]} - {*INDIVIDUAL}
     differing = sorted(name for name in names if environment.get(name) != request["environment"].get(name))
     if differing:
         return f"{', '.join(differing)} of the environment differ from the host's"
-    if [request["folder"], request["code"]] != [os.getcwd(), __file__]:
-        return f"the host works in {os.getcwd()} with {__file__}"
     changed = [file for file, state in imported.items() if _state(file) != state]
     if changed:
         return f"{', '.join(sorted(changed))} changed since the host imported it"
