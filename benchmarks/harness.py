@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from measuring import machine, timed_in_turn
@@ -21,9 +21,13 @@ from measuring import machine, timed_in_turn
 from flows import paths
 from raft_tasks.artifacts import read_rows
 from raft_tasks.config import Benchmark, Model, load_config
-from raft_tasks.evaluation.harness import DOMAIN_TASK, Suite, evaluate, write_domain_task
+from raft_tasks.evaluation.harness import DOMAIN_TASK, Suite, draw_items, evaluate, write_domain_task
 from raft_tasks.evaluation.overlay import task_manager
+from raft_tasks.gguf import model_folder
 from raft_tasks.schemas import Example, ItemResult
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 REPEATS = 3
 Scores = dict[str, dict[str, float]]
@@ -35,46 +39,59 @@ def ours(model: Model, rows: list[Example], settings: Benchmark) -> tuple[Scores
 
 
 def by_hand(model: Model, rows: list[Example], settings: Benchmark) -> tuple[Scores, dict[str, list[Any]]]:
+    """Each task by itself: few-shot examples, items, template and the answers' bound are arguments of all tasks."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
+    scores: Scores = {}
+    samples: dict[str, list[Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        write_domain_task(work, Suite("domain", rows, settings, paths.BENCHMARK_TASKS))
+        suite = Suite("domain", rows, settings, paths.BENCHMARK_TASKS)
+        write_domain_task(work, suite)
         names = [DOMAIN_TASK, *settings.tasks]
-        manager = task_manager(names, [paths.BENCHMARK_TASKS, work], settings.data, work)
+        manager = task_manager(names, [paths.BENCHMARK_TASKS, work], settings.data, work, settings.few_shot)
         lm = HFLM(
-            pretrained=model.path,
+            pretrained=str(model_folder(model.path)),
             revision=model.revision or "main",
             dtype=model.dtype,
             batch_size=settings.batch_size,
             device="cuda" if torch.cuda.is_available() else "cpu",
             enable_thinking=False,
         )
-        found = lm_eval.simple_evaluate(
-            lm,
-            tasks=names,
-            task_manager=manager,
-            apply_chat_template=True,
-            fewshot_as_multiturn=True,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
-    scores = {
-        task: {
-            metric.removesuffix(",none"): float(value)
-            for metric, value in found["results"][task].items()
-            if "," in metric and "_stderr" not in metric and isinstance(value, int | float)
-        }
-        for task in names
-    }
-    return scores, found["samples"]
+        for name in names:
+            plain = name in settings.plain_text
+            found = lm_eval.simple_evaluate(
+                lm,
+                tasks=[name],
+                num_fewshot=settings.few_shot.get(name),
+                samples=drawn(manager, name, settings.limit.get(name)),
+                gen_kwargs={"max_gen_toks": settings.max_tokens[name]} if name in settings.max_tokens else None,
+                task_manager=manager,
+                apply_chat_template=not plain,
+                fewshot_as_multiturn=not plain,
+                bootstrap_iters=0,
+                log_samples=True,
+            )
+            samples |= found["samples"]
+            scores[name] = {
+                metric.removesuffix(",none"): float(value)
+                for metric, value in found["results"][name].items()
+                if "," in metric and "_stderr" not in metric and isinstance(value, int | float)
+            }
+    return scores, samples
+
+
+def drawn(manager: TaskManager, name: str, limit: int | None) -> dict[str, list[int]] | None:
+    """The items that a limit draws, by task."""
+    if limit is None:
+        return None
+    tasks = manager.load([name])["tasks"]
+    return {task: draw_items(len(loaded.eval_docs), limit) for task, loaded in tasks.items()}
 
 
 def main() -> int:
     config = load_config()
-    if config.benchmark.few_shot or config.benchmark.limit:
-        sys.exit("benchmark.few_shot and limit are per task, which simple_evaluate knows for all tasks at once only")
     settings = config.benchmark.model_copy(update={"tasks": sys.argv[1:] or config.benchmark.tasks})
     rows = read_rows(paths.split(config.run.domains[0], "test", config.run.rows), Example)
     device = "cuda" if torch.cuda.is_available() else "cpu"

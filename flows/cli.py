@@ -287,12 +287,12 @@ def check_names(domain: str | None, method: str | None = None) -> None:
     from raft_tasks.config import load_config
 
     config = load_config()
-    for kind, name, known in (
+    for kind, name, names in (
         ("domain", domain, config.domains.keys() | config.harvest.keys()),
         ("method", method, config.methods.keys() | {"champion"}),
     ):
-        if name is not None and name not in known:
-            raise InputError(f"got the {kind} {name!r}, expected one of params.yaml: {sorted(known)}")
+        if name is not None and name not in names:
+            raise InputError(f"got the {kind} {name!r}, expected one of params.yaml: {sorted(names)}")
 
 
 def main() -> None:

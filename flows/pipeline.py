@@ -226,9 +226,7 @@ def pipeline() -> Ran:
             wait(list(futures.values()))
         finally:
             run.stop()
-            wait(
-                list(futures.values())
-            )  # what is left ends at once; Prefect would wait on a cancelled upstream for ever
+            wait(list(futures.values()))  # the rest ends at once; Prefect would wait forever on a cancelled upstream
             if run.rows:
                 create_table_artifact(key="pipeline", table=run.rows, description="Every stage of this run")
     failed = [row["stage"] for row in run.rows if row["result"] == "FAILED"]

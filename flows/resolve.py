@@ -107,9 +107,7 @@ class Stages:
             },
         )
         encoder = self.local(config.semantic_filter.encoder)
-        domains = {name: config.domains[name] for name in config.run.domains}
-        by_domain = {name: resolved(domain)["checks"] for name, domain in domains.items() if domain.checks}
-        checks = {"checks": by_domain} if by_domain else {}
+        checks = self.checks()
         yield (
             "semantic_filter",
             {
@@ -175,14 +173,7 @@ class Stages:
     def evaluation(self) -> Iterator[tuple[str, Any]]:
         config = self.config
         settings = _without(config.benchmark, "validation_tasks")
-        common = {"benchmark": settings, "models": self.models({"base"})}
-        checks = {
-            name: {check: resolved(rule) for check, rule in domain.checks.items()}
-            for name in config.run.domains
-            if (domain := config.domains[name]).checks
-        }
-        if checks:
-            common["checks"] = checks
+        common = {"benchmark": settings, "models": self.models({"base"}), **self.checks()}
         yield "benchmark", common | self.tasks(config.benchmark.tasks)
         for name, method in self.methods.items():
             tasks = [*config.benchmark.tasks, *getattr(method.merge, "tasks", [])]
@@ -212,6 +203,12 @@ class Stages:
             if file.is_file() and file.suffix not in (".py", ".pyc")
         }
         yield "report", {"report": resolved(config.report), "run": resolved(config.run), "page": page}
+
+    def checks(self) -> dict[str, Any]:
+        """By domain, the checks of those that have some."""
+        domains = {name: self.config.domains[name].checks for name in self.config.run.domains}
+        rules = {name: {check: resolved(rule) for check, rule in of.items()} for name, of in domains.items() if of}
+        return {"checks": rules} if rules else {}
 
     def models(self, roles: set[str]) -> dict[str, Any]:
         return model_contents({role: self.identities[role] for role in sorted(roles)})

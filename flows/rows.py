@@ -61,7 +61,7 @@ def map_chunks(
 ) -> Generator[Any, None, None]:
     """`work(chunk, settings, pool)` for every `settings.chunk_rows` rows; what it returns, in the rows' order.
 
-    A chunk of which Prefect has the result is not worked on (flows/task_cache.py).
+    A chunk whose result is cached by Prefect is not computed again (flows/task_cache.py).
 
     Two chunks per worker are under way at most. Where one fails, or the caller stops (and closes this), no more calls
     begin, those in flight end and are cached, and then the first error is raised.

@@ -48,7 +48,11 @@ def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress)
     from raft_tasks.training.train import train_model
 
     job = replace(job, method=job.method.model_copy(update={"merge": None}))  # merging does not change the training
+    asked = len(job.pairs)
     job = with_mixed_targets(job, identity)
+    left_out = asked - len(job.pairs)
+    if left_out:
+        print(f"mixing left out {left_out} of {asked} rows: no drawn answer said what their reference says", flush=True)
     anchors = None if job.anchors is None else digest_path(job.anchors)
     key = digest(
         [job.pairs, identity, job.method, job.train, job.template_text, job.seed, code_digest(__name__), anchors]
@@ -62,4 +66,5 @@ def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress)
         else:
             summary = train_in_processes(job, folder / "job", progress)
     shutil.rmtree(folder, ignore_errors=True)
+    summary["rows_left_out"] = left_out
     return summary

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from raft_tasks import model_files
+from raft_tasks import gguf, model_files
 from raft_tasks.chat import check_prompt
 from raft_tasks.config import Config, Domain, Endpoint, Model, read_document
 from raft_tasks.config.base import walk
@@ -171,6 +171,11 @@ def _check_model(key: str, model: Model, path: Path) -> Iterator[Fault]:
     elif path.suffix == ".gguf" and path.is_file():
         if model_files.is_pointer(path):
             yield Fault(f"{key}.path", f"{path} is a Git-LFS pointer", "the file itself", "`git lfs pull` there")
+            return
+        try:
+            gguf.describe(path)
+        except InputError as error:
+            yield Fault(f"{key}.path", str(error))
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", model.path) or model.path.startswith("models/"):
         yield Fault(f"{key}.path", f"{model.path!r}, which does not exist", "a folder, or a hub id (owner/name)")
     elif not COMMIT.fullmatch(model.revision or ""):
@@ -255,7 +260,12 @@ def nltk_folders() -> list[Path]:
 
 
 def count_parameters(model: Path) -> int:
-    """Of the safetensors files in a folder, by their headers; 0 where there are none."""
+    """Of a GGUF file, or of the safetensors files in a folder by their headers; 0 where there are none."""
+    if model.suffix == gguf.SUFFIX and model.is_file():
+        try:
+            return int(gguf.describe(model)["parameters"])
+        except InputError:  # check_models says so
+            return 0
     total = 0
     for file in model.glob("*.safetensors"):
         try:

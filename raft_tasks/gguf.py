@@ -57,7 +57,7 @@ def model_folder(path: str) -> Path:
 
 
 def describe(file: Path) -> dict[str, str]:
-    """What a GGUF file says of itself: name, organization, license, quantisation (such as Q4_1); and its sha256."""
+    """What a GGUF file says of itself: name, organization, license, quantisation (Q4_1), parameters; and its sha256."""
     if not file.is_file():
         raise InputError(f"model file {file.absolute()} is not there; put it there, or correct models.<name>.path")
     state = file.stat()
@@ -71,12 +71,12 @@ def _describe(file: Path, size: int, modified: int) -> dict[str, str]:
     except ImportError as error:
         raise InputError(f"{file}: a GGUF file needs the package gguf; pip install 'raft-refinery[real]'") from error
     try:
-        fields = GGUFReader(file).fields
+        content = GGUFReader(file)
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise InputError(f"{file} ({size} bytes) is not a whole GGUF file ({error}); download it again") from error
 
     def general(key: str, missing: str) -> str:
-        field = fields.get(f"general.{key}")
+        field = content.fields.get(f"general.{key}")
         return missing if field is None else str(field.contents())
 
     kind = LlamaFileType(int(general("file_type", "1024"))).name  # 1024: guessed
@@ -85,6 +85,7 @@ def _describe(file: Path, size: int, modified: int) -> dict[str, str]:
         "organization": general("organization", "not stated"),
         "license": general("license", "not stated"),
         "quantisation": kind.removeprefix("MOSTLY_").removeprefix("ALL_"),
+        "parameters": str(sum(int(tensor.n_elements) for tensor in content.tensors)),
         "sha256": digest_path(file),
     }
 

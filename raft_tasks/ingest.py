@@ -26,7 +26,7 @@ SHOWN = 10  # rejects in the error
 def draw_ids(rows: Iterable[Example], limit: Mapping[Split, int]) -> dict[Split, set[str]]:
     """By split with a limit, the ids of the rows that are used: a larger limit keeps those of a smaller one."""
     kept: dict[Split, list[tuple[int, str]]] = {split: [] for split in limit}
-    for row in rows:
+    for row in rows if limit else ():
         if row.split not in limit:
             continue
         order = int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:8])

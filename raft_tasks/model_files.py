@@ -17,7 +17,7 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 SHOWN = 3  # names in a message
 AGAIN = "copy or download it again"
 
-Found = tuple[str, str, str]  # what is there, what is expected, what to do
+FileFault = tuple[str, str, str]  # what is there, what is expected, what to do
 
 
 def is_pointer(file: Path) -> bool:
@@ -44,7 +44,7 @@ def read_header(file: Path) -> dict[str, Any]:
     return header
 
 
-def find_faults(folder: Path, trained: bool) -> Iterator[Found]:
+def find_faults(folder: Path, trained: bool) -> Iterator[FileFault]:
     """What keeps the model in `folder` from being loaded; `trained`: what keeps it from being trained, too."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     pointers = [path for path in files if is_pointer(path)]
@@ -70,7 +70,7 @@ def find_faults(folder: Path, trained: bool) -> Iterator[Found]:
         yield from _weight_faults(folder, settings or {}, [path for path in weights if path.suffix == ".safetensors"])
 
 
-def _template_faults(folder: Path) -> Iterator[Found]:
+def _template_faults(folder: Path) -> Iterator[FileFault]:
     named = (_read(folder / "tokenizer_config.json") or {}).get("chat_template")
     if isinstance(named, list) and not (folder / "chat_template.jinja").is_file():
         names = [item.get("name") for item in named]
@@ -78,7 +78,7 @@ def _template_faults(folder: Path) -> Iterator[Found]:
             yield f"chat templates named {names}, none default", "one", "write the one to use into chat_template.jinja"
 
 
-def _weight_faults(folder: Path, settings: dict[str, Any], files: list[Path]) -> Iterator[Found]:
+def _weight_faults(folder: Path, settings: dict[str, Any], files: list[Path]) -> Iterator[FileFault]:
     tensors: dict[str, Any] = {}
     for path in files:
         try:

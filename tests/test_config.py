@@ -260,6 +260,13 @@ def test_resolved_values_leave_an_added_key_out_where_it_changes_nothing():
     assert resolved(method) == method.model_dump(mode="json")
 
 
+@pytest.mark.parametrize("key", ["limit", "max_tokens"])
+def test_a_bound_on_a_task_that_nothing_benchmarks_is_no_bound(key):
+    with pytest.raises(ConfigError, match=rf"benchmark.{key}: got the task 'ifevl', expected one of .*'ifeval'"):
+        parse_config(small(benchmark={key: {"ifevl": 5}}))
+    assert getattr(parse_config(small(benchmark={key: {"ifeval": 5, "domain": 3}})).benchmark, key)["ifeval"] == 5
+
+
 def test_files_of_a_domain_lie_where_dvc_watches():
     with pytest.raises(ConfigError, match=r"got 'elsewhere/\*\.jsonl', expected a pattern in data/mine/"):
         parse_config(small(domains={"mine": {"files": ["elsewhere/*.jsonl"]}}))

@@ -9,7 +9,9 @@ import torch
 
 from raft_tasks import gguf
 from raft_tasks.config import Model
+from raft_tasks.doctor import _check_model, count_parameters
 from raft_tasks.errors import InputError
+from raft_tasks.evaluation.evidence import digest_model
 from raft_tasks.file_digests import FileDigests
 from raft_tasks.model_loading import load_model
 from raft_tasks.models import identify
@@ -115,6 +117,18 @@ def test_its_identity_is_its_content_and_names_the_quantisation(file, tmp_path):
         assert before["quantisation"] == "Q8_0"
         file.rename("other.gguf")
         assert identify("base", Model(path="other.gguf"), digests)["sha256"] == before["sha256"]
+
+
+def test_doctor_counts_its_parameters_and_names_a_cut_file(file):
+    assert count_parameters(file) == sum(
+        p.numel() for p in load_model(Model(path=str(file)), torch.float32)[0].parameters()
+    )
+    assert "model.safetensors" in digest_model(Model(path=str(file)))  # the gate's evidence is the content
+    cut = Path("cut.gguf")
+    cut.write_bytes(file.read_bytes()[:100])
+    (fault,) = _check_model("models.base", Model(path=str(cut)), cut)
+    assert "not a whole GGUF file" in fault.got
+    assert count_parameters(cut) == 0
 
 
 def test_what_is_no_model_is_refused(tmp_path, monkeypatch):

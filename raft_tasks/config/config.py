@@ -70,7 +70,7 @@ class Config(Section):
             ("methods.*.anchors.set", [row.anchors.set for row in rows.values() if row.anchors], self.anchors),
         ):
             wrong += [f"{where}: got {name!r}, expected one of {sorted(known)}" for name in names if name not in known]
-        wrong += [*self._wrong_roles(), *self._empty_searches(rows)]
+        wrong += [*self._wrong_roles(), *self._empty_searches(rows), *self._unknown_tasks(rows)]
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -105,6 +105,18 @@ class Config(Section):
             f"{where}.tasks: got none, expected lm-eval tasks there or in benchmark.validation_tasks"
             for where, search in searches.items()
             if isinstance(search, CoefficientSearch) and not search.tasks
+        ]
+
+    def _unknown_tasks(self, rows: dict[str, Method]) -> list[str]:
+        """What is said of a task that nothing benchmarks would be passed over."""
+        searches = [self.gate.recover, *(row.merge for row in rows.values())]
+        tasks = {"domain", *self.benchmark.tasks, *self.benchmark.validation_tasks}
+        tasks.update(task for search in searches if isinstance(search, CoefficientSearch) for task in search.tasks)
+        return [
+            f"benchmark.{key}: got the task {name!r}, expected one of {sorted(tasks)}"
+            for key in ("limit", "max_tokens")
+            for name in getattr(self.benchmark, key)
+            if name not in tasks
         ]
 
     @property

@@ -38,8 +38,8 @@ def fill_in(document: Any) -> Any:
             document[section] = {name: row for name, row in entries.items() if name in wanted or _is_valid(kind, row)}
     domains = document.get("domains")
     if isinstance(domains, dict):
-        known = {name: entry for name, entry in catalogue()["domains"].items() if name in domains}
-        document["domains"] = {name: _row_files(name, domain) for name, domain in merge(known, domains).items()}
+        built_in = {name: entry for name, entry in catalogue()["domains"].items() if name in domains}
+        document["domains"] = {name: _row_files(name, domain) for name, domain in merge(built_in, domains).items()}
     return _benchmarks(document)
 
 

@@ -17,6 +17,7 @@ from raft_tasks.artifacts import digest_path, read_json, write_json
 from raft_tasks.config import Model, PromotionGate
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.gate import Measured, Verdict, check_candidate
+from raft_tasks.gguf import model_folder
 
 NAME = "gate.json"  # in a released folder
 TEXTS = ("prompt", "answer", "question", "reference")  # of an item; no rule reads them
@@ -41,7 +42,7 @@ class Evidence:
 
 def digest_model(model: Model) -> dict[str, str]:
     """{file: SHA-256 (hex)} of a folder, without the model card; of the hub {"id": ..., "revision": ...}."""
-    folder = Path(model.path)
+    folder = model_folder(model.path)
     if not folder.is_dir():
         return {"id": model.path, "revision": str(model.revision)}
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in WRITTEN_LATER)

@@ -29,7 +29,6 @@ from raft_tasks.evaluation.verdicts import main_metric
 from raft_tasks.schemas import ItemResult
 
 Result = Literal["pass", "unproven", "near miss", "fail"]
-MAIN = "acc"  # the metric of a general task that decides, where no panel has judged it; without it, the first one
 UNKNOWN = "unknown"  # a rule's value where there is no evidence
 NAMED = 5  # sources that the evidence names
 
@@ -235,7 +234,7 @@ def _metric(rules: PromotionGate, task: str, model: Measured) -> str:
     if task == DOMAIN_TASK:
         return rules.domain_metric
     metrics = {metric: None for row in model.items.get(task, ()) for metric in row.metrics}
-    return main_metric(metrics) if metrics else MAIN
+    return main_metric(metrics or ["acc"])
 
 
 def _flips(rules: PromotionGate, task: str, candidate: Measured, other: Measured) -> str:

@@ -145,6 +145,8 @@ def _load_suite(suite: Suite, work: Path) -> _Tasks:
         for task_name, task in part["tasks"].items():
             _set_few_shot(name, task, settings.few_shot.get(name))
             if name in settings.max_tokens:
+                if task.get_config("generation_kwargs") is None:
+                    raise InputError(f"params.yaml: benchmark.max_tokens: the task {name!r} generates no answers")
                 task.set_config("generation_kwargs", {"max_gen_toks": settings.max_tokens[name]}, update=True)
             if name in settings.plain_text:
                 task.build_all_requests = partial(_build_plain, task.build_all_requests)

@@ -65,8 +65,8 @@ def mix_tokens(
 
 def is_right(pair: TrainingPair, text: str) -> bool:
     """Whether `text` says every expected string, and keeps the reference's facts that fidelity.py sees."""
-    said = all(phrase.casefold() in text.casefold() for phrase in pair.expected)
-    return said and not lost_facts(pair.answer, text)
+    complete = all(phrase.casefold() in text.casefold() for phrase in pair.expected)
+    return complete and not lost_facts(pair.answer, text)
 
 
 def mix_answers(

@@ -38,6 +38,7 @@ TrainingSummary = TypedDict(
         "parameters": int,
         "trainable_parameters": int,
         "rows": int,
+        "rows_left_out": int,  # whose targets `mixing` could not write
         "answer_tokens_trained": int,  # over all epochs
         "replay_rows": int,  # general rows to draw from
         "rows_truncated": int,  # answers that train.too_long shortened
@@ -66,6 +67,7 @@ def summarise(
         "parameters": parameters[0],
         "trainable_parameters": parameters[1],
         "rows": len(rows),
+        "rows_left_out": 0,
         "answer_tokens_trained": round(steps[-1]["epoch"]) * sum(len(row.completion_ids) for row in rows),
         "replay_rows": len(replay),
         "rows_truncated": sum(row.truncated_tokens > 0 for row in rows),

@@ -189,6 +189,12 @@ def test_a_task_s_answers_can_be_bounded(model, tmp_path):
     assert answers[0][0].startswith(answers[1][0])
 
 
+def test_a_bound_on_answers_that_are_chosen_is_refused(model, mmlu):
+    settings = asked(["mmlu_anatomy"], mmlu, max_tokens={"mmlu_anatomy": 3})
+    with pytest.raises(InputError, match="max_tokens: the task 'mmlu_anatomy' generates no answers"):
+        evaluate(model, Suite("d", [ROW], settings, NO_TASKS))
+
+
 def test_examples_for_a_task_that_has_none_by_definition_are_refused(model, tmp_path):
     data = mirrored(tmp_path / "ifeval", [instruction(1, "punctuation:no_comma")])
     with pytest.raises(InputError, match="few_shot: got 3 for 'ifeval', expected 0"):

@@ -119,3 +119,8 @@ def test_an_unknown_task_and_a_missing_package_are_named(packages):
 def test_every_mirrored_data_set_is_pinned_on_the_hub_too():
     for name, task in mirror.TASKS.items():
         assert len(catalogue()["benchmarks"][name]["data"][task.source]["revision"]) == 40
+
+
+def test_the_packages_that_make_real_downloads_are_the_pinned_ones():
+    pins = Path("constraints.txt").read_text().splitlines()
+    assert all(f"{wheel.name}=={wheel.version}" in pins for wheel in (mirror.OLMO, mirror.LLAMA_INDEX))

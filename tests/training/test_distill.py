@@ -40,6 +40,13 @@ def test_the_targets_are_mixed_once_and_learned(job, monkeypatch):
     assert "reference, rewritten token by token by the base (MixSD)" in (job.output / "model/README.md").read_text()
 
 
+def test_rows_without_a_right_answer_are_counted(job, monkeypatch, capsys):
+    monkeypatch.setattr("raft_tasks.generation.mixing.mix_answers", lambda pairs, *_: pairs[:-2])
+    summary = train.fn(job, {}, lambda *_: None)
+    assert (summary["rows"], summary["rows_left_out"]) == (4, 2)
+    assert "mixing left out 2 of 6 rows" in capsys.readouterr().out
+
+
 def test_unmixed_targets_are_not_trained_on(job):
     with pytest.raises(InputError, match="got unmixed pairs with mixing"):
         prepare(job)
