@@ -40,7 +40,7 @@ def test_a_path_is_read_as_a_users_file(tmp_path: Path) -> None:
 
 def test_errors_name_the_template(tmp_path: Path) -> None:
     with pytest.raises(
-        TemplateError, match=r"'none\.jinja' cannot be read .*fuse\.jinja, .*rewrite\.jinja, teacher\.jinja"
+        TemplateError, match=r"'none\.jinja' cannot be read .*fuse\.jinja, .*rewrite\.jinja, .*teacher\.jinja"
     ):
         render("none.jinja")
     with pytest.raises(TemplateError, match=r"'fuse\.jinja': 'rewritten' is undefined; given: answer, question"):
