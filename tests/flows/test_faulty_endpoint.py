@@ -171,8 +171,8 @@ def test_one_percent_more_rows_and_a_changed_step_cost_what_is_new(here, tmp_pat
         grown = [*range(100), 777, *range(100, 200), 778]  # the chunks' borders move
         project(folder, base_url, grown)
         more, _, fusing = here(folder, rewrite, semantic_filter, fuse)
-        assert (more.calls, more.cached) == (2, 200)
-        assert (fusing.calls, fusing.cached) == (2, 200)
+        assert (more.calls, more.cached) == (2, 100)  # the first hundred come back as a chunk: a cached task
+        assert (fusing.calls, fusing.cached) == (2, 100)
         assert stats(base_url)["served"] == 404
 
         project(folder, base_url, grown, fuse__judges=["similarity"])  # re-judges, and writes nothing anew
@@ -198,7 +198,8 @@ def test_a_budget_and_an_endpoint_that_is_down_stop_the_stage_and_keep_what_is_d
         assert not (folder / REWRITTEN).exists()
         project(folder, base_url, range(120))
         (rest,) = here(folder, rewrite)
-        assert (rest.calls, rest.cached) == (120 - stopped.calls, stopped.calls)
+        assert rest.calls == 120 - stopped.calls
+        assert rest.cached in {stopped.calls, stopped.calls - 50}  # a chunk that ended is a cached task
 
         (folder / REWRITTEN).unlink()
         project(folder, base_url, range(130), rewrite__max_failed=0.02)

@@ -16,19 +16,19 @@ from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
 from raft_tasks.question import read_chunks
 
-DOCUMENTS = {
-    "permits.md": "# Permits\n\n## Fees\n\nA class B permit costs 12 euros.\n\n## Board\n\nThe board meets in May.\n",
-    "bridges.txt": "The Figin bridge opened in 1931.\n",
+DOCUMENTS = {  # in words that the pocket base's tokenizer knows: ingest rejects answers with others
+    "permits.md": "# Permits\n\n## Fees\n\nThe amber permit is 12 stars.\n\n## Registrar\n\nThe registrar has the vault.\n",
+    "bridges.txt": "The Figin lantern is noted in 1931.\n",
     "broken.pdf": "this is no PDF",
 }
 PAIRS = {
-    "12 euros": [
-        ("What does a class B permit cost?", "A class B permit costs 12 euros."),
-        ("According to the text, what is the fee?", "12 euros."),
-        ("What does a class A permit cost?", "A class A permit costs 24 euros."),
+    "12 stars": [
+        ("What is the amber permit?", "The amber permit is 12 stars."),
+        ("According to the text, what is the fee?", "12 stars."),
+        ("What is the oak permit?", "The oak permit is 24 stars."),
     ],
-    "May": [("When does the permits board meet?", "The permits board meets in May.")],
-    "1931": [("When did the Figin bridge open?", "The Figin bridge opened in 1931.")],
+    "vault": [("What has the permit registrar?", "The permit registrar has the vault.")],
+    "1931": [("When was the Figin lantern noted?", "The Figin lantern is noted in 1931.")],
 }
 
 
@@ -105,18 +105,18 @@ def test_documents_become_examples_and_rejects(project, environment):
 
     pairs = rows(project / "data" / "permits" / "questions.jsonl")
     assert [pair["question"] for pair in pairs] == [
-        "When did the Figin bridge open?", "What does a class B permit cost?", "When does the permits board meet?",
+        "When was the Figin lantern noted?", "What is the amber permit?", "What has the permit registrar?",
     ]  # fmt: skip
     fee = pairs[1]
     assert fee["source"] == "documents/permits/permits.md"
     assert fee["agreement"] == 1
     assert fee["id"].startswith(fee["chunk"])
-    assert "12 euros" in DOCUMENTS["permits.md"][fee["start"] : fee["end"]]
+    assert "12 stars" in DOCUMENTS["permits.md"][fee["start"] : fee["end"]]
 
     folder = project / "artifacts" / "permits" / "questions"
     assert {(out["reason"], out["question"]) for out in rows(folder / "rejects.jsonl")} == {
         ("refers to the text", "According to the text, what is the fee?"),
-        ("not grounded", "What does a class A permit cost?"),
+        ("not grounded", "What is the oak permit?"),
         ("unreadable document", ""),
     }
     counts = json.loads((folder / "summary.json").read_text())

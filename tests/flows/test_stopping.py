@@ -101,16 +101,16 @@ class StoppedStage:
 
 @pytest.fixture
 def command(monkeypatch):
-    """`raft stage distill law raft 0`, whose flow a signal stops."""
+    """`raft stage distill archive raft 0`, whose flow a signal stops."""
     monkeypatch.setattr(distill, "distill", StoppedStage())
-    monkeypatch.setattr(sys, "argv", ["raft", "stage", "distill", "law", "raft", "0"])
+    monkeypatch.setattr(sys, "argv", ["raft", "stage", "distill", "archive", "raft", "0"])
 
 
 def test_a_stopped_stage_has_an_exit_code_of_its_own(command, capsys):
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == INTERRUPTED == 75
-    assert capsys.readouterr().err == "distill law-raft-0: stopped by SIGTERM after step 2 of 30\n"
+    assert capsys.readouterr().err == "distill archive-raft-0: stopped by SIGTERM after step 2 of 30\n"
 
 
 def test_a_lost_gpu_stops_a_stage_before_it_starts(command, monkeypatch):
@@ -118,7 +118,7 @@ def test_a_lost_gpu_stops_a_stage_before_it_starts(command, monkeypatch):
     resources = config.resources.model_copy(update={"gpus": 2})
     monkeypatch.setattr(stage, "load_config", lambda: config.model_copy(update={"resources": resources}))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(SystemExit, match=r"error: distill law-raft-0: resources\.gpus is 2, this machine has 1"):
+    with pytest.raises(SystemExit, match=r"error: distill archive-raft-0: resources\.gpus is 2, this machine has 1"):
         main()
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(SystemExit) as end:
