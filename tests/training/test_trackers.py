@@ -26,6 +26,21 @@ def test_tensorboard_gets_every_step_outside_of_the_artifact(tiny_model, tmp_pat
     assert {path.name for path in (tmp_path / "output").iterdir()} == {"model", "steps.csv"}
 
 
+@pytest.mark.filterwarnings("default")  # W&B's own
+def test_wandb_gets_the_steps_offline(tiny_model, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="pip install wandb")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_PROJECT": "raft"}.items():
+        monkeypatch.setenv(name, value)
+    run(tiny_model, tmp_path, ["wandb"])
+    summary = dict(wandb.run.summary)
+    wandb.finish()
+    assert summary["train/global_step"] == 3
+    assert {"train/l_sft", "train/l_kl", "train/lambda", "train/kl_to_base", "train/rollout_share"} <= set(summary)
+    (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"train/l_kl" in log.read_bytes()
+
+
 def test_a_tracker_that_is_not_installed_stops_before_training(tiny_model, tmp_path):
     assert importlib.util.find_spec("mlflow") is None
     with pytest.raises(TrackerError, match=r"resources.trackers names mlflow.*pip install mlflow"):
