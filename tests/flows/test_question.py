@@ -17,7 +17,7 @@ from raft_tasks.errors import InputError
 from raft_tasks.question import read_chunks
 
 DOCUMENTS = {  # in words that the pocket base's tokenizer knows: ingest rejects answers with others
-    "permits.md": "# Permits\n\n## Fees\n\nThe amber permit is 12 stars.\n\n## Registrar\n\nThe registrar has the vault.\n",
+    "permits.md": "# Permits\n\n## Fees\n\nThe amber permit is 12 stars.\n\n## Names\n\nThe registrar has the vault.\n",
     "bridges.txt": "The Figin lantern is noted in 1931.\n",
     "broken.pdf": "this is no PDF",
 }
