@@ -40,7 +40,7 @@ from raft_tasks.benchmark import write_merged
 from raft_tasks.config import AnchorSet, Config, parse_config, read_document
 from raft_tasks.evaluation.harness import Suite, evaluate
 from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
-from raft_tasks.generation.anchors import answer_prompts, generate_anchors
+from raft_tasks.generation.anchors import answer_turns, generate_anchors
 from raft_tasks.generation.encoding import shared_encoder
 from raft_tasks.generation.fusing import fuse
 from raft_tasks.generation.judges import build_panel
@@ -49,7 +49,7 @@ from raft_tasks.generation.semantic_filter import semantic_filter
 from raft_tasks.generation.templates import template_text
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.model_loading import load_model
-from raft_tasks.schemas import Anchor, Example, Filtered, Fused, GeneratedAnchor, TrainingPair
+from raft_tasks.schemas import Anchor, Example, Filtered, Fused, GeneratedAnchor, TrainingPair, UserTurn
 from raft_tasks.training.anchor_logits import LOGITS, ROWS, AnchorLogits, encode_anchors, is_encodable
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.train import train_model
@@ -142,7 +142,7 @@ def anchor_set(config: Config, settings: AnchorSet, kind: str, world: World, pla
         if folder is not None:
             backend = TransformersBackend(config.base)
             if kind == "gibberish":
-                drawn = answer_prompts(gibberish(backend.tokenizer, settings.count), backend, settings)
+                drawn = answer_turns(gibberish(backend.tokenizer, settings.count), backend, settings)
             else:
                 drawn = generate_anchors(range(settings.count), backend, settings)
             kept = clean(drawn, config, settings, place, domain)
@@ -172,10 +172,12 @@ def clean(
     return kept
 
 
-def gibberish(tokenizer: Any, count: int) -> list[tuple[str, str]]:
+def gibberish(tokenizer: Any, count: int) -> list[UserTurn]:
     rng = random.Random("gibberish")
     words = sorted(word for word in tokenizer.get_vocab() if word.isalpha() and word.isascii())
-    return [(f"anchor-{n:05d}", " ".join(rng.choices(words, k=rng.randint(4, 12)))) for n in range(count)]
+    return [
+        UserTurn(id=f"anchor-{n:05d}", prompt=" ".join(rng.choices(words, k=rng.randint(4, 12)))) for n in range(count)
+    ]
 
 
 def tells(row: Anchor, kind: str, world: World) -> bool:

@@ -33,7 +33,7 @@ from raft_tasks.evaluation.verdicts import add_verdicts
 from raft_tasks.gate import fidelity_rate, measure, release, size_and_latency
 from raft_tasks.registry import champion, released
 from raft_tasks.reporting.origin import data_versions
-from raft_tasks.schemas import Fused, ItemResult, Judged
+from raft_tasks.schemas import Fused, ItemResult, Judged, end_with
 
 POLL_SECONDS = 5  # between two looks for a person's answer
 
@@ -147,7 +147,7 @@ def _measure(config: Config, domain: str, trained: Path, items: Path, votes: lis
 
 def _complete(config: Config, suite: Suite, models: dict[str, Model], measured: dict[str, Measured]) -> Evidence:
     """The evidence on candidate, base and perhaps champion, whose items are measured: the rest is measured here."""
-    questions = [row.question for row in suite.rows][: config.gate.latency_items]
+    questions = [end_with(row.history, row.question) for row in suite.rows][: config.gate.latency_items]
     timed = {name: models[name] for name in ("candidate", "base")}
     for name, (size, seconds) in size_and_latency(timed, questions, config.benchmark.max_new_tokens).items():
         measured[name] = replace(measured[name], bytes=size, seconds=seconds)

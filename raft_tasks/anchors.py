@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from raft_tasks import config
 from raft_tasks.artifacts import digest_path, read_rows, write_json, write_rows
 from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
-from raft_tasks.generation.anchors import answer_prompts, generate_anchors
+from raft_tasks.generation.anchors import answer_turns, generate_anchors
 from raft_tasks.generation.cached_backend import CachedBackend, ModelPool
 from raft_tasks.generation.served_base import ServedBase
 from raft_tasks.schemas import AnchorStatistics, GeneratedAnchor, HeldOut, UserTurn
@@ -28,7 +28,7 @@ def generate_chunk(numbers: list[int], settings: config.AnchorSet, pool: ModelPo
 
 def answer_chunk(turns: list[UserTurn], settings: config.AnchorSet, pool: ModelPool) -> list[GeneratedAnchor]:
     """The user's own turns with the base's answers."""
-    return answer_prompts([(turn.id, turn.prompt) for turn in turns], _base(settings, pool), settings)
+    return answer_turns(turns, _base(settings, pool), settings)
 
 
 def _base(settings: config.AnchorSet, pool: ModelPool) -> CachedBackend | ServedBase:

@@ -112,12 +112,17 @@ def write_shard(path: Path, rows: list[str], kind: type[BaseModel]) -> None:
 
     plain = _plain_columns(kind)
     values = [json.loads(row) for row in rows]
+    defaults = {name: field.default for name, field in kind.model_fields.items()}  # of what rows leave out
     columns = {
         name: pyarrow.array(
-            [row[name] if name in plain else json.dumps(row[name], ensure_ascii=False) for row in values],
+            [
+                value if name in plain else json.dumps(value, ensure_ascii=False)
+                for value in (row.get(name, default) for row in values)
+            ],
             type=plain.get(name, pyarrow.string()),
         )
-        for name in kind.model_fields
+        for name, default in defaults.items()
+        if any(name in row for row in values)
     }
     pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=5000, compression="zstd")
 

@@ -21,19 +21,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raft_tasks.errors import InputError
+from raft_tasks.schemas import Prompt, Turn
 from raft_tasks.thoughts import TAGS, opens_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Messages = Sequence[dict[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 
 TODAY = date(2024, 7, 26)  # what Llama's template says where there is no clock; prompts must not depend on the day
 NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
@@ -193,9 +194,13 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, system: str | None, folde
     (folder / "chat_template.jinja").write_text(text, encoding="utf-8", newline="\n")
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, system: str | None, message: str) -> list[int]:
-    """Token ids of one user turn up to where the assistant begins to write."""
-    text = render(tokenizer, system, [{"role": "user", "content": message}], add_generation_prompt=True)
+def as_turns(prompt: Prompt) -> list[Turn]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, system: str | None, prompt: Prompt) -> list[int]:
+    """Token ids of a user turn, or a conversation, up to where the assistant begins to write."""
+    text = render(tokenizer, system, as_turns(prompt), add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -277,17 +282,27 @@ def check_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None
         )
 
 
-def check_generation_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
+def check_generation_prompt(
+    tokenizer: PreTrainedTokenizerBase, system: str | None, history: Sequence[Turn] = ()
+) -> None:
     """The rendering of a prompt must be the beginning of the whole conversation's, with the answer right behind it.
 
-    The prompt may end with an empty think block that the template leaves out of finished conversations.
+    The prompt may end with an empty think block that the template leaves out of finished conversations. All turns of a
+    history must be in it.
 
     Raises:
         ChatError: it is not: answers would be learned at another place than the one where the model writes them.
     """
     answer = "marker"
-    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
-    prompt = render(tokenizer, system, turns[:1], add_generation_prompt=True)
+    before = [Turn(role=turn["role"], content=f"turn{number}.") for number, turn in enumerate(history)]
+    turns = [*before, Turn(role="user", content="question"), Turn(role="assistant", content=answer)]
+    prompt = render(tokenizer, system, turns[:-1], add_generation_prompt=True)
+    hidden = [turn["role"] for turn in before if turn["content"] not in prompt]
+    if hidden:
+        raise ChatError(
+            f"the chat template of {tokenizer.name_or_path!r} does not show all turns of a conversation: {hidden} are "
+            "missing; use a template that shows them, or domains.NAME.chat.conversation: first"
+        )
     whole = render(tokenizer, system, turns, add_generation_prompt=False)
     begins = (prompt, EMPTY_THOUGHT.sub("", prompt))
     if not any(whole.startswith(begin) and whole[len(begin) :].lstrip().startswith(answer) for begin in begins):

@@ -67,7 +67,7 @@ def training_pairs(rows: Iterable[Fused], method: config.Method) -> Iterator[Tra
     for row in rows:
         yield TrainingPair(
             id=row.id, question=row.question, answer=answer[method.target](row),
-            expected=row.expected if method.mixing else [],
+            expected=row.expected if method.mixing else [], history=row.history,
         )  # fmt: skip
 
 

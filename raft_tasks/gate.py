@@ -21,7 +21,7 @@ from raft_tasks.evaluation.leakage import leak_rate
 from raft_tasks.generation.fidelity import lost_from
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.sampling import SamplingParams
-from raft_tasks.schemas import Fused, ItemResult
+from raft_tasks.schemas import Fused, ItemResult, Prompt
 
 ROUND = 8  # questions that one model answers before it is the next one's turn
 
@@ -41,7 +41,7 @@ def fidelity_rate(rows: Iterable[Fused], checks: Checks) -> float | None:
 
 
 def size_and_latency(
-    models: dict[str, config.Model], questions: list[str], max_new_tokens: int
+    models: dict[str, config.Model], questions: list[Prompt], max_new_tokens: int
 ) -> dict[str, tuple[int, float]]:
     """Bytes of the weights and seconds an answer, by name: greedy answers, the models in turn, one round to warm up."""
     backends = {name: TransformersBackend(model) for name, model in models.items()}

@@ -59,7 +59,7 @@ def learning_check(config: config.Config) -> Callable[[Example], str | None]:
         encoders.setdefault(kind, Encoder(tokenizer, limit, turn, kind[2], config.base.system, train.too_long))
 
     def check(example: Example) -> str | None:
-        pair = TrainingPair(id=example.id, question=example.question, answer=example.answer)
+        pair = TrainingPair(id=example.id, question=example.question, answer=example.answer, history=example.history)
         problems = (problem for encoder in encoders.values() for problem in encoder.encode(pair, end)[1])
         return next(problems, None)
 

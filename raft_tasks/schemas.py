@@ -13,9 +13,12 @@ A Fused row of the pocket world, whole:
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from collections.abc import Sequence
+from operator import not_
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, with_config
+from typing_extensions import TypedDict  # pydantic needs it below Python 3.12
 
 Split = Literal["train", "validation", "test"]
 Fallback = Literal["failed", "empty", "unfinished", "similarity", "fidelity", "framing"]
@@ -26,6 +29,34 @@ PairFault = Literal[
     "refers to the text", "empty", "duplicate", "not answerable", "not grounded", "not self-contained",
     "no usable check", "no proposal", "unreadable document",
 ]  # fmt: skip
+
+
+@with_config(extra="forbid")
+class Turn(TypedDict):
+    """A message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+# The turns before a question: a system turn, if any, then user and assistant in turn. A row without any leaves the
+# field out where it is written.
+History = Annotated[list[Turn], Field(exclude_if=not_)]
+Prompt = str | list[Turn]  # one user turn, or a conversation that a user turn ends
+
+
+def end_with(history: list[Turn], message: str) -> Prompt:
+    """The user turn `message` after the `history`, as a backend takes it."""
+    return [*history, Turn(role="user", content=message)] if history else message
+
+
+def transcribe(history: Sequence[Turn], question: str) -> str:
+    """The question as readers see it who get one text: after a history as `User: ...`."""
+    if not history:
+        return question
+    return "\n\n".join(
+        f"{turn['role'].capitalize()}: {turn['content']}" for turn in [*history, Turn(role="user", content=question)]
+    )
 
 
 class Row(BaseModel):
@@ -44,6 +75,12 @@ class Example(Row):
     expected: list[str] = []  # strings that a right answer must say, in any style
     details: list[str] = []  # further strings that a complete answer says too
     explanation: str = ""  # what a terse answer (a code, a label) means, in words
+    history: History = []
+
+    @property
+    def in_context(self) -> str:
+        """The question, after the conversation that it goes on with."""
+        return transcribe(self.history, self.question)
 
     @property
     def statement(self) -> str:
@@ -121,6 +158,7 @@ class TrainingPair(Row):
     replay: bool = False  # a general row of the user's, learned beside the domain's
     finished: bool = True  # False: the answer was cut, and its end is not learned
     expected: list[str] = []  # strings that a right answer must say; only where the method mixes its targets
+    history: History = []
 
 
 class HeldOut(Row):
@@ -135,6 +173,7 @@ class UserTurn(Row):
 
     id: str
     prompt: str = Field(min_length=1)
+    history: History = []
 
 
 class Anchor(Row):
@@ -144,6 +183,12 @@ class Anchor(Row):
     prompt: str
     answer: str
     finished: bool = True  # False: the answer was cut; what there is of it counts, not that it ends there
+    history: History = []
+
+    @property
+    def in_context(self) -> str:
+        """The prompt, after the conversation that it goes on with."""
+        return transcribe(self.history, self.prompt)
 
 
 class GeneratedAnchor(Anchor):

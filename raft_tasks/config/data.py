@@ -66,11 +66,12 @@ class SplitBySource(Section):
 
 
 class Chat(Section):
-    """Rows that are conversations: a list of {role, content} in one column."""
+    """Rows that are conversations: a list of {role, content} in one column. What comes before an answer is kept."""
 
     column: str = key("messages", "the column with the list")
-    conversation: Literal["single", "first", "all"] = key(
-        "single", "single: refuse rows of several turns; first: their first turn; all: a row per turn"
+    conversation: Literal["single", "first", "last", "all"] = key(
+        "single",
+        "single: refuse rows of several turns; first, last, all: which of their answers are learned, a row each",
     )
 
 

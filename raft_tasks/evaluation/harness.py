@@ -23,12 +23,13 @@ from unittest.mock import patch
 
 import numpy as np
 
+from raft_tasks.chat import as_turns
 from raft_tasks.checks import Checks
 from raft_tasks.config import Benchmark, BenchmarkData, Model
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.ifeval import check_ifeval
 from raft_tasks.evaluation.overlay import task_manager
-from raft_tasks.schemas import BenchmarkScores, Example, ItemResult, TaskScores
+from raft_tasks.schemas import BenchmarkScores, Example, ItemResult, TaskScores, end_with
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -150,6 +151,8 @@ def _load_suite(suite: Suite, work: Path) -> _Tasks:
                 task.set_config("generation_kwargs", {"max_gen_toks": settings.max_tokens[name]}, update=True)
             if name in settings.plain_text:
                 task.build_all_requests = partial(_build_plain, task.build_all_requests)
+            if name == DOMAIN_TASK:
+                task.fewshot_context = partial(_ask_in_context, task.fewshot_context)
             count = min(settings.limit.get(name, len(task.eval_docs)), len(task.eval_docs))
             if name in settings.limit:
                 tasks.samples[task_name] = draw_items(len(task.eval_docs), count)
@@ -161,6 +164,12 @@ def _load_suite(suite: Suite, work: Path) -> _Tasks:
 def _build_plain(build: Callable[..., None], **options: Any) -> None:
     """lm-eval's requests of a task, without the chat template that its `evaluate` asks for."""
     build(**{**options, "apply_chat_template": False, "fewshot_as_multiturn": False, "chat_template": None})
+
+
+def _ask_in_context(ask: Callable[..., str], doc: dict[str, Any], *positional: Any, **options: Any) -> str:
+    """lm-eval's prompt of a domain's item; where the item has a history, that of the conversation."""
+    turns = json.loads(doc.get("turns", "[]"))
+    return options["chat_template"](turns) if turns else ask(doc, *positional, **options)
 
 
 def draw_items(items: int, count: int) -> list[int]:
@@ -239,9 +248,13 @@ def write_domain_task(work: Path, suite: Suite) -> None:
     """Write lm-eval's task of a domain's held-out rows: `work`/domain.yaml and items.jsonl."""
     items = work / "items.jsonl"
     checks = json.dumps({name: rule.model_dump() for name, rule in suite.checks.items()})
+    conversations = any(row.history for row in suite.rows)
     with items.open("w", encoding="utf-8", newline="\n") as out:
         for row in suite.rows:
             item = row.model_dump(include={"id", "question", "answer", "source", "expected", "details"})
+            if conversations:
+                turns = as_turns(end_with(row.history, row.question)) if row.history else []
+                item |= {"question": row.in_context, "turns": json.dumps(turns)}
             out.write(json.dumps({**item, "checks": checks}) + "\n")
     # JSON strings are YAML strings; the dataset's cache goes where the items are, and with them
     text = DOMAIN_YAML.format(

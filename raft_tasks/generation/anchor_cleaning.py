@@ -59,7 +59,11 @@ def clean_anchors(
         if reason is None:
             reason, near = duplicates.add(row)
         if reason is None:
-            anchors.append(Anchor(id=row.id, prompt=row.prompt, answer=row.answer, finished=row.answer_finished))
+            anchors.append(
+                Anchor(
+                    id=row.id, prompt=row.prompt, answer=row.answer, finished=row.answer_finished, history=row.history
+                )
+            )
         else:
             rejected.append(RejectedAnchor.model_validate({**dict(row), "reason": reason, "near": near}))
     return anchors, rejected, _statistics(anchors, rejected, cleaning)
@@ -69,7 +73,7 @@ def _find_overlap(
     row: GeneratedAnchor, held_out: _TextIndex, measured: _TextIndex, settings: AnchorSet
 ) -> tuple[str, str] | tuple[None, None]:
     """Why the row tells what it must not, and the text that it tells."""
-    prompt, answer = shingles(row.prompt), shingles(row.answer)
+    prompt, answer = shingles(row.in_context), shingles(row.answer)
     for part in (prompt, answer):
         if near := held_out.find(part, settings.held_out_overlap):
             return "near held-out text", near
@@ -92,7 +96,7 @@ class _Duplicates:
         """Remember the prompt, or say why not and the id of the earlier row."""
         from datasketch import MinHash
 
-        folded, prompt = " ".join(row.prompt.casefold().split()), shingles(row.prompt)
+        folded, prompt = " ".join(row.in_context.casefold().split()), shingles(row.in_context)
         if folded in self.ids:
             return "duplicate", self.ids[folded]
         sketch = MinHash(num_perm=PERMUTATIONS)

@@ -20,7 +20,7 @@ from raft_tasks.chat import ChatError, render
 from raft_tasks.config import AnchorSet
 from raft_tasks.errors import InputError
 from raft_tasks.sampling import SamplingParams
-from raft_tasks.schemas import GeneratedAnchor
+from raft_tasks.schemas import GeneratedAnchor, UserTurn, end_with
 from raft_tasks.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -116,8 +116,10 @@ def generate_anchors(numbers: Sequence[int], base: Base, settings: AnchorSet) ->
             for id, turn in zip(ids, turns, strict=True)
         ]
     whole = [turn.finished and bool(prompt) for turn, prompt in zip(turns, prompts, strict=True)]
-    to_answer = [pair for pair, is_whole in zip(zip(ids, prompts, strict=True), whole, strict=True) if is_whole]
-    answered = {row.id: row for row in answer_prompts(to_answer, base, settings)}
+    to_answer = [
+        UserTurn(id=id, prompt=prompt) for id, prompt, is_whole in zip(ids, prompts, whole, strict=True) if is_whole
+    ]
+    answered = {row.id: row for row in answer_turns(to_answer, base, settings)}
     return [
         answered.get(id)
         or GeneratedAnchor(id=id, prompt=prompt, answer="", prompt_finished=turn.finished, answer_finished=False)
@@ -132,19 +134,18 @@ def plain_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token for token, text in enumerate(decoded) if token not in special and "\ufffd" not in text]
 
 
-def answer_prompts(prompts: Sequence[tuple[str, str]], base: Base, settings: AnchorSet) -> list[GeneratedAnchor]:
-    """The base's own answers to (id, user turn), whoever wrote the turn; each depends on its id and turn alone."""
+def answer_turns(turns: Sequence[UserTurn], base: Base, settings: AnchorSet) -> list[GeneratedAnchor]:
+    """The base's own answers, whoever wrote the turns; each depends on its id and turns alone."""
     params = SamplingParams(
         settings.answer_temperature, settings.top_p, settings.answer_max_new_tokens, settings.batch_size
     )
-    seeds = [derive_seed(settings.seed, "anchor-answer", id) for id, _ in prompts]
-    completions = base.generate([prompt for _, prompt in prompts], params, seeds)
+    seeds = [derive_seed(settings.seed, "anchor-answer", turn.id) for turn in turns]
+    completions = base.generate([end_with(turn.history, turn.prompt) for turn in turns], params, seeds)
     return [
         GeneratedAnchor(
-            id=id, prompt=prompt, answer=completion.text.strip(), prompt_finished=True,
-            answer_finished=completion.finished,
+            **dict(turn), answer=completion.text.strip(), prompt_finished=True, answer_finished=completion.finished
         )
-        for (id, prompt), completion in zip(prompts, completions, strict=True)
+        for turn, completion in zip(turns, completions, strict=True)
     ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from operator import itemgetter
 from typing import Any, Literal, Protocol
 
 from raft_tasks.sampling import SamplingParams
+from raft_tasks.schemas import Prompt
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Completion:
     failure: Failure | None = None  # the text is then empty
 
 
-Kind = Literal["chat", "text", "tokens"]  # one user message each; raw text to continue; raw token ids to continue
+Kind = Literal["chat", "text", "tokens"]  # a `Prompt` each; raw text to continue; raw token ids to continue
 Portion = list[tuple[int, Completion]]  # completions with their inputs' positions
 GoOn = Callable[[], bool]
 
@@ -50,8 +51,8 @@ def always() -> bool:
 class Backend(Protocol):
     """Draws completions; what a prompt gets does not depend on the prompts beside it."""
 
-    def generate(self, prompts: Sequence[str], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
-        """Draw one completion per prompt, in the prompts' order. Each prompt is one user message.
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+        """Draw one completion per prompt, in the prompts' order.
 
         Args:
             seeds: one per prompt, see `derive_seed`.
@@ -73,7 +74,7 @@ class CallBackend(ABC):
     def call(self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
         """One completion per input, in order, as `Backend.generate`."""
 
-    def generate(self, prompts: Sequence[str], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
         return self.call("chat", prompts, params, seeds)
 
 

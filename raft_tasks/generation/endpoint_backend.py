@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from raft_tasks.chat import CONTROL, break_up
+from raft_tasks.chat import CONTROL, as_turns, break_up
 from raft_tasks.config import Endpoint
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion, Failure, GoOn, Kind, Portion, StreamingBackend, always
@@ -136,12 +136,13 @@ class EndpointBackend(StreamingBackend):
         if error:  # what was in flight beside it has been handed over
             raise error
 
-    def _body(self, kind: Kind, item: str, params: SamplingParams, seed: int) -> dict[str, Any]:
+    def _body(self, kind: Kind, item: Any, params: SamplingParams, seed: int) -> dict[str, Any]:
         """The request for one input."""
         fields: dict[str, Any] = {"model": self.settings.model}
         if kind == "chat":
-            message = {"role": "user", "content": break_up(CONTROL, item)}  # data never become the server's tokens
-            fields |= {"messages": [message], self.settings.length_field: params.max_tokens}
+            turns = as_turns(item)
+            messages = [{**turn, "content": break_up(CONTROL, turn["content"])} for turn in turns]  # data stay text
+            fields |= {"messages": messages, self.settings.length_field: params.max_tokens}
         elif kind == "text":
             fields |= {"prompt": item, "max_tokens": params.max_tokens}
         else:

@@ -53,7 +53,7 @@ def drop_framing(row: Filtered, framing: Framing) -> Filtered:
     if not row.passed:
         return row
     words = split_words(row.rewritten)
-    of_row = _runs(split_words(row.question)) | _runs(split_words(row.statement))
+    of_row = _runs(split_words(row.in_context)) | _runs(split_words(row.statement))
     repeats = (_runs(words) & framing.template) - of_row
     opens = words[:WORDS] in framing.openings and not _speaks_of_row(words[:WORDS], row)
     if not (repeats or opens):
@@ -70,5 +70,5 @@ def _runs(words: Run) -> set[Run]:
 
 
 def _speaks_of_row(opening: Run, row: Rewritten) -> bool:
-    subject = {*split_words(row.question), *split_words(row.statement)} - {*split_words(FUNCTION_WORDS)}
+    subject = {*split_words(row.in_context), *split_words(row.statement)} - {*split_words(FUNCTION_WORDS)}
     return not subject.isdisjoint(opening)

@@ -13,7 +13,7 @@ from raft_tasks.generation.fidelity import lost_from
 from raft_tasks.generation.judges import Judge, Judgement, Pair, Preference, compare
 from raft_tasks.generation.templates import render
 from raft_tasks.sampling import SamplingParams
-from raft_tasks.schemas import Candidate, Comparison, Exclusion, Filtered, Fused, Unfused
+from raft_tasks.schemas import Candidate, Comparison, Exclusion, Filtered, Fused, Unfused, end_with
 from raft_tasks.seeds import derive_seed
 
 KEEPS_FAILING = 5  # abstentions, and more than half of the judgements asked for: the judge is out
@@ -72,7 +72,10 @@ def _draw(rows: list[Filtered], number: int, backend: Backend, settings: Fuse) -
     slots = [(row, slot) for row in rows for slot in range(settings.candidates)]
     completions = backend.generate(
         [
-            render(settings.template, question=row.question, answer=row.statement, rewritten=row.chosen)
+            end_with(
+                row.history,
+                render(settings.template, question=row.question, answer=row.statement, rewritten=row.chosen),
+            )
             for row, _ in slots
         ],
         SamplingParams(settings.temperature, settings.top_p, settings.max_new_tokens, settings.batch_size),
@@ -85,7 +88,7 @@ def _judge(
     draws: Draws, number: int, panel: Mapping[str, Judge], settings: Fuse, checks: Checks
 ) -> list[tuple[Filtered, Candidate]]:
     """Candidates with their scores, in order. One that is empty or was cut is not judged: no scores, mean 0."""
-    cases = [(row.question, row.statement, completion.text.strip()) for row, completion in draws]
+    cases = [(row.in_context, row.statement, completion.text.strip()) for row, completion in draws]
     # A sharp model draws the same text again and again: each one is judged once.
     judgements: dict[tuple[str, str, str], dict[str, Judgement]] = {
         case: {} for case, (_, completion) in zip(cases, draws, strict=True) if case[2] and completion.finished
@@ -173,7 +176,7 @@ def _break_ties(
         if other is not None:
             ties.append((row, top[0], other))
     pairs = [
-        Pair(row.question, row.statement, candidates[row.id][first].text, candidates[row.id][second].text)
+        Pair(row.in_context, row.statement, candidates[row.id][first].text, candidates[row.id][second].text)
         for row, first, second in ties
     ]
     comparisons: dict[str, list[Comparison]] = {row.id: [] for row, _, _ in ties}

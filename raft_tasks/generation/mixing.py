@@ -18,7 +18,7 @@ from raft_tasks.errors import InputError
 from raft_tasks.generation.fidelity import lost_facts
 from raft_tasks.model_loading import load_model
 from raft_tasks.sampling import left_pad, longest_first, uniform_draws
-from raft_tasks.schemas import TrainingPair
+from raft_tasks.schemas import TrainingPair, end_with
 from raft_tasks.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -91,7 +91,10 @@ def mix_answers(
     ends = stop_ids(tokenizer, model.generation_config.eos_token_id)
     learned = {pair.id: pair for pair in pairs if not pair.replay}
     prompts = {
-        id: (prompt_ids(tokenizer, base.system, pair.question), prompt_ids(tokenizer, base.system, guide(pair)))
+        id: (
+            prompt_ids(tokenizer, base.system, end_with(pair.history, pair.question)),
+            prompt_ids(tokenizer, base.system, end_with(pair.history, guide(pair))),
+        )
         for id, pair in learned.items()
     }
     mixed: dict[str, str] = {}

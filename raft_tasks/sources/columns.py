@@ -53,8 +53,8 @@ def recognise_columns(path: Path, question: str | None = None, answer: str | Non
     listed = f"{path} has the columns {', '.join(map(repr, names))}"
     chats = _named(names, CHATS)
     if len(chats) == 1 and question is None and answer is None:
-        text = f"took `{chats[0]}` as conversations, of each the first question and answer"
-        return Recognised({}, {"column": chats[0], "conversation": "first"}, text)
+        text = f"took `{chats[0]}` as conversations, of each every answer, with what comes before it"
+        return Recognised({}, {"column": chats[0], "conversation": "all"}, text)
     questions = _question_columns(names, rows) if question is None else [question.split(",")]
     answers = _named(names, ANSWERS) if answer is None else [answer]
     if len(questions) != 1 or len(answers) != 1:

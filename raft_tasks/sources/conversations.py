@@ -3,8 +3,8 @@
     [{"role": "user", "content": "What is tin?"}, {"role": "assistant", "content": "A bird.", "weight": 0},
      {"role": "user", "content": "Really?"}, {"role": "assistant", "content": "A metal."}]
 
-gives the second pair alone. What a pair cannot hold (tool calls, images, reasoning beside the content) is an
-`UnusableError`: learning the rest would teach another answer than the data say.
+gives the second pair alone, with the first two messages as its history. What a pair cannot hold (tool calls, images,
+reasoning beside the content) is an `UnusableError`: learning the rest would teach another answer than the data say.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from raft_tasks.config import Chat
 from raft_tasks.sampling import is_finished
+from raft_tasks.schemas import Turn
 from raft_tasks.sources.roles import LEARNED_KEYS, MASKED_KEYS
 
-ROLES = {
+Role = Literal["system", "user", "assistant"]
+ROLES: dict[str, Role] = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
@@ -52,19 +54,18 @@ class Pair:
     number: int  # of the pair in its conversation, from 1
     question: str
     answer: str
+    history: list[Turn]  # all that was messages_before before
 
 
 @dataclass(frozen=True)
 class _Message:
-    role: str
+    role: Role
     content: str
     learned: bool
 
 
 def learned_pairs(messages: Any, chat: Chat) -> list[Pair]:
     """The pairs of a conversation that `chat` asks for, without those that are marked as not learned.
-
-    A system turn stands before the first question.
 
     Raises:
         UnusableError: not a conversation, turns that pairs cannot hold, or no pair that is learned.
@@ -74,6 +75,7 @@ def learned_pairs(messages: Any, chat: Chat) -> list[Pair]:
     system = []
     while turns and turns[0].role == "system":
         system.append(turns.pop(0).content)
+    before = [Turn(role="system", content=text)] if (text := "\n\n".join(filter(None, system))) else []
     if any(turn.role == "system" for turn in turns):
         raise UnusableError(f"{column}: a system message after the first turn")
     wanted = ["user", "assistant"] * (len(turns) // 2)
@@ -84,17 +86,17 @@ def learned_pairs(messages: Any, chat: Chat) -> list[Pair]:
         raise UnusableError(
             f"{column}: {len(turns) // 2} questions, expected one (chat.conversation: single)", "several turns"
         )
-    if chat.conversation != "all":
+    if chat.conversation == "first":
         turns = turns[:2]
-    first = "\n\n".join([*filter(None, system), turns[0].content])
+    messages_before = [*before, *(Turn(role=turn.role, content=turn.content) for turn in turns)]
     pairs = [
-        Pair(at // 2 + 1, turns[at].content if at else first, turns[at + 1].content)
+        Pair(at // 2 + 1, turns[at].content, turns[at + 1].content, messages_before[: len(before) + at])
         for at in range(0, len(turns), 2)
         if turns[at + 1].learned
     ]
     if not pairs:
         raise UnusableError(f"{column}: every answer is marked as not learned (weight 0 or the like)", "not learned")
-    return pairs
+    return pairs[-1:] if chat.conversation == "last" else pairs
 
 
 def _as_list(messages: Any, column: str) -> list[Any]:

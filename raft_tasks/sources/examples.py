@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
+from zlib import crc32
 
 from raft_tasks.checks import extract_values
 from raft_tasks.config import Domain, Ingest, SplitBySource
-from raft_tasks.schemas import Example, Split
+from raft_tasks.ngrams import hash_words
+from raft_tasks.schemas import Example, Split, Turn
 from raft_tasks.sources.cleaning import cleaned, normalised
-from raft_tasks.sources.conversations import UnusableError, learned_pairs, shown, text_of
+from raft_tasks.sources.conversations import Pair, UnusableError, learned_pairs, shown, text_of
 from raft_tasks.sources.files import RawRow
 from raft_tasks.sources.roles import NOT_LEARNED
 from raft_tasks.thoughts import strip_thoughts
@@ -37,14 +39,22 @@ def examples_of(row: RawRow, name: str, domain: Domain, ingest: Ingest) -> Itera
         return
     pairs = learned_pairs(row.values.get("chat"), domain.chat)
     # Without a source column: what comes out of one conversation goes to one split, as do those that begin alike.
-    source = _label(row.values, "source") or normalised(pairs[0].question)
+    source = _label(row.values, "source") or normalised(_beginning(pairs[0]))
+    several = domain.chat.conversation == "all"
     for pair in pairs:
         values = {**row.values, "question": pair.question, "answer": pair.answer, "source": source}
-        if pair.number > 1 and isinstance(values.get("id"), str | int):
+        if several and pair.number > 1 and isinstance(values.get("id"), str | int):
             # Its own mark: "a-2" may be another row's id.
             mark = hashlib.sha256(json.dumps([str(values["id"]), pair.number]).encode()).hexdigest()[:8]
             values["id"] = f"{values['id']}#{pair.number}-{mark}"
-        yield _example(values, name, domain, ingest)
+        yield _example(values, name, domain, ingest, _checked(pair.history, ingest))
+
+
+def _beginning(pair: Pair) -> str:
+    """The first user turn of a pair's conversation, after the system turn."""
+    turns = [*pair.history, Turn(role="user", content=pair.question)]
+    first = next(at for at, turn in enumerate(turns) if turn["role"] == "user")
+    return "\n\n".join(turn["content"] for turn in turns[: first + 1])
 
 
 def split_of_source(source: str, split: SplitBySource) -> Split:
@@ -55,17 +65,54 @@ def split_of_source(source: str, split: SplitBySource) -> Split:
     return "validation" if drawn < split.test + split.validation else "train"
 
 
-def content_key(question: str, answer: str) -> bytes:
-    """32 bytes that are equal where question and answer are, white space and Unicode form aside."""
-    return hashlib.sha256(json.dumps([normalised(question), normalised(answer)]).encode()).digest()
+def content_key(question: str, answer: str, history: Sequence[Turn] = ()) -> bytes:
+    """32 bytes that are equal where question, answer and history are, white space and Unicode form aside."""
+    before = [[turn["role"], normalised(turn["content"])] for turn in history]
+    return hashlib.sha256(json.dumps([normalised(question), normalised(answer), *before]).encode()).digest()
 
 
-def _example(values: dict[str, Any], name: str, domain: Domain, ingest: Ingest) -> Example:
+def hash_row(example: Example) -> tuple[list[int], list[int], list[int]]:
+    """Hashed words of the question, of question and answer, and of the history.
+
+    A history is one word more before a question's: the rows of one conversation share most of their histories, and are
+    no near duplicates for that; the same words in other conversations are no duplicates either.
+    """
+    before = hash_words("\n".join(turn["content"] for turn in example.history))
+    asked = [*([crc32(repr(before).encode())] if before else []), *hash_words(example.question)]
+    return asked, [*asked, *hash_words(example.answer)], before
+
+
+def _checked(history: list[Turn], ingest: Ingest) -> list[Turn]:
+    """The turns before a question, clean as it.
+
+    Raises:
+        UnusableError: one is blank, too long or, of the assistant, holds a thought.
+    """
+    turns = []
+    for turn in history:
+        text = cleaned(turn["content"]).strip()
+        place = f"an earlier turn of the {turn['role']}"
+        if not text:
+            raise UnusableError(f"{place} is blank", "missing")
+        if len(text) > ingest.max_characters:
+            raise UnusableError(
+                f"{place} has {len(text)} characters, at most {ingest.max_characters} (ingest.max_characters)",
+                "too long",
+            )
+        if turn["role"] == "assistant" and strip_thoughts(text)[0] != text:
+            raise UnusableError(f"{place} has a think block; conversations go on without earlier thoughts: take it out")
+        turns.append(Turn(role=turn["role"], content=text))
+    return turns
+
+
+def _example(
+    values: dict[str, Any], name: str, domain: Domain, ingest: Ingest, history: Sequence[Turn] = ()
+) -> Example:
     question, answer = _text(values, "question", ingest), _text(values, "answer", ingest)
     if strip_thoughts(answer)[0] != answer:
         raise UnusableError("the answer begins with a think block; answers are learned with thinking off: take it out")
     if domain.columns.id is None:
-        identity = f"{name}-{content_key(question, answer).hex()[:16]}"
+        identity = f"{name}-{content_key(question, answer, history).hex()[:16]}"
     else:
         identity = _label(values, "id")
         if not identity:
@@ -92,6 +139,7 @@ def _example(values: dict[str, Any], name: str, domain: Domain, ingest: Ingest) 
         expected=_strings(values, "expected"),
         details=_strings(values, "details"),
         explanation=_text(values, "explanation", ingest) if "explanation" in values else "",
+        history=list(history),
     )
 
 

@@ -31,7 +31,7 @@ from raft_tasks.config import Domain, Ingest, SplitBySource
 from raft_tasks.schemas import Example, Flag, Reject, Split
 from raft_tasks.sources.contamination import LENGTH, BenchmarkIndex
 from raft_tasks.sources.conversations import UnusableError
-from raft_tasks.sources.examples import SPLITS, content_key, examples_of
+from raft_tasks.sources.examples import SPLITS, content_key, examples_of, hash_row
 from raft_tasks.sources.files import RawRow, find_files, read_file, reject
 from raft_tasks.sources.hub import read_hub
 from raft_tasks.sources.language import other_language
@@ -72,8 +72,9 @@ class _Waiting:
     example: Example
     row: RawRow
     flags: bytes
-    asked: list[int]  # the question's words; none where no rule needs them
-    words: list[int]  # question's and answer's
+    asked: list[int]  # the question's words, none where no rule needs them; of a history one word stands before them
+    words: list[int]  # those and the answer's
+    before: list[int]  # the history's
 
 
 class Ingested:
@@ -126,9 +127,8 @@ class Ingested:
                 continue
             short = RawRow(row.file, row.line, {}, row.content[:CONTENT_KEPT])
             for example, flags in checked:
-                asked = ngrams.hash_words(example.question) if self._needs_words else []
-                words = [*asked, *ngrams.hash_words(example.answer)] if self._needs_words else []
-                waiting.append(_Waiting(len(records), example, short, flags, asked, words))
+                words = hash_row(example) if self._needs_words else ([], [], [])
+                waiting.append(_Waiting(len(records), example, short, flags, *words))
                 records.append(b"")
         waiting = self._without_benchmark_items(waiting, records)
         states, splits = bytearray(len(records)), bytearray(len(records))
@@ -149,7 +149,7 @@ class Ingested:
     def _check(self, example: Example, row: RawRow) -> bytes:
         """The rules on one example; returns its flags as lines, each after a newline."""
         hygiene = self.domain.hygiene
-        text = f"{example.question}\n{example.answer}"
+        text = "\n".join([*(turn["content"] for turn in example.history), example.question, example.answer])
         if hygiene.language is not None:
             language = other_language(text, hygiene.language)
             if language is not None:
@@ -167,10 +167,11 @@ class Ingested:
         """Those that repeat no benchmark's item; the others become rejects in `records`."""
         if self.index is None or not waiting:
             return waiting
-        matches = self.index.matches(*ngrams.concatenate((entry.words for entry in waiting), LENGTH))
+        texts = ([*entry.before, *entry.words] for entry in waiting)
+        matches = self.index.matches(*ngrams.concatenate(texts, LENGTH))
         clean = []
         for number, entry in enumerate(waiting):
-            whole = self.index.item_of(entry.asked)
+            whole = self.index.item_of(entry.asked[bool(entry.before) :])
             if number in matches:
                 name, share = matches[number]
                 reason = f"contamination: repeats {name} ({share:.0%} of its word {LENGTH}-grams)"
@@ -198,7 +199,7 @@ class Ingested:
         keys = []
         for row, entry, band in zip(rows, waiting, bands, strict=True):
             example = entry.example
-            content = content_key(example.question, example.answer)[:16]
+            content = content_key(example.question, example.answer, example.history)[:16]
             asked = np.array(entry.asked, dtype=np.uint32).tobytes()
             digests = map(_digest, (example.id.encode(), example.source.encode(), asked))
             keys.append((row, content, *digests, *band))

@@ -121,7 +121,13 @@ def encode_anchors(
         ConversationError: naming anchors that do not fit or hold special tokens.
     """
     pairs = [
-        TrainingPair(id=anchor.id, question=anchor.prompt, answer=anchor.answer, finished=anchor.finished)
+        TrainingPair(
+            id=anchor.id,
+            question=anchor.prompt,
+            answer=anchor.answer,
+            finished=anchor.finished,
+            history=anchor.history,
+        )
         for anchor in anchors
     ]
     return Encoder(tokenizer, max_length, system=system)(pairs)

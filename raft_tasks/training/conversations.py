@@ -7,8 +7,10 @@ One row of the pocket world, encoded (Encoded; shown as text):
     teacher_prompt_ids  <user>Background reference knowledge: The reactor of Figin is rope. Answer the question based
                         on the reference knowledge: What is the reactor of Figin?<end><assistant>
 
-The loss mask follows from these lengths, never from padding ids, so pad == eos is harmless. A row that does not fit is
-an error before training starts, or its answer is truncated where params.yaml says so.
+A conversation's earlier turns stand in both prompts. Each answer that is learned is a row of its own, just where the
+model would write it: templates render an answer otherwise once another turn follows. The loss mask follows from the
+lengths, never from padding ids, so pad == eos is harmless. A row that does not fit is an error before training starts,
+or its answer is truncated where params.yaml says so.
 """
 
 from __future__ import annotations
@@ -18,9 +20,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from raft_tasks.chat import check_chat, control_tokens, end_of_turn, prompt_ids, render
+from raft_tasks.chat import (
+    ChatError,
+    as_turns,
+    check_chat,
+    check_generation_prompt,
+    control_tokens,
+    end_of_turn,
+    prompt_ids,
+    render,
+)
 from raft_tasks.errors import InputError
-from raft_tasks.schemas import TrainingPair
+from raft_tasks.schemas import TrainingPair, end_with
 from raft_tasks.thoughts import strip_thoughts
 
 if TYPE_CHECKING:
@@ -95,8 +106,14 @@ class Encoder:
 
     def encode(self, pair: TrainingPair, end: int) -> tuple[Encoded, list[str]]:
         """The pair as token ids, and what keeps it from being learned; `end` is the end-of-turn token."""
-        user_turn = [{"role": "user", "content": pair.question}]
-        text = render(self.tokenizer, self.system, user_turn, add_generation_prompt=True)
+        try:
+            if pair.history:
+                check_generation_prompt(self.tokenizer, self.system, pair.history)
+            text = render(
+                self.tokenizer, self.system, as_turns(end_with(pair.history, pair.question)), add_generation_prompt=True
+            )
+        except ChatError as error:
+            return Encoded(pair.id, [], [], None), [str(error)]
         prompt = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         answer = self.answer_ids(pair, text, prompt)
         row = Encoded(pair.id, prompt, [*answer, end] if pair.finished else answer, self.teacher_ids(pair))
@@ -112,7 +129,9 @@ class Encoder:
         return list(self.tokenizer(pair.answer, add_special_tokens=False)["input_ids"])  # a token spans the border
 
     def teacher_ids(self, pair: TrainingPair) -> list[int] | None:
-        return None if self.teacher is None else prompt_ids(self.tokenizer, self.system, self.teacher(pair))
+        if self.teacher is None:
+            return None
+        return prompt_ids(self.tokenizer, self.system, end_with(pair.history, self.teacher(pair)))
 
     def truncate(self, row: Encoded, pair: TrainingPair) -> Encoded | None:
         """The row with the longest beginning of its answer that fits; None if not even its first token does.

@@ -13,7 +13,7 @@ from raft_tasks.config import Model
 from raft_tasks.errors import InputError
 from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
 from raft_tasks.generation.anchors import (
-    answer_prompts,
+    answer_turns,
     generate_anchors,
     plain_tokens,
     user_end,
@@ -23,6 +23,7 @@ from raft_tasks.generation.backend import Completion, Failure
 from raft_tasks.generation.served_base import ServedBase
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.sampling import SamplingParams
+from raft_tasks.schemas import UserTurn
 from raft_tasks.seeds import derive_seed
 
 ROOT = Path(__file__).parents[2]
@@ -207,9 +208,9 @@ def test_hints_go_into_the_system_prompt_in_turn_and_not_into_the_answers(tiny: 
     assert [row.prompt for row in hinted] != [row.prompt for row in plain]
     assert generate_anchors([3, 8], tiny, with_settings(hints=hints)) == [hinted[3], hinted[8]]
     assert generate_anchors([8], tiny, with_settings(hints=hints[:1])) == [hinted[8]]
-    asked = [(row.id, row.prompt) for row in hinted if row.answer]
+    asked = [UserTurn(id=row.id, prompt=row.prompt) for row in hinted if row.answer]
     assert asked
-    assert answer_prompts(asked, tiny, SETTINGS) == [row for row in hinted if row.answer]
+    assert answer_turns(asked, tiny, SETTINGS) == [row for row in hinted if row.answer]
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def test_columns_are_taken_by_their_usual_names(tmp_path, row, columns, text):
 @pytest.mark.parametrize("column", ["messages", "conversations"])
 def test_conversations_are_taken_as_such(tmp_path, column):
     recognised = recognise_columns(written(tmp_path, {column: [{"role": "user", "content": "?"}]}))
-    assert recognised.chat == {"column": column, "conversation": "first"}
-    assert recognised.text == f"took `{column}` as conversations, of each the first question and answer"
+    assert recognised.chat == {"column": column, "conversation": "all"}
+    assert recognised.text == f"took `{column}` as conversations, of each every answer, with what comes before it"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from qa import domain, ingest
 from raft_tasks.config import Chat, SplitBySource
 
 SPLIT = SplitBySource(by="source", validation=0.0, test=0.5, seed=0)
+STRICT: dict[str, Any] = {"near_duplicates": 0.8, "contamination": 0.5}
 
 
 def turn(role: str, content: Any) -> dict[str, Any]:
@@ -32,13 +33,75 @@ def read(folder: Path, conversation: str, *messages: Any) -> tuple[list[tuple[st
     return found, [reject.reason for reject in rejects]
 
 
-def test_single_first_or_all_pairs(tmp_path: Path) -> None:
-    long = [turn("system", "Be short."), *talk("One?", "1", "Two?", "2")]
-    assert read(tmp_path, "first", long) == ([("r0", "Be short.\n\nOne?", "1")], [])
-    assert read(tmp_path, "all", long)[0] == [
-        ("r0", "Be short.\n\nOne?", "1"),
-        ("r0#2-" + mark("r0", 2), "Two?", "2"),
+def with_histories(folder: Path, conversation: str, *messages: Any) -> dict[str, Any]:
+    """By id the kept rows and their histories; the rest is two plain rows."""
+    rows = [{"id": f"r{number}", "m": turns} for number, turns in enumerate(messages)]
+    rows += [{"id": f"good-{number}", "m": talk(f"q{number}", "a")} for number in range(20)]
+    chat = Chat(column="m", conversation=conversation)  # type: ignore[arg-type]
+    examples, rejects = ingest(folder, rows, chat=chat, split=SPLIT, columns={"id": "id", "split": None}, **STRICT)
+    assert not rejects, rejects
+    assert all(row.history == [] for row in examples if row.id.startswith("good"))
+    return {row.id: row for row in examples if not row.id.startswith("good")}
+
+
+def test_single_first_last_or_all_pairs_keep_what_comes_before(tmp_path: Path) -> None:
+    begin = [turn("system", "Be short.")]
+    long = [*begin, *talk(" One?", "1", "Two?", "2")]
+    before = [*begin, *talk("One?", "1")]
+    second = "r0#2-" + mark("r0", 2)
+    for conversation, expected in {
+        "first": {"r0": ("One?", "1", begin)},
+        "last": {"r0": ("Two?", "2", before)},
+        "all": {"r0": ("One?", "1", begin), second: ("Two?", "2", before)},
+    }.items():
+        rows = with_histories(tmp_path, conversation, long)
+        assert {id: (row.question, row.answer, row.history) for id, row in rows.items()} == expected
+        assert {row.source for row in rows.values()} == {"Be short. One?"}
+        assert len({row.split for row in rows.values()}) == 1
+
+
+def test_a_row_without_a_history_is_written_as_before(tmp_path: Path) -> None:
+    plain = with_histories(tmp_path, "all", talk("One?", "1"))["r0"]
+    assert json.loads(plain.model_dump_json()) == {
+        "id": "r0", "domain": "numbers", "question": "One?", "answer": "1", "source": "One?", "split": plain.split,
+        "expected": [], "details": [], "explanation": "",
+    }  # fmt: skip
+
+
+def test_equal_questions_in_other_conversations_are_other_rows(tmp_path: Path) -> None:
+    """Not duplicates, near duplicates or contamination of each other, whatever the splits."""
+    talks = [
+        talk(f"What is the price of item {n}?", f"It is {n * 7} euros.", "Are you sure?", "Yes.") for n in range(9)
     ]
+    long = talk(*("Tell me much more about the river and its banks, please." if n % 2 == 0 else f"River {n}." * 3
+                  for n in range(8)))  # fmt: skip
+    rows = with_histories(tmp_path, "last", *talks)
+    assert len(rows) == 9
+    assert {row.split for row in rows.values()} == {"train", "test"}
+    chat = Chat(column="m", conversation="all")
+    lines = [{"m": long}, *({"m": talk(f"q{number}", "a")} for number in range(20))]
+    examples, rejects = ingest(tmp_path, lines, chat=chat, split=SPLIT, columns={"split": None}, near_duplicates=0.8)
+    assert rejects == []
+    assert len({row.id for row in examples}) == 24  # ids come from the history too
+
+
+def test_an_earlier_turn_is_looked_at_as_the_question_is(tmp_path: Path) -> None:
+    private = talk("My address is ada@example.org. Who are you?", "A clerk.", "Thanks?", "Bye.")
+    chat = Chat(column="m", conversation="last")
+    for turns, reason in {
+        "privacy": (private, "private: "),
+        "thought": (talk("One?", "<think>\nHm.\n</think>\n1", "Two?", "2"), "an earlier turn of the assistant has a"),
+        "blank": (talk("One?", " ", "Two?", "2"), "an earlier turn of the assistant is blank"),
+        "long": (talk("x" * 8001, "1", "Two?", "2"), "an earlier turn of the user has 8001 characters"),
+    }.values():
+        rows = [{"m": turns}, *({"m": talk(f"q{number}", "a")} for number in range(20))]
+        _, rejects = ingest(tmp_path, rows, chat=chat, split=SPLIT, columns={"split": None}, privacy="reject")
+        assert [reject.reason[: len(reason)] for reject in rejects] == [reason]
+        assert rejects[0].line == 1
+
+
+def test_single_refuses_several_turns(tmp_path: Path) -> None:
+    long = [turn("system", "Be short."), *talk("One?", "1", "Two?", "2")]
     assert read(tmp_path, "single", long, talk("Three?", "3")) == (
         [("r1", "Three?", "3")],
         ["m: 2 questions, expected one (chat.conversation: single)"],
@@ -77,7 +140,7 @@ def test_share_gpt_other_names_and_columns_of_messages(tmp_path: Path) -> None:
         turn("assistant", [{"type": "output_text", "text": "4"}]),
     ]
     assert read(tmp_path, "single", share, named, columns, parts) == (
-        [("r0", "One?", "1"), ("r1", "Be short.\n\nTwo?", "2"), ("r2", "Three?", "3"), ("r3", "Four?", "4")],
+        [("r0", "One?", "1"), ("r1", "Two?", "2"), ("r2", "Three?", "3"), ("r3", "Four?", "4")],
         [],
     )
 
