@@ -48,6 +48,7 @@ CONTROL = re.compile(
     r"|<(?:unused|extra_id_|reserved_)\d+>|" + "|".join(re.escape(tag) for tags in TAGS for tag in tags)
 )
 THOUGHTS = "|".join(rf"{re.escape(start)}\s*{re.escape(end)}" for start, end in TAGS)
+OPENING = frozenset(start.casefold() for start, _ in TAGS)
 EMPTY_THOUGHT = re.compile(rf"(?:{THOUGHTS})\s*$")
 
 
@@ -235,6 +236,14 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, configured: int | list[int] | N
     ends = {end_of_turn(tokenizer), tokenizer.eos_token_id}
     ends |= set(configured) if isinstance(configured, list) else {configured}
     return sorted(token for token in ends if token is not None)
+
+
+def rollout_ends(tokenizer: PreTrainedTokenizerBase, configured: int | list[int] | None) -> list[int]:
+    """`stop_ids`, and tokens that open a thought: what a teacher that sees the reference would say there, it would say
+    about the reference. Only that a thought is opened against the prompt is left to learn from.
+    """
+    opening = {id for text, id in control_tokens(tokenizer).items() if text.casefold() in OPENING}
+    return sorted({*stop_ids(tokenizer, configured), *opening})
 
 
 def check_chat(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from raft_tasks.chat import stop_ids
+from raft_tasks.chat import rollout_ends
 from raft_tasks.errors import InputError
 from raft_tasks.training.balance import AnchorWeight, make_balance
 from raft_tasks.training.batches import MicroBatch, StepLoader, StepSampler, micro_batches, replayed_rows
@@ -96,7 +96,7 @@ class RaftTrainer(Trainer):
             sampler = sampler or make_sampler(
                 method.distillation,
                 student,
-                stop_ids(data.tokenizer, network_of(student).generation_config.eos_token_id),
+                rollout_ends(data.tokenizer, network_of(student).generation_config.eos_token_id),
                 self.accelerator.autocast,
                 max(len(row.prompt_ids) for row in data.rows) + method.distillation.rollout_max_new_tokens,
                 arguments.process_index,

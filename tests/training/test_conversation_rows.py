@@ -7,7 +7,7 @@ import tiny
 from chat_models import FORMATS, chat_tokenizer, save_chat_model
 
 from raft_tasks.artifacts import digest, read_rows, write_rows
-from raft_tasks.chat import prompt_ids
+from raft_tasks.chat import prompt_ids, stop_ids
 from raft_tasks.config import AnchorSet, Benchmark, Endpoint, Fuse, Method, Mixing, Model, Rewrite
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import Suite, evaluate
@@ -24,9 +24,12 @@ from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example, Filtered, TrainingPair, UserTurn
+from raft_tasks.thoughts import opens_thought
 from raft_tasks.training.anchor_logits import encode_anchors, is_encodable
 from raft_tasks.training.conversations import ConversationError, Encoder, teacher_message
+from raft_tasks.training.preparation import make_pair, prepare, training_arguments
 from raft_tasks.training.train import train_model
+from raft_tasks.training.trainer import RaftTrainer
 
 SYSTEM = "Answer as a clerk."
 TEACHER = "Background reference knowledge: {{ answer }}\nAnswer the question: {{ question }}"
@@ -220,3 +223,24 @@ def test_anchors_may_be_conversations():
     [encoded] = encode_anchors(kept[:1], tokenizer, 400, SYSTEM)
     assert encoded.prompt_ids == prompt_ids(tokenizer, SYSTEM, [*PAIRS[0].history, TURN])
     assert not is_encodable(kept[0], tiny.word_tokenizer(), 400, None)  # its template shows the words as unknown ones
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.thinks])
+def test_a_teacher_that_sees_the_answer_goes_on_in_no_thought(name, tmp_path):
+    """Its prompt's thought is closed, and a rollout ends with the token that opens another one."""
+    folder = save_chat_model(name, tmp_path / "base")
+    base = Model(path=str(folder), revision=None, dtype="float32", system=None)
+    method = tiny.method(target="fused", distillation=tiny.distillation(rollout_max_new_tokens=12))
+    job = tiny.job(base, tmp_path, method, pairs=PAIRS, train=tiny.train(max_length=400), template_text=TEACHER)
+    network, data = prepare(job)
+    for row in data.rows:
+        assert not opens_thought(data.tokenizer.decode(row.teacher_prompt_ids))
+    student, teacher = make_pair(network, job, network.device)
+    trainer = RaftTrainer(job, student, teacher, data, training_arguments(job, len(data.rows)))
+    sampling = trainer.rollout_buffer.sampler.sampling
+    think, end = data.tokenizer.convert_tokens_to_ids(["<think>", FORMATS[name].end])
+    assert {think, end} <= set(sampling.stop_ids)
+    assert data.tokenizer.convert_tokens_to_ids("</think>") not in sampling.stop_ids
+    rollout = sampling.rollout([40, think, 41, 42, end], [-1.0] * 5)
+    assert (rollout.tokens, rollout.truncated) == ([40, think], False)
+    assert think not in stop_ids(data.tokenizer, None)  # elsewhere a thought is an answer's beginning
