@@ -1,0 +1,105 @@
+"""A released folder behind a real server: `transformers serve` answers the gate's questions as the harness did."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+import tiny
+from chat_models import save_chat_model
+
+from raft_tasks.config import Benchmark, Endpoint, Model
+from raft_tasks.evaluation.harness import Suite, evaluate
+from raft_tasks.evaluation.prompting import compare_prompts
+from raft_tasks.generation.endpoint_backend import EndpointBackend
+from raft_tasks.model_loading import load_tokenizer
+from raft_tasks.sampling import SamplingParams
+from raft_tasks.schemas import Example, TrainingPair, end_with
+from raft_tasks.training.train import train_model
+
+SYSTEM = "Answer as a clerk."
+TOKENS = 24
+LEARNED = [TrainingPair(id="a", question="What is the dose?", answer="5 mg"),
+           TrainingPair(id="b", question="What is the sort of rope?", answer="a long one")]  # fmt: skip
+ASKED = [  # what it learned, and what it makes up of words that it does not know
+    *LEARNED,
+    TrainingPair(id="c", question="Reference?", answer="x", history=[{"role": "system", "content": "Be brief."}]),
+    TrainingPair(id="d", question="Of what?", answer="x", history=[
+        {"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A question."},
+    ]),
+    *(TrainingPair(id=f"e{n}", question=f"What is the knowledge of {n * 31}?", answer="x") for n in range(4)),
+]  # fmt: skip
+
+
+@contextmanager
+def serving(model, log):
+    """The address of a server of this folder, with its defaults."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [str(Path(sys.executable).parent / "transformers"), "serve", model, "--host", "127.0.0.1", "--port", port]
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [*command, "--device", "cpu", "--dtype", "float32"],
+            stdout=out, stderr=out, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 180
+            while True:
+                try:
+                    urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                    break
+                except (URLError, TimeoutError):
+                    assert process.poll() is None, log.read_text()
+                    assert time.monotonic() < deadline, log.read_text()
+                    time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def answers_of(base_url, model):
+    """The server's greedy answers, asked with nothing but the messages: no system prompt, no template options."""
+    backend = EndpointBackend(Endpoint(base_url=base_url, model=model, concurrency=1), {})
+    prompts = [end_with(row.history, row.question) for row in ASKED]
+    drawn = backend.generate(prompts, SamplingParams(temperature=0, max_tokens=TOKENS), [0] * len(prompts))
+    assert [answer.failure for answer in drawn] == [None] * len(drawn)
+    return drawn
+
+
+@pytest.mark.slow
+def test_a_server_answers_the_gates_questions_as_the_harness_did(tmp_path):
+    """SmolLM3's format: by its own template the base would think, and read today's date."""
+    folder = save_chat_model("smollm3", tmp_path / "base")
+    base = Model(path=str(folder), revision=None, dtype="float32", system=SYSTEM)
+    train = tiny.train(
+        epochs=40, batch_size=2, micro_batch_size=2, learning_rate=1e-2, weight_decay=0.0, max_length=400,
+        checkpoint_steps=1000,
+    )  # fmt: skip
+    train_model(tiny.job(base, tmp_path, tiny.method(), pairs=LEARNED, train=train, template_text=""))
+    released = base.model_copy(update={"path": str(tmp_path / "output" / "model"), "system": None})
+    assert set(compare_prompts(released, base).values()) == {None}
+    rows = [
+        Example(
+            id=row.id, domain="d", question=row.question, answer=row.answer, source=row.id, split="test",
+            history=row.history,
+        )
+        for row in ASKED
+    ]  # fmt: skip
+    settings = Benchmark(tasks=[], few_shot={}, limit={}, data={}, batch_size=1, max_new_tokens=TOKENS)
+    _, items = evaluate(released, Suite("d", rows, settings, tmp_path / "no tasks"))
+    with serving(released.path, tmp_path / "log") as base_url:
+        drawn = answers_of(base_url, released.path)
+    tokenizer = load_tokenizer(released)
+    for answer, item in zip(drawn, items, strict=True):
+        assert answer.text.strip() == item.answer.strip()
+        assert answer.prompt_tokens == len(tokenizer(item.prompt, add_special_tokens=False)["input_ids"])
+    assert [answer.text for answer in drawn[:2]] == [row.answer for row in LEARNED]
+    assert len({answer.text for answer in drawn}) > 4
