@@ -77,10 +77,13 @@ def plan(
     method: Annotated[str | None, typer.Argument(help="Only this method.")] = None,
     seed: Annotated[int, typer.Argument(help="The training seed.")] = 0,
 ) -> None:
-    """Estimate tokens, memory and time of the trainings of `raft run`."""
+    """Estimate memory, time and disk of the trainings of `raft run`."""
     from flows.distill import print_plans
+    from flows.doctor import describe_disk
+    from raft_tasks.config import load_config
 
     print_plans(domain, method, seed)
+    typer.echo(describe_disk(load_config()))
 
 
 @app.command()

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
-from itertools import product
+from math import prod
 from pathlib import Path
 
 import psutil
@@ -16,10 +16,17 @@ import psutil
 from flows import paths
 from flows.environment import HEALTHY, PREFECT_PORT, ask_server
 from raft_tasks.config import Config, Model
-from raft_tasks.doctor import Fault, check_endpoints, check_files, count_parameters, read_leniently
+from raft_tasks.doctor import (
+    WIDTH,
+    Fault,
+    check_endpoints,
+    check_files,
+    disk_of_run,
+    read_leniently,
+    weight_shapes,
+)
 from raft_tasks.errors import InputError
-
-WIDTH = {"float32": 4, "bfloat16": 2}  # bytes of a number
+from raft_tasks.gguf import model_folder
 
 
 def find_faults(params: Path = Path("params.yaml")) -> list[Fault]:
@@ -71,35 +78,40 @@ def gpu_bytes() -> list[int]:
 def check_space(config: Config) -> Iterator[Fault]:
     """Disk for the models that are still to be trained and a checkpoint of each process; memory for each method."""
     base = config.models.get("base")
-    parameters = count_parameters(Path(base.path)) if isinstance(base, Model) else 0
-    if not isinstance(base, Model) or not parameters:
+    shapes = weight_shapes(Path(base.path)) if isinstance(base, Model) else {}
+    if not isinstance(base, Model) or not shapes:
         return
-    size, methods = (
-        parameters * WIDTH[base.dtype],
-        {n: config.methods[n] for n in config.run.methods if n in config.methods},
-    )
-    models = sum(
-        1 + (row.merge is not None)
-        for domain, (name, row), seed in product(config.run.domains, methods.items(), config.run.seeds)
-        if not paths.trained(domain, name, seed).exists()
-    )
-    checkpoints = config.resources.processes * parameters * 3 * WIDTH["float32"]  # weights and AdamW's two moments
-    disk, free = (
-        (2 * models * size + checkpoints) * (models > 0),
-        shutil.disk_usage(Path()).free,
-    )  # DVC's cache has copies
+    models, artifacts, checkpoints = disk_of_run(config, shapes, is_missing)
+    disk, free = artifacts + checkpoints, shutil.disk_usage(Path()).free
     if free < disk:
         yield Fault(
             "disk", f"{gb(free)} free in {Path.cwd()}", f"{gb(disk)} for {models} models", "`raft prune`, or free some"
         )
     memory = max(gpu_bytes(), default=psutil.virtual_memory().total)
     shards = config.train.launch.processes if config.train.launch.strategy == "fsdp2" else 1
-    for name, row in methods.items():
+    parameters = sum(map(prod, shapes.values()))
+    for name, row in {name: config.methods[name] for name in config.run.methods if name in config.methods}.items():
         trained = 0 if row.lora else 4 * parameters * WIDTH["float32"]  # weights, gradients, AdamW's two moments
-        needed = trained // shards + (size if row.lora or row.distillation else 0)
+        needed = trained // shards + (parameters * WIDTH[base.dtype] if row.lora or row.distillation else 0)
         if memory < needed:
             action = "`lora: {}` for this method, or fsdp2 over several GPUs (train.launch)"
             yield Fault(f"methods.{name}", f"{gb(memory)} of memory", f"at least {gb(needed)} for the weights", action)
+
+
+def is_missing(domain: str, method: str, seed: int) -> bool:
+    return not paths.trained(domain, method, seed).exists()
+
+
+def describe_disk(config: Config) -> str:
+    """What `raft plan` says of the disk."""
+    shapes = weight_shapes(model_folder(config.base.path))
+    if not shapes:
+        return f"disk              not estimated: {config.base.path} has no weights on this machine"
+    models, artifacts, checkpoints = disk_of_run(config, shapes, is_missing)
+    return (
+        f"disk              {gb(artifacts)} for {models} trainings that are not there yet (with the copies in DVC's "
+        f"cache), up to {gb(checkpoints)} for checkpoints meanwhile; {gb(shutil.disk_usage(Path()).free)} are free"
+    )
 
 
 def gb(size: int) -> str:

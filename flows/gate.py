@@ -51,7 +51,7 @@ def gate_candidate(config: Config, domain: str) -> Verdict:
         verdict = request_approval(verdict, config.gate.approval.timeout_hours)
     if verdict.promoted:
         card = (model / "README.md").read_text(encoding="utf-8")
-        release(model, f"{card}\n{_release_notes(verdict)}", evidence, verdict, released(domain))
+        release(_model(config, model), f"{card}\n{_release_notes(verdict)}", evidence, verdict, released(domain))
     write_verdict(verdict)
     return verdict
 

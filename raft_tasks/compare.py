@@ -1,6 +1,6 @@
 """The models of a comparison: a folder, a model of the hub, or a model in a revision of this repository.
 
-models/pocket-base                      a folder with a config.json
+models/pocket-base                      a folder with a config.json, or with a LoRA row's adapter
 HuggingFaceTB/SmolLM3-3B@<revision>     a hub id; without a revision its newest state
 git:main:raft-0                         the trained, or merged, model of that run in a commit, branch, tag
 git:clear-mole:raft-0                   or experiment (`dvc exp show` names them)
@@ -21,6 +21,7 @@ from dvc.repo import Repo
 from dvc.scm import resolve_rev
 from dvc_data.index import DataIndexDirError
 
+from raft_tasks.adapter_folder import is_adapter
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
 
@@ -77,6 +78,6 @@ def _fetch(source: str, folders: list[str], work: Path) -> Path:
 
 
 def _check_folder(folder: Path, source: str) -> Path:
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not is_adapter(folder):
         raise InputError(f"{source}: got a folder without a config.json, expected a model as transformers saves it")
     return folder

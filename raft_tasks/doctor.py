@@ -10,11 +10,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import islice
+from itertools import islice, product
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from raft_tasks import gguf, model_files
 from raft_tasks.chat import check_prompt
-from raft_tasks.config import Config, Domain, Endpoint, Model, read_document
+from raft_tasks.config import Config, Domain, Endpoint, Method, Model, read_document
 from raft_tasks.config.base import walk
 from raft_tasks.config.defaults import fill_in
 from raft_tasks.config.faults import explain
@@ -36,6 +36,8 @@ from raft_tasks.sources.roles import roles_of
 OUR_TASKS = Path(__file__).parent / "evaluation" / "tasks"
 HEAD_ROWS = 2000  # of a data file that are read
 ENDPOINT_SECONDS = 8.0
+EMBEDDING = re.compile(r"embed|lm_head|^output\.|token_embd")
+WIDTH = {"float32": 4, "bfloat16": 2}  # bytes of a number
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -259,20 +261,46 @@ def nltk_folders() -> list[Path]:
     return [*map(Path, given), *(Path(prefix, "nltk_data") for prefix in prefixes)]
 
 
-def count_parameters(model: Path) -> int:
-    """Of a GGUF file, or of the safetensors files in a folder by their headers; 0 where there are none."""
-    if model.suffix == gguf.SUFFIX and model.is_file():
-        try:
-            return int(gguf.describe(model)["parameters"])
-        except InputError:  # check_models says so
-            return 0
-    total = 0
-    for file in model.glob("*.safetensors"):
-        try:
-            total += sum(prod(tensor["shape"]) for tensor in model_files.read_header(file).values())
-        except (ValueError, KeyError, TypeError, AttributeError):  # a pointer, or broken: check_models says so
-            return 0
-    return total
+def weight_shapes(model: Path) -> dict[str, list[int]]:
+    """Of a GGUF file, or of the safetensors files in a folder by their headers; empty where there are none."""
+    try:
+        if model.suffix == gguf.SUFFIX and model.is_file():
+            return gguf.read_shapes(model)
+        headers = [model_files.read_header(file) for file in model.glob("*.safetensors")]
+    except (InputError, ValueError, KeyError, TypeError, AttributeError):  # a pointer, or broken: check_models says so
+        return {}
+    return {name: tensor["shape"] for header in headers for name, tensor in header.items()}
+
+
+def artifact_bytes(shapes: Mapping[str, Sequence[int]], dtype: str, method: Method) -> int:
+    """What a training leaves: of LoRA the float32 matrices [rank, in] and [out, rank] of at most all linear layers."""
+    if method.lora is None:
+        return WIDTH[dtype] * sum(map(prod, shapes.values()))
+    layers = [shape for name, shape in shapes.items() if len(shape) == 2 and not EMBEDDING.search(name)]
+    return WIDTH["float32"] * method.lora.rank * sum(map(sum, layers))
+
+
+def disk_of_run(
+    config: Config, shapes: Mapping[str, Sequence[int]], missing: Callable[[str, str, int], bool]
+) -> tuple[int, int, int]:
+    """Trainings that are still to be made, bytes that they leave (DVC's cache has copies), bytes of checkpoints.
+
+    Args:
+        missing: whether domain, method and seed have no model yet.
+    """
+    parameters, dtype = sum(map(prod, shapes.values())), config.base.dtype
+    trainings, artifacts, checkpoint = 0, 0, 0
+    for name in (name for name in config.run.methods if name in config.methods):
+        row = config.methods[name]
+        models = [(d, s) for d, s in product(config.run.domains, config.run.seeds) if missing(d, name, s)]
+        size = artifact_bytes(shapes, dtype, row)
+        merged = WIDTH[dtype] * parameters if row.merge is not None else 0
+        trainings += len(models)
+        artifacts += 2 * len(models) * (size + merged)
+        # weights and AdamW's two moments, all float32
+        trained = size if row.lora else WIDTH["float32"] * parameters
+        checkpoint = max(checkpoint, 3 * trained if models else 0)
+    return trainings, artifacts, config.resources.processes * checkpoint
 
 
 def check_endpoints(config: Config) -> list[Fault]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from dvc.repo import Repo
@@ -12,14 +12,16 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import config
+from raft_tasks.adapter_folder import is_adapter
 from raft_tasks.artifacts import atomic_folder
 from raft_tasks.checks import Checks
-from raft_tasks.evaluation.evidence import NAME, Evidence, check_files, write_evidence
+from raft_tasks.evaluation.evidence import NAME, Evidence, check_files, digest_model, write_evidence
 from raft_tasks.evaluation.gate import Measured, Verdict
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.leakage import leak_rate
 from raft_tasks.generation.fidelity import lost_from
 from raft_tasks.generation.transformers_backend import TransformersBackend
+from raft_tasks.merged_folder import write_whole
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Fused, ItemResult, Prompt
 
@@ -63,15 +65,22 @@ def size_and_latency(
 
 
 @task(cache_policy=NO_CACHE)
-def release(model: Path, card: str, evidence: Evidence, verdict: Verdict, target: Path) -> None:
-    """Put the model, with its card and what it was judged by, at `target` and under DVC.
+def release(model: config.Model, card: str, evidence: Evidence, verdict: Verdict, target: Path) -> None:
+    """Put the model, whole, with its card and what it was judged by, at `target` and under DVC.
 
     Raises:
-        InputError: the model is not the one that was judged.
+        InputError: the model is not the one that was judged, or its merged weights are not base + adapter.
     """
     with atomic_folder(target) as partial:
-        shutil.copytree(model, partial, dirs_exist_ok=True)
-        check_files(evidence, partial)
+        check_files(evidence, Path(model.path))
+        write_whole(model, partial)
+        if is_adapter(Path(model.path)):
+            judged = evidence.inputs["candidate"]
+            released = digest_model(model.model_copy(update={"path": str(partial)}))
+            evidence = replace(evidence, inputs={**evidence.inputs, "candidate": released, "adapter": judged})
+            card += "\nThe adapter of the training is merged into the weights here; the gate measured these weights.\n"
+        else:
+            check_files(evidence, partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
         write_evidence(partial / NAME, evidence, verdict)
     with Repo() as repo:

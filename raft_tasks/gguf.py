@@ -57,23 +57,34 @@ def model_folder(path: str) -> Path:
 
 
 def describe(file: Path) -> dict[str, str]:
-    """What a GGUF file says of itself: name, organization, license, quantisation (Q4_1), parameters; and its sha256."""
+    """What a GGUF file says of itself: name, organization, license, quantisation (Q4_1); and its sha256."""
     if not file.is_file():
         raise InputError(f"model file {file.absolute()} is not there; put it there, or correct models.<name>.path")
     state = file.stat()
     return _describe(file.resolve(), state.st_size, state.st_mtime_ns)
 
 
-@cache
-def _describe(file: Path, size: int, modified: int) -> dict[str, str]:
+def read_shapes(file: Path) -> dict[str, list[int]]:
+    """{name: shape} of a GGUF file's tensors."""
+    return {tensor.name: tensor.shape.tolist() for tensor in _read(file).tensors}
+
+
+def _read(file: Path) -> Any:
     try:
-        from gguf import GGUFReader, LlamaFileType
+        from gguf import GGUFReader
     except ImportError as error:
         raise InputError(f"{file}: a GGUF file needs the package gguf; pip install 'raft-refinery[real]'") from error
     try:
-        content = GGUFReader(file)
+        return GGUFReader(file)
     except (OSError, ValueError, KeyError, IndexError) as error:
+        size = file.stat().st_size if file.is_file() else 0
         raise InputError(f"{file} ({size} bytes) is not a whole GGUF file ({error}); download it again") from error
+
+
+@cache
+def _describe(file: Path, size: int, modified: int) -> dict[str, str]:
+    content = _read(file)
+    from gguf import LlamaFileType
 
     def general(key: str, missing: str) -> str:
         field = content.fields.get(f"general.{key}")
@@ -85,7 +96,6 @@ def _describe(file: Path, size: int, modified: int) -> dict[str, str]:
         "organization": general("organization", "not stated"),
         "license": general("license", "not stated"),
         "quantisation": kind.removeprefix("MOSTLY_").removeprefix("ALL_"),
-        "parameters": str(sum(int(tensor.n_elements) for tensor in content.tensors)),
         "sha256": digest_path(file),
     }
 

@@ -50,6 +50,9 @@ def find_faults(folder: Path, trained: bool) -> Iterator[FileFault]:
     pointers = [path for path in files if is_pointer(path)]
     for path in pointers:
         yield f"{path} is a Git-LFS pointer", "the file itself", "`git lfs pull` there"
+    if (folder / "adapter_config.json").is_file():
+        yield from _adapter_faults(folder)
+        return
     settings = _read(folder / "config.json")
     if settings is None and folder / "config.json" not in pointers:
         yield f"{str(folder)!r} without config.json", "a model folder as transformers saves it", AGAIN
@@ -76,6 +79,14 @@ def _template_faults(folder: Path) -> Iterator[FileFault]:
         names = [item.get("name") for item in named]
         if "default" not in names:
             yield f"chat templates named {names}, none default", "one", "write the one to use into chat_template.jinja"
+
+
+def _adapter_faults(folder: Path) -> Iterator[FileFault]:
+    weights = folder / "adapter_model.safetensors"
+    try:
+        read_header(weights)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        yield f"{weights} is missing, cut or damaged ({error})", "the adapter's weights", AGAIN
 
 
 def _weight_faults(folder: Path, settings: dict[str, Any], files: list[Path]) -> Iterator[FileFault]:

@@ -1,5 +1,6 @@
 """Loading a model and its tokenizer: the one way of training, generation, benchmarks, merging and analysis.
 
+An adapter's folder is loaded as its base with the adapter merged in memory: bit for bit what a release would hold.
 A model that is not whole is refused: transformers would draw missing weights at random and only print a table.
 """
 
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from raft_tasks.adapter_folder import base_of, is_adapter, merge_adapter
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
 from raft_tasks.gguf import model_folder
@@ -82,9 +84,14 @@ def load_network(model: Model, dtype: torch.dtype, tokenizer: PreTrainedTokenize
     Raises:
         ModelError: if it is missing, broken or does not fit its tokenizer.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     check_files(model)
+    if is_adapter(folder := Path(model.path)):
+        network = load_network(base_of(model), dtype, tokenizer)
+        network = _explain(model, lambda: merge_adapter(network, folder, "model folder"))
+        network.generation_config = _explain(model, lambda: GenerationConfig.from_pretrained(folder))
+        return network
     path = str(model_folder(model.path))
     with quiet():
         loaded: Any = _explain(
@@ -97,7 +104,7 @@ def load_network(model: Model, dtype: torch.dtype, tokenizer: PreTrainedTokenize
                 ignore_mismatched_sizes=True,
             ),
         )
-    network: PreTrainedModel = loaded[0]
+    network = loaded[0]
     if getattr(network.config, "quantization_config", None) is None:  # others have keys of their method's own
         check_keys(model, loaded[1])
     check_vocabulary(model, network, tokenizer)
@@ -124,6 +131,7 @@ def load_context_length(model: Model) -> int:
 def _load_model_config(model: Model) -> Any:
     from transformers import AutoConfig
 
+    model = base_of(model)
     path = str(model_folder(model.path))
     return _explain(model, lambda: AutoConfig.from_pretrained(path, revision=model.revision))
 

@@ -82,7 +82,9 @@ class Lora(Section):
     rank: PositiveInt = key(16, "rank of the matrices")
     alpha: PositiveInt = key(32, "the update is scaled by alpha / rank")
     dropout: Annotated[float, Field(ge=0, lt=1)] = key(0.05, "dropout on the adapters' inputs")
-    targets: Literal["all-linear"] | list[str] = key("all-linear", "names of the linear layers that get an adapter")
+    targets: Literal["all-linear", "mlp"] | list[str] = key(
+        "all-linear", "layers that get an adapter: all linear ones, the MLPs' alone, or names"
+    )
 
 
 class Osf(Section):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from raft_tasks.config import Lora, Osf
+from raft_tasks.adapter_folder import CONFIG, check_untied, find_adapter, without_peft_warnings, write_base
+from raft_tasks.artifacts import read_json, write_json
+from raft_tasks.config import Lora, Model, Osf
 from raft_tasks.errors import InputError
+from raft_tasks.gguf import model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+MLP = ["gate_proj", "up_proj", "gate_up_proj", "down_proj"]  # as the Llama family and its relatives name them
 STUDENT, TEACHER = "default", "teacher"  # names of the adapters within one model
 
 
@@ -28,7 +31,7 @@ def with_adapter(network: PreTrainedModel, adapter: Lora | Osf, teacher_adapter:
     """
     from peft import LoraConfig, OSFConfig, get_peft_model
 
-    targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
+    targets = MLP if adapter.targets == "mlp" else adapter.targets
     owners = Counter(id(p) for layer in network.modules() for p in layer._parameters.values())
     head = next(name for name, layer in network.named_modules() if layer is network.get_output_embeddings())
     if head.split(".")[-1] in targets:
@@ -51,56 +54,24 @@ def with_adapter(network: PreTrainedModel, adapter: Lora | Osf, teacher_adapter:
             {name.split(".")[-1] for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
         )
         raise InputError(
-            f"adapter.targets: got {targets!r}, expected all-linear or some of {linear}: {error}"
+            f"adapter.targets: got {targets!r}, expected all-linear, mlp or some of {linear}: {error}"
         ) from error
     check_untied(student, owners, f"adapter.targets {targets!r}")
     if teacher_adapter is not None:
-        check_adapter(teacher_adapter)
+        find_adapter(Path(teacher_adapter), "distillation.teacher_adapter")
         student.load_adapter(teacher_adapter, TEACHER, is_trainable=False)
     return student
 
 
-def merge_adapter(network: Any, folder: str) -> PreTrainedModel:
-    """`network` with the adapter in `folder` merged into its weights."""
-    from peft import PeftModel
-
-    check_adapter(folder)
-    owners = Counter(id(p) for layer in network.modules() for p in layer._parameters.values())
-    with without_peft_warnings():
-        model = PeftModel.from_pretrained(network, folder)
-        check_untied(model, owners, f"distillation.teacher_adapter {folder!r}")
-        merged: PreTrainedModel = model.merge_and_unload()
-    return merged
-
-
-@contextmanager
-def without_peft_warnings() -> Iterator[None]:
-    """peft's use of names that are on their way out of transformers; its word on tied weights, which are refused."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
-        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
-        yield
-
-
-def check_untied(model: nn.Module, owners: Counter[int], setting: str) -> None:
-    """An adapter on a weight that two layers share moves one layer in training, and both when it is merged."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
-    tied = [name for name, layer in layers if owners[id(layer.get_base_layer().weight)] > 1]
-    if tied:
-        raise InputError(
-            f"{setting}: {', '.join(tied)} has a weight that another layer uses too (tied embeddings), so that the "
-            "merged model would not be the trained one; expected targets with weights of their own, such as all-linear"
-        )
-
-
-def check_adapter(folder: str) -> None:
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise InputError(
-            f"distillation.teacher_adapter: got {folder!r}, expected a folder with an adapter_config.json, such as the "
-            "model/adapter of an earlier training"
-        )
+def save_adapter(student: Any, model: Model, folder: Path) -> None:
+    """Write the student's adapter as PEFT does, and which base it belongs to; equal adapters give equal bytes."""
+    config = student.peft_config[STUDENT]
+    config.base_model_name_or_path, config.revision = str(model_folder(model.path)), model.revision
+    student.save_pretrained(folder, selected_adapters=[STUDENT], save_embedding_layers=False)
+    written = read_json(folder / CONFIG)
+    written["target_modules"] = sorted(written["target_modules"])  # PEFT has a set
+    write_json(folder / CONFIG, written)
+    write_base(model, folder)
 
 
 @contextmanager

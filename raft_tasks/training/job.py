@@ -16,8 +16,8 @@ from raft_tasks.schemas import TrainingPair
 class TrainingJob:
     """What is trained, how, and where the result goes; equal jobs give equal models.
 
-    `output` gets model/ (weights, tokenizer, model card; a LoRA adapter is merged into the weights and also saved in
-    model/adapter) and steps.csv. It is complete only when the training has returned.
+    `output` gets model/ (weights, of LoRA only the adapter; tokenizer, model card) and steps.csv.
+    It is complete only when the training has returned.
     """
 
     pairs: list[TrainingPair]  # the questions and the answers that the method learns

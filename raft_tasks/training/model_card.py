@@ -98,7 +98,7 @@ def trained_weights(method: Method) -> str:
     if method.osf is not None:
         return f"of each linear layer all but {method.osf.preserved:.0%} of the singular directions (OSF)"
     if method.lora is not None:
-        return f"a LoRA of rank {method.lora.rank}, merged here; also in the folder adapter"
+        return f"a LoRA adapter of rank {method.lora.rank}"
     return "all"
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from raft_tasks.adapter_folder import without_peft_warnings
 from raft_tasks.artifacts import digest, digest_path
 from raft_tasks.config import Distillation
 from raft_tasks.errors import InputError
 from raft_tasks.model_loading import load_model
-from raft_tasks.training.adapters import with_adapter, without_peft_warnings
+from raft_tasks.training.adapters import with_adapter
 from raft_tasks.training.anchor_logits import AnchorBatches, TargetLogits, load_anchors
 from raft_tasks.training.completion_forward import output_head
 from raft_tasks.training.conversations import Encoded, Encoder, teacher_turn

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from raft_tasks.adapter_folder import merge_adapter
 from raft_tasks.config import Distillation
 from raft_tasks.errors import InputError
-from raft_tasks.training.adapters import merge_adapter, teacher_mode
+from raft_tasks.training.adapters import teacher_mode
 from raft_tasks.training.completion_forward import CompletionForward, enable_completion_forward
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def frozen_copy(network: PreTrainedModel, distillation: Distillation, dtype: str
     """
     copy = deepcopy(network)
     if distillation.teacher_adapter is not None:
-        copy = merge_adapter(copy, distillation.teacher_adapter)
+        copy = merge_adapter(copy, Path(distillation.teacher_adapter), "distillation.teacher_adapter")
     try:
         return FrozenCopy(
             copy.to(getattr(torch, distillation.teacher_dtype or dtype)).to(distillation.teacher_device or device)

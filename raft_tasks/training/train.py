@@ -9,7 +9,7 @@ import torch
 
 from raft_tasks.chat import save_tokenizer, stop_ids
 from raft_tasks.model_loading import load_model, quiet
-from raft_tasks.training.adapters import STUDENT
+from raft_tasks.training.adapters import STUDENT, save_adapter
 from raft_tasks.training.checkpoints import last_complete
 from raft_tasks.training.divergence import relative_distance
 from raft_tasks.training.interruption import TrainingInterrupted
@@ -91,18 +91,21 @@ def run_loop(
 
 
 def save_model(student: Any, job: TrainingJob, data: TrainingData) -> tuple[Any, dict[str, float]]:
-    """Write `output`/model; returns the whole model, adapter merged, and the distance of its weights to the base."""
+    """Write `output`/model, of LoRA the adapter; returns the whole model and its weights' distance to the base."""
     folder = job.output / "model"
     base = load_model(job.model, torch.float32)[0]
     with quiet():
         if job.method.lora is not None:  # OSF's factors are as large as the model
-            student.save_pretrained(folder / "adapter", selected_adapters=[STUDENT])
+            save_adapter(student, job.model, folder)
         if job.method.adapter is not None:
             student = student.float().merge_and_unload(adapter_names=[STUDENT])
         distance = relative_distance(student, base)
         generation = student.generation_config
         generation.eos_token_id = stop_ids(data.tokenizer, generation.eos_token_id)  # where it stops for other users
-        student.to(getattr(torch, job.model.dtype)).save_pretrained(folder)
+        if job.method.lora is not None:
+            generation.save_pretrained(folder)
+        else:
+            student.to(getattr(torch, job.model.dtype)).save_pretrained(folder)
     save_tokenizer(data.tokenizer, job.model.system, folder)
     (folder / "README.md").write_text(model_card(job, data), encoding="utf-8")
     return student, distance

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import namedtuple
 from itertools import product
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from flows.cli import app
 from flows.doctor import check_before_run, check_prefect, find_faults
 from flows.init import Source, init
 from raft_tasks import doctor as checks
-from raft_tasks.config import load_config
+from raft_tasks.config import Lora, Method, load_config
+from raft_tasks.doctor import disk_of_run, weight_shapes
 from raft_tasks.errors import InputError
 
 Usage = namedtuple("Usage", "total used free")
@@ -260,3 +262,26 @@ def test_templates_are_rendered_as_transformers_does(project):
         assert checks.TemplateFile(folder).apply_chat_template(
             messages, chat_template=tokenizer.chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
         ) == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+
+def test_the_disk_of_a_run_counts_adapters_small():
+    """Pocket base in float32, by hand: 4 bytes a weight, twice for DVC's cache; checkpoints have AdamW's moments."""
+    root = Path(__file__).parents[2]
+    config = load_config(root / "params.yaml")
+    shapes = weight_shapes(root / "models/pocket-base")
+    parameters = sum(prod(shape) for shape in shapes.values())
+    width = {"float32": 4, "bfloat16": 2}[config.base.dtype]
+
+    def disk(*methods):
+        run = config.run.model_copy(update={"methods": list(methods), "domains": ["archive"], "seeds": [0, 1]})
+        rows = {"sft": Method(), "sft_lora": Method(lora=Lora(rank=16))}
+        return disk_of_run(config.model_copy(update={"run": run, "methods": rows}), shapes, lambda *_: True)
+
+    processes = config.resources.processes
+    assert disk("sft") == (2, 2 * 2 * width * parameters, processes * 3 * 4 * parameters)
+    count, lora, checkpoint = disk("sft_lora")
+    saved = sum(a + b for name, (a, b) in ((n, s) for n, s in shapes.items() if len(s) == 2) if "layers" in name)
+    assert (count, lora) == (2, 2 * 2 * 4 * 16 * saved)
+    assert checkpoint == processes * 3 * 4 * 16 * saved
+    assert disk("sft", "sft_lora")[1:] == (disk("sft")[1] + lora, disk("sft")[2])
+    assert disk_of_run(config, shapes, lambda *_: False) == (0, 0, 0)

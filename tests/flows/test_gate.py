@@ -10,6 +10,7 @@ from contextvars import copy_context
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 from dvc.repo import Repo
@@ -18,15 +19,19 @@ from prefect.flow_engine import run_flow
 from prefect.flow_runs import resume_flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
+from transformers import AutoModelForCausalLM
 
 from flows import paths
 from flows.gate import ApprovalTimeout, gate_candidate, judge_for_ci, request_approval
 from raft_tasks.artifacts import write_rows
-from raft_tasks.config import load_config
+from raft_tasks.chat import save_tokenizer
+from raft_tasks.config import Lora, load_config
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.gate import Check, Verdict
 from raft_tasks.evaluation.harness import DOMAIN_TASK
+from raft_tasks.model_loading import load_model
 from raft_tasks.schemas import Example, Fused, ItemResult, Judged
+from raft_tasks.training.adapters import save_adapter, with_adapter
 
 GENERAL = "pocket_rewriting"
 DOMAIN = "archive"
@@ -89,6 +94,33 @@ def judged(project, prefect_api):
             return flow(gate_candidate, persist_result=False, validate_parameters=False)(load_config(), DOMAIN)
 
     return run
+
+
+def test_an_adapter_is_released_merged_and_its_evidence_names_both(judged, project):
+    trained = paths.run(DOMAIN, "raft", 0) / "model"
+    shutil.rmtree(trained)
+    base = load_config().base
+    network, tokenizer = load_model(base, torch.float32)
+    student = with_adapter(network, Lora(rank=2, alpha=4, dropout=0.0), None)
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.01)
+    save_adapter(student, base, trained)
+    network.generation_config.save_pretrained(trained)
+    save_tokenizer(tokenizer, base.system, trained)
+    (trained / "README.md").write_text("# A card\n")
+    assert judged(domain=110, general=120).promoted
+    whole = project / "releases/archive"
+    measured = load_model(base.model_copy(update={"path": str(trained)}), torch.float32)[0].state_dict()
+    released = AutoModelForCausalLM.from_pretrained(whole).state_dict()
+    assert all(torch.equal(released[name], value) for name, value in measured.items())
+    assert not (whole / "adapter_config.json").exists()
+    assert "The adapter of the training is merged" in (whole / "README.md").read_text()
+    inputs = json.loads((whole / "gate.json").read_text())["evidence"]["inputs"]
+    assert "adapter_model.safetensors" in inputs["adapter"]
+    assert "model.safetensors" in inputs["candidate"]
+    assert judge_for_ci(None, {"candidate": "releases/archive"}, project, whole / "gate.json") == 0
 
 
 def test_a_candidate_that_passed_is_released_with_its_verdict(judged, project):

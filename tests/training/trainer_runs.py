@@ -25,7 +25,9 @@ def run(model, folder, method="raft", settings=None, seed=0, progress=None, rows
 
 
 def weights(folder):
-    return load_file(folder / "output" / "model" / "model.safetensors")
+    """Of the model, or of the adapter where that is all that is saved."""
+    [file] = (folder / "output" / "model").glob("*.safetensors")
+    return load_file(file)
 
 
 def same_weights(a, b):
