@@ -184,6 +184,22 @@ def gate(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="releases/DOMAIN, another folder or adapter, or NAME@REVISION.")],
+    file: Annotated[Path, typer.Argument(help="The GGUF file to write.")],
+    dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Of the matrices.")] = "float16",
+) -> None:
+    """Write a model as a GGUF file for llama.cpp."""
+    from raft_tasks.compare import locate_model
+    from raft_tasks.config import load_config
+    from raft_tasks.gguf_export import export_gguf
+
+    with locate_model(model, [], load_config().base) as located:
+        export_gguf(located, file, dtype)
+    typer.echo(file)
+
+
+@app.command()
 def retrain(force: Annotated[bool, typer.Option("--force", help="Also without new data.")] = False) -> None:
     """Fetch new data, run the pipeline, promote what passes the gate."""
     from flows.retrain import run_retrain
