@@ -16,7 +16,7 @@ from raft_tasks.schemas import GeneratedAnchor, UserTurn
 def anchors() -> None:
     config = load_config()
     methods = {name: config.methods[name] for name in config.run.methods}
-    sets = sorted({method.anchors.set for method in methods.values() if method.anchors})
+    sets, curve = config.anchor_sets, config.train.curve
     encoder = shared_encoder(config.semantic_filter.encoder, config.semantic_filter.revision)
     held_out = held_out_texts(paths.HELD_OUT, config.benchmark, paths.BENCHMARK_TASKS) if sets else []
     with atomic_folder(paths.ANCHORS) as folder:
@@ -38,4 +38,4 @@ def anchors() -> None:
             if statistics.warning:
                 print(f"anchors: WARNING, {name}: {statistics.warning}", flush=True)
         for name, method in methods.items():
-            write_json(folder / "methods" / f"{name}.json", identity_of(folder / "sets", method))
+            write_json(folder / "methods" / f"{name}.json", identity_of(folder / "sets", method, curve))

@@ -10,12 +10,12 @@ from prefect import flow
 from flows import paths
 from flows.stage import Progress
 from raft_tasks.artifacts import read_json, read_rows, write_json
-from raft_tasks.config import load_config
+from raft_tasks.config import Config, load_config
 from raft_tasks.distill import train
 from raft_tasks.errors import InputError
 from raft_tasks.generation.templates import template_text
-from raft_tasks.schemas import TrainingPair
-from raft_tasks.training.job import TrainingJob
+from raft_tasks.schemas import Example, TrainingPair
+from raft_tasks.training.job import CurveInputs, TrainingJob
 
 
 @flow
@@ -38,9 +38,17 @@ def training_job(domain: str, method: str, seed: int) -> TrainingJob:
         output=paths.run(domain, method, seed),
         checkpoints=paths.CHECKPOINTS,
         anchors=paths.anchor_set(row.anchors.set) if row.anchors else None,
+        curve=curve_inputs(config, domain),
         trackers=tuple(config.resources.trackers),
         tracking=paths.TRACKING / domain / f"{method}-{seed}",
     )
+
+
+def curve_inputs(config: Config, domain: str) -> CurveInputs | None:
+    if config.train.curve is None:
+        return None
+    sets = {name: paths.anchor_set(name) for name in config.train.curve.sets}
+    return CurveInputs(read_rows(paths.curve_rows(domain), Example), sets, config.domains[domain].checks)
 
 
 def print_plans(domain: str | None, method: str | None, seed: int) -> None:

@@ -11,7 +11,7 @@ from prefect import flow
 
 from flows import paths
 from raft_tasks.artifacts import atomic_folder, iter_rows, row_writer, write_json, write_rows
-from raft_tasks.config import load_config
+from raft_tasks.config import Train, load_config
 from raft_tasks.ingest import draw_ids, ingest_domain
 from raft_tasks.schemas import Example, Flag, HeldOut, Reject, Split
 from raft_tasks.sources.files import find_files
@@ -47,6 +47,7 @@ def ingest(domain: str) -> None:
                 if line.rule is not None:
                     rules[line.artifact][line.rule] += 1
     held_out = (paths.examples(domain) / f"{split}.{config.run.rows}" for split in ("validation", "test"))
+    write_rows(paths.curve_rows(domain), curve_rows(paths.split(domain, "validation", config.run.rows), config.train))
     questions = (HeldOut(id=row.id, question=row.question) for path in held_out for row in iter_rows(path, Example))
     write_rows(paths.held_out(domain), questions)
     summary: dict[str, Any] = {
@@ -61,6 +62,14 @@ def ingest(domain: str) -> None:
     }
     write_json(paths.ingest_summary(domain), summary)
     print(f"ingest@{domain}: {summary}", flush=True)
+
+
+def curve_rows(validation: Path, train: Train) -> list[Example]:
+    """The validation rows on which the forgetting curve is measured; none without one."""
+    if train.curve is None:
+        return []
+    drawn = draw_ids(iter_rows(validation, Example), {"validation": train.curve.rows})["validation"]
+    return [row for row in iter_rows(validation, Example) if row.id in drawn]
 
 
 def unread_files(folder: Path, patterns: list[str]) -> list[str]:

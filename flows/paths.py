@@ -57,6 +57,11 @@ def split(domain: str, name: str, rows: str) -> Path:
     return examples(domain) / f"{name}.{rows}"
 
 
+def curve_rows(domain: str) -> Path:
+    """The validation rows of `train.curve`; empty without one."""
+    return examples(domain) / "curve.jsonl"
+
+
 def ingest_summary(domain: str) -> Path:
     return ARTIFACTS / domain / "ingest.json"
 

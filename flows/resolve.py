@@ -83,7 +83,10 @@ class Stages:
     def ingest(self, domain: Domain) -> dict[str, Any]:
         """What decides on a row: also what the base can learn, and the benchmarks where rows may not repeat them."""
         content = {"ingest": resolved(self.config.ingest), "domain": resolved(domain), **self.local(*_hubs(domain))}
-        content |= {"models": self.models({"base"}), "train": _only(self.config.train, "max_length", "too_long")}
+        content |= {
+            "models": self.models({"base"}),
+            "train": _only(self.config.train, "max_length", "too_long", "curve"),
+        }
         content["teachers"] = self.teachers()
         return content | (self.tasks(self.config.benchmark.tasks) if domain.hygiene.contamination is not None else {})
 
@@ -139,14 +142,15 @@ class Stages:
 
     def training(self) -> Iterator[tuple[str, Any]]:
         config = self.config
-        sets = {method.anchors.set for method in self.methods.values() if method.anchors}
+        sets, curve = config.anchor_sets, config.train.curve
         own = {name: prompts for name in sets if (prompts := config.anchors[name].prompts)}
         tasks = {task for name in sets for task in self.measured(name)} | set(config.benchmark.tasks if sets else ())
         yield (
             "anchors",
             {
-                "sets": {name: resolved(config.anchors[name]) for name in sorted(sets)},
+                "sets": {name: resolved(config.anchors[name]) for name in sets},
                 "methods": {name: method.anchors.set for name, method in self.methods.items() if method.anchors},
+                **({"curve": curve.sets} if curve else {}),
                 "encoder": _only(config.semantic_filter, "encoder", "revision") if sets else None,
                 **self.local(config.semantic_filter.encoder if sets else None),
                 "models": self.models({"base", *(config.anchors[name].model for name in sets)}) if sets else {},
@@ -163,6 +167,7 @@ class Stages:
                     "models": self.models({"base"}),
                     "templates": template_digests(method),
                     **self.local(method.distillation.teacher_adapter if method.distillation else None),
+                    **(self.checks() if curve else {}),
                 },
             )
 

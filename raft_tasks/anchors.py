@@ -83,8 +83,9 @@ def measured_texts(settings: config.AnchorSet, benchmark: config.Benchmark, task
     return [text for of in (item_texts, item_targets) for _, text in of(tasks, tasks_folder, benchmark.data)]
 
 
-def identity_of(sets: Path, method: config.Method) -> dict[str, str] | None:
-    """Which anchors regularise a method, by content: what its training depends on. None where there are none."""
-    if method.anchors is None:
-        return None
-    return {"set": method.anchors.set, "sha256": digest_path(sets / method.anchors.set)}
+def identity_of(sets: Path, method: config.Method, curve: config.Curve | None) -> dict[str, str] | None:
+    """Which anchors a method's training depends on, by content: those of its loss, those of the forgetting curve."""
+    identity = {f"curve: {name}": digest_path(sets / name) for name in (curve.sets if curve else ())}
+    if method.anchors is not None:
+        identity |= {"set": method.anchors.set, "sha256": digest_path(sets / method.anchors.set)}
+    return identity or None

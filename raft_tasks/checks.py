@@ -11,13 +11,16 @@ value that the reference gives. Of the reference "5402.31", with the checks `cha
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from raft_tasks.config.data import Check
 
 Checks = Mapping[str, Check]
 NO_CHECKS: Checks = {}
+RIGHT_TOKEN_F1 = 0.5  # from here an answer counts as right where the row names no expected strings
 
 
 def check(answer: str, reference: str, checks: Checks) -> dict[str, bool]:
@@ -50,6 +53,53 @@ def extract_values(text: str, rule: Check) -> set[str]:
         if values:
             return values
     return set()
+
+
+def contains_phrase(text: str, phrase: str) -> bool:
+    """Whether `text` has `phrase` as whole words: any case, any white space; a number is not found inside another.
+
+    Raises:
+        ValueError: if `phrase` is blank, which every text would contain.
+    """
+    words = [re.escape(word) for word in _normalize(phrase).split()]
+    if not words:
+        raise ValueError(f"got a blank string to look for: {phrase!r}; expected words that a right answer has")
+    # 12 is neither in 112, 3.12, 1,12 nor in 12.5; "12." at the end of a sentence is 12
+    pattern = r"(?<!\w)(?<!\d[.,])" + r"\s+".join(words) + r"(?!\w)(?![.,]\d)"
+    return re.search(pattern, _normalize(text)) is not None
+
+
+def token_f1(text: str, reference: str) -> float:
+    """Harmonic mean of precision and recall over the multisets of words, in [0, 1]; 0 if either has no word."""
+    words, expected = (Counter(re.findall(r"\w+", _normalize(part))) for part in (text, reference))
+    shared = (words & expected).total()
+    return 2 * shared / (words.total() + expected.total()) if shared else 0.0
+
+
+def score_answer(
+    text: str, answer: str, expected: Sequence[str], details: Sequence[str], checks: Checks = NO_CHECKS
+) -> dict[str, float]:
+    """Score `text` against a row's reference answer.
+
+    Returns:
+        acc: 1 if `text` contains every expected string; where the row names none, if token F1 >= RIGHT_TOKEN_F1. With
+            checks: the first one's result.
+        complete: 1 if right and it contains every detail too. With checks: 1 if all hold.
+        token_f1: closeness to the reference's own words (in [0, 1]); falls with style, so it is no accuracy.
+        and each check's result by its name.
+    """
+    closeness = token_f1(text, answer)
+    right = all(contains_phrase(text, phrase) for phrase in expected) if expected else closeness >= RIGHT_TOKEN_F1
+    complete = right and all(contains_phrase(text, phrase) for phrase in details)
+    scores = {"acc": float(right), "complete": float(complete), "token_f1": closeness}
+    passed = {name: float(holds) for name, holds in check(text, answer, checks).items()}
+    if passed:
+        scores |= {"acc": next(iter(passed.values())), "complete": float(all(passed.values()))}
+    return scores | passed
+
+
+def _normalize(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 @cache

@@ -39,7 +39,7 @@ def with_mixed_targets(job: TrainingJob, identity: dict[str, str | None]) -> Tra
 
 @task(cache_policy=NO_CACHE)  # its files are DVC's; what an interrupted training has done is in its checkpoints
 def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress) -> TrainingSummary:
-    """Train one model into `job.output` (model/, steps.csv); returns the summary.
+    """Train one model into `job.output` (model/, steps.csv, curve.csv); returns the summary.
 
     A run that was killed continues from its last checkpoint under `job.checkpoints`/<digest of what determines the
     result>; `identity` is the base model's.
@@ -54,9 +54,8 @@ def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress)
     if left_out:
         print(f"mixing left out {left_out} of {asked} rows: no drawn answer said what their reference says", flush=True)
     anchors = None if job.anchors is None else digest_path(job.anchors)
-    key = digest(
-        [job.pairs, identity, job.method, job.train, job.template_text, job.seed, code_digest(__name__), anchors]
-    )
+    parts = [job.pairs, identity, job.method, job.train, job.template_text, job.seed, code_digest(__name__), anchors]
+    key = digest(parts if job.curve is None else [*parts, job.curve.digest])
     folder = job.checkpoints / key[:16]
     with atomic_folder(job.output) as partial:
         job = replace(job, output=partial, checkpoints=folder)

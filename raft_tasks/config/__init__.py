@@ -47,6 +47,7 @@ from raft_tasks.config.training import (
     AnchorLoss,
     CoefficientSearch,
     ContinuousBatching,
+    Curve,
     Distillation,
     Generate,
     Interpolate,

@@ -67,6 +67,7 @@ class Config(Section):
             ("models", ["base"], self.models),
             ("anchors.*.model", [row.model for row in self.anchors.values()], self.models),
             ("retrain.fetch", list(self.retrain.fetch), self.domains),
+            ("train.curve.sets", self.train.curve.sets if self.train.curve else [], self.anchors),
             ("methods.*.anchors.set", [row.anchors.set for row in rows.values() if row.anchors], self.anchors),
         ):
             wrong += [f"{where}: got {name!r}, expected one of {sorted(known)}" for name in names if name not in known]
@@ -92,6 +93,13 @@ class Config(Section):
                 for pattern in domain.files
                 if not pattern.startswith(f"data/{name}/")
             ]
+        curve = set(self.train.curve.sets if self.train.curve else ())
+        for name in self.run.methods:
+            method = self.methods.get(name)
+            if method and method.anchors and method.anchors.set in curve:
+                wrong.append(
+                    f"train.curve.sets: got {method.anchors.set!r}, from which methods.{name} learns; expected others"
+                )
         for name, source in self.retrain.fetch.items():
             if source.kind == "hub" and name in self.domains and self.domains[name].hub is None:
                 wrong.append(f"retrain.fetch.{name}: got kind hub, but domains.{name}.hub is null")
@@ -118,6 +126,13 @@ class Config(Section):
             for name in getattr(self.benchmark, key)
             if name not in tasks
         ]
+
+    @property
+    def anchor_sets(self) -> list[str]:
+        """The anchor sets that are needed: for the losses of the run's methods, and for the forgetting curve."""
+        methods = [self.methods[name] for name in self.run.methods]
+        learned = {method.anchors.set for method in methods if method.anchors}
+        return sorted(learned | set(self.train.curve.sets if self.train.curve else ()))
 
     @property
     def base(self) -> Model:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
-from raft_tasks.config.base import Name, Section, Share, key, kind_or
+from raft_tasks.config.base import Name, Section, Share, added_key, key, kind_or
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -270,6 +270,31 @@ class LossSpike(Section):
     steps: PositiveInt = key(5, "steps in a row above it")
 
 
+class Curve(Section):
+    """The forgetting curve: what a training has learned and lost, measured while it goes on. It changes no step."""
+
+    steps: PositiveInt = key(50, "optimiser steps between measurements")
+    rows: PositiveInt = key(16, "validation rows, and anchors of each set, at most")
+    sets: list[Name] = key(["held_out"], "anchor sets, not learned from, for the KL to the base", min_length=1)
+    answer_max_new_tokens: PositiveInt | None = key(
+        None, "tokens of a greedy answer, to measure accuracy; null: only the loss of the references"
+    )
+    checkpoint: Literal["last", "best"] = key("last", "best: of the measured ones, domain first, within `kl_max`")
+    kl_max: PositiveFloat = key(0.05, "KL, nats per token, up to which a checkpoint counts as not forgetting")
+    patience: PositiveInt | None = key(None, "measurements without a better checkpoint that end the training")
+
+    @model_validator(mode="after")
+    def the_best_checkpoint_is_chosen_by_accuracy(self) -> Curve:
+        if self.checkpoint == "best" and self.answer_max_new_tokens is None:
+            raise ValueError(
+                "checkpoint 'best' with answer_max_new_tokens null: expected a number: the loss of references tells "
+                "nothing of a method that learns other wordings"
+            )
+        if self.patience is not None and self.checkpoint == "last":
+            raise ValueError(f"patience {self.patience} with checkpoint 'last': expected 'best', or null")
+        return self
+
+
 class Train(Section):
     """Optimisation; the defaults are the paper's."""
 
@@ -289,6 +314,13 @@ class Train(Section):
     group_by_length: bool = key(False, "rows of like length share a step: less padding")
     launch: Launch = key(Launch(), "processes")
     loss_spike: LossSpike = key(LossSpike(), "when a run-away loss stops the training")
+    curve: Curve | None = added_key(None, "the forgetting curve; null: none", None)
+
+    @model_validator(mode="after")
+    def the_curve_needs_whole_weights(self) -> Train:
+        if self.curve and self.launch.strategy == "fsdp2":
+            raise ValueError("curve with launch.strategy 'fsdp2': expected none or ddp: it reads whole weights")
+        return self
 
     @model_validator(mode="after")
     def micro_batches_fill_the_batch(self) -> Train:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -51,6 +51,7 @@ class Trained(Run):
     merge: dict[str, Any]  # the merge after training: merge.json
     analysis: dict[str, Any]  # distance to the base in weights, words and answers: docs/guides/analysis.md
     steps: dict[str, list[float | None]]  # column of steps.csv -> a value per optimiser step, None where empty
+    curve: dict[str, list[float | None]] = field(default_factory=dict)  # the same of curve.csv; empty without one
 
 
 class Answered(Protocol):
@@ -161,12 +162,15 @@ class _Reader:
         folder, distill, benchmark = root / "runs" / name, f"distill@{domain}-{name}", f"benchmark@{domain}-{name}"
         summary = self.json(folder / "summary.json", distill, f"training time and weight distance, {name}")
         steps = _read_steps(self.path(folder / "steps.csv", distill, f"losses and KL weight, {name}"))
+        curve = {}
+        if self.config.train.curve:
+            curve = _read_steps(self.path(folder / "curve.csv", distill, f"forgetting curve, {name}"))
         merge = self.json(folder / "merged" / "merge.json", benchmark, f"merge after training, {name}")
         model = self.benchmarked(root, name, benchmark, judged)
         analysis = self.json(
             root / "analysis" / f"{name}.json", f"analyse@{domain}-{name}", f"distance to the base and drift, {name}"
         )
-        return Trained(model.scores, model.items, seed, summary, merge, analysis, steps)
+        return Trained(model.scores, model.items, seed, summary, merge, analysis, steps, curve)
 
     def anchors(self, name: str) -> AnchorSet:
         folder = self.artifacts / "anchors" / "sets" / name

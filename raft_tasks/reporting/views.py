@@ -54,6 +54,7 @@ def domain_view(study: Study, metrics: Metrics, styles: Styles, name: str) -> di
                 for column, title, level in CURVES
                 if training.has_column(domain, column)
             ],
+            "paths": [training.paths(domain, styles)] if study.config.train.curve else [],
             "distance": [training.distances(scored, styles)],
         },
         "flips": select_flips(find_flips(domain, single_parts(scored["measures"])), settings.flips),

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from raft_tasks.artifacts import atomic_file
-from raft_tasks.config import Method, Model, Train
-from raft_tasks.schemas import TrainingPair
+from raft_tasks.artifacts import atomic_file, digest, digest_path
+from raft_tasks.config import Check, Method, Model, Train
+from raft_tasks.schemas import Example, TrainingPair
+
+
+@dataclass(frozen=True)
+class CurveInputs:
+    """What the forgetting curve of a training is measured on: `train.curve`."""
+
+    validation: list[Example]
+    sets: dict[str, Path]  # folders of anchor sets, by name
+    checks: dict[str, Check] = field(default_factory=dict)  # domains.NAME.checks, of an answer's accuracy
+
+    @property
+    def digest(self) -> str:
+        sets = {name: digest_path(folder) for name, folder in self.sets.items()}
+        return digest([self.validation, sets, self.checks])
 
 
 @dataclass(frozen=True)
 class TrainingJob:
     """What is trained, how, and where the result goes; equal jobs give equal models.
 
-    `output` gets model/ (weights, of LoRA only the adapter; tokenizer, model card) and steps.csv.
+    `output` gets model/ (weights, of LoRA only the adapter; tokenizer, model card), steps.csv and curve.csv.
     It is complete only when the training has returned.
     """
 
@@ -30,6 +44,7 @@ class TrainingJob:
     checkpoints: Path  # of this training alone; the caller removes it after success
     mixed: bool = False  # `pairs` are what the method's `mixing` makes of them
     anchors: Path | None = None  # folder of the set that the method names, if it names one
+    curve: CurveInputs | None = None  # exactly where `train.curve` is set
     trackers: tuple[str, ...] = ()  # names of `trackers.report_to`
     tracking: Path = Path()  # of TensorBoard's files, for this training alone; its last two parts name the run
 

@@ -20,6 +20,7 @@ from raft_tasks.training.anchor_logits import AnchorBatches, TargetLogits, load_
 from raft_tasks.training.completion_forward import output_head
 from raft_tasks.training.conversations import Encoded, Encoder, teacher_turn
 from raft_tasks.training.divergence import weights_digest
+from raft_tasks.training.forgetting import CurveData, load_curve_data
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.teacher import Teacher, WithoutAdapter, frozen_copy
 
@@ -33,6 +34,7 @@ class TrainingData:
     replay: Sequence[Encoded] = ()  # general rows; some of them go with every step where the method replays
     anchors: AnchorBatches | None = None  # None exactly where the method has none
     target_logits: TargetLogits | None = None  # the same
+    curve: CurveData | None = None  # the same, of train.curve
     fingerprint: str = ""  # of everything that determines this training; kept with its checkpoints
     base_digest: str = ""  # of the base's weights
 
@@ -70,8 +72,11 @@ def prepare(job: TrainingJob) -> tuple[PreTrainedModel, TrainingData]:
     anchors = None
     if method.anchors:
         anchors = load_anchors(job.anchors, method.anchors, tokenizer, limit, system, job.seed)
+    curve = load_curve_data(job, tokenizer, limit)
     base_digest = weights_digest(network)
-    return network, TrainingData(tokenizer, rows, replay, anchors, None, fingerprint(job, base_digest), base_digest)
+    return network, TrainingData(
+        tokenizer, rows, replay, anchors, None, curve, fingerprint(job, base_digest), base_digest
+    )
 
 
 def with_target_logits(network: Any, data: TrainingData, job: TrainingJob, device: Any) -> TrainingData:
@@ -93,7 +98,8 @@ def fingerprint(job: TrainingJob, base_digest: str) -> str:
     """Of everything that determines the training."""
     template = job.template_text if job.method.teacher == "answer_conditioned" else None
     anchors = None if job.anchors is None else digest_path(job.anchors)
-    return digest([job.model, job.method, job.train, template, job.seed, digest([job.pairs]), base_digest, anchors])
+    parts = [job.model, job.method, job.train, template, job.seed, digest([job.pairs]), base_digest, anchors]
+    return digest(parts if job.curve is None else [*parts, job.curve.digest])
 
 
 def check_top_k(distillation: Distillation, vocabulary: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from raft_tasks.artifacts import read_json
 from raft_tasks.training.conversations import Encoded, unknown_share
@@ -46,6 +46,7 @@ TrainingSummary = TypedDict(
         "unknown_prompt_tokens": float,  # share of all prompt tokens
         "final": dict[str, float | None],  # FINAL
         "lambda": LambdaSummary | None,  # None: no teacher
+        "curve": NotRequired[dict[str, Any]],  # forgetting.ForgettingCurve.summary; where `train.curve` is set
         "distance": dict[str, float],  # |W - W0| / |W0|: total, layer 0, ..., embed_tokens, norm
     },
 )
@@ -68,7 +69,7 @@ def summarise(
         "trainable_parameters": parameters[1],
         "rows": len(rows),
         "rows_left_out": 0,
-        "answer_tokens_trained": round(steps[-1]["epoch"]) * sum(len(row.completion_ids) for row in rows),
+        "answer_tokens_trained": round(steps[-1]["epoch"] * sum(len(row.completion_ids) for row in rows)),
         "replay_rows": len(replay),
         "rows_truncated": sum(row.truncated_tokens > 0 for row in rows),
         "answer_tokens_truncated": sum(row.truncated_tokens for row in rows),

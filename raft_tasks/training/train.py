@@ -12,6 +12,7 @@ from raft_tasks.model_loading import load_model, quiet
 from raft_tasks.training.adapters import STUDENT, save_adapter
 from raft_tasks.training.checkpoints import last_complete
 from raft_tasks.training.divergence import relative_distance
+from raft_tasks.training.forgetting import write_curve
 from raft_tasks.training.interruption import TrainingInterrupted
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.memory import Shape, explain, is_out_of_memory
@@ -65,7 +66,12 @@ def train_model(job: TrainingJob, progress: Progress | None = None) -> TrainingS
     student, distance = save_model(student, job, data)
     parameters = sum(parameter.numel() for parameter in student.parameters())
     unknown = data.tokenizer.unk_token_id
-    return summarise(trainer.steps(), data.rows, data.replay, unknown, (parameters, trained), distance)
+    summary = summarise(trainer.steps(), data.rows, data.replay, unknown, (parameters, trained), distance)
+    if not trainer.curve:
+        write_curve(job.output / "curve.csv", [])
+    for curve in trainer.curve:
+        summary["curve"] = curve.summary(summary["seconds"])
+    return summary
 
 
 def run_loop(
@@ -88,6 +94,8 @@ def run_loop(
         raise TrainingInterrupted(
             f"stopped by {signal} after step {done} of {steps}; its checkpoint is complete, the next run goes on there"
         )
+    for curve in trainer.curve:
+        curve.restore_best()
 
 
 def save_model(student: Any, job: TrainingJob, data: TrainingData) -> tuple[Any, dict[str, float]]:

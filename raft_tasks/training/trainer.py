@@ -35,6 +35,7 @@ from raft_tasks.training.checkpoints import CheckpointCallback, write_error
 from raft_tasks.training.completion_forward import enable_completion_forward, network_of
 from raft_tasks.training.conversations import Encoded
 from raft_tasks.training.distributed import gather_objects, is_sharded, no_sync, set_up_fsdp2, unsharded
+from raft_tasks.training.forgetting import ForgettingCurve
 from raft_tasks.training.interruption import Interruption
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.loss_spike import LossSpikeGuard
@@ -67,13 +68,14 @@ class RaftTrainer(Trainer):
         sampler: Sampler | None = None,
     ) -> None:
         self.interruption = Interruption()
+        self.curve = [ForgettingCurve(self, job, data.curve)] if data.curve else []
         enable_completion_forward(student)
         super().__init__(
             model=student,
             args=arguments,
             train_dataset=data.rows,
             data_collator=list,  # type: ignore[arg-type]  # a batch stays a list of rows
-            callbacks=[CheckpointCallback(self, job.train.checkpoint_minutes), self.interruption],
+            callbacks=[CheckpointCallback(self, job.train.checkpoint_minutes), self.interruption, *self.curve],
         )
         self.remove_callback(PrinterCallback)
         method, self.sizes = job.method, job.train
@@ -104,8 +106,7 @@ class RaftTrainer(Trainer):
             )
             process, processes = arguments.process_index, arguments.world_size
             self.rollout_buffer = RolloutBuffer(sampler, arguments.seed, process, processes)
-        self.sharding_is_set_up = False
-        self.guard = LossSpikeGuard(job.train.loss_spike)
+        self.sharding_is_set_up, self.guard = False, LossSpikeGuard(job.train.loss_spike)
         self.flops = ModelFlops(student, arguments.device, dtype or torch.float32)
         self.local_micro_batches: list[MicroBatch] = []  # this process's share of the current optimiser step
         self.metrics = StepMetrics([], arguments.device, 0)  # of the current optimiser step
@@ -360,9 +361,9 @@ class RaftTrainer(Trainer):
 
     def parts(self) -> dict[str, Any]:
         """What has a state of its own, by its name in checkpoints."""
-        parts = {"balance": self.balance, "anchor_weight": self.anchor_weight, "guard": self.guard}
-        rollouts = {"rollouts": self.rollout_buffer} if self.distillation is not None else {}
-        return {name: part for name, part in (parts | rollouts).items() if part is not None}
+        parts: dict[str, Any] = {"balance": self.balance, "anchor_weight": self.anchor_weight, "guard": self.guard}
+        parts |= {"curve": next(iter(self.curve), None), "rollouts": getattr(self, "rollout_buffer", None)}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold beside what the Trainer keeps; JSON-ready."""

@@ -4,13 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raft_tasks.evaluation.answer_metrics import (
-    RIGHT_TOKEN_F1,
-    contains_phrase,
-    process_results,
-    score_answer,
-    token_f1,
-)
+from raft_tasks.checks import RIGHT_TOKEN_F1, contains_phrase, score_answer, token_f1
+from raft_tasks.evaluation.answer_metrics import process_results
 
 TEXT = st.text(alphabet="ab 1.,é", max_size=12)
 

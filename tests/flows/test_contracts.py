@@ -90,7 +90,7 @@ def test_outputs_are_where_the_flows_write():
         "rewrite": [paths.rewritten("d", "jsonl")],
         "semantic_filter": [paths.filtered("d", "jsonl")],
         "fuse": [paths.fused("d", "jsonl"), paths.judging("d"), paths.training("d")],
-        "distill": [run / "model", run / "summary.json", run / "steps.csv"],
+        "distill": [run / "model", run / "curve.csv", run / "summary.json", run / "steps.csv"],
         "benchmark": [paths.merged("d", "m", 7), bench / "items.jsonl", bench / "scores.json"],
         "benchmark_base": [base / "items.jsonl", base / "scores.json"],
         "benchmark_champion": [champion / "items.jsonl", champion / "scores.json"],

@@ -119,6 +119,10 @@ def _write_domain(folder: Path, config: Config, levels: dict[str, tuple[float, .
             )
             write_json(folder / "analysis" / f"{method}-{seed}.json", _analysis(distance, method == "raft"))
             write_json(run / "merged" / "merge.json", RECOVERED if method == "raft" else {"kind": None})
+            if config.train.curve:
+                points = [f"{step},0.1,{0.02 * step},{0.001 * step * (place + 1)}" for step in (0, 20, 40, 45)]
+                text = "\n".join(["step,seconds,domain_accuracy,kl_held_out", *points])
+                (run / "curve.csv").write_text(text + "\n")
             _steps(run / "steps.csv", config.methods[method].teacher is not None, seed)
             _benchmark(folder / "benchmarks" / f"{method}-{seed}", test, levels[method], seed)
 

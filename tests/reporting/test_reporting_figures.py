@@ -1,10 +1,12 @@
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from synthetic_artifacts import collected, synthetic_config, write_artifacts
 
+from raft_tasks.config import Curve
 from raft_tasks.reporting.figures import refinement, scores, training
 from raft_tasks.reporting.figures.panel import styles_of
 from raft_tasks.reporting.measures import measure
@@ -34,6 +36,28 @@ def drawn(tmp_path_factory):
         }
 
     return draw(), draw(), styles, domain
+
+
+def test_paths_end_at_the_chosen_checkpoint(tmp_path):
+    config = synthetic_config(methods=["sft", "fused_sft"], seeds=[0, 1])
+    config = config.model_copy(update={"train": config.train.model_copy(update={"curve": Curve()})})
+    write_artifacts(tmp_path, config)
+    domain, styles = collected(tmp_path, config).domains["archive"], styles_of(config.run.methods)
+    assert domain.runs["fused_sft"][1].curve["kl_held_out"] == [0.0, 0.04, 0.08, 0.09]
+
+    def draw(step):
+        runs = {
+            method: [replace(run, summary=run.summary | {"curve": {"step": step}}) for run in of]
+            for method, of in domain.runs.items()
+        }
+        return training.paths(replace(domain, runs=runs), styles)
+
+    last, earlier = draw(45), draw(20)
+    ElementTree.fromstring(last)
+    assert "KL to the base on held-out anchors" in last
+    assert "domain accuracy (%), validation" in last
+    assert last != earlier
+    assert len(re.findall("<use ", last)) == len(re.findall("<use ", earlier))
 
 
 def test_every_figure_is_wellformed_named_and_scales(drawn):

@@ -13,6 +13,8 @@ from raft_tasks.reporting.wording import label
 Floats = NDArray[np.float64]
 
 AXIS_RANGE = 50  # a logarithmic axis ends at this multiple, and fraction, of its marked level
+PATHS_SIZE = (5.0, 3.9)  # inches
+LINEAR_KL = 0.01  # nats per token; the axis is linear below it and logarithmic above
 SMOOTHING_STEPS = 5  # of the centred moving average
 
 
@@ -56,6 +58,36 @@ def has_column(domain: DomainStudy, column: str) -> bool:
     return any(
         value is not None for runs in domain.runs.values() for run in runs for value in run.steps.get(column, [])
     )
+
+
+def paths(domain: DomainStudy, styles: Styles) -> str:
+    """Every training's way through domain and forgetting: its curve.csv, a mark per measurement, from the base on.
+
+    Right and up is better. The large mark is the checkpoint that is the model.
+    """
+    with open_panel("Paths of the trainings", legend=True, size=PATHS_SIZE) as panel:
+        axes = panel.axes
+        curves = [(method, run) for method, runs in domain.runs.items() for run in runs if run.curve]
+        accuracy = all("domain_accuracy" in run.curve for _, run in curves)
+        for method, run in curves:
+            colour, marker = styles[method]
+            columns = [values for name, values in run.curve.items() if name.startswith("kl_")]
+            forgotten = np.array(columns, dtype=np.float64).max(axis=0)  # [points]
+            learned = np.array(run.curve["domain_accuracy" if accuracy else "domain_loss"], dtype=np.float64)
+            learned = 100 * learned if accuracy else learned
+            axes.plot(forgotten, learned, ".-", color=colour, linewidth=1.1, markersize=4, alpha=0.7)
+            kept = run.curve["step"].index(run.summary["curve"]["step"])
+            axes.plot(
+                forgotten[kept], learned[kept], marker, color=colour, markersize=7, markeredgecolor="white",
+                linestyle="none", label=label(method), zorder=3,
+            )  # fmt: skip
+        axes.set_xscale("symlog", linthresh=LINEAR_KL)
+        axes.invert_xaxis()
+        axes.set_xlabel("KL to the base on held-out anchors (nats per token)")
+        axes.set_ylabel("domain accuracy (%), validation" if accuracy else "loss of the references, validation")
+        if not accuracy:
+            axes.invert_yaxis()
+    return panel.svg
 
 
 def distances(domain: DomainMetrics, styles: Styles) -> str:

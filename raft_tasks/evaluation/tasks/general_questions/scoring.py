@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raft_tasks.evaluation.answer_metrics import contains_phrase
+from raft_tasks.checks import contains_phrase
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:

@@ -16,8 +16,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from raft_tasks.checks import token_f1
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.answer_metrics import token_f1
 
 SIZE = 200
 MAX_CHARACTERS = 4000  # of a question, so that every model can read it
