@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raft_tasks.config import Config, load_config
+from raft_tasks.artifacts import write_rows
+from raft_tasks.config import Config, Curve, Train, load_config
 from raft_tasks.errors import InputError
 from raft_tasks.ingest import ingest_domain, learning_check
 from raft_tasks.schemas import Example, Reject
@@ -93,3 +94,18 @@ def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
     gone = broken.base.model_copy(update={"path": str(tmp_path / "gone")})
     with pytest.raises(InputError, match=r"there is no folder .*gone"):
         learning_check(broken.model_copy(update={"models": {"base": gone}}))
+
+
+def test_validation_rows_of_the_forgetting_curve(tmp_path):
+    from flows.ingest import curve_rows
+
+    rows = [
+        Example(id=f"row-{n}", domain="d", question="?", answer="!", source="s", split="validation") for n in range(9)
+    ]
+    write_rows(tmp_path / "validation.jsonl", rows)
+    drawn = curve_rows(tmp_path / "validation.jsonl", Train(curve=Curve(rows=4)))
+    assert len(drawn) == 4
+    assert set(row.id for row in drawn) < {
+        row.id for row in curve_rows(tmp_path / "validation.jsonl", Train(curve=Curve(rows=6)))
+    }
+    assert curve_rows(tmp_path / "validation.jsonl", Train()) == []
