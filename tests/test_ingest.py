@@ -105,7 +105,7 @@ def test_validation_rows_of_the_forgetting_curve(tmp_path):
     write_rows(tmp_path / "validation.jsonl", rows)
     drawn = curve_rows(tmp_path / "validation.jsonl", Train(curve=Curve(rows=4)))
     assert len(drawn) == 4
-    assert set(row.id for row in drawn) < {
+    assert {row.id for row in drawn} < {
         row.id for row in curve_rows(tmp_path / "validation.jsonl", Train(curve=Curve(rows=6)))
     }
     assert curve_rows(tmp_path / "validation.jsonl", Train()) == []
