@@ -133,7 +133,16 @@ def roll_back(repository: Path, domain: str, message: str) -> tuple[Version, lis
 
 
 def _versions(repository: Path, name: str) -> list[Any]:
-    """GTO's versions of an artifact."""
+    """GTO's versions of an artifact; tags of git hold them.
+
+    Raises:
+        InputError: if `repository` is no git repository.
+    """
+    if not (repository / ".git").exists():
+        raise InputError(
+            f"{repository.absolute()}: expected a git repository, whose tags say what is in production; "
+            "`git init` makes it one"
+        )
     with GitRegistry.from_url(str(repository)) as registry:
         artifact = registry.get_artifacts().get(name)
     return artifact.get_versions() if artifact else []

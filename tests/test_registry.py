@@ -35,6 +35,11 @@ def repository(tmp_path, monkeypatch):
     return folder
 
 
+def test_a_folder_outside_of_git_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"expected a git repository.*git init"):
+        champion(tmp_path, "law")
+
+
 def release(folder, text, push=True):
     (folder / "releases/law").mkdir(parents=True, exist_ok=True)
     (folder / "releases/law/weights").write_text(text)
