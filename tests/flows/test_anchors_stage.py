@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import yaml
-from conftest import copy_project
+from project_copies import copy_project
 
 from raft_tasks.artifacts import read_rows
 from raft_tasks.schemas import Anchor, HeldOut, RejectedAnchor

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import copy_project
+from project_copies import copy_project
 
 from flows.pipeline import failure_reason
 

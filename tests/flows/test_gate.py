@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT
 from dvc.repo import Repo
 from prefect import flow, get_client
 from prefect.flow_engine import run_flow
 from prefect.flow_runs import resume_flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
+from project_copies import ROOT
 from transformers import AutoModelForCausalLM
 
 from flows import paths

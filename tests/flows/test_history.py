@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from project_copies import ROOT
 
 from flows.checkout import git
 from flows.history import history

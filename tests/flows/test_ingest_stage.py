@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from conftest import copy_project
+from project_copies import copy_project
 
 from raft_tasks.artifacts import count_rows, read_json, read_rows
 from raft_tasks.schemas import Example, Flag, Reject

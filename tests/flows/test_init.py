@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from project_copies import ROOT
 
 from flows.init import Source, graph_text, init, params_text, presets
 from flows.pocket import copy_pocket_model

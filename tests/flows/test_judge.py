@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import yaml
-from conftest import copy_project
 from endpoint_server import answering
+from project_copies import copy_project
 
 from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.config import Endpoint

@@ -11,7 +11,7 @@ import time
 from contextlib import closing
 
 import pytest
-from conftest import copy_project, project_processes
+from project_copies import copy_project, project_processes
 
 from raft_tasks.artifacts import digest_path
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import copy_project
 from endpoint_server import answering
+from project_copies import copy_project
 
 from raft_tasks.config import load_config
 from raft_tasks.errors import InputError

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT, copy_project
 from endpoint_server import running
+from project_copies import ROOT, copy_project
 
 # In two parts: this file is copied into the project that is searched.
 KEY = "sk-planted-" + "9f2c1e77ab"

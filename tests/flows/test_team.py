@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from project_copies import ROOT
 from retrain_repository import commit_all
 from test_kill import wait_for
 from test_retrain import drop, service  # noqa: F401
