@@ -10,7 +10,15 @@ from project_copies import copy_project
 
 from flows.pipeline import failure_reason
 
-GOOD = {"id": "a", "question": "q", "answer": "r", "source": "s", "split": "train", "expected": ["r"], "details": []}
+GOOD = {
+    "id": "a",
+    "question": "q",
+    "answer": "oak",
+    "source": "s",
+    "split": "train",
+    "expected": ["oak"],
+    "details": [],
+}
 
 
 @pytest.fixture(scope="module")

@@ -211,7 +211,7 @@ def test_a_budget_and_an_endpoint_that_is_down_stop_the_stage_and_keep_what_is_d
     assert not (folder / REWRITTEN).exists()
     project(folder, base_url, range(120))
     (kept,) = here(folder, rewrite)
-    assert (kept.calls, kept.cached) == (0, 120)
+    assert (kept.calls, kept.cached) == (0, 0)  # the chunks of before are cached tasks
 
 
 @pytest.mark.parametrize("kind", ["processes", "dask"])

@@ -53,5 +53,5 @@ def test_rows_end_in_shards_rejects_and_flags(tmp_path, prefect_api, clean_envir
         "unread_files": ["more.xlsx"],
     }
     assert sorted(path.name for path in folder.iterdir()) == [
-        "flags.jsonl", "rejects.jsonl", "test.parquet", "train.parquet", "validation.parquet",
+        "curve.jsonl", "flags.jsonl", "rejects.jsonl", "test.parquet", "train.parquet", "validation.parquet",
     ]  # fmt: skip

@@ -23,7 +23,7 @@ def test_tensorboard_gets_every_step_outside_of_the_artifact(tiny_model, tmp_pat
     tags = events.Tags()["scalars"]
     assert {"train/l_kl", "train/lambda", "train/kl_to_base", "train/rollout_share"} <= set(tags)
     assert [event.step for event in events.Scalars("train/l_sft")] == [1, 2, 3]
-    assert {path.name for path in (tmp_path / "output").iterdir()} == {"model", "steps.csv"}
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {"model", "steps.csv", "curve.csv"}
 
 
 @pytest.mark.filterwarnings("default")  # W&B's own

@@ -152,7 +152,10 @@ def test_every_method_trains_and_leaves_a_model_that_loads(tiny_model, tmp_path,
     assert (result["lambda"] is not None) == distils
 
     files = {path.name for path in (tmp_path / "output" / "model").iterdir()}
-    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "README.md"} <= files
+    whole, adapter = {"model.safetensors", "config.json"}, {"adapter_model.safetensors", "adapter_config.json"}
+    assert {"tokenizer.json", "chat_template.jinja", "README.md"} | (
+        adapter if METHODS[method].lora else whole
+    ) <= files
     network, tokenizer = load_model(
         tiny_model.model_copy(update={"path": str(tmp_path / "output/model")}), torch.float32
     )
