@@ -1,15 +1,9 @@
 """The endpoint backend against a real OpenAI-compatible server with the embedded model: transformers serve."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
+from transformers_server import serving
 
 from raft_tasks.config import Budget, Endpoint, load_config
 from raft_tasks.generation.anchors import generate_anchors, user_prefix
@@ -27,32 +21,10 @@ MODEL = str(ROOT / "models" / "pocket-base")
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    log = tmp_path_factory.mktemp("serve") / "log"
-    command = [str(Path(sys.executable).parent / "transformers"), "serve", MODEL, "--continuous-batching"]
     # else it takes most of the machine's memory for its cache
-    command += ["--cb-block-size", "32", "--cb-num-blocks", "512", "--cb-max-batch-tokens", "1024"]
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", port, "--device", "cpu", "--dtype", "float32"],
-            stdout=out,
-            stderr=out,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except (URLError, TimeoutError):
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
-        process.terminate()
-        process.wait(timeout=30)
+    cache = ["--cb-block-size", "32", "--cb-num-blocks", "512", "--cb-max-batch-tokens", "1024"]
+    with serving(MODEL, tmp_path_factory.mktemp("serve") / "log", "--continuous-batching", *cache) as address:
+        yield address
 
 
 @pytest.fixture

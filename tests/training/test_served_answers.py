@@ -1,18 +1,9 @@
 """A released folder behind a real server: `transformers serve` answers the gate's questions as the harness did."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-from contextlib import contextmanager
-from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
-
 import pytest
 import tiny
 from chat_models import save_chat_model
+from transformers_server import serving
 
 from raft_tasks.config import Benchmark, Endpoint, Model
 from raft_tasks.evaluation.harness import Suite, evaluate
@@ -35,34 +26,6 @@ ASKED = [  # what it learned, and what it makes up of words that it does not kno
     ]),
     *(TrainingPair(id=f"e{n}", question=f"What is the knowledge of {n * 31}?", answer="x") for n in range(4)),
 ]  # fmt: skip
-
-
-@contextmanager
-def serving(model, log):
-    """The address of a server of this folder, with its defaults."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [str(Path(sys.executable).parent / "transformers"), "serve", model, "--host", "127.0.0.1", "--port", port]
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [*command, "--device", "cpu", "--dtype", "float32"],
-            stdout=out, stderr=out, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-        try:
-            deadline = time.monotonic() + 180
-            while True:
-                try:
-                    urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                    break
-                except (URLError, TimeoutError):
-                    assert process.poll() is None, log.read_text()
-                    assert time.monotonic() < deadline, log.read_text()
-                    time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
 
 
 def answers_of(base_url, model):
