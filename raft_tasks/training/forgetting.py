@@ -61,10 +61,11 @@ class CurveData:
     tokenizer: PreTrainedTokenizerBase
     validation: list[tuple[Example, Encoded]]
     sets: dict[str, HeldOutAnchors]
+    rows_left_out: int  # of validation, that cannot be encoded
 
 
 def load_curve_data(job: TrainingJob, tokenizer: PreTrainedTokenizerBase, max_length: int) -> CurveData | None:
-    """The data of the job's curve; None without one. Validation rows that cannot be encoded are left out.
+    """The data of the job's curve; None without one. Validation rows that cannot be encoded are counted.
 
     Raises:
         InputError: `train.curve` and the job's data do not agree, or there are no rows or anchors.
@@ -76,9 +77,10 @@ def load_curve_data(job: TrainingJob, tokenizer: PreTrainedTokenizerBase, max_le
         return None
     system = job.model.system
     encoder, end = Encoder(tokenizer, max_length, system=system), end_of_turn(tokenizer)
-    validation = []
-    for row in job.curve.validation[: settings.rows]:
-        encoded, problems = encoder.encode(TrainingPair(id=row.id, question=row.question, answer=row.answer), end)
+    validation, chosen = [], job.curve.validation[: settings.rows]
+    for row in chosen:
+        pair = TrainingPair(id=row.id, question=row.question, answer=row.answer, history=row.history)
+        encoded, problems = encoder.encode(pair, end)
         if not problems:
             validation.append((row, encoded))
     if not validation:
@@ -96,7 +98,7 @@ def load_curve_data(job: TrainingJob, tokenizer: PreTrainedTokenizerBase, max_le
         rows = encode_anchors(anchors, tokenizer, max_length, system)
         stored = AnchorLogits.load(folder / LOGITS, rows)
         sets[name] = HeldOutAnchors([rows[number] for number in numbers], numbers, stored)
-    return CurveData(tokenizer, validation, sets)
+    return CurveData(tokenizer, validation, sets, len(chosen) - len(validation))
 
 
 def forgetting(point: Mapping[str, float]) -> float:
@@ -262,5 +264,6 @@ class ForgettingCurve(TrainerCallback):
         return {
             "step": point["step"],
             "within_kl_max": forgetting(point) <= self.settings.kl_max,
+            "rows_left_out": self.data.rows_left_out,
             "time_share": sum(point["seconds"] for point in self.points) / seconds,
         }

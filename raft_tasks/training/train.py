@@ -67,10 +67,10 @@ def train_model(job: TrainingJob, progress: Progress | None = None) -> TrainingS
     parameters = sum(parameter.numel() for parameter in student.parameters())
     unknown = data.tokenizer.unk_token_id
     summary = summarise(trainer.steps(), data.rows, data.replay, unknown, (parameters, trained), distance)
-    if not trainer.curve:
+    if trainer.curve is None:
         write_curve(job.output / "curve.csv", [])
-    for curve in trainer.curve:
-        summary["curve"] = curve.summary(summary["seconds"])
+    else:
+        summary["curve"] = trainer.curve.summary(summary["seconds"])
     return summary
 
 
@@ -94,8 +94,8 @@ def run_loop(
         raise TrainingInterrupted(
             f"stopped by {signal} after step {done} of {steps}; its checkpoint is complete, the next run goes on there"
         )
-    for curve in trainer.curve:
-        curve.restore_best()
+    if trainer.curve is not None:
+        trainer.curve.restore_best()
 
 
 def save_model(student: Any, job: TrainingJob, data: TrainingData) -> tuple[Any, dict[str, float]]:

@@ -68,14 +68,15 @@ class RaftTrainer(Trainer):
         sampler: Sampler | None = None,
     ) -> None:
         self.interruption = Interruption()
-        self.curve = [ForgettingCurve(self, job, data.curve)] if data.curve else []
+        self.curve = ForgettingCurve(self, job, data.curve) if data.curve else None
+        callbacks = CheckpointCallback(self, job.train.checkpoint_minutes), self.interruption, self.curve
         enable_completion_forward(student)
         super().__init__(
             model=student,
             args=arguments,
             train_dataset=data.rows,
             data_collator=list,  # type: ignore[arg-type]  # a batch stays a list of rows
-            callbacks=[CheckpointCallback(self, job.train.checkpoint_minutes), self.interruption, *self.curve],
+            callbacks=[*filter(None, callbacks)],
         )
         self.remove_callback(PrinterCallback)
         method, self.sizes = job.method, job.train
@@ -104,8 +105,7 @@ class RaftTrainer(Trainer):
                 arguments.process_index,
                 self.folder / "vllm",
             )
-            process, processes = arguments.process_index, arguments.world_size
-            self.rollout_buffer = RolloutBuffer(sampler, arguments.seed, process, processes)
+            self.rollout_buffer = RolloutBuffer(sampler, arguments.seed, arguments.process_index, arguments.world_size)
         self.sharding_is_set_up, self.guard = False, LossSpikeGuard(job.train.loss_spike)
         self.flops = ModelFlops(student, arguments.device, dtype or torch.float32)
         self.local_micro_batches: list[MicroBatch] = []  # this process's share of the current optimiser step
@@ -362,7 +362,7 @@ class RaftTrainer(Trainer):
     def parts(self) -> dict[str, Any]:
         """What has a state of its own, by its name in checkpoints."""
         parts: dict[str, Any] = {"balance": self.balance, "anchor_weight": self.anchor_weight, "guard": self.guard}
-        parts |= {"curve": next(iter(self.curve), None), "rollouts": getattr(self, "rollout_buffer", None)}
+        parts |= {"curve": self.curve, "rollouts": getattr(self, "rollout_buffer", None)}
         return {name: part for name, part in parts.items() if part is not None}
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from raft_tasks.chat import prompt_ids
 from raft_tasks.checks import score_answer
 from raft_tasks.config import Curve, Model
 from raft_tasks.errors import InputError
-from raft_tasks.model_loading import load_model
+from raft_tasks.model_loading import load_model, load_tokenizer
 from raft_tasks.schemas import Example
 from raft_tasks.training.anchor_logits import AnchorLogits, encode_anchors
-from raft_tasks.training.forgetting import best_point, preference
+from raft_tasks.training.forgetting import best_point, load_curve_data, preference
 from raft_tasks.training.job import CurveInputs
 from raft_tasks.training.train import train_model
 
@@ -192,6 +192,20 @@ def test_anchors_that_are_learned_from_are_left_out(tiny_model, tiny_folder, tmp
     given = job(tiny_model, tmp_path, row, train=train(curve=CURVE), curve=inputs, anchors=learned)
     with pytest.raises(InputError, match="got 8 anchors of 'held_out', each with the prompt of one that is learned"):
         train_model(given)
+
+
+def test_validation_rows_keep_their_history_and_those_that_do_not_fit_are_counted(tiny_model, tmp_path, anchors):
+    row = examples()[0]
+    turns = [{"role": "user", "content": row.question}, {"role": "assistant", "content": row.answer}]
+    chosen = [row, row.model_copy(update={"history": turns}), row.model_copy(update={"question": "what " * 100})]
+    inputs = CurveInputs(chosen, {"held_out": anchors})
+    tokenizer = load_tokenizer(tiny_model)
+    data = load_curve_data(job(tiny_model, tmp_path, "sft", train=train(curve=CURVE), curve=inputs), tokenizer, 64)
+    assert [encoded.prompt_ids for _, encoded in data.validation] == [
+        prompt_ids(tokenizer, None, row.question),
+        prompt_ids(tokenizer, None, [*turns, {"role": "user", "content": row.question}]),
+    ]
+    assert data.rows_left_out == 1
 
 
 def test_wrong_settings_and_data(tiny_model, tmp_path, anchors):
