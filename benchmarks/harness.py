@@ -61,7 +61,7 @@ def by_hand(model: Model, rows: list[Example], settings: Benchmark) -> tuple[Sco
         )
         for name in names:
             plain = name in settings.plain_text
-            found = lm_eval.simple_evaluate(
+            results = lm_eval.simple_evaluate(
                 lm,
                 tasks=[name],
                 num_fewshot=settings.few_shot.get(name),
@@ -73,10 +73,10 @@ def by_hand(model: Model, rows: list[Example], settings: Benchmark) -> tuple[Sco
                 bootstrap_iters=0,
                 log_samples=True,
             )
-            samples |= found["samples"]
+            samples |= results["samples"]
             scores[name] = {
                 metric.removesuffix(",none"): float(value)
-                for metric, value in found["results"][name].items()
+                for metric, value in results["results"][name].items()
                 if "," in metric and "_stderr" not in metric and isinstance(value, int | float)
             }
     return scores, samples

@@ -72,9 +72,11 @@ def release(model: config.Model, card: str, evidence: Evidence, verdict: Verdict
         InputError: the model is not the one that was judged, or its merged weights are not base + adapter.
     """
     with atomic_folder(target) as partial:
-        check_files(evidence, Path(model.path))
+        merged = is_adapter(Path(model.path))
+        if merged:
+            check_files(evidence, Path(model.path))
         write_whole(model, partial)
-        if is_adapter(Path(model.path)):
+        if merged:
             judged = evidence.inputs["candidate"]
             released = digest_model(model.model_copy(update={"path": str(partial)}))
             evidence = replace(evidence, inputs={**evidence.inputs, "candidate": released, "adapter": judged})

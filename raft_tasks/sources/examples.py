@@ -91,16 +91,18 @@ def _checked(history: list[Turn], ingest: Ingest) -> list[Turn]:
     turns = []
     for turn in history:
         text = cleaned(turn["content"]).strip()
-        place = f"an earlier turn of the {turn['role']}"
+        message = f"an earlier turn of the {turn['role']}"
         if not text:
-            raise UnusableError(f"{place} is blank", "missing")
+            raise UnusableError(f"{message} is blank", "missing")
         if len(text) > ingest.max_characters:
             raise UnusableError(
-                f"{place} has {len(text)} characters, at most {ingest.max_characters} (ingest.max_characters)",
+                f"{message} has {len(text)} characters, at most {ingest.max_characters} (ingest.max_characters)",
                 "too long",
             )
         if turn["role"] == "assistant" and strip_thoughts(text)[0] != text:
-            raise UnusableError(f"{place} has a think block; conversations go on without earlier thoughts: take it out")
+            raise UnusableError(
+                f"{message} has a think block; conversations go on without earlier thoughts: take it out"
+            )
         turns.append(Turn(role=turn["role"], content=text))
     return turns
 

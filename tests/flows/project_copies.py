@@ -28,11 +28,11 @@ def copy_project(folder, changes):
 
 def project_processes(folder, *words):
     """Running processes with `folder` as working directory and all `words` in their command line."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if Path(process.cwd()) == folder and all(word in " ".join(process.cmdline()) for word in words):
-                found.append(process)
+                processes.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
             continue
-    return found
+    return processes
