@@ -24,7 +24,7 @@ Outcomes = dict[str, dict[str, list[NDArray[np.float64]]]]  # method -> task -> 
 def read(domain: str) -> Outcomes:
     methods: Outcomes = defaultdict(lambda: defaultdict(list))
     for row in map(json.loads, OUTCOMES.read_text(encoding="utf-8").splitlines()):
-        if row["domain"] == domain:
+        if row["domain"] == domain and "model" in row:
             method = row["model"].rpartition("-")[0] or row["model"]
             for task, marks in row["outcomes"].items():
                 methods[method][task].append(np.array([float(mark) for mark in marks]))
@@ -54,6 +54,9 @@ def main() -> None:
                 seeds = "/".join(f"{100 * seed.mean():.0f}" for seed in methods[method][task])
                 cells.append(seeds + ("" if method == "base" else f" ({difference(mean, base)})"))
             print(f"| `{method}` | {len(methods[method][tasks[0]])} | {' | '.join(cells)} |")
+    print("\nLAMBADA's perplexity, and refinement:\n")
+    for row in map(json.loads, OUTCOMES.read_text(encoding="utf-8").splitlines()):
+        print(row["domain"], row.get("model", "refinement"), row.get("lambada_perplexity", row.get("refinement")))
 
 
 if __name__ == "__main__":
