@@ -187,16 +187,18 @@ def read_csv(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
             consumed.append(line)
             yield line
 
-    csv.field_size_limit(LINE_BYTES)  # a long field is a fault of its row
     reader = csv.reader(recorded(), strict=True)
     header: list[str] | None = None
     while True:
         consumed.clear()
         first_line = reader.line_num + 1
+        others_limit = csv.field_size_limit(LINE_BYTES)  # the whole process's: other libraries read with it too
         try:
             fields = next(reader, None)
         except csv.Error as error:
             raise _broken_csv(path, first_line, "".join(consumed), str(error)) from error
+        finally:
+            csv.field_size_limit(others_limit)
         if fields is None:
             return
         if not any(field.strip() for field in fields):

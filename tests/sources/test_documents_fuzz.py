@@ -1,5 +1,6 @@
 """Any document: chunks or rejects, bounded in memory and time, and slices of the text that was extracted."""
 
+import csv
 import json
 import re
 import time
@@ -143,8 +144,10 @@ def test_a_line_without_end_is_passed_over(tmp_path: Path, monkeypatch: pytest.M
     assert rows[1].reason == "a line of more than 100 bytes"  # type: ignore[union-attr]
     table = tmp_path / "x.csv"
     table.write_text("q,a\n1," + "x" * 200 + "\n")
+    others_limit = csv.field_size_limit()
     with pytest.raises(SourceError, match=r"x\.csv:2: a line of more than 100 bytes"):
         list(read_file(table, Roles({"question": "q", "answer": "a"})))
+    assert csv.field_size_limit() == others_limit  # it is the whole process's
 
 
 @quick
