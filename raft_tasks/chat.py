@@ -10,8 +10,9 @@ SmolLM3 with the system prompt "Be brief.", asked one question (shortened):
 
     </think>
 
-Thinking is off, the date that some templates insert stands still, and the system prompt is the one that params.yaml
-gives the model. `text`s that come out are tokenized without adding special tokens: a template writes its own.
+Here thinking is off; with it, the model opens its thought itself. The date that some templates insert stands still, and
+the system prompt is the one that params.yaml gives the model. `text`s that come out are tokenized without adding
+special tokens: a template writes its own.
 
 A trained model carries all of this in its own template (`served_template`), so that servers, which know no settings of
 ours, show it the same prompts. One thing stays out: `defuse`, which cleans data before they reach a template.
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from raft_tasks.errors import InputError
 from raft_tasks.schemas import Prompt, Turn
-from raft_tasks.thoughts import TAGS, opens_thought
+from raft_tasks.thoughts import TAGS, Thinking, opening, opens_thought, strip_thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,8 +56,14 @@ EMPTY_THOUGHT = re.compile(rf"(?:{THOUGHTS})\s*$")
 PREAMBLE_END = "{# raft-refinery: the base model's template follows #}\n"  # trim_blocks drops that newline
 PREAMBLE = """\
 {{#- raft-refinery: prompts as this model was trained and measured with: {policy} -#}}
-{{%- set enable_thinking = false -%}}
-"""
+{switch}"""
+SWITCHES: dict[Thinking, str] = {  # both: what a request asks for, else the template's own choice
+    "off": "{%- set enable_thinking = false -%}\n",
+    "on": "{%- set enable_thinking = true -%}\n",
+    "both": "",
+}
+POLICIES: dict[Thinking, str] = {"off": "thinking off", "on": "thinking on", "both": "thinking as the request says"}
+HEAD = re.compile(r"\{#- raft-refinery: [^\n]*\n(?:\{%- set enable_thinking = (?:true|false) -%\}\n)?")
 SYSTEM_PREAMBLE = """\
 {{%- set trained_system = {system} -%}}
 {{%- if messages and messages[0]['role'] == 'system' -%}}
@@ -78,8 +85,9 @@ def render(
     messages: Messages,
     add_generation_prompt: bool,
     continue_final_message: bool = False,
+    thinking: bool = False,
 ) -> str:
-    """Messages through the chat template, as text, thinking switched off.
+    """Messages through the chat template, as text, thinking switched off or on.
 
     Args:
         system: the model's system prompt; stands before one that the messages bring along, and takes the place of one
@@ -99,7 +107,7 @@ def render(
     turns = [{**turn, "content": defuse(tokenizer, turn["content"])} for turn in messages]
     if messages and messages[-1]["role"] == "assistant":
         turns[-1] = dict(messages[-1])  # what is learned is refused rather than changed
-    template = tokenizer.chat_template
+    template = HEAD.sub("", tokenizer.chat_template, count=1)  # of one made here the switch, not the system prompt
     if system is not None:
         template = template.partition(PREAMBLE_END)[2] or template
         extra = [turns.pop(0)["content"]] if turns and turns[0]["role"] == "system" else []
@@ -111,7 +119,7 @@ def render(
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            enable_thinking=False,  # templates without such a switch pass it over
+            enable_thinking=thinking,  # templates without such a switch pass it over
         )
     except TemplateError as error:
         raise ChatError(
@@ -170,27 +178,30 @@ def undated(template: str) -> str:
     return frozen
 
 
-def served_template(template: str, system: str | None) -> str:
+def served_template(template: str, system: str | None, thinking: Thinking = "off") -> str:
     """A chat template that renders by itself, without any option, what `render` renders with `template` and `system`.
 
-    Thinking is off whatever a client asks for, the date stands still, and the system prompt comes first. It needs no
-    more than what real templates use, so that other implementations of Jinja read it too.
+    Thinking is off, or on, whatever a client asks for; with `both` as it asks. The date stands still, and the system
+    prompt comes first: without one that of a template that was made here before. It needs no more than what real
+    templates use, so that other implementations of Jinja read it too.
 
     Raises:
         ChatError: as `undated`.
     """
-    if system is None and PREAMBLE_END in template:
-        return template  # with the system prompt that it has
-    policy = "thinking off, the date frozen" + ("" if system is None else ", the system prompt first")
-    preamble = PREAMBLE.format(policy=policy)
+    preamble, end, base = template.partition(PREAMBLE_END)
+    trained_system = HEAD.sub("", preamble, count=1) if end else ""
     if system is not None:
-        preamble += SYSTEM_PREAMBLE.format(system=json.dumps(system, ensure_ascii=False))
-    return preamble + PREAMBLE_END + undated(template.partition(PREAMBLE_END)[2] or template)
+        trained_system = SYSTEM_PREAMBLE.format(system=json.dumps(system, ensure_ascii=False))
+    policy = f"{POLICIES[thinking]}, the date frozen" + (", the system prompt first" if trained_system else "")
+    head = PREAMBLE.format(policy=policy, switch=SWITCHES[thinking])
+    return head + trained_system + PREAMBLE_END + undated(base if end else template)
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, system: str | None, folder: Path) -> None:
+def save_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, system: str | None, folder: Path, thinking: Thinking = "off"
+) -> None:
     """Write the tokenizer of a trained model, with the way of prompting in its chat template."""
-    text = served_template(str(tokenizer.chat_template), system)
+    text = served_template(str(tokenizer.chat_template), system, thinking)
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(text, encoding="utf-8", newline="\n")
 
@@ -199,9 +210,11 @@ def as_turns(prompt: Prompt) -> list[Turn]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, system: str | None, prompt: Prompt) -> list[int]:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, system: str | None, prompt: Prompt, thinking: bool = False
+) -> list[int]:
     """Token ids of a user turn, or a conversation, up to where the assistant begins to write."""
-    text = render(tokenizer, system, as_turns(prompt), add_generation_prompt=True)
+    text = render(tokenizer, system, as_turns(prompt), add_generation_prompt=True, thinking=thinking)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -246,23 +259,26 @@ def rollout_ends(tokenizer: PreTrainedTokenizerBase, configured: int | list[int]
     return sorted({*stop_ids(tokenizer, configured), *opening})
 
 
-def check_chat(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
+def check_chat(tokenizer: PreTrainedTokenizerBase, system: str | None, thinking: Thinking = "off") -> None:
     """Check the chat template before any work.
 
     Raises:
         ChatError: as `check_prompt`, `end_of_turn` and `check_generation_prompt`.
     """
-    check_prompt(tokenizer, system)
+    check_prompt(tokenizer, system, thinking)
     end_of_turn(tokenizer)
     check_generation_prompt(tokenizer, system)
+    if thinking != "off":
+        check_generation_prompt(tokenizer, system, thinking=True)
 
 
-def check_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
-    """Check that a prompt shows the user's turn and the system prompt, with thinking off.
+def check_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None, thinking: Thinking = "off") -> None:
+    """Check that prompts show the user's turn and the system prompt: without thinking, and with it where it is wanted.
 
     Raises:
-        ChatError: the template opens a think block that cannot be switched off, drops one of the two or refuses the
-            system prompt, or the system prompt itself switches thinking on or holds a control token.
+        ChatError: the template opens a think block that cannot be switched off, has no switch although thinking is
+            wanted, drops one of the two or refuses the system prompt, or the system prompt itself switches thinking on
+            or holds a control token.
     """
     if system is not None and defuse(tokenizer, system) != system:
         raise ChatError(
@@ -271,33 +287,59 @@ def check_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None) -> None
         )
     if system is not None and (not system.strip() or "/think" in system or "/no_think" in system):
         raise ChatError(
-            f"got the system prompt {system!r:.200}, expected text without /think or /no_think: answers are trained "
-            "and scored with thinking off. Correct the model's `system` in params.yaml, or set it to null"
+            f"got the system prompt {system!r:.200}, expected text without /think or /no_think: models.base.thinking "
+            "says whether the model thinks. Correct the model's `system` in params.yaml, or set it to null"
         )
-    prompt = render(tokenizer, system, [{"role": "user", "content": "question"}], add_generation_prompt=True)
+    question = [{"role": "user", "content": "question"}]
+    prompt = render(tokenizer, system, question, add_generation_prompt=True)
     if opens_thought(prompt):
         raise ChatError(
             "the chat template opens a think block even with enable_thinking=False; answers would be learned as "
             f"thoughts. Use a model or template without forced thinking. The prompt ends with {prompt[-60:]!r}"
         )
-    if "question" not in prompt:
+    prompts = [prompt]
+    if thinking != "off":
+        prompts.append(render(tokenizer, system, question, add_generation_prompt=True, thinking=True))
+        check_switch(tokenizer, thinking, *prompts)
+    if any("question" not in text for text in prompts):
         raise ChatError(
             f"the chat template of {tokenizer.name_or_path!r} does not show the user's turn: {prompt[-60:]!r}"
         )
-    if system is not None and system.strip() not in prompt:
+    if system is not None and any(system.strip() not in text for text in prompts):
         raise ChatError(
             f"the chat template of {tokenizer.name_or_path!r} does not show the system prompt {system!r:.200}; set the "
             "model's `system` in params.yaml to null, or use a template with a system turn"
         )
 
 
+def check_switch(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, without: str, thoughtful: str) -> None:
+    """Check that thinking can be switched on, and seen; the prompts are of one question, without and with thinking.
+
+    Raises:
+        ChatError: it cannot.
+    """
+    tags = sorted({tag for pair in TAGS for tag in pair}.intersection(tokenizer.all_special_tokens))
+    if without == thoughtful:
+        raise ChatError(
+            f"thinking: got {thinking}, but the chat template of {tokenizer.name_or_path!r} has no switch: its prompts "
+            "are the same with and without enable_thinking, as those of Qwen3 and SmolLM3 are not. Set the model's "
+            "`thinking` in params.yaml to off, or use a model that can think"
+        )
+    if tags:
+        raise ChatError(
+            f"thinking: got {thinking}, but {tags} are special tokens of {tokenizer.name_or_path!r}, which decoding "
+            "leaves out: thoughts would count as answers. Expected added tokens that are not special, as Qwen3 has "
+            "them; register them so, or set the model's `thinking` in params.yaml to off"
+        )
+
+
 def check_generation_prompt(
-    tokenizer: PreTrainedTokenizerBase, system: str | None, history: Sequence[Turn] = ()
+    tokenizer: PreTrainedTokenizerBase, system: str | None, history: Sequence[Turn] = (), thinking: bool = False
 ) -> None:
     """The rendering of a prompt must be the beginning of the whole conversation's, with the answer right behind it.
 
-    The prompt may end with an empty think block that the template leaves out of finished conversations. All turns of a
-    history must be in it.
+    The prompt may end with an empty think block that the template leaves out of finished conversations. With thinking
+    a think block may stand before the answer. All turns of a history must be in it.
 
     Raises:
         ChatError: it is not: answers would be learned at another place than the one where the model writes them.
@@ -305,16 +347,19 @@ def check_generation_prompt(
     answer = "marker"
     before = [Turn(role=turn["role"], content=f"turn{number}.") for number, turn in enumerate(history)]
     turns = [*before, Turn(role="user", content="question"), Turn(role="assistant", content=answer)]
-    prompt = render(tokenizer, system, turns[:-1], add_generation_prompt=True)
+    prompt = render(tokenizer, system, turns[:-1], add_generation_prompt=True, thinking=thinking)
     hidden = [turn["role"] for turn in before if turn["content"] not in prompt]
     if hidden:
         raise ChatError(
             f"the chat template of {tokenizer.name_or_path!r} does not show all turns of a conversation: {hidden} are "
             "missing; use a template that shows them, or domains.NAME.chat.conversation: first"
         )
-    whole = render(tokenizer, system, turns, add_generation_prompt=False)
-    begins = (prompt, EMPTY_THOUGHT.sub("", prompt))
-    if not any(whole.startswith(begin) and whole[len(begin) :].lstrip().startswith(answer) for begin in begins):
+    whole = render(tokenizer, system, turns, add_generation_prompt=False, thinking=thinking)
+    begins = [prompt, EMPTY_THOUGHT.sub("", prompt)]
+    if thinking:
+        begins.append(prompt.removesuffix(opening(prompt)))
+    rests = [whole[len(begin) :].lstrip() for begin in begins if whole.startswith(begin)]
+    if not any((strip_thoughts(rest)[0] if thinking else rest).startswith(answer) for rest in rests):
         raise ChatError(
             "the chat template's prompt does not end where the assistant begins to write: expected the prompt "
             f"({prompt[-60:]!r}) and right behind it the answer, got the conversation {whole[-120:]!r}. Mend "

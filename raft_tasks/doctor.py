@@ -6,7 +6,6 @@ that ask other machines (`check_endpoints`) aside.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -17,7 +16,7 @@ from importlib.util import find_spec
 from itertools import islice, product
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -32,6 +31,7 @@ from raft_tasks.evaluation.task_files import missing_data
 from raft_tasks.proxies import is_loopback, proxy_note
 from raft_tasks.sources.files import RawRow, find_files, read_file
 from raft_tasks.sources.roles import roles_of
+from raft_tasks.template_file import TemplateFile
 
 OUR_TASKS = Path(__file__).parent / "evaluation" / "tasks"
 HEAD_ROWS = 2000  # of a data file that are read
@@ -188,45 +188,6 @@ def pin(repository: str, kind: str = "model") -> str:
     """How a commit of the hub is found: what is unpinned can change between two stages."""
     command = f"from huggingface_hub import {kind}_info; print({kind}_info('{repository}').sha)"
     return f'`python -c "{command}"` prints the newest one'
-
-
-class TemplateFile:
-    """As much of a tokenizer as a chat template needs, read without transformers; it has no tokens."""
-
-    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
-    all_special_tokens: ClassVar[list[str]] = []
-    all_special_ids: ClassVar[list[int]] = []
-
-    def __len__(self) -> int:
-        return 0
-
-    def __init__(self, folder: Path) -> None:
-        settings = folder / "tokenizer_config.json"
-        self.settings = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        file = folder / "chat_template.jinja"
-        template = file.read_text(encoding="utf-8") if file.is_file() else self.settings.get("chat_template")
-        if isinstance(template, list):  # named templates
-            template = next((item["template"] for item in template if item["name"] == "default"), None)
-        self.chat_template = template
-        self.name_or_path = str(folder)
-
-    def apply_chat_template(self, messages: Any, *, chat_template: str, tokenize: bool, **variables: Any) -> str:
-        """As transformers renders it."""
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def refuse(message: str) -> None:
-            raise TemplateError(message)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = refuse
-        environment.filters["tojson"] = lambda value, **settings: json.dumps(value, ensure_ascii=False, **settings)
-        text = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", chat_template)  # marks of transformers' own
-        tokens = {name: token for name, token in self.settings.items() if name.endswith("_token")}
-        tokens = {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}
-        return environment.from_string(text).render(messages=messages, **tokens, **variables)
 
 
 def check_templates(config: Config) -> Iterator[Fault]:

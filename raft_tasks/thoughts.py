@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from typing import Literal
+
+Thinking = Literal["off", "on", "both"]  # the mode(s) in which a model is trained, measured and served
 
 TAGS = [
     ("<think>", "</think>"),  # Qwen, DeepSeek, SmolLM3, GLM
@@ -32,6 +35,7 @@ TAGS = [
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss (harmony)
     ("<|channel|>commentary<|message|>", "<|channel|>final<|message|>"),
 ]
+EMPTY = re.compile("|".join(rf"{re.escape(start)}\s*{re.escape(end)}" for start, end in TAGS), re.IGNORECASE)
 # What may stand before and after the parts of a turn of these formats.
 TURN_START = re.compile(r"(?:\s|<\|start\|>assistant)*")
 ANSWER_START = re.compile(
@@ -63,9 +67,35 @@ def strip_thoughts(text: str) -> tuple[str, bool]:
     return (text if answer == text else ANSWER_END.sub("", answer).strip()), is_open
 
 
+def has_thought(text: str) -> bool:
+    """Whether a turn holds a thought, perhaps an open one; tags with nothing between them are none."""
+    rest = EMPTY.sub("", text)
+    answer, is_open = strip_thoughts(rest)
+    return is_open or answer != rest
+
+
+def split_thought(text: str) -> tuple[str, str]:
+    """(thought, answer) of a turn that begins with a thought, the thought with its tags and the white space after it;
+    an open one is closed. ("", answer) of any other turn."""
+    answer, is_open = strip_thoughts(text)
+    for start, end in TAGS:
+        if begin := _pattern(start).match(text, len(text) - len(text.lstrip())):
+            if is_open:
+                return f"{text.rstrip()}\n{end}\n\n", ""
+            if text.rstrip().endswith(answer) and begin.end() < len(text):
+                return text[: len(text.rstrip()) - len(answer)], answer
+    return "", answer
+
+
 def opens_thought(prompt: str) -> bool:
     """Whether a rendered prompt leaves a thought open, so that what is written next belongs to it."""
-    return any(_last(start, prompt) > _last(end, prompt) for start, end in TAGS)
+    return bool(opening(prompt))
+
+
+def opening(prompt: str) -> str:
+    """The end of a rendered prompt from where it opens a thought; empty if it leaves none open."""
+    starts = [_last(start, prompt) for start, end in TAGS if _last(start, prompt) > _last(end, prompt)]
+    return prompt[max(starts) :] if starts else ""
 
 
 def _last(tag: str, text: str) -> int:

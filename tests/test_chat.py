@@ -125,6 +125,42 @@ def test_thinking_is_off_wherever_there_is_a_switch(named):
         assert "Reasoning Mode: /no_think" in prompt
 
 
+def test_thinking_is_left_to_the_model_where_it_is_on():
+    for name, thinks in (("smollm3", True), ("qwen3", True), ("llama", False), ("phi", False)):
+        tokenizer = chat_tokenizer(name)
+        prompt = render(tokenizer, None, ASKED, add_generation_prompt=True, thinking=True)
+        assert "<think>" not in prompt
+        assert ("/no_think" in prompt, prompt == render(tokenizer, None, ASKED, True)) == (False, not thinks)
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        assert prompt_ids(tokenizer, None, "What is 5 mg?", thinking=True) == ids
+
+
+@pytest.mark.parametrize("thinking", ["on", "both"])
+def test_thinking_is_refused_where_the_template_cannot(named, thinking):
+    form, tokenizer = named
+    if form.thinks:
+        check_chat(tokenizer, TOLD, thinking)
+        return
+    with pytest.raises(ChatError, match=f"thinking: got {thinking}, but the chat template of .* has no switch"):
+        check_chat(tokenizer, None, thinking)
+
+
+def test_tags_that_decoding_leaves_out_are_refused():
+    tokenizer = chat_tokenizer("qwen3")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    check_chat(tokenizer, None)
+    with pytest.raises(ChatError, match=r"\['</think>', '<think>'\] are special tokens of"):
+        check_chat(tokenizer, None, "both")
+
+
+def test_a_template_may_open_the_thought_itself_where_thinking_is_on():
+    tokenizer = chat_tokenizer("qwen3")
+    head, tail = tokenizer.chat_template.rsplit("{% endif -%}", 1)
+    tokenizer.chat_template = f"{head}{{% else %}}{{{{ '<think>\\n' }}}}{{% endif -%}}{tail}"
+    assert render(tokenizer, None, ASKED, True, thinking=True).endswith("<|im_start|>assistant\n<think>\n")
+    check_chat(tokenizer, None, "both")
+
+
 def test_a_system_prompt_stands_before_a_tasks_own():
     messages = [{"role": "system", "content": "Reply in one word."}, *ASKED]
     prompt = render(chat_tokenizer("qwen3"), TOLD, messages, add_generation_prompt=True)

@@ -24,11 +24,16 @@ GEMMA = (  # no system turn
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
+OPENS = FORMATS["qwen3"].template.replace(  # a thought, where thinking is on
+    "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif -%}\n{%- endif -%}",
+    "{{ '<think>\\n\\n</think>\\n\\n' }}{% else %}{{ '<think>\\n' }}{% endif -%}\n{%- endif -%}",
+)
 FIRST_LINES = "\n \n  {% set a = 1 %}\n  {{ a }}" + SMOLLM2  # white space that trimming may not touch
 TEMPLATES = {name: (name, form.template) for name, form in FORMATS.items()} | {
     "smollm2": ("qwen3", SMOLLM2),
     "gemma": ("llama", GEMMA),
     "first lines": ("qwen3", FIRST_LINES),
+    "opens": ("qwen3", OPENS),
 }
 QUESTION = {"role": "user", "content": "What is 5 mg?"}
 CONVERSATIONS = {
@@ -92,6 +97,34 @@ def test_training_and_benchmarks_render_a_trained_model_as_its_base(name, system
     assert served_template(trained.chat_template, None) == trained.chat_template
     assert served_template(trained.chat_template, "Be rude.") == served_template(base.chat_template, "Be rude.")
     assert trained.chat_template.count(PREAMBLE_END) == 1
+
+
+@pytest.mark.parametrize("thinking", ["on", "both"])
+@pytest.mark.parametrize("name", ["smollm3", "qwen3", "opens"])
+def test_a_served_template_carries_the_mode(name, thinking):
+    """on: whatever a client asks for; both: as it asks. Made once more for another mode, it is as of the base."""
+    base, served = tokenizer_of(name), tokenizer_of(name)
+    for system in (None, "Be brief."):
+        served.chat_template = served_template(base.chat_template, system, thinking)
+        for messages in CONVERSATIONS.values():
+            on, off = (render(base, system, messages, True, thinking=mode) for mode in (True, False))
+            assert on != off
+            for asked in (True, False):
+                shown = served.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, enable_thinking=asked
+                )
+                assert shown == (on if asked or thinking == "on" else off)
+            # benchmarks ask for either mode, whatever the folder of a trained model says
+            assert [render(served, None, messages, True, thinking=mode) for mode in (True, False)] == [on, off]
+        assert served_template(served.chat_template, None) == served_template(base.chat_template, system)
+
+
+def test_with_thinking_off_a_served_template_is_what_it_was_before_there_was_a_choice():
+    text = served_template(TEMPLATES["qwen3"][1], "Be brief.")
+    assert text.startswith(
+        "{#- raft-refinery: prompts as this model was trained and measured with: thinking off, the date frozen, the "
+        'system prompt first -#}\n{%- set enable_thinking = false -%}\n{%- set trained_system = "Be brief." -%}\n'
+    )
 
 
 @settings(deadline=None, max_examples=100)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raft_tasks.thoughts import TAGS, opens_thought, strip_thoughts
+from raft_tasks.thoughts import TAGS, has_thought, opening, opens_thought, split_thought, strip_thoughts
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,30 @@ def test_every_pair_of_tags(start, end):
 def test_an_answer_that_mentions_a_tag_stays_whole(text):
     assert strip_thoughts(text) == (text, False)
     assert strip_thoughts(f"<think>\nHm.\n</think>\n\n{text}") == (text, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "answer", "thinks"),
+    [
+        ("<think>\nHm.\n</think>\n\nIt is.", "<think>\nHm.\n</think>\n\n", "It is.", True),
+        ("<think>\nHm.\n</think>\n\nIt is.\n", "<think>\nHm.\n</think>\n\n", "It is.", True),
+        ("\n<think>Hm.</think>It is.", "\n<think>Hm.</think>", "It is.", True),
+        ("<think>\nHm, let me", "<think>\nHm, let me\n</think>\n\n", "", True),
+        ("<think>\nHm.\n</think>", "<think>\nHm.\n</think>", "", True),
+        ("<think>\n\n</think>\n\nIt is.", "<think>\n\n</think>\n\n", "It is.", False),
+        ("It is.", "", "It is.", False),
+        ("The tags are <think></think>.", "", "The tags are <think></think>.", False),
+        ("", "", "", False),
+    ],
+)
+def test_a_thought_apart_from_its_answer(text, thought, answer, thinks):
+    assert split_thought(text) == (thought, answer)
+    assert has_thought(text) == thinks
+
+
+def test_where_a_prompt_opens_a_thought():
+    assert opening("<think>\n\n</think>\n\nuser\nassistant\n<think>\n") == "<think>\n"
+    assert opening("assistant\n<think>\n\n</think>\n\n") == opening("assistant\n") == ""
 
 
 @given(st.text(max_size=100))
