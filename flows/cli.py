@@ -184,6 +184,21 @@ def gate(
 
 
 @app.command()
+def chat(
+    candidate: Annotated[str, typer.Argument(help="A folder, an adapter, NAME@REVISION or git:REVISION:FOLDER.")],
+    base: Annotated[str | None, typer.Option(help="Beside it, in the same forms; default: models.base.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Bound on an answer.")] = 256,
+) -> None:
+    """Talk to base and candidate side by side, as they will be served.
+
+    Each is prompted by its own folder's chat template alone, and remembers its own answers.
+    """
+    from flows.chat import chat as talk
+
+    talk(candidate, base, max_tokens)
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="releases/DOMAIN, another folder or adapter, or NAME@REVISION.")],
     file: Annotated[Path, typer.Argument(help="The GGUF file to write.")],

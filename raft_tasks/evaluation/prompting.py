@@ -41,6 +41,17 @@ def compare_prompts(model: Model, base: Model) -> dict[str, str | None]:
     return {name: _first_difference(served, trained, base.system, messages) for name, messages in CONVERSATIONS.items()}
 
 
+def served_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+    """The prompt that a server of the tokenizer's folder makes: by its own template, without any option.
+
+    Raises:
+        TemplateError, TypeError, ValueError: the template refuses the messages.
+    """
+    turns = [dict(turn) for turn in messages]
+    encoded: Any = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=True)
+    return list(encoded["input_ids"])
+
+
 def _first_difference(
     served: PreTrainedTokenizerBase, trained: PreTrainedTokenizerBase, system: str | None, messages: Messages
 ) -> str | None:
@@ -52,14 +63,13 @@ def _first_difference(
         expected = list(trained(text, add_special_tokens=False)["input_ids"])
     except ChatError:  # so must the folder's template refuse them
         pass
-    turns = [dict(turn) for turn in messages]
     try:
-        encoded: Any = served.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=True)
+        shown_ids = served_ids(served, messages)
     except (TemplateError, TypeError, ValueError) as error:
         return None if expected is None else f"the folder's template refuses it: {error}"
     if expected is None:
         return "training's template refuses it, the folder's does not"
-    for position, (got, wanted) in enumerate(zip_longest(encoded["input_ids"], expected)):
+    for position, (got, wanted) in enumerate(zip_longest(shown_ids, expected)):
         if got != wanted:
             shown = [repr(tokenizer.decode([id])) if id is not None else "the end"
                      for tokenizer, id in ((served, got), (trained, wanted))]  # fmt: skip

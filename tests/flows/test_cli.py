@@ -17,8 +17,8 @@ from raft_tasks.config import load_config
 from raft_tasks.errors import InputError
 
 COMMANDS = {
-    "init", "run", "plan", "stage", "config show", "config schema", "compare", "gate", "export", "retrain", "rollback",
-    "history", "deploy", "worker", "ui", "sweep", "cache", "cache prune", "prune",
+    "init", "run", "plan", "stage", "config show", "config schema", "compare", "gate", "chat", "export", "retrain",
+    "rollback", "history", "deploy", "worker", "ui", "sweep", "cache", "cache prune", "prune",
 }  # fmt: skip
 HEAVY = ("prefect", "torch", "dvc", "transformers", "pydantic")
 
