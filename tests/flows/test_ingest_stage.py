@@ -1,8 +1,6 @@
 """The stage `ingest` as a user runs it, with its rows in Parquet shards."""
 
 import json
-import subprocess
-import sys
 
 from project_copies import copy_project
 
@@ -10,7 +8,7 @@ from raft_tasks.artifacts import count_rows, read_json, read_rows
 from raft_tasks.schemas import Example, Flag, Reject
 
 
-def test_rows_end_in_shards_rejects_and_flags(tmp_path, prefect_api, clean_environment):
+def test_rows_end_in_shards_rejects_and_flags(tmp_path, raft):
     project = copy_project(tmp_path, {"run": {"rows": "parquet"}, "ingest": {"max_rejected": 0.1}})
     pairs = project / "data" / "archive" / "pairs.jsonl"
     row = json.loads(pairs.read_text().split("\n", 1)[0])
@@ -25,13 +23,7 @@ def test_rows_end_in_shards_rejects_and_flags(tmp_path, prefect_api, clean_envir
     with pairs.open("a") as out:
         out.write(json.dumps(bad) + "\n" + json.dumps(private) + "\n")
     (pairs.parent / "more.xlsx").write_text("no reader")
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "stage", "ingest", "archive"],
-        cwd=project,
-        env={**clean_environment, "PREFECT_API_URL": prefect_api},
-        capture_output=True,
-        text=True,
-    )
+    done = raft(project, "stage", "ingest", "archive")
     assert done.returncode == 0, done.stderr
     folder = project / "artifacts" / "archive" / "examples"
     train = read_rows(folder / "train.parquet", Example)

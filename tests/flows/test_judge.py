@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -73,23 +71,17 @@ def project(tmp_path, server):
     return folder
 
 
-def judge(project, environment, *names, quorum=2):
+def judge(project, raft, *names, quorum=2):
     config = yaml.safe_load((project / "params.yaml").read_text())
     like = config["judge"]["judges"][0]
     config["judge"] |= {"judges": [{**like, "model": name, "repairs": 0} for name in names], "quorum": quorum}
     (project / "params.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     asked.clear()
-    command = [sys.executable, "-m", "flows.cli", "stage", "judge", "archive"]
-    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    return raft(project, "stage", "judge", "archive")
 
 
-@pytest.fixture
-def environment(prefect_api, clean_environment):
-    return {**clean_environment, "PREFECT_API_URL": prefect_api}
-
-
-def test_the_majority_decides_and_what_was_asked_is_not_asked_again(project, environment):
-    done = judge(project, environment, "strict", "fair", "kind")
+def test_the_majority_decides_and_what_was_asked_is_not_asked_again(project, raft):
+    done = judge(project, raft, "strict", "fair", "kind")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(asked) == 3 * (3 + 2)  # of four answers two are the same text; and the labels
     folder = project / "artifacts" / "archive" / "judged"
@@ -107,7 +99,7 @@ def test_the_majority_decides_and_what_was_asked_is_not_asked_again(project, env
     assert found["calibration"]["strict"]["kappa"] == 1.0
     assert found["calibration"]["kind"]["bias"] == 0.5
 
-    again = judge(project, environment, "strict", "kind", "silent")  # one judge less, one that cannot be used
+    again = judge(project, raft, "strict", "kind", "silent")  # one judge less, one that cannot be used
     assert again.returncode == 0, again.stdout + again.stderr
     assert set(asked) == {"silent"}
     votes = read_rows(folder / "votes.jsonl", Judged)
@@ -116,8 +108,8 @@ def test_the_majority_decides_and_what_was_asked_is_not_asked_again(project, env
     assert "Hm." in votes[1].abstained["silent"]
 
 
-def test_too_few_votes_stop_the_stage(project, environment):
-    done = judge(project, environment, "strict", "silent")
+def test_too_few_votes_stop_the_stage(project, raft):
+    done = judge(project, raft, "strict", "silent")
     assert done.returncode == 1
     assert "no answer for 1 of 4 rows, more than max_failed" in done.stdout + done.stderr
     assert not (project / "artifacts" / "archive" / "judged" / "votes.jsonl").exists()
