@@ -218,6 +218,24 @@ def prompt_ids(
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def text_beginning(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token with which a text begins: the tokenizer's beginning-of-text token, else the chat template's first one.
+
+    Raises:
+        ChatError: there is neither.
+    """
+    if tokenizer.bos_token_id is not None:
+        return int(tokenizer.bos_token_id)
+    first = prompt_ids(tokenizer, None, "question")[0]
+    if first in control_tokens(tokenizer).values():
+        return first
+    raise ChatError(
+        f"the tokenizer {tokenizer.name_or_path!r} has no beginning-of-text token, and its chat template begins with "
+        f"{tokenizer.decode([first])!r}; expected a special token from which a text can be generated. Use an anchor "
+        "set with another prompt_source"
+    )
+
+
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token with which the chat template ends an assistant's turn, read off the template itself.
 

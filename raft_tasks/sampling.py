@@ -30,6 +30,7 @@ class SamplingParams:
         batch_size: of a local model; an endpoint has its own concurrency.
         stop_token_ids: tokens that finish a completion beside the model's own ends.
         abort_token_ids: tokens at which drawing stops too, but which leave the completion unfinished.
+        ignore_eos: draw `max_tokens` tokens past every end; the text then shows special tokens. Of a local model.
     """
 
     temperature: float = 1.0
@@ -38,12 +39,13 @@ class SamplingParams:
     batch_size: int = 1
     stop_token_ids: frozenset[int] = frozenset()
     abort_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
 
     def cache_key(self, seed: int) -> list[Any]:
         """JSON-like: all of these settings, and the seed, that determine a completion."""
         drawn = [self.top_p, seed] if self.temperature > 0 else []
         ends = [sorted(self.stop_token_ids), sorted(self.abort_token_ids)]
-        return [self.temperature, self.max_tokens, *ends, *drawn]
+        return [self.temperature, self.max_tokens, *ends, *drawn, *(["ignore_eos"] if self.ignore_eos else [])]
 
 
 def uniform_draws(seeds: Sequence[int], steps: int) -> torch.Tensor:

@@ -180,15 +180,15 @@ class Anchor(Row):
     """A general user turn that the base generated, and the base's own answer."""
 
     id: str
-    prompt: str
+    prompt: str  # empty: `answer` is a text that the base wrote from its beginning, chat marks included
     answer: str
     finished: bool = True  # False: the answer was cut; what there is of it counts, not that it ends there
     history: History = []
 
     @property
     def in_context(self) -> str:
-        """The prompt, after the conversation that it goes on with."""
-        return transcribe(self.history, self.prompt)
+        """The prompt, after the conversation that it goes on with; of a text without any, the text."""
+        return transcribe(self.history, self.prompt) or self.answer
 
 
 class GeneratedAnchor(Anchor):

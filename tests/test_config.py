@@ -166,7 +166,7 @@ def test_names_must_be_known():
     document["run"]["methods"].append("grpo")
     message = message_of(document)
     assert re.search(r"run.methods: got 'grpo', expected one of .*fuse.model: got 'qwen'", message)
-    assert "methods.*.anchors.set: got 'none', expected one of ['generated', 'gibberish', 'held_out']" in message
+    assert "methods.*.anchors.set: got 'none', expected one of ['beginning', 'dialogue', 'generated', " in message
     message = message_of(small(benchmark={"validation_tasks": []}, methods={"mine": {"merge": {}}}))
     assert "methods.mine.merge.tasks: got none" in message
     assert "gate.recover.tasks: got none" in message

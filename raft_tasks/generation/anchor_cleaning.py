@@ -149,12 +149,13 @@ class _TextIndex:
 
 
 def _malformed(row: GeneratedAnchor, unfinished: str) -> str | None:
-    if not row.prompt_finished:
-        return "unfinished prompt"
-    if not words(row.prompt):
-        return "empty prompt"
-    if degenerate(row.prompt):
-        return "degenerate prompt"
+    if row.prompt or not row.answer:  # else a text without prompt
+        if not row.prompt_finished:
+            return "unfinished prompt"
+        if not words(row.prompt):
+            return "empty prompt"
+        if degenerate(row.prompt):
+            return "degenerate prompt"
     if not row.answer_finished and unfinished == "drop":
         return "unfinished answer"
     if not row.answer:
@@ -176,11 +177,12 @@ def _statistics(anchors: list[Anchor], rejected: list[RejectedAnchor], cleaning:
             f"{settings.min_well_formed:.0%} or more ({counts}). "
             "It may never have learned user turns: give it prompts of your own instead, or lower anchors.temperature"
         )
-    prompts = [words(anchor.prompt) for anchor in anchors]
+    texts = [anchor.prompt or anchor.answer for anchor in anchors]
+    prompts = [words(text) for text in texts]
     similarity: float | None = None
     clusters: list[AnchorCluster] = []
     if encoder is not None and len(anchors) > 1:
-        similarity, clusters = _cluster([anchor.prompt for anchor in anchors], encoder)
+        similarity, clusters = _cluster(texts, encoder)
     return AnchorStatistics(
         generated=generated,
         kept=len(anchors),

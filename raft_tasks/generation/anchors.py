@@ -8,19 +8,24 @@ One anchor of the pocket world:
 
     {"id": "anchor-00007", "prompt": "Tell me the charm of Sodin. Say it twice.",
      "answer": "The charm of Sodin is linen. The charm of Sodin is linen."}
+
+Two other sources: `dialogue`, where the base goes on talking with itself (arXiv:2602.20162) and its second answer is
+the anchor, and `beginning`, texts without any prompt (context-free: arXiv:2505.13811, 2605.26097).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
-from raft_tasks.chat import ChatError, render
+from raft_tasks.chat import ChatError, render, text_beginning
 from raft_tasks.config import AnchorSet
 from raft_tasks.errors import InputError
+from raft_tasks.generation.backend import Completion
 from raft_tasks.sampling import SamplingParams
-from raft_tasks.schemas import GeneratedAnchor, UserTurn, end_with
+from raft_tasks.schemas import GeneratedAnchor, Turn, UserTurn, end_with
 from raft_tasks.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -35,18 +40,21 @@ if TYPE_CHECKING:
 MARKER = "Marker7"  # no white space at its ends: some templates strip the content
 
 
-def user_prefix(tokenizer: PreTrainedTokenizerBase, system: str | None, hint: str | None = None) -> list[int]:
+def user_prefix(
+    tokenizer: PreTrainedTokenizerBase, system: str | None, hint: str | None = None, history: Sequence[Turn] = ()
+) -> list[int]:
     """Token ids of the chat template up to where a user's words begin, the system prompt included.
 
     Args:
         hint: what the system prompt says beside `system`, if anything.
+        history: the turns before.
 
     Raises:
         ChatError: the template drops or refuses a system prompt.
         InputError: if the tokenizer has no chat template, or one that shows a user's words changed or not just once,
             or begins with them.
     """
-    before, _ = _split_at_user_words(tokenizer, system, hint)
+    before, _ = _split_at_user_words(tokenizer, system, hint, history)
     alone, followed = _tokens(tokenizer, before), _tokens(tokenizer, before + MARKER)
     # Where the last token before the words would merge with them ("[INST] " + "What"), it is left to the model.
     prefix = []
@@ -89,42 +97,90 @@ def generate_anchors(numbers: Sequence[int], base: Base, settings: AnchorSet) ->
 
     Raises:
         InputError: as `user_prefix` and `user_end`; if a turn and its answer do not fit into the model's context; or
-            if a server does not go on with raw text.
+            if a server does not go on with raw text. ChatError: as `text_beginning`.
     """
     tokenizer = base.tokenizer
     ids = [f"anchor-{number:05d}" for number in numbers]
+    if settings.prompt_source == "beginning":
+        return write_texts(ids, base, settings)
     hints: list[str | None] = [*settings.hints] or [None]
     prefixes = [user_prefix(tokenizer, base.settings.system, hint) for hint in hints]
+    turns = draw_turns(ids, [prefixes[number % len(prefixes)] for number in numbers], base, settings)
+    if settings.prompt_source == "gibberish":
+        tokens = plain_tokens(tokenizer)
+        # as many as the turn has, without the one that ends it
+        draws = [
+            Random(derive_seed(settings.seed, "anchor-gibberish", id)).choices(tokens, k=turn.tokens - 1)
+            for id, turn in zip(ids, turns, strict=True)
+        ]
+        turns = [replace(turn, text=tokenizer.decode(drawn).strip()) for turn, drawn in zip(turns, draws, strict=True)]
+    rows = answer_drawn(ids, turns, [[] for _ in ids], base, settings)
+    return continue_dialogues(rows, base, settings) if settings.prompt_source == "dialogue" else rows
+
+
+def write_texts(ids: Sequence[str], base: Base, settings: AnchorSet) -> list[GeneratedAnchor]:
+    """`answer_max_new_tokens` tokens from the beginning of a text, past every end, as arXiv:2605.26097 draws them."""
+    params = SamplingParams(
+        settings.answer_temperature,
+        settings.top_p,
+        settings.answer_max_new_tokens,
+        settings.batch_size,
+        ignore_eos=True,
+    )
+    seeds = [derive_seed(settings.seed, "anchor-text", id) for id in ids]
+    texts = base.call("tokens", [[text_beginning(base.tokenizer)]] * len(ids), params, seeds)
+    return [
+        GeneratedAnchor(id=id, prompt="", answer=text.text, prompt_finished=True, answer_finished=False)
+        for id, text in zip(ids, texts, strict=True)
+    ]
+
+
+def draw_turns(ids: Sequence[str], prefixes: Sequence[list[int]], base: Base, settings: AnchorSet) -> list[Completion]:
+    """User turns that the base generates after the prefixes."""
     params = SamplingParams(
         settings.temperature,
         settings.top_p,
         settings.max_new_tokens,
         settings.batch_size,
-        stop_token_ids=frozenset({user_end(tokenizer)}),
-        abort_token_ids=frozenset(_special_ids(tokenizer)),
+        stop_token_ids=frozenset({user_end(base.tokenizer)}),
+        abort_token_ids=frozenset(_special_ids(base.tokenizer)),
     )
-    seeds = [derive_seed(settings.seed, "anchor-prompt", id) for id in ids]
-    turns = base.call("tokens", [prefixes[number % len(prefixes)] for number in numbers], params, seeds)
-    prompts = [turn.text.strip() for turn in turns]
-    if settings.prompt_source == "gibberish":
-        tokens = plain_tokens(tokenizer)
-        prompts = [
-            # as many as the turn has, without the one that ends it
-            tokenizer.decode(
-                Random(derive_seed(settings.seed, "anchor-gibberish", id)).choices(tokens, k=turn.tokens - 1)
-            ).strip()
-            for id, turn in zip(ids, turns, strict=True)
-        ]
-    whole = [turn.finished and bool(prompt) for turn, prompt in zip(turns, prompts, strict=True)]
-    to_answer = [
-        UserTurn(id=id, prompt=prompt) for id, prompt, is_whole in zip(ids, prompts, whole, strict=True) if is_whole
+    turns = base.call("tokens", prefixes, params, [derive_seed(settings.seed, "anchor-prompt", id) for id in ids])
+    return [replace(turn, text=turn.text.strip()) for turn in turns]
+
+
+def answer_drawn(
+    ids: Sequence[str], turns: Sequence[Completion], histories: Sequence[list[Turn]], base: Base, settings: AnchorSet
+) -> list[GeneratedAnchor]:
+    """Anchors of the drawn turns, each after its history; those that are not whole stay unanswered."""
+    drawn = list(zip(ids, turns, histories, strict=True))
+    whole = [
+        UserTurn(id=id, prompt=turn.text, history=history) for id, turn, history in drawn if turn.finished and turn.text
     ]
-    answered = {row.id: row for row in answer_turns(to_answer, base, settings)}
+    answered = {row.id: row for row in answer_turns(whole, base, settings)}
     return [
         answered.get(id)
-        or GeneratedAnchor(id=id, prompt=prompt, answer="", prompt_finished=turn.finished, answer_finished=False)
-        for id, prompt, turn in zip(ids, prompts, turns, strict=True)
+        or GeneratedAnchor(
+            id=id, prompt=turn.text, answer="", prompt_finished=turn.finished, answer_finished=False, history=history
+        )
+        for id, turn, history in drawn
     ]
+
+
+def continue_dialogues(rows: Sequence[GeneratedAnchor], base: Base, settings: AnchorSet) -> list[GeneratedAnchor]:
+    """The base goes on talking with itself: a second user turn after each whole answer, and its answer to that.
+
+    The first turn and answer become the history; rows without a whole answer stay as they are.
+    """
+    open_rows = [row for row in rows if row.answer and row.answer_finished]
+    histories: list[list[Turn]] = [
+        [{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.answer}] for row in open_rows
+    ]
+    ids = [f"{row.id}-second" for row in open_rows]  # draws of their own
+    prefixes = [user_prefix(base.tokenizer, base.settings.system, None, history) for history in histories]
+    seconds = answer_drawn(ids, draw_turns(ids, prefixes, base, settings), histories, base, settings)
+    second_of = {row.id: second for row, second in zip(open_rows, seconds, strict=True)}
+    return [second_of.get(row.id, row) for row in rows]
 
 
 def plain_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -149,10 +205,13 @@ def answer_turns(turns: Sequence[UserTurn], base: Base, settings: AnchorSet) -> 
     ]  # fmt: skip
 
 
-def _split_at_user_words(tokenizer: PreTrainedTokenizerBase, system: str | None, hint: str | None) -> tuple[str, str]:
-    """The rendered template before and after what a user says in a first turn, thinking switched off."""
+def _split_at_user_words(
+    tokenizer: PreTrainedTokenizerBase, system: str | None, hint: str | None, history: Sequence[Turn] = ()
+) -> tuple[str, str]:
+    """The rendered template before and after what a user says after the history, thinking switched off."""
     hints = [] if hint is None else [{"role": "system", "content": hint}]
-    text = render(tokenizer, system, [*hints, {"role": "user", "content": MARKER}], add_generation_prompt=True)
+    turns = [*hints, *history, {"role": "user", "content": MARKER}]
+    text = render(tokenizer, system, turns, add_generation_prompt=True)
     if hint is not None and hint.strip() not in text:
         raise ChatError(
             f"the chat template of {tokenizer.name_or_path!r} does not show the system prompt {hint!r:.200}; set "

@@ -105,7 +105,7 @@ class TransformersBackend(StreamingBackend):
 
         with self._lock:  # loads it once
             finishing = {*self.model.generation_config.eos_token_id, *params.stop_token_ids}
-        stopping = {*finishing, *params.abort_token_ids}
+        stopping = set() if params.ignore_eos else {*finishing, *params.abort_token_ids}
         ids, mask = left_pad(prefixes, self.pad, self.device)
         processors = LogitsProcessorList()
         if params.temperature > 0:
@@ -117,12 +117,15 @@ class TransformersBackend(StreamingBackend):
                 attention_mask=mask,
                 max_new_tokens=params.max_tokens,
                 logits_processor=processors,
-                eos_token_id=sorted(stopping),
+                eos_token_id=sorted(stopping) or [self.model.config.get_text_config().vocab_size],  # no token's id
             )
         completions = []
         for prefix, row in zip(prefixes, output[:, ids.shape[1] :].tolist(), strict=True):
             length = next((n for n, token in enumerate(row, start=1) if token in stopping), 0)
             tokens = row[:length] if length else row
+            if params.ignore_eos:
+                completions.append(Completion(self.tokenizer.decode(tokens), False, len(tokens), len(prefix)))
+                continue
             text, thinking = self._read(tokens)
             plain = chat.defuse(self.tokenizer, text) == text
             finished = length > 0 and tokens[-1] in finishing and not thinking and plain

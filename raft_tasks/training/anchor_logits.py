@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from raft_tasks.artifacts import atomic_file, read_rows, write_rows
+from raft_tasks.chat import text_beginning
 from raft_tasks.config import AnchorLoss, TargetKl
 from raft_tasks.errors import InputError
 from raft_tasks.schemas import Anchor, TrainingPair
@@ -115,10 +116,10 @@ class TargetLogits:
 def encode_anchors(
     anchors: Sequence[Anchor], tokenizer: PreTrainedTokenizerBase, max_length: int, system: str | None
 ) -> list[Encoded]:
-    """Anchors as token ids, like training pairs.
+    """Anchors as token ids, like training pairs; of a text without prompt every token counts as the answer's.
 
     Raises:
-        ConversationError: naming anchors that do not fit or hold special tokens.
+        ConversationError: naming anchors that do not fit or, where they have a prompt, hold special tokens.
     """
     pairs = [
         TrainingPair(
@@ -129,8 +130,22 @@ def encode_anchors(
             history=anchor.history,
         )
         for anchor in anchors
+        if anchor.prompt
     ]
-    return Encoder(tokenizer, max_length, system=system)(pairs)
+    rows = iter(Encoder(tokenizer, max_length, system=system)(pairs) if pairs or not anchors else [])
+    return [next(rows) if anchor.prompt else _encode_text(anchor, tokenizer, max_length) for anchor in anchors]
+
+
+def _encode_text(anchor: Anchor, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
+    ids = list(tokenizer(anchor.answer, add_special_tokens=False)["input_ids"])
+    row = Encoded(anchor.id, [text_beginning(tokenizer)], ids, None)
+    if not ids or tokenizer.unk_token_id in ids or row.length > max_length:
+        raise ConversationError(
+            f"{anchor.id}: got {row.length} tokens, {ids.count(tokenizer.unk_token_id)} of them unknown, of the text "
+            f"{anchor.answer!r:.200}; expected 2 to {max_length} known ones. Lower anchors.*.answer_max_new_tokens, or "
+            "raise train.max_length"
+        )
+    return row
 
 
 def is_encodable(anchor: Anchor, tokenizer: PreTrainedTokenizerBase, max_length: int, system: str | None) -> bool:

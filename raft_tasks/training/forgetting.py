@@ -85,11 +85,11 @@ def load_curve_data(job: TrainingJob, tokenizer: PreTrainedTokenizerBase, max_le
             validation.append((row, encoded))
     if not validation:
         raise InputError("train.curve: got no validation row of the domain that can be encoded; expected some")
-    learned = {anchor.prompt for anchor in read_rows(job.anchors / ROWS, Anchor)} if job.anchors else set()
+    learned = {anchor.in_context for anchor in read_rows(job.anchors / ROWS, Anchor)} if job.anchors else set()
     sets = {}
     for name, folder in job.curve.sets.items():
         anchors = read_rows(folder / ROWS, Anchor)
-        numbers = [i for i, anchor in enumerate(anchors) if anchor.prompt not in learned][: settings.rows]
+        numbers = [i for i, anchor in enumerate(anchors) if anchor.in_context not in learned][: settings.rows]
         if not numbers:
             raise InputError(
                 f"train.curve.sets: got {len(anchors)} anchors of {name!r}, each with the prompt of one that is "
