@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from measuring import machine, synchronize, table
 from transformers import PretrainedConfig
-from workload import SHAPES, Lengths, make_model, phases, settings, train_ours
+from workload import SHAPES, Lengths, make_model, make_pairs, phases, settings, train_ours
 
 PHASES = ("rollout", "teacher", "student", "optimiser")
 ADAPTER = {"rank": 64, "alpha": 128, "dropout": 0.0, "targets": "all-linear"}
@@ -140,7 +140,7 @@ def one_run(sizes: argparse.Namespace, shape: str, mode: str, sampler: str, fold
     method = type(config.methods["raft"]).model_validate(raft)
     config = config.model_copy(update={"methods": {"raft": method}})
     with tempfile.TemporaryDirectory() as work:
-        done = train_ours(folder, "bfloat16", config, lengths, sizes.steps, Path(work))
+        done = train_ours(folder, "bfloat16", config, make_pairs((sizes.steps + 1) * sizes.batch, lengths), Path(work))
     steps = [phases(step) for step in done.steps]
     return {
         "seconds": {phase: statistics.median(step[phase] for step in steps) for phase in PHASES},

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from measuring import machine, table
-from workload import Lengths, llama, make_model, settings, train_ours
+from workload import Lengths, llama, make_model, make_pairs, settings, train_ours
 
 DEFAULT = {"batch": 8, "length": 32, "vocabulary": 32_768, "k": 128}
 AXES = {
@@ -39,7 +39,9 @@ def point(values: dict[str, int], sizes: argparse.Namespace) -> dict[str, float]
     with tempfile.TemporaryDirectory() as work:
         architecture = llama(values["vocabulary"], sizes.hidden, sizes.layers)
         folder = make_model(architecture, Path(work) / "model", torch.float32, "cpu")
-        done = train_ours(folder, "float32", config, lengths, sizes.steps, Path(work))
+        done = train_ours(
+            folder, "float32", config, make_pairs((sizes.steps + 1) * values["batch"], lengths), Path(work)
+        )
     return {"seconds": statistics.median(step["seconds"] for step in done.steps), "MB": done.peak}
 
 

@@ -133,14 +133,20 @@ def settings(k: int, lengths: Lengths, batch: int, **train: Any) -> Config:
     sizes = {"epochs": 1, "batch_size": batch, "micro_batch_size": batch, "max_length": 4_096, "learning_rate": 5e-6}
     return config.model_copy(
         update={
-            "methods": {"raft": raft.model_copy(update={"distillation": distillation})},
+            "methods": {
+                "raft": raft.model_copy(update={"distillation": distillation}),
+                "sft": raft.model_copy(update={"distillation": None}),
+            },
             "train": config.train.model_copy(update=sizes | {"checkpoint_steps": 10_000} | train),
         }
     )
 
 
-def train_ours(folder: Path, dtype: str, config: Config, lengths: Lengths, steps: int, work: Path) -> Ours:
-    """`steps` optimiser steps of method `raft` on the model in `folder`, and one before them to warm up."""
+def train_ours(
+    folder: Path, dtype: str, config: Config, pairs: list[TrainingPair], work: Path, method: str = "raft"
+) -> Ours:
+    """The optimiser steps that `pairs` suffice for, on the model in `folder`; the first one only warms up."""
+    steps = len(pairs) // config.train.batch_size - 1
     watch, cpu = PeakMemory(), []
 
     def after_step(done: int, *_: object) -> None:
@@ -152,9 +158,9 @@ def train_ours(folder: Path, dtype: str, config: Config, lengths: Lengths, steps
 
     train_model(
         TrainingJob(
-            pairs=make_pairs((steps + 1) * config.train.batch_size, lengths),
+            pairs=pairs,
             model=config.models["base"].model_copy(update={"path": str(folder), "revision": None, "dtype": dtype}),
-            method=config.methods["raft"],
+            method=config.methods[method],
             train=config.train,
             template_text=TEACHER,
             seed=0,
@@ -177,5 +183,5 @@ def highest() -> float:
 
 def phases(step: dict[str, float]) -> dict[str, float]:
     """Seconds of one row of steps.csv by phase; the optimiser has what is left."""
-    seconds = {name: step["seconds"] * step[f"{name}_share"] for name in ("rollout", "teacher", "student")}
+    seconds = {name: step["seconds"] * step.get(f"{name}_share", 0.0) for name in ("rollout", "teacher", "student")}
     return seconds | {"optimiser": step["seconds"] - sum(seconds.values())}

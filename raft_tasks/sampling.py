@@ -58,7 +58,7 @@ def uniform_draws(seeds: Sequence[int], steps: int) -> torch.Tensor:
 
 
 class SeededDraw:
-    """A logits processor that draws the next token by inverse CDF and leaves greedy search just that one.
+    """Draws the next token of every row by inverse CDF, for `decoding.decode`.
 
     One uniform number per row and step suffices, so each row has its own stream; `torch.multinomial` draws all rows
     from one generator. The cumulative sum runs in the vocabulary's order, not the probabilities', where a rounding
@@ -71,13 +71,13 @@ class SeededDraw:
 
     def __init__(self, draws: torch.Tensor, temperature: float, top_p: float, dtype: torch.dtype) -> None:
         self.draws, self.temperature, self.top_p, self.dtype = draws, temperature, top_p, dtype
-        self.log_probs: list[torch.Tensor] = []  # [B] of each step, at the temperature, before top_p
+        self.log_probs = draws.new_zeros(draws.shape)  # of the drawn tokens, at the temperature, before top_p
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores [B, V] -> 0 at the drawn token, -inf elsewhere [B, V]."""
+    def __call__(self, logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
+        """Logits [B, V] of rows [B] -> tokens [B]."""
         import torch
 
-        log_probs = (scores.to(self.dtype) / self.temperature).log_softmax(-1)
+        log_probs = (logits.to(self.dtype) / self.temperature).log_softmax(-1)
         probs = log_probs.exp()
         if self.top_p < 1:
             ordered, order = probs.sort(dim=-1, descending=True, stable=True)
@@ -86,11 +86,11 @@ class SeededDraw:
             probs = probs.masked_fill(dropped, 0)
         cumulative = probs.cumsum(-1, dtype=torch.float64)
         total = cumulative[:, -1:]
-        draws = self.draws[:, len(self.log_probs), None] * total
+        draws = self.draws[rows, step, None] * total
         draws = torch.minimum(draws, total.nextafter(torch.zeros_like(total)))  # rounding must not pass the last token
         tokens = torch.searchsorted(cumulative, draws, right=True)
-        self.log_probs.append(log_probs.gather(-1, tokens).squeeze(-1))
-        return torch.full_like(scores, float("-inf")).scatter(-1, tokens, 0.0)
+        self.log_probs[rows, step] = log_probs.gather(-1, tokens).squeeze(-1).to(self.log_probs.dtype)
+        return tokens.squeeze(-1)
 
 
 def longest_first(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

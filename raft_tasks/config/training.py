@@ -12,9 +12,9 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 class Generate(Section):
-    """transformers' generate: rows in batches of like length, each with its own random stream."""
+    """Batches of prompts of like length, each row with its own random stream; a row that ends leaves its batch."""
 
-    kind: Literal["generate"] = key("generate", "transformers' generate")
+    kind: Literal["generate"] = key("generate", "batches of prompts of like length")
     batch_size: PositiveInt = key(16, "rows generated together")
 
 

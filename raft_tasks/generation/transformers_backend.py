@@ -101,34 +101,26 @@ class TransformersBackend(StreamingBackend):
     def _draw(self, prefixes: list[list[int]], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
         """The completions of one batch."""
         import torch
-        from transformers import LogitsProcessorList
+
+        from raft_tasks.decoding import decode, greedy
 
         with self._lock:  # loads it once
             finishing = {*self.model.generation_config.eos_token_id, *params.stop_token_ids}
         stopping = set() if params.ignore_eos else {*finishing, *params.abort_token_ids}
-        ids, mask = left_pad(prefixes, self.pad, self.device)
-        processors = LogitsProcessorList()
+        choose = greedy
         if params.temperature > 0:
             draws = uniform_draws(seeds, params.max_tokens).to(self.device)
-            processors.append(SeededDraw(draws, params.temperature, params.top_p, torch.float64))
+            choose = SeededDraw(draws, params.temperature, params.top_p, torch.float64)
         with self._lock, torch.inference_mode():
-            output = self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=params.max_tokens,
-                logits_processor=processors,
-                eos_token_id=sorted(stopping) or [self.model.config.get_text_config().vocab_size],  # no token's id
-            )
+            drawn = decode(self.model, prefixes, choose, stopping, params.max_tokens)
         completions = []
-        for prefix, row in zip(prefixes, output[:, ids.shape[1] :].tolist(), strict=True):
-            length = next((n for n, token in enumerate(row, start=1) if token in stopping), 0)
-            tokens = row[:length] if length else row
+        for prefix, tokens in zip(prefixes, drawn, strict=True):
             if params.ignore_eos:
                 completions.append(Completion(self.tokenizer.decode(tokens), False, len(tokens), len(prefix)))
                 continue
             text, thinking = self._read(tokens)
             plain = chat.defuse(self.tokenizer, text) == text
-            finished = length > 0 and tokens[-1] in finishing and not thinking and plain
+            finished = tokens[-1] in finishing and not thinking and plain
             completions.append(Completion(text, finished, tokens=len(tokens), prompt_tokens=len(prefix)))
         return completions
 

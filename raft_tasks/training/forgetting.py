@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from raft_tasks.artifacts import atomic_file, read_rows
 from raft_tasks.chat import end_of_turn, stop_ids
 from raft_tasks.checks import score_answer
+from raft_tasks.decoding import decode, greedy
 from raft_tasks.errors import InputError
-from raft_tasks.sampling import left_pad, longest_first
+from raft_tasks.sampling import longest_first
 from raft_tasks.schemas import Anchor, Example, TrainingPair
 from raft_tasks.training.anchor_logits import LOGITS, ROWS, AnchorLogits, encode_anchors
 from raft_tasks.training.completion_forward import network_of
@@ -226,14 +227,10 @@ class ForgettingCurve(TrainerCallback):
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
         """Greedy answers."""
         student, tokenizer = self.trainer.student, self.data.tokenizer
-        ends = sorted(stop_ids(tokenizer, network_of(student).generation_config.eos_token_id))
-        settings = GenerationConfig(
-            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=ends[0], use_cache=True
-        )
-        ids, mask = left_pad(prompts, ends[0], student.device)
+        ends = stop_ids(tokenizer, network_of(student).generation_config.eos_token_id)
         with evaluation_mode(student), self.trainer.accelerator.autocast():
-            output = student.generate(ids, attention_mask=mask, generation_config=settings)
-        return [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in output[:, ids.shape[1] :]]
+            answers = decode(student, prompts, greedy, ends, max_new_tokens)
+        return [str(tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in answers]
 
     # --- the best checkpoint ---
 

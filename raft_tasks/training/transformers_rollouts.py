@@ -1,4 +1,4 @@
-"""Rollouts by transformers: `generate`, or continuous batching.
+"""Rollouts by transformers: batches, decoded token by token (`generate`), or its continuous batching.
 
 With `generate` a row's rollout depends on its own seed alone and not on the rows that share its batch: a resumed
 training, other micro-batches or more processes draw the same. (Up to floating point: padding changes the last digits of
@@ -14,10 +14,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from raft_tasks.sampling import SeededDraw, left_pad, longest_first, uniform_draws
+from raft_tasks.decoding import decode
+from raft_tasks.sampling import SeededDraw, longest_first, uniform_draws
 from raft_tasks.training.rollouts import Rollout, RolloutSampling
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ PAGE_TOKENS = 32  # of continuous batching's cache: what the end of a row can wa
 
 
 class GenerateSampler:
-    """Sampling with transformers' `generate`: left-padded batches of prompts of like length, the full distribution.
+    """Sampling in left-padded batches of prompts of like length, from the full distribution.
 
     The model is sampled as it is at the time of the call, in evaluation mode, within `autocast`.
     """
@@ -40,13 +40,6 @@ class GenerateSampler:
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
         self.model, self.sampling, self.batch_size, self.autocast = model, sampling, batch_size, autocast
-        self.config = GenerationConfig(
-            do_sample=False,  # `SeededDraw` leaves one token to choose
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=sorted(sampling.stop_ids),
-            pad_token_id=min(sampling.stop_ids),  # what is behind the stop token is cut off by position, not by id
-            use_cache=True,
-        )
 
     def __call__(self, prompts: list[list[int]], seeds: list[int]) -> list[Rollout]:
         rollouts: dict[int, Rollout] = {}
@@ -57,16 +50,16 @@ class GenerateSampler:
         return [rollouts[i] for i in range(len(prompts))]
 
     def sample(self, prompts: list[list[int]], seeds: list[int]) -> list[Rollout]:
-        device = self.model.device
-        ids, mask = left_pad(prompts, self.config.pad_token_id, device)
-        draws = uniform_draws(seeds, self.sampling.max_new_tokens).to(device)
-        draw = SeededDraw(draws, self.sampling.temperature, 1.0, torch.float32)
-        output: Tensor = self.model.generate(  # type: ignore[operator]  # it is a method
-            ids, attention_mask=mask, generation_config=self.config, logits_processor=LogitsProcessorList([draw])
+        length = self.sampling.max_new_tokens
+        draw = SeededDraw(
+            uniform_draws(seeds, length).to(self.model.device), self.sampling.temperature, 1.0, torch.float32
         )
-        log_probs = torch.stack(draw.log_probs, dim=-1).tolist()
-        tokens = output[:, ids.shape[1] :].tolist()
-        return [self.sampling.rollout(*row) for row in zip(tokens, log_probs, strict=True)]
+        completions = decode(self.model, prompts, draw, self.sampling.stop_ids, length)
+        log_probs = draw.log_probs.tolist()
+        return [
+            self.sampling.rollout(tokens, row[: len(tokens)])
+            for tokens, row in zip(completions, log_probs, strict=True)
+        ]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from argparse import Namespace
 
 import pytest
@@ -45,6 +46,8 @@ def test_step_does_the_same_work_on_both_sides(script, capsys):
     for phase in ("rollout", "teacher", "student", "optimiser", "whole step", "samples per second"):
         assert f"| {phase} |" in printed
     assert "| tokens of a rollout | 4.00 | 4.00 | 1.00 |" in printed
+    assert "| seconds | TRL | ours | floor | TRL / ours | ours / floor |" in printed
+    assert float(re.search(r"ours / SFT ([\d.]+)", printed)[1]) > 1
 
 
 def test_gpu_step_runs_on_a_cpu_at_toy_size(script, tmp_path):

@@ -41,8 +41,25 @@ def test_wandb_gets_the_steps_offline(tiny_model, tmp_path, monkeypatch):
     assert b"train/l_kl" in log.read_bytes()
 
 
-def test_a_tracker_that_is_not_installed_stops_before_training(tiny_model, tmp_path):
-    assert importlib.util.find_spec("mlflow") is None
+@pytest.mark.filterwarnings("default")  # MLflow's own
+def test_mlflow_gets_the_steps_in_a_local_store(tiny_model, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="pip install mlflow-skinny")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "archive")
+    run(tiny_model, tmp_path, ["mlflow"])
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "store").as_uri())
+    (tracked,) = client.search_runs([client.get_experiment_by_name("archive").experiment_id])
+    assert tracked.info.run_name == "archive/raft-0"
+    assert [point.step for point in client.get_metric_history(tracked.info.run_id, "l_sft")] == [1, 2, 3]
+    assert {"l_kl", "lambda", "kl_to_base", "rollout_share"} <= set(tracked.data.metrics)
+
+
+def test_a_tracker_that_is_not_installed_stops_before_training(tiny_model, tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "mlflow" else find_spec(name, *rest)
+    )
     with pytest.raises(TrackerError, match=r"resources.trackers names mlflow.*pip install mlflow"):
         run(tiny_model, tmp_path, ["tensorboard", "mlflow"])
     assert not (tmp_path / "output").exists()
