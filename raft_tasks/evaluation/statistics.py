@@ -11,7 +11,7 @@ large sample" intervals of Burdick and Graybill 1992):
 
 with V_S of the seeds' means, V_C of the sources', V_E of the interaction. c = 1 makes the variance unbiased, but few
 seeds that happen to agree are believed too readily: three seeds that differ cover 92 %, two 88 %. So the larger of H at
-c = 1 and at SEED_SHARE is taken; how that was chosen, and what it covers, stands in docs/guides/statistics.md.
+c = 1 and at SEED_SHARE is taken; how that was chosen, and what it covers, stands in docs/studies/coverage.md.
 A single seed leaves only the items to vary; the interval says so. Letters: R resamples, S seeds, N items, C sources.
 """
 

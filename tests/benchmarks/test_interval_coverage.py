@@ -1,4 +1,4 @@
-"""A short, seeded run of the simulation behind docs/guides/statistics.md."""
+"""A short, seeded run of the simulation behind docs/studies/coverage.md."""
 
 import dataclasses
 
