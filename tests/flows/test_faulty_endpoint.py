@@ -214,6 +214,7 @@ def test_a_budget_and_an_endpoint_that_is_down_stop_the_stage_and_keep_what_is_d
     assert (kept.calls, kept.cached) == (0, 0)  # the chunks of before are cached tasks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["processes", "dask"])
 def test_the_runner_changes_nothing(here, tmp_path, kind):
     with running(latency=0.002, key=KEY) as base_url:
@@ -228,6 +229,7 @@ def test_the_runner_changes_nothing(here, tmp_path, kind):
     assert len(read_rows(folder / REWRITTEN, Rewritten)) == 40
 
 
+@pytest.mark.slow
 def test_kills_change_no_byte_and_repeat_just_what_was_in_flight(here, tmp_path, prefect_api, clean_environment):
     rows, in_flight = 400, 16
     faults = {"429": 0.05, "500": 0.03, "malformed": 0.03, "empty": 0.01}

@@ -98,6 +98,7 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_documents_become_examples_and_rejects(project, environment):
     command = [sys.executable, "-m", "dvc", "repro", "ingest@permits"]
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)

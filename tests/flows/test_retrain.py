@@ -253,6 +253,7 @@ def test_params_that_do_not_fit_are_named_together(service, repository):
         service()
 
 
+@pytest.mark.slow
 def test_a_schedule_creates_a_run_and_a_worker_executes_it(repository, prefect_api, clean_environment, tmp_path):
     (repository / "dvc.yaml").write_text("vars: [champions/domains.yaml]\n")  # nothing to do: as cheap as a run can be
     commit_all(repository)

@@ -15,6 +15,7 @@ from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "models" / "pocket-base")
 

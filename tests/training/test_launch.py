@@ -116,12 +116,14 @@ def elsewhere(of, name):
     return replace(of, output=output, checkpoints=output.with_name(f"{output.name}-checkpoints"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_learn_what_one_learns(trained, name, strategy):
     assert_same(trained / name / "none", trained / name / strategy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_resumed_in_two_processes(trained, strategy):
     assert_same(trained / "raft" / strategy, trained / "raft" / f"{strategy}-resumed")
@@ -131,11 +133,13 @@ def test_resumed_in_two_processes(trained, strategy):
     assert {"rng_state_0.pth", "rng_state_1.pth", "complete.json"} <= kinds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_gradient_checkpointing_in_two_processes(trained, strategy):
     assert_same(trained / "raft" / strategy, trained / "raft" / f"{strategy}-again")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_bfloat16_in_two_processes(trained, strategy):
     exact, rounded = steps(trained / "raft" / strategy), steps(trained / "raft" / f"{strategy}-half")
@@ -153,6 +157,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_whole_launch_of_an_anchored_row(trained, tmp_path):
     """Through `accelerate launch`: every field of the job reaches the workers, and two learn what one learns."""
     steps_done = []
@@ -179,6 +184,7 @@ def test_what_a_worker_refuses_reaches_the_user(folder, monkeypatch):
         train_in_processes(job(folder, "raft", "ddp"), folder / "job")
 
 
+@pytest.mark.slow
 def test_the_workers_end_with_the_process_that_asked(folder):
     """Killed with -9: nobody is there to clean up, and nothing is left."""
     endless = job(folder, "raft", "ddp", epochs=10_000)

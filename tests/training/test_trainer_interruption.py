@@ -108,6 +108,7 @@ train_model(job(model, folder), progress)
 """
 
 
+@pytest.mark.slow
 def test_sigkill_while_saving_a_checkpoint(tiny_model, tmp_path):
     run(tiny_model, tmp_path / "whole", "raft")
     killed = subprocess.run(
