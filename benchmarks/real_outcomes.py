@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,13 @@ def outcomes(folder: Path) -> dict[str, Any]:
         marks[row.task] = marks.get(row.task, "") + str(int(row.metrics[main_metric(row.metrics)] == 1))
     scores = {task: round(of_task.count("1") / len(of_task), 4) for task, of_task in marks.items()}
     perplexity = read_json(folder / "scores.json")["tasks"]["lambada_openai"]["metrics"]["perplexity"]
-    return {"lambada_perplexity": round(perplexity, 1), "scores": scores, "outcomes": marks}
+    two_digits = sum(row.task == "domain" and re.search(r"\b\d\d\b", row.answer) is not None for row in rows)
+    return {
+        "lambada_perplexity": round(perplexity, 1),
+        "domain_answers_with_two_digits": two_digits,  # a chapter has two; some trainings stop after the first
+        "scores": scores,
+        "outcomes": marks,
+    }
 
 
 def refinement(domain: str, config: Config) -> dict[str, int]:

@@ -54,9 +54,10 @@ def main() -> None:
                 seeds = "/".join(f"{100 * seed.mean():.0f}" for seed in methods[method][task])
                 cells.append(seeds + ("" if method == "base" else f" ({difference(mean, base)})"))
             print(f"| `{method}` | {len(methods[method][tasks[0]])} | {' | '.join(cells)} |")
-    print("\nLAMBADA's perplexity, and refinement:\n")
+    print("\nLAMBADA's perplexity, domain answers with a number of two digits; refinement:\n")
     for row in map(json.loads, OUTCOMES.read_text(encoding="utf-8").splitlines()):
-        print(row["domain"], row.get("model", "refinement"), row.get("lambada_perplexity", row.get("refinement")))
+        figures = row.get("refinement") or [row["lambada_perplexity"], row["domain_answers_with_two_digits"]]
+        print(row["domain"], row.get("model", "refinement"), figures)
 
 
 if __name__ == "__main__":
