@@ -60,6 +60,7 @@ def write_merged(
 ) -> dict[str, Any]:
     """Write `output`/model; returns the coefficient, the distance to the base and every candidate's scores."""
     from raft_tasks.training.merging import Candidate, Merger, choose
+    from raft_tasks.training.usage import with_usage
 
     result: dict[str, Any] = {}
     coefficient = 1.0
@@ -87,7 +88,8 @@ def write_merged(
     distance = merged.write(coefficient, output / "model")
     card = (trained / "README.md").read_text(encoding="utf-8")
     note = f"\n## After training\n\n`{merge.model_dump_json()}`: coefficient {coefficient:g}.\n"
-    (output / "model" / "README.md").write_text(card + note, encoding="utf-8")
+    card = with_usage(card + note, output / "model", base)
+    (output / "model" / "README.md").write_text(card, encoding="utf-8")
     return {"coefficient": coefficient, "distance": distance, **result}
 
 

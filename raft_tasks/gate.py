@@ -24,6 +24,7 @@ from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.merged_folder import write_whole
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Fused, ItemResult, Prompt
+from raft_tasks.training.usage import with_usage
 
 ROUND = 8  # questions that one model answers before it is the next one's turn
 
@@ -83,7 +84,7 @@ def release(model: config.Model, card: str, evidence: Evidence, verdict: Verdict
             card += "\nThe adapter of the training is merged into the weights here; the gate measured these weights.\n"
         else:
             check_files(evidence, partial)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        (partial / "README.md").write_text(with_usage(card, partial, model), encoding="utf-8")
         write_evidence(partial / NAME, evidence, verdict)
     with Repo() as repo:
         repo.add(str(target))

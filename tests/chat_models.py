@@ -141,7 +141,13 @@ def chat_tokenizer(name: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=form.template, **form.names)
 
 
-def save_chat_model(name: str, folder: Path) -> Path:
+SHAPE = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 512, "initializer_range": 0.1,
+}  # fmt: skip
+
+
+def save_chat_model(name: str, folder: Path, **shape: Any) -> Path:
     """Random weights of the format's architecture, and its tokenizer. The generation config names the end of the text
     alone, as those of some real models do."""
     import torch
@@ -149,9 +155,8 @@ def save_chat_model(name: str, folder: Path) -> Path:
 
     form, tokenizer = FORMATS[name], chat_tokenizer(name)
     config = getattr(transformers, form.config)(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=512, initializer_range=0.1, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **form.shape or {},
+        vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, **SHAPE | (form.shape or {}) | shape,
     )  # fmt: skip
     with torch.random.fork_rng([]):
         torch.manual_seed(0)

@@ -1,17 +1,19 @@
 """The chat template that a trained model carries: by itself it renders what training and benchmarks rendered."""
 
 import re
+from pathlib import Path
 
 import pytest
 from chat_models import FORMATS, chat_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import TemplateError
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from raft_tasks.chat import PREAMBLE_END, ChatError, render, save_tokenizer, served_template
 
-SMOLLM2 = (  # a system turn of its own, where the messages bring none
+SMOLLM2 = (  # the model's own; a system turn of its own, where the messages bring none
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
     "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
@@ -150,3 +152,73 @@ def test_a_date_that_cannot_be_frozen_is_refused_before_anything_is_written(tmp_
     with pytest.raises(ChatError, match="its prompts would change from day to day"):
         save_tokenizer(tokenizer, None, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+# The table of docs/guides/serving.md, made of what is rendered here.
+
+PAGE = Path(__file__).parents[1] / "docs" / "guides" / "serving.md"
+SHOWN = {
+    "smollm2": "SmolLM2 (its own)",
+    "smollm3": "SmolLM3",
+    "qwen3": "Qwen3",
+    "llama": "Llama 3.2",
+    "phi": "Phi-4-mini",
+    "gemma": "Gemma 2",
+}
+HEADER = """\
+| template in the form of | thinking | date | system turn | one turn | with a system turn | several turns |
+|---|---|---|---|---|---|---|
+"""
+
+
+def raw(tokenizer, messages, **options):
+    """The base's template as transformers renders it, on some day."""
+    template = re.sub(r"strftime_now\([^)]*\)", "'some day'", tokenizer.chat_template)
+    return tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=True, **options
+    )
+
+
+def system_turn(tokenizer):
+    """What the base's template makes of a system turn, read off its prompts without and with one."""
+    try:
+        given = raw(tokenizer, CONVERSATIONS["system"]).split(CONVERSATIONS["system"][0]["content"])[0]
+    except TemplateError:
+        return "refused"
+    before = raw(tokenizer, CONVERSATIONS["one turn"]).split(QUESTION["content"])[0]
+    if "system" not in before:
+        return "where the messages bring one"
+    heading = [line for line in before.splitlines() if line in given.splitlines()]
+    return "always" if len(heading) > 1 else "its own where there is none"
+
+
+def equality(tokenizer, served, messages):
+    """Token ids of the saved folder, by transformers alone, against training's."""
+    try:
+        trained = tokenizer(render(tokenizer, None, messages, True), add_special_tokens=False)["input_ids"]
+    except ChatError:
+        trained = None
+    try:
+        alone = served.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)["input_ids"]
+    except TemplateError:
+        alone = None
+    return "both refuse" if trained is alone is None else "equal" if trained == alone else "**differ**"
+
+
+def template_table(work):
+    rows = []
+    for name, title in SHOWN.items():
+        tokenizer = tokenizer_of(name)
+        save_tokenizer(tokenizer, None, work / name)
+        served = AutoTokenizer.from_pretrained(work / name)
+        asked = raw(tokenizer, CONVERSATIONS["one turn"])
+        switch = asked != raw(tokenizer, CONVERSATIONS["one turn"], enable_thinking=False)
+        cells = [title, "on unless told" if switch else "-", "today's" if "some day" in asked else "-",
+                 system_turn(tokenizer),
+                 *(equality(tokenizer, served, messages) for messages in CONVERSATIONS.values())]  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |\n")
+    return HEADER + "".join(rows)
+
+
+def test_the_documented_table_is_what_is_rendered(tmp_path):
+    assert template_table(tmp_path) in PAGE.read_text(encoding="utf-8")

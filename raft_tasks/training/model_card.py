@@ -53,12 +53,6 @@ Loss: {loss}.
 ## Scores
 
 Not measured by training. The benchmark stage writes them beside this folder, the report compares them with the base.
-
-## Use
-
-Ask as a user turn through the chat template that the tokenizer carries: it renders, without any option, the prompts
-that the model was trained and measured with. The system prompt above comes first, thinking is off, the date stands
-still. The model ends its turn with its own end-of-turn token.
 """
 
 

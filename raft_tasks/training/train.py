@@ -28,6 +28,7 @@ from raft_tasks.training.step_metrics import Progress
 from raft_tasks.training.summary import TrainingSummary, summarise
 from raft_tasks.training.trackers import report_to
 from raft_tasks.training.trainer import RaftTrainer
+from raft_tasks.training.usage import with_usage
 
 
 def train_model(job: TrainingJob, progress: Progress | None = None) -> TrainingSummary | None:
@@ -115,5 +116,6 @@ def save_model(student: Any, job: TrainingJob, data: TrainingData) -> tuple[Any,
         else:
             student.to(getattr(torch, job.model.dtype)).save_pretrained(folder)
     save_tokenizer(data.tokenizer, job.model.system, folder)
-    (folder / "README.md").write_text(model_card(job, data), encoding="utf-8")
+    card = with_usage(model_card(job, data), folder, job.model)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     return student, distance

@@ -116,7 +116,9 @@ def test_an_adapter_is_released_merged_and_its_evidence_names_both(judged, proje
     released = AutoModelForCausalLM.from_pretrained(whole).state_dict()
     assert all(torch.equal(released[name], value) for name, value in measured.items())
     assert not (whole / "adapter_config.json").exists()
-    assert "The adapter of the training is merged" in (whole / "README.md").read_text()
+    card = (whole / "README.md").read_text()
+    assert "The adapter of the training is merged" in card
+    assert card.partition("\n## Use\n")[2].strip().startswith("The folder is complete.")
     inputs = json.loads((whole / "gate.json").read_text())["evidence"]["inputs"]
     assert "adapter_model.safetensors" in inputs["adapter"]
     assert "model.safetensors" in inputs["candidate"]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from transformers_server import serving
+from model_server import serving
 
 from raft_tasks.config import Budget, Endpoint, load_config
 from raft_tasks.generation.anchors import generate_anchors, user_prefix
