@@ -135,7 +135,7 @@ class Stages:
 
     def training_pairs(self, method: Method) -> dict[str, Any]:
         """What of a method decides on its training pairs."""
-        patterns = method.replay.files if method.replay and method.replay.files != "domain" else []
+        patterns = method.replay.patterns if method.replay else []
         files = {str(file): self.digest(file) for pattern in patterns for file in sorted(Path().glob(pattern))}
         replay = resolved(method.replay) if method.replay else None
         return {"target": method.target, "mixed": method.mixing is not None, "replay": replay, "files": files}

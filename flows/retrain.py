@@ -38,9 +38,10 @@ from prefect.states import Completed
 from flows import checkout, new_data, paths
 from flows.environment import process_age
 from flows.gate import gate_candidate
+from flows.past_answers import write_past_answers
 from flows.pipeline import overhead, pipeline, serving, stage_graph, stale_stages
 from raft_tasks.artifacts import iter_rows, read_yaml
-from raft_tasks.config import Config, Retrain, load_config
+from raft_tasks.config import PAST_ANSWERS, Config, Retrain, load_config
 from raft_tasks.errors import InputError, OperationalError
 from raft_tasks.evaluation.gate import Verdict
 from raft_tasks.generation.response_cache import ResponseCache
@@ -236,6 +237,8 @@ def _retrain_checkout(repository: Path, log: RunLog, force: bool) -> State[Any]:
 
     log.enter("champions")
     champions = install_champions(config.run.domains, settings)
+    for domain, count in write_past_answers(config, champions, rows_before).items():
+        log.say(f"        {domain}: {count} past questions that production answers right are replayed")
     log.enter("pipeline")
     calls_before = count_calls()
     ran = pipeline()
@@ -312,10 +315,10 @@ def quarantine(harmful: dict[str, list[str]], config: Config, start: str) -> Non
     for domain in harmful:
         new_data.revert(domain, config.retrain.fetch[domain], start)
     if set(harmful) == set(config.run.domains):  # nothing of this run stays, so what was up to date before still is
-        if not checkout.git("ls-tree", "--name-only", start, "dvc.lock"):  # the first run of a project had none
-            checkout.git("rm", "--quiet", "--force", "--ignore-unmatch", "dvc.lock")
-        else:
-            checkout.git("restore", "--source", start, "--staged", "--worktree", "dvc.lock")
+        for path in ("dvc.lock", PAST_ANSWERS):
+            checkout.git("rm", "-r", "--quiet", "--force", "--ignore-unmatch", path)
+            if checkout.git("ls-tree", "--name-only", start, path):  # the first run of a project had none
+                checkout.git("restore", "--source", start, "--staged", "--worktree", path)
         checkout.git("restore", "--source", start, "--staged", "--worktree", str(paths.CHAMPIONS))
         checkout.git("clean", "-ffdq", str(paths.CHAMPIONS))  # models that are no longer ignored by git
     record_frozen()

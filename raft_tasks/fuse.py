@@ -72,7 +72,7 @@ def training_pairs(rows: Iterable[Fused], method: config.Method) -> Iterator[Tra
 
 
 def replay_pairs(replay: config.Replay, domain_pairs: Iterable[TrainingPair]) -> Iterator[TrainingPair]:
-    """What is replayed, marked as such: the user's general rows, file by file, or the `domain_pairs` once more.
+    """What is replayed, marked as such: rows of files, or the `domain_pairs` once more.
 
     Raises:
         InputError: naming files that are not there, or the line that is not a row.
@@ -80,9 +80,9 @@ def replay_pairs(replay: config.Replay, domain_pairs: Iterable[TrainingPair]) ->
     if replay.files == "domain":
         yield from (pair.model_copy(update={"replay": True}) for pair in domain_pairs)
         return
-    for pattern in replay.files:
+    for pattern in replay.patterns:
         files = sorted(Path().glob(pattern))
-        if not files:
+        if not files and replay.files != "production":
             raise InputError(
                 f"replay.files: nothing matches {pattern!r}; put JSON lines with id, question and answer there, or set "
                 "the method's `replay` to null"

@@ -44,6 +44,7 @@ from raft_tasks.config.service import (
     Source,
 )
 from raft_tasks.config.training import (
+    PAST_ANSWERS,
     AnchorLoss,
     CoefficientSearch,
     ContinuousBatching,

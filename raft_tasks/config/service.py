@@ -90,6 +90,9 @@ class Retrain(Section):
     branch: str = key("retrain", "branch of its commits; nobody else pushes to it")
     candidate: Candidate = key(Candidate(), "whose model is put before the gate")
     fetch: dict[Name, Source] = key({}, "domain -> where new data comes from")
+    past_questions: PositiveInt = key(
+        500, "of each domain, that the model in production answers for methods with replay.files production"
+    )
     retry_seconds: list[Annotated[float, Field(ge=0)]] = key(
         [10.0, 60.0, 300.0], "seconds between attempts when a source or remote is away"
     )

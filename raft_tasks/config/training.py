@@ -94,13 +94,24 @@ class Osf(Section):
     targets: Literal["all-linear"] | list[str] = key("all-linear", "names of the linear layers that are trained")
 
 
+PAST_ANSWERS = "data/replay/production"  # of the models in production, a file a domain
+
+
 class Replay(Section):
     """General rows learned beside the domain's, by cross-entropy."""
 
-    files: Literal["domain"] | Annotated[list[str], Field(min_length=1)] = key(
-        ["data/replay/*.jsonl"], "JSON lines with id, question, answer in data/replay; domain: the domain's rows again"
+    files: Literal["domain", "production"] | Annotated[list[str], Field(min_length=1)] = key(
+        ["data/replay/*.jsonl"],
+        "JSON lines with id, question, answer in data/replay; domain: the domain's rows again; production: past "
+        "questions as `raft retrain` has the models in production answer them, none before there is one",
     )
     share: Annotated[float, Field(gt=0, lt=1)] = key(0.2, "share of a step's rows, and of its cross-entropy")
+
+    @property
+    def patterns(self) -> list[str]:
+        if isinstance(self.files, list):
+            return self.files
+        return [f"{PAST_ANSWERS}/*.jsonl"] if self.files == "production" else []
 
 
 class AnchorLoss(Section):

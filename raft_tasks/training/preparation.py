@@ -59,7 +59,8 @@ def prepare(job: TrainingJob) -> tuple[PreTrainedModel, TrainingData]:
         check_top_k(distillation, len(output_head(network).weight))
     limit = min(settings.max_length, network.config.get_text_config().max_position_embeddings)
     replayed = [pair for pair in job.pairs if pair.replay]
-    if (method.replay is None) != (not replayed):
+    from_production = method.replay is not None and method.replay.files == "production"  # at first there is none
+    if (method.replay is None) != (not replayed) and not from_production:
         raise InputError(
             f"got {len(replayed)} row(s) to replay with replay {method.replay!r}; expected some exactly where the "
             "method replays: put rows into its files, or set `replay` to null"

@@ -278,7 +278,7 @@ class RaftTrainer(Trainer):
 
         r = share / (1 - share): of the step's rows, and of L_SFT and L_replay together, `share` is replayed.
         """
-        if not self.replay_share:
+        if not self.replay_share or not self.replay:
             return
         weight = self.metrics.sums["replay_weight"] = self.replay_share / (1 - self.replay_share)
         number = max(1, round(self.sizes.batch_size * weight))

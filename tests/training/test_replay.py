@@ -108,3 +108,22 @@ def test_the_domains_own_rows_once_more(tiny_model, tmp_path):
 def test_replay_needs_a_cross_entropy():
     with pytest.raises(ValueError, match="replay is a share of the cross-entropy"):
         method(sft=False, distillation=distillation(teacher="plain", kl_weight=1.0), replay=REPLAY)
+
+
+def test_production_is_replayed_where_there_is_one(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    replay = Replay(files="production", share=0.02)
+    assert list(fuse.replay_pairs(replay, pairs())) == []
+    row = method(target="fused", replay=replay)
+    first = train_model(job(tiny_model, tmp_path / "first", row))
+    plain = train_model(job(tiny_model, tmp_path / "plain", method(target="fused")))
+    assert (first["replay_rows"], first["final"]["l_replay"]) == (0, None)
+    assert first["final"]["l_sft"] == plain["final"]["l_sft"]
+    file = tmp_path / "data/replay/production/archive.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"id": "a", "question": "what is the lamp ?", "answer": "lamp ."}\n')
+    replayed = list(fuse.replay_pairs(replay, pairs()))
+    assert [(pair.id, pair.replay) for pair in replayed] == [("a", True)]
+    later = train_model(job(tiny_model, tmp_path / "later", row, pairs=[*pairs(), *GENERAL]))
+    assert later["replay_rows"] == 3
+    assert later["final"]["l_replay"] > 0
