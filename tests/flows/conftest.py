@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from project_copies import ROOT, copy_project
 from retrain_repository import GRAPH, commit_all
@@ -49,7 +48,6 @@ def prefect_api(tmp_path_factory, worker_id):
     if worker_id == "master":
         url, server = start_server(tmp_path_factory.mktemp("prefect"), os.getpid())
         yield url
-        APILogHandler.flush()
         server.terminate()
         server.wait(timeout=30)
         return
