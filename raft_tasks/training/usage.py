@@ -34,7 +34,7 @@ python -m llama_cpp.server --model model.gguf --model_alias "$MODEL"
 ```
 
 Each speaks OpenAI's protocol at http://127.0.0.1:8000/v1. The scores were measured greedily, and servers sample unless
-a request says otherwise:
+a request says otherwise (llama_cpp.server also needs `"repeat_penalty": 1.0`, its own is 1.1):
 
 ```sh
 curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \\
