@@ -31,6 +31,7 @@ from raft_tasks.model_loading import load_model
 from raft_tasks.schemas import Anchor, TrainingPair
 from raft_tasks.training.adapters import save_adapter, with_adapter
 from raft_tasks.training.anchor_logits import write_anchors
+from raft_tasks.training.conversations import Encoder
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.train import train_model
 
@@ -68,7 +69,9 @@ def train_all(config: Config, base: Model, place: Path) -> None:
     drawn = [row for row in generate_anchors(range(16), backend, settings) if row.answer and row.answer_finished]
     kept = [Anchor(id=row.id, prompt=row.prompt, answer=row.answer) for row in drawn]
     (place / "set").mkdir()
-    write_anchors(place / "set", kept, *load_model(base, torch.float32), base.system, settings.top_k, 16)
+    network, tokenizer = load_model(base, torch.float32)
+    encoder = Encoder(tokenizer, network.config.max_position_embeddings, system=base.system, thinking=base.thinking)
+    write_anchors(place / "set", kept, network, encoder, settings.top_k, 16)
     train = config.train.model_copy(update={"epochs": 1})
     for name in METHODS:
         method = config.methods[name].model_copy(update={"lora": Lora()})

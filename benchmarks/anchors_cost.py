@@ -32,6 +32,7 @@ from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.model_loading import load_model
 from raft_tasks.schemas import TrainingPair
 from raft_tasks.training.anchor_logits import AnchorBatches, is_encodable, load_anchors, write_anchors
+from raft_tasks.training.conversations import Encoder
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.train import train_model
 
@@ -79,13 +80,14 @@ def make_set(config: Config, hold: AnchorLoss, count: int, folder: Path) -> tupl
     clock.append(time.perf_counter())
     base, tokenizer = load_model(config.base, torch.float32)
     limit = base.config.get_text_config().max_position_embeddings
-    fits = partial(is_encodable, tokenizer=tokenizer, max_length=limit, system=config.base.system)
+    tokens_of = Encoder(tokenizer, limit, system=config.base.system, thinking=config.base.thinking)
+    fits = partial(is_encodable, encoder=tokens_of)
     encoder = shared_encoder(config.semantic_filter.encoder, config.semantic_filter.revision)
     held_out = held_out_texts(Path(), config.benchmark, PROJECT / "raft_tasks/evaluation/tasks")
     kept, _, _ = clean_anchors(drawn, Cleaning(settings, held_out, is_encodable=fits, encoder=encoder))
     clock.append(time.perf_counter())
     folder.mkdir()
-    write_anchors(folder, kept, base, tokenizer, config.base.system, settings.top_k, settings.batch_size)
+    write_anchors(folder, kept, base, tokens_of, settings.top_k, settings.batch_size)
     clock.append(time.perf_counter())
     took = [after - before for before, after in pairwise(clock)]
     names = ("inventing and answering", "cleaning and statistics", "top K", "all")
@@ -127,7 +129,9 @@ def steps(
 def tokens(config: Config, pairs: list[TrainingPair], hold: AnchorLoss, folder: Path) -> str:
     """How long rows and anchors are, and what padding is paid for."""
     tokenizer = load_model(config.base, torch.float32)[1]
-    held: AnchorBatches = load_anchors(folder, hold, tokenizer, config.train.max_length, config.base.system, seed=0)
+    base = config.base
+    encoder = Encoder(tokenizer, config.train.max_length, system=base.system, thinking=base.thinking)
+    held: AnchorBatches = load_anchors(folder, hold, encoder, seed=0)
     batches = [[held.lengths[anchor] for anchor in held.at(step)] for step in range(held.per_epoch)]
     real, padded = sum(map(sum, batches)), sum(max(batch) * len(batch) for batch in batches)
     domain = mean(len(tokenizer(pair.question + pair.answer)["input_ids"]) for pair in pairs)

@@ -37,7 +37,7 @@ from pocket_world.recipe import load_recipe
 from pocket_world.world import World, build_world
 from raft_tasks.artifacts import digest, read_rows, write_rows
 from raft_tasks.benchmark import write_merged
-from raft_tasks.config import AnchorSet, Config, parse_config, read_document
+from raft_tasks.config import AnchorSet, Config, parse_config, read_document, resolved
 from raft_tasks.evaluation.harness import Suite, evaluate
 from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
 from raft_tasks.generation.anchors import answer_turns, generate_anchors
@@ -51,6 +51,7 @@ from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.model_loading import load_model
 from raft_tasks.schemas import Anchor, Example, Filtered, Fused, GeneratedAnchor, TrainingPair, UserTurn
 from raft_tasks.training.anchor_logits import LOGITS, ROWS, AnchorLogits, encode_anchors, is_encodable
+from raft_tasks.training.conversations import Encoder
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.train import train_model
 
@@ -114,7 +115,9 @@ def refine(config: Config, rows: Path, name: str) -> list[Fused]:
     """The domain's training rows, rewritten, filtered and fused as params.yaml says (Eqs. 1-4)."""
     examples = [Example(**row, domain=name) for row in map(json.loads, rows.read_text().splitlines())]
     train = [row for row in examples if row.split == "train"]
-    place = rows.with_name(f"{name}-{digest([config.base, config.rewrite, config.semantic_filter, config.fuse])[:12]}")
+    place = rows.with_name(
+        f"{name}-{digest([resolved(config.base), config.rewrite, config.semantic_filter, config.fuse])[:12]}"
+    )
     with made_once(place) as folder:
         if folder is not None:
             backend = TransformersBackend(config.base)
@@ -137,7 +140,7 @@ def anchor_set(config: Config, settings: AnchorSet, kind: str, world: World, pla
           no_named_facts    invented, without those about an entity whose facts are measured
           gibberish         the same number of turns of words at random, answered by the base
     """
-    target = place / f"anchors-{kind}-{digest([config.base, settings, domain])[:12]}"
+    target = place / f"anchors-{kind}-{digest([resolved(config.base), settings, domain])[:12]}"
     with made_once(target) as folder:
         if folder is not None:
             backend = TransformersBackend(config.base)
@@ -149,9 +152,14 @@ def anchor_set(config: Config, settings: AnchorSet, kind: str, world: World, pla
             kept = [row for row in kept if not tells(row, kind, world)]
             network, tokenizer = load_model(config.base, getattr(torch, config.base.dtype))
             write_rows(folder / ROWS, kept)
-            encoded = encode_anchors(kept, tokenizer, network.config.max_position_embeddings, config.base.system)
+            encoded = encode_anchors(kept, anchor_encoder(config, network, tokenizer))
             AnchorLogits.compute(network, encoded, settings.top_k, settings.batch_size).save(folder / LOGITS)
     return target
+
+
+def anchor_encoder(config: Config, network: Any, tokenizer: Any) -> Encoder:
+    base = config.base
+    return Encoder(tokenizer, network.config.max_position_embeddings, system=base.system, thinking=base.thinking)
 
 
 def clean(
@@ -161,12 +169,7 @@ def clean(
     for path in place.glob("tasks/*/*.jsonl"):
         held_out += [row["question"] for row in rows_of(path)]
     network, tokenizer = load_model(config.base, getattr(torch, config.base.dtype))
-    fits = partial(
-        is_encodable,
-        tokenizer=tokenizer,
-        max_length=network.config.max_position_embeddings,
-        system=config.base.system,
-    )
+    fits = partial(is_encodable, encoder=anchor_encoder(config, network, tokenizer))
     kept, _, statistics = clean_anchors(drawn, Cleaning(settings, held_out, is_encodable=fits))
     print(f"anchors: {statistics.kept} of {statistics.generated} kept, {statistics.rejected}", flush=True)
     return kept

@@ -28,7 +28,8 @@ from raft_tasks.artifacts import write_rows
 from raft_tasks.compare import REVISION, locate_model
 from raft_tasks.config import Config, load_config
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.harness import DOMAIN_TASK, Suite, evaluate
+from raft_tasks.evaluation.gate import DOMAIN_TASKS
+from raft_tasks.evaluation.harness import Suite, evaluate
 from raft_tasks.evaluation.verdicts import add_verdicts
 from raft_tasks.reporting.metrics import write_metrics
 from raft_tasks.reporting.origin import read_origin
@@ -61,8 +62,8 @@ def compare(models: Models, domains: list[str], tasks: list[str], output: Path, 
             if general and not models[name][seed].startswith(REVISION):
                 suite = replace(suite, settings=suite.settings.model_copy(update={"tasks": []}))
             result = _benchmark(models[name][seed], label, suite, config)
-            general = [row for row in result.items if row.task != DOMAIN_TASK] or general
-            items = [row for row in result.items if row.task == DOMAIN_TASK] + general
+            general = [row for row in result.items if row.task not in DOMAIN_TASKS] or general
+            items = [row for row in result.items if row.task in DOMAIN_TASKS] + general
             write_rows(output / "items" / domain / f"{label}.jsonl", items)
             outcomes[domain].setdefault(name, []).append(Benchmarked(result.scores, items))
     for domain in set(domains) & set(config.run.judged):

@@ -1,5 +1,6 @@
 """Stage `fuse` (Eq. 4): reference and rewrite become one answer; then what each method learns is written down."""
 
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from itertools import chain
 
@@ -10,8 +11,17 @@ from flows.rows import ProgressReporter, enforce_failure_rate, map_chunks, open_
 from flows.task_cache import call_cached
 from raft_tasks.artifacts import atomic_folder, count_rows, iter_rows, read_rows, write_json, write_rows
 from raft_tasks.config import DomainFuse, load_config
-from raft_tasks.fuse import failure, fuse_chunk, judge_labels, replay_pairs, summarize_judging, training_pairs
-from raft_tasks.schemas import Filtered, Fused, Labelled
+from raft_tasks.fuse import (
+    failure,
+    fuse_chunk,
+    judge_labels,
+    replay_pairs,
+    summarize_judging,
+    think_chunk,
+    training_pairs,
+)
+from raft_tasks.schemas import Filtered, Fused, Labelled, TrainingPair
+from raft_tasks.thoughts import strip_thoughts
 
 
 @flow
@@ -42,4 +52,19 @@ def fuse(domain: str) -> None:
             method = config.methods[name]
             pairs, domain_pairs = (training_pairs(iter_rows(fused_file, Fused), method) for _ in range(2))
             replayed = replay_pairs(method.replay, domain_pairs) if method.replay else ()
-            write_rows(folder / f"{name}.{config.run.rows}", chain(pairs, replayed))
+            learned: Iterable[TrainingPair] = chain(pairs, replayed)
+            if config.base.thinking != "off":
+                progress = ProgressReporter(label, total, pool.calls, f"thoughts for {name}")
+                learned = list(map_chunks(think_chunk, learned, settings, pool, config.resources.chunks, progress))
+                report_thoughts(f"{label}, {name}", learned)
+            write_rows(folder / f"{name}.{config.run.rows}", learned)
+
+
+def report_thoughts(label: str, pairs: Sequence[TrainingPair]) -> None:
+    thoughts = [pair.thought for pair in pairs if pair.thought]
+    cut = sum(strip_thoughts(thought)[1] for thought in thoughts)
+    print(
+        f"{label}: {len(thoughts)} of {len(pairs)} answers are learned behind a thought of the base; {cut} thoughts "
+        "met models.base.thought_tokens and end there",
+        flush=True,
+    )

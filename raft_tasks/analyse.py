@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from raft_tasks import config
 from raft_tasks.evaluation import drift, leakage
 from raft_tasks.evaluation.harness import DOMAIN_TASK
-from raft_tasks.schemas import ItemResult
+from raft_tasks.schemas import ItemResult, thinking_name
 
 EXAMPLES = 5  # leaks that are quoted
 KL_ITEMS = 100  # of each task, evenly spaced: MMLU alone has 14,000
@@ -34,12 +34,13 @@ def analyse_model(
     """Everything that the stage measures of one model; the form is described in docs/guides/analysis.md.
 
     Args:
-        items: the trained model's benchmark outcomes.
+        items: the trained model's benchmark outcomes; of tasks that were measured in both modes those without thinking.
         base_items: the base's, of the same items.
         references: the answers of the domain's data to its held-out questions.
         template: text of the prompt in which the teacher saw the answer; None where no teacher saw any.
         batch_size: items per forward pass.
     """
+    items, base_items = ([row for row in rows if not repeats_thinking(row)] for rows in (items, base_items))
     answers, base_answers = text_answers(items), text_answers(base_items)
     return {
         **compare_weights(trained, base, base_items, batch_size),
@@ -70,7 +71,8 @@ def compare_weights(
         if name != "total":
             groups[kind or "parameters"][member.removeprefix("layer ")] = distance
     chosen = sample_evenly(base_items)
-    rows = [encode_answer(item.prompt, "" if is_choice(item) else item.answer, tokenizer) for item in chosen]
+    turns = ["" if is_choice(item) else item.thought + item.answer for item in chosen]
+    rows = [encode_answer(item.prompt, turn, tokenizer) for item, turn in zip(chosen, turns, strict=True)]
     by_task: dict[str, list[float]] = defaultdict(list)
     for item, divergence in zip(chosen, kl_of_answers(original, tuned, rows, batch_size), strict=True):
         by_task[item.task].append(divergence)
@@ -143,6 +145,11 @@ def text_answers(items: Sequence[ItemResult]) -> dict[str, list[str]]:
 
 def general_answers(answers: dict[str, list[str]]) -> list[str]:
     return [text for task_name, texts in answers.items() if task_name != DOMAIN_TASK for text in texts]
+
+
+def repeats_thinking(item: ItemResult) -> bool:
+    """Whether the item's task was measured without thinking too."""
+    return item.task.endswith(thinking_name(""))
 
 
 def is_choice(item: ItemResult) -> bool:

@@ -48,16 +48,18 @@ def write_set(
 
     from raft_tasks.model_loading import load_model
     from raft_tasks.training.anchor_logits import is_encodable, write_anchors
+    from raft_tasks.training.conversations import Encoder
 
     settings = cleaning.settings
     base, tokenizer = load_model(model, getattr(torch, model.dtype))
     limit = base.config.get_text_config().max_position_embeddings
-    encodable = partial(is_encodable, tokenizer=tokenizer, max_length=limit, system=model.system)
+    encoder = Encoder(tokenizer, limit, system=model.system, thinking=model.thinking)
+    encodable = partial(is_encodable, encoder=encoder)
     kept, rejected, statistics = clean_anchors(rows, replace(cleaning, is_encodable=encodable))
     folder.mkdir(parents=True)
     if torch.cuda.is_available():
         base = base.to(torch.device("cuda"))  # type: ignore[arg-type]  # it is so documented
-    write_anchors(folder, kept, base, tokenizer, model.system, settings.top_k, settings.batch_size)
+    write_anchors(folder, kept, base, encoder, settings.top_k, settings.batch_size)
     write_rows(folder / REJECTS, rejected)
     write_json(folder / STATISTICS, statistics.model_dump())
     return statistics

@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from raft_tasks import config
 from raft_tasks.artifacts import atomic_folder, write_json
 from raft_tasks.errors import InputError
+from raft_tasks.evaluation.gate import DOMAIN_TASKS
 from raft_tasks.evaluation.harness import DOMAIN_TASK, Suite, evaluate
 from raft_tasks.evaluation.verdicts import main_metric
 
@@ -94,8 +95,8 @@ def write_merged(
 
 
 def score_candidate(model: config.Model, suite: Suite) -> dict[str, float]:
-    """Accuracy on the domain's rows, and the mean over the general tasks of each one's main metric."""
+    """Accuracy on the domain's rows, and the mean over the general tasks, in every mode, of each one's main metric."""
     scores = evaluate(model, suite)[0]["tasks"]
-    metrics = [scores[task]["metrics"] for task in suite.settings.tasks]
+    metrics = [of_task["metrics"] for task, of_task in scores.items() if task not in DOMAIN_TASKS]
     general = [of_task[main_metric(of_task)] for of_task in metrics]
     return {"domain": scores[DOMAIN_TASK]["metrics"]["acc"], "general": sum(general) / len(general)}

@@ -236,6 +236,12 @@ def text_beginning(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
+def opening_of_thoughts(tokenizer: PreTrainedTokenizerBase, system: str | None) -> str:
+    """What the template writes of a thought before the model does, where thinking is on; mostly nothing."""
+    question = [{"role": "user", "content": "question"}]
+    return opening(render(tokenizer, system, question, add_generation_prompt=True, thinking=True))
+
+
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token with which the chat template ends an assistant's turn, read off the template itself.
 

@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 
 from raft_tasks.artifacts import atomic_folder, digest, digest_path, read_rows, write_rows
 from raft_tasks.code_digest import code_digest
+from raft_tasks.config import resolved
 from raft_tasks.schemas import TrainingPair
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def with_mixed_targets(job: TrainingJob, identity: dict[str, str | None]) -> Tra
     if settings is None:
         return job
     code = code_digest("raft_tasks.generation.mixing")
-    key = digest([job.pairs, identity, settings, job.model, job.template_text, job.seed, code])
+    key = digest([job.pairs, identity, settings, resolved(job.model), job.template_text, job.seed, code])
     file = job.checkpoints / f"targets-{key[:16]}.jsonl"
     if not file.exists():
         guide = teacher_message(job.template_text)

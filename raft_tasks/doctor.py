@@ -196,7 +196,7 @@ def check_templates(config: Config) -> Iterator[Fault]:
         if isinstance(model, Model) and Path(model.path).is_dir():
             try:
                 template: Any = TemplateFile(Path(model.path))
-                check_prompt(template, model.system)
+                check_prompt(template, model.system, model.thinking)
             except InputError as error:
                 yield Fault(f"models.{role}", str(error))
 

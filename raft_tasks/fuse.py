@@ -13,6 +13,7 @@ from raft_tasks.evaluation.agreement import compare_with_people, panel_agreement
 from raft_tasks.generation.cached_backend import CachedBackend, ModelPool
 from raft_tasks.generation.fusing import fuse
 from raft_tasks.generation.judges import SCALE, Judge, build_panel
+from raft_tasks.generation.thinking import think_first
 from raft_tasks.schemas import Filtered, Fused, Labelled, TrainingPair
 
 
@@ -53,6 +54,11 @@ def summarize_judging(
         "agreement": panel_agreement(scores, settings.stop_at),
         "calibration": compare_with_people(by_judge, people, settings.stop_at) if labels else None,
     }
+
+
+def think_chunk(pairs: list[TrainingPair], settings: config.Fuse, pool: ModelPool) -> list[TrainingPair]:
+    """The pairs in the modes of `models.base.thinking`: behind the base's own thoughts, too or alone."""
+    return think_first(pairs, pool.backend("think", "base"), settings.batch_size, settings.seed)
 
 
 def failure(row: Fused) -> str | None:

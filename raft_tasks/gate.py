@@ -16,8 +16,7 @@ from raft_tasks.adapter_folder import is_adapter
 from raft_tasks.artifacts import atomic_folder
 from raft_tasks.checks import Checks
 from raft_tasks.evaluation.evidence import NAME, Evidence, check_files, digest_model, write_evidence
-from raft_tasks.evaluation.gate import Measured, Verdict
-from raft_tasks.evaluation.harness import DOMAIN_TASK
+from raft_tasks.evaluation.gate import DOMAIN_TASKS, Measured, Verdict
 from raft_tasks.evaluation.leakage import leak_rate
 from raft_tasks.generation.fidelity import lost_from
 from raft_tasks.generation.transformers_backend import TransformersBackend
@@ -34,7 +33,8 @@ def measure(name: str, items: list[ItemResult]) -> Measured:
     by_task: dict[str, list[ItemResult]] = {}
     for row in items:
         by_task.setdefault(row.task, []).append(row)
-    return Measured(name, by_task, leaks=leak_rate([row.answer for row in by_task[DOMAIN_TASK]]))
+    texts = [row.thought + row.answer for task in DOMAIN_TASKS for row in by_task.get(task, [])]
+    return Measured(name, by_task, leaks=leak_rate(texts))
 
 
 def fidelity_rate(rows: Iterable[Fused], checks: Checks) -> float | None:
@@ -46,15 +46,19 @@ def fidelity_rate(rows: Iterable[Fused], checks: Checks) -> float | None:
 def size_and_latency(
     models: dict[str, config.Model], questions: list[Prompt], max_new_tokens: int
 ) -> dict[str, tuple[int, float]]:
-    """Bytes of the weights and seconds an answer, by name: greedy answers, the models in turn, one round to warm up."""
+    """Bytes of the weights and seconds an answer, by name: greedy answers, the models in turn, one round to warm up.
+
+    A model that is served thinking, perhaps among others, thinks here.
+    """
     backends = {name: TransformersBackend(model) for name, model in models.items()}
     spent = dict.fromkeys(backends, 0.0)
-    greedy = SamplingParams(temperature=0.0, max_tokens=max_new_tokens, batch_size=ROUND)
+    thought_tokens = max(0 if model.thinking == "off" else model.thought_tokens for model in models.values())
+    greedy = SamplingParams(temperature=0.0, max_tokens=max_new_tokens + thought_tokens, batch_size=ROUND)
     rounds = [questions[start : start + ROUND] for start in range(0, len(questions), ROUND)]
     for number, batch in enumerate([rounds[0], *rounds]):
         for name, backend in backends.items():
             began = time.perf_counter()
-            backend.generate(batch, greedy, [0] * len(batch))
+            backend.call("thinking" if thought_tokens else "chat", batch, greedy, [0] * len(batch))
             spent[name] += (time.perf_counter() - began) if number else 0.0
     return {
         name: (

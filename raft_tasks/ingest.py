@@ -49,7 +49,9 @@ def learning_check(config: config.Config) -> Callable[[Example], str | None]:
     tokenizer, train = load_tokenizer(config.base), config.train
     check_trainable(config.base)
     limit = min(train.max_length, load_context_length(config.base))
-    check_chat(tokenizer, config.base.system)
+    check_chat(tokenizer, config.base.system, config.base.thinking)
+    if config.base.thinking != "off":  # room for what the base will think before the answer
+        limit -= config.base.thought_tokens
     end = end_of_turn(tokenizer)
     encoders: dict[Any, Encoder] = {}
     for method in (config.methods[name] for name in config.run.methods):

@@ -42,6 +42,7 @@ class Turn(TypedDict):
 # The turns before a question: a system turn, if any, then user and assistant in turn. A row without any leaves the
 # field out where it is written.
 History = Annotated[list[Turn], Field(exclude_if=not_)]
+Thought = Annotated[str, Field(exclude_if=not_)]  # with its tags; left out likewise
 Prompt = str | list[Turn]  # one user turn, or a conversation that a user turn ends
 
 
@@ -159,6 +160,7 @@ class TrainingPair(Row):
     finished: bool = True  # False: the answer was cut, and its end is not learned
     expected: list[str] = []  # strings that a right answer must say; only where the method mixes its targets
     history: History = []
+    thought: Thought = ""  # the base's own on the question alone: the answer is learned behind it, it itself is not
 
 
 class HeldOut(Row):
@@ -330,6 +332,12 @@ class ItemResult(Row):
     answer: str
     question: str = ""
     reference: str = ""  # the right answer, where the task has one
+    thought: Thought = ""  # before the answer
+
+
+def thinking_name(task: str) -> str:
+    """What a task, or a conversation, is called where it is measured once more with thinking on."""
+    return f"{task} (thinking)"
 
 
 class TaskScores(TypedDict):

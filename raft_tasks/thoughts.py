@@ -83,7 +83,7 @@ def split_thought(text: str) -> tuple[str, str]:
             if is_open:
                 return f"{text.rstrip()}\n{end}\n\n", ""
             if text.rstrip().endswith(answer) and begin.end() < len(text):
-                return text[: len(text.rstrip()) - len(answer)], answer
+                return (text[: len(text.rstrip()) - len(answer)], answer) if answer else (text, "")
     return "", answer
 
 

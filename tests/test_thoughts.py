@@ -67,6 +67,7 @@ def test_an_answer_that_mentions_a_tag_stays_whole(text):
         ("\n<think>Hm.</think>It is.", "\n<think>Hm.</think>", "It is.", True),
         ("<think>\nHm, let me", "<think>\nHm, let me\n</think>\n\n", "", True),
         ("<think>\nHm.\n</think>", "<think>\nHm.\n</think>", "", True),
+        ("<think>\nHm.\n</think>\n\n", "<think>\nHm.\n</think>\n\n", "", True),
         ("<think>\n\n</think>\n\nIt is.", "<think>\n\n</think>\n\n", "It is.", False),
         ("It is.", "", "It is.", False),
         ("The tags are <think></think>.", "", "The tags are <think></think>.", False),

@@ -80,6 +80,17 @@ class Config(Section):
         wrong = []
         if isinstance(self.models.get("base"), Endpoint):
             wrong.append("models.base: got an endpoint, expected a local model: its weights are trained")
+        wrong += [
+            f"models.{name}.thinking: got {model.thinking}, expected off: only base is trained and measured thinking"
+            for name, model in self.models.items()
+            if name != "base" and isinstance(model, Model) and model.thinking != "off"
+        ]
+        base = self.models.get("base")
+        if isinstance(base, Model) and base.thinking != "off" and base.thought_tokens >= self.train.max_length:
+            wrong.append(
+                f"models.base.thought_tokens: got {base.thought_tokens}, expected less than train.max_length "
+                f"{self.train.max_length}: an answer is learned behind its thought"
+            )
         for name, row in self.anchors.items():
             if row.model != "base" and isinstance(self.models.get(row.model), Model):
                 wrong.append(f"anchors.{name}.model: got the local model {row.model!r}, expected base, or an endpoint")

@@ -75,7 +75,9 @@ class Chat(Section):
     )
 
 
-OTHER_METRICS = {"acc", "complete", "token_f1", "judged"}  # of a domain's answers, beside its checks
+OTHER_METRICS = {  # of a domain's answers, beside its checks
+    "acc", "complete", "token_f1", "judged", "thought", "unfinished_thought",
+}  # fmt: skip
 Off = BeforeValidator(  # a default can be turned off
     lambda value: None if value == "off" or value is False else value,
     json_schema_input_type=float | Literal["off"] | None,

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
 
-from raft_tasks.config.base import Count, Section, key
+from raft_tasks.config.base import Count, Section, added_key, key
+from raft_tasks.thoughts import Thinking
 
 MAY_BE_SECRET = frozenset({"api_key_env", "base_url"})  # where people put a key by mistake: never shown
 
@@ -18,6 +19,10 @@ class Model(Section):
     revision: str | None = key(None, "commit of 40 hexadecimal digits, required for a hub id; null for a folder")
     dtype: Literal["float32", "bfloat16"] = key("bfloat16", "number format of the weights")
     system: str | None = key(None, "system prompt of every conversation; null: the chat template's own")
+    thinking: Thinking = added_key(
+        "off", "of base: whether it is trained, measured and served thinking; both: measured in either mode", "off"
+    )
+    thought_tokens: PositiveInt = added_key(1024, "tokens of a thought, at most, beside those of its answer", 1024)
 
 
 class Endpoint(Section):

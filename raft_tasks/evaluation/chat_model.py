@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from lm_eval.models import huggingface
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
 from raft_tasks import chat
 from raft_tasks.config import Model
@@ -20,8 +22,23 @@ from raft_tasks.model_loading import load_network, load_tokenizer
 from raft_tasks.thoughts import strip_thoughts
 
 
+class Reply(str):
+    """An answer, as lm-eval scores it; `turn` is the whole turn, with its thought."""
+
+    turn: str
+
+    @classmethod
+    def of(cls, answer: str, turn: str) -> Reply:
+        reply = cls(answer)
+        reply.turn = turn
+        return reply
+
+
 class ChatModel(huggingface.HFLM):
     """The model of a folder or hub id; a prompt that does not fit is an InputError.
+
+    With `thinking` set, prompts ask for a thought, which has `settings.thought_tokens` beside those of the answer; a
+    task's stop sequences end the answer, not the thought.
 
     Args:
         progress: called with the number of items done so far.
@@ -31,22 +48,40 @@ class ChatModel(huggingface.HFLM):
     """
 
     def __init__(self, settings: Model, batch_size: int, progress: Callable[[int], None]) -> None:
-        self.system, self.progress, self.done = settings.system, progress, 0
+        self.system, self.thought_tokens, self.thinking = settings.system, settings.thought_tokens, False
+        self.progress, self.done = progress, 0
         tokenizer = load_tokenizer(settings)
         network: Any = load_network(settings, getattr(torch, settings.dtype), tokenizer)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         super().__init__(pretrained=network.to(device), tokenizer=tokenizer, batch_size=batch_size, device=device)
-        chat.check_chat(self.tokenizer, settings.system)
+        chat.check_chat(self.tokenizer, settings.system, settings.thinking)
         generation = self.model.generation_config
         generation.eos_token_id = chat.stop_ids(self.tokenizer, generation.eos_token_id)  # not each model names its own
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return chat.render(self.tokenizer, self.system, chat_history, add_generation_prompt, not add_generation_prompt)
+        return chat.render(
+            self.tokenizer, self.system, chat_history, add_generation_prompt, not add_generation_prompt, self.thinking
+        )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+        stops = [self._stops(request.args[1]) for request in requests] if self.thinking else [[] for _ in requests]
+        asked = [self._with_thought(request) for request in requests] if self.thinking else requests
         with self.reporting(requests):
-            answers = super().generate_until(requests, disable_tqdm=True)
-        return [strip_thoughts(text)[0] for text in answers]
+            turns = super().generate_until(asked, disable_tqdm=True)
+        opened = chat.opening_of_thoughts(self.tokenizer, self.system) if self.thinking else ""
+        answers = [strip_thoughts(opened + turn)[0] for turn in turns]
+        return [
+            Reply.of(postprocess_generated_text(answer, stop, None), opened + turn)
+            for answer, stop, turn in zip(answers, stops, turns, strict=True)
+        ]
+
+    def _stops(self, options: dict[str, Any]) -> list[str]:
+        return list(normalize_gen_kwargs(options, self.max_gen_toks).get("until") or [])
+
+    def _with_thought(self, request: Any) -> Any:
+        options: dict[str, Any] = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
+        options |= {"until": [], "max_gen_toks": options["max_gen_toks"] + self.thought_tokens}
+        return replace(request, arguments=(request.args[0], options))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         with self.reporting(requests):
@@ -91,6 +126,7 @@ class ChatModel(huggingface.HFLM):
             raise InputError(
                 f"a prompt has {tokens.shape[1]} tokens, but of the model's {self.max_length} only "
                 f"{left_truncate_len} are left beside the answer; shorten the item, lower the task's "
-                f"max_gen_toks, or take the task out of benchmark.tasks. It begins {longest[:200]!r}"
+                f"max_gen_toks, where the model thinks models.base.thought_tokens, or take the task out of "
+                f"benchmark.tasks. It begins {longest[:200]!r}"
             )
         return tokens, mask

@@ -20,7 +20,7 @@ from raft_tasks.evaluation.gate import Measured, Verdict, check_candidate
 from raft_tasks.gguf import model_folder
 
 NAME = "gate.json"  # in a released folder
-TEXTS = ("prompt", "answer", "question", "reference")  # of an item; no rule reads them
+TEXTS = ("prompt", "answer", "question", "reference", "thought")  # of an item; no rule reads them
 WRITTEN_LATER = {"README.md", NAME}  # in a released folder; what a model does depends on neither
 
 

@@ -6,6 +6,10 @@
     general           no task worse than the base beyond a margin: its interval does not lie below -margin as a whole.
                       The tasks share the error rate (Bonferroni; some task fails exactly if Holm's method finds one)
     general average   the same of the plain average of the tasks
+    domain (thinking) of a model that is served in both modes: while it thinks, no worse than the model in production,
+                      or the base, by more than the domain's margin. Its general tasks count in either mode
+    thoughts          of answers with thinking on: those with a finished thought are not fewer than the base's, beyond
+                      the general margin
     fidelity, leaks, size, latency    limits on what was measured
     prompting         the candidate's folder alone shows the prompts of its training (evaluation/prompting.py)
 
@@ -24,13 +28,15 @@ import numpy as np
 
 from raft_tasks.config import PromotionGate
 from raft_tasks.evaluation.harness import DOMAIN_TASK
+from raft_tasks.evaluation.outcomes import THOUGHT_METRICS
 from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference
 from raft_tasks.evaluation.verdicts import main_metric
-from raft_tasks.schemas import ItemResult
+from raft_tasks.schemas import ItemResult, thinking_name
 
 Result = Literal["pass", "unproven", "near miss", "fail"]
 UNKNOWN = "unknown"  # a rule's value where there is no evidence
 NAMED = 5  # sources that the evidence names
+DOMAIN_TASKS = (DOMAIN_TASK, thinking_name(DOMAIN_TASK))  # the second of models that are served in both modes
 
 
 @dataclass(frozen=True)
@@ -131,11 +137,13 @@ def check_candidate(
         candidate, base, champion: measured on the same items; `champion` is None where nothing is in production.
         fidelity: share of the refined training answers that keep every fact of their reference.
     """
-    general = [task for task in base.items if task != DOMAIN_TASK]
+    general = [task for task in base.items if task not in DOMAIN_TASKS]
+    thoughtful = [task for task, rows in base.items.items() if any(THOUGHT_METRICS[0] in row.metrics for row in rows)]
     checks = [
-        _domain(rules, candidate, champion, base),
+        *(_domain(rules, candidate, champion, base, task) for task in DOMAIN_TASKS if task in base.items),
         *(_general(rules, [task], candidate, base, 1 - (1 - rules.confidence) / len(general)) for task in general),
         *([_general(rules, general, candidate, base, rules.confidence)] if len(general) > 1 else []),
+        *([_thoughts(rules, thoughtful, candidate, base)] if thoughtful else []),
         *([] if rules.min_fidelity is None else [_fidelity(rules.min_fidelity, fidelity)]),
         _leaks(rules, candidate, base),
         _prompting(candidate),
@@ -145,18 +153,19 @@ def check_candidate(
     return Verdict(domain, candidate.name, champion.name if champion else None, tuple(checks))
 
 
-def _domain(rules: PromotionGate, candidate: Measured, champion: Measured | None, base: Measured) -> Check:
+def _domain(rules: PromotionGate, candidate: Measured, champion: Measured | None, base: Measured, task: str) -> Check:
     other = champion or base
-    margin = -rules.domain_margin if champion else 0.0
+    gains = champion is None and task == DOMAIN_TASK  # there is nothing yet that knows the domain
+    margin = 0.0 if gains else -rules.domain_margin
     limit = f"at least {_points(margin)} against {other.name}, with {rules.confidence:.0%} confidence"
-    change = _difference(rules, [DOMAIN_TASK], candidate, other, rules.confidence)
+    change = _difference(rules, [task], candidate, other, rules.confidence)
     if isinstance(change, str):
-        return Check("domain", UNKNOWN, limit, change, "fail")
+        return Check(task, UNKNOWN, limit, change, "fail")
     low, high = -1.0 if change.low is None else change.low, 1.0 if change.high is None else change.high
     result: Result = "unproven" if high >= 0 else "fail"
-    if low >= margin if champion else low > 0:
+    if low > 0 if gains else low >= margin:
         result = "pass"
-    return Check("domain", _interval(change), limit, _flips(rules, DOMAIN_TASK, candidate, other), result)
+    return Check(task, _interval(change), limit, _flips(rules, task, candidate, other), result)
 
 
 def _general(rules: PromotionGate, tasks: list[str], candidate: Measured, base: Measured, confidence: float) -> Check:
@@ -170,6 +179,25 @@ def _general(rules: PromotionGate, tasks: list[str], candidate: Measured, base: 
         result = "near miss" if change.estimate >= -rules.general_margin - rules.near_miss else "fail"
     evidence = _flips(rules, tasks[0], candidate, base) if len(tasks) == 1 else f"{len(tasks)} tasks"
     return Check(name, _interval(change), limit, evidence, result)
+
+
+def _thoughts(rules: PromotionGate, tasks: list[str], candidate: Measured, base: Measured) -> Check:
+    """Of the tasks that were answered with thinking on."""
+    finished, unfinished = THOUGHT_METRICS
+    limit = f"not significantly below {_points(-rules.general_margin)} against {base.name}"
+    change = _difference(rules, tasks, candidate, base, rules.confidence, finished)
+    if isinstance(change, str):
+        return Check("thoughts", UNKNOWN, limit, change, "fail")
+    result: Result = "fail" if (1.0 if change.high is None else change.high) < -rules.general_margin else "pass"
+    shares = [
+        f"{model.name} {_mean(model, tasks, finished):.1%}, unfinished {_mean(model, tasks, unfinished):.1%}"
+        for model in (candidate, base)
+    ]
+    return Check("thoughts", _interval(change), limit, f"answers with a finished thought: {'; '.join(shares)}", result)
+
+
+def _mean(model: Measured, tasks: list[str], metric: str) -> float:
+    return float(np.mean([row.metrics[metric] for task in tasks for row in model.items[task]]))
 
 
 def _fidelity(least: float, fidelity: float | None) -> Check:
@@ -211,27 +239,32 @@ def _ratio(rule: str, unit: str, candidate: float | None, base: float | None, li
 
 
 def _difference(
-    rules: PromotionGate, tasks: list[str], candidate: Measured, other: Measured, confidence: float
+    rules: PromotionGate,
+    tasks: list[str],
+    candidate: Measured,
+    other: Measured,
+    confidence: float,
+    metric: str | None = None,
 ) -> Estimate | str:
-    """The paired difference of the tasks' average, or why there is none."""
+    """The paired difference of the tasks' average by `metric`, else by what decides, or why there is none."""
     ours: list[Outcomes] = []
     theirs: list[Outcomes] = []
     for task in tasks:
-        metric = _metric(rules, task, other)
-        rows = [[row for row in model.items.get(task, ()) if metric in row.metrics] for model in (candidate, other)]
+        by = metric or _metric(rules, task, other)
+        rows = [[row for row in model.items.get(task, ()) if by in row.metrics] for model in (candidate, other)]
         if not all(rows):
-            return f"no outcomes of {task} by {metric} for {other.name if rows[0] else candidate.name}"
+            return f"no outcomes of {task} by {by} for {other.name if rows[0] else candidate.name}"
         if [row.id for row in rows[0]] != [row.id for row in rows[1]]:
             return f"{candidate.name} and {other.name} have different items of {task}"
         for side, of_model in zip((ours, theirs), rows, strict=True):
-            values = np.array([[row.metrics[metric] for row in of_model]])
+            values = np.array([[row.metrics[by] for row in of_model]])
             side.append(Outcomes(values, (None,), tuple(row.source for row in of_model)))
     return difference(ours, theirs, Bootstrap(confidence, rules.bootstrap_samples, rules.seed))
 
 
 def _metric(rules: PromotionGate, task: str, model: Measured) -> str:
     """What decides: of the domain, rules.domain_metric; of a general task, its main metric."""
-    if task == DOMAIN_TASK:
+    if task in DOMAIN_TASKS:
         return rules.domain_metric
     metrics = {metric: None for row in model.items.get(task, ()) for metric in row.metrics}
     return main_metric(metrics or ["acc"])

@@ -11,31 +11,29 @@ import json
 import logging
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
-
-import numpy as np
 
 from raft_tasks.chat import as_turns
 from raft_tasks.checks import Checks
 from raft_tasks.config import Benchmark, BenchmarkData, Model
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.ifeval import check_ifeval
+from raft_tasks.evaluation.outcomes import item_results, target_of, task_scores
 from raft_tasks.evaluation.overlay import task_manager
-from raft_tasks.schemas import BenchmarkScores, Example, ItemResult, TaskScores, end_with
+from raft_tasks.schemas import BenchmarkScores, Example, ItemResult, TaskScores, end_with, thinking_name
+from raft_tasks.thoughts import Thinking
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 DOMAIN_TASK = "domain"  # the generated task's name, in every domain
-NO_FILTER = "none"  # what lm-eval calls a task's answers that no filter touched
 SEED = 1234  # of few-shot sampling, as lm-eval's own default, and of the limits' draws
 DOMAIN_YAML = """\
 task: {task}
@@ -77,10 +75,14 @@ class Suite:
 def evaluate(
     model: Model, suite: Suite, progress: Callable[[int, int], None] | None = None
 ) -> tuple[BenchmarkScores, list[ItemResult]]:
-    """Score one model on the domain's held-out rows and on `settings.tasks`; chat template applied, thinking off.
+    """Score one model on the domain's held-out rows and on `settings.tasks`; chat template applied.
+
+    `model.thinking` says in which modes answers are written: with `both` tasks are measured twice, the second time,
+    thinking, under `thinking_name`. Thoughts are not scored; metrics `thought` and `unfinished_thought` say how many
+    answers had one. Likelihoods are read where an answer begins, so without thinking in any mode, and once.
 
     Args:
-        model: the folder or pinned hub id, the dtype of the weights, the system prompt.
+        model: the folder or pinned hub id, the dtype of the weights, the system prompt, the modes.
         progress: called with the numbers of items done and in all.
 
     Returns:
@@ -100,49 +102,73 @@ def evaluate(
         from raft_tasks.evaluation.chat_model import ChatModel
 
         tasks = _load_suite(suite, Path(folder))
-        lm = ChatModel(model, suite.settings.batch_size, lambda done: progress(done, tasks.total) if progress else None)
-        # simple_evaluate itself would look at the machine for seconds, for every model
-        results: Any = lm_eval.evaluator.evaluate(
-            lm=lm,
-            task_dict=tasks.loaded,
-            samples=tasks.samples,
-            bootstrap_iters=0,
-            log_samples=True,
-            apply_chat_template=True,
-            fewshot_as_multiturn=True,
-        )
-        items = [
-            row
-            for task, samples in results["samples"].items()
-            for row in _items(tasks.named[task], task, tasks.loaded["tasks"][task], samples)
-        ]
-    names = [DOMAIN_TASK, *suite.settings.tasks]
-    return {
-        "tasks": {name: _scores(results, name, [row for row in items if row.task == name]) for name in names},
-        "versions": {package: version(package) for package in ("lm_eval", "transformers", "torch")},
-    }, items
+        passes = tasks.passes(model.thinking, suite.settings)
+        total = sum(tasks.counts[name] for _, names in passes for name in names)
+        lm = ChatModel(model, suite.settings.batch_size, lambda done: progress(done, total) if progress else None)
+        scores: dict[str, TaskScores] = {}
+        items: list[ItemResult] = []
+        for lm.thinking, names in passes:
+            # simple_evaluate itself would look at the machine for seconds, for every model
+            results: Any = lm_eval.evaluator.evaluate(
+                lm=lm,
+                task_dict=tasks.of(names),
+                samples=tasks.samples,
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=True,
+                fewshot_as_multiturn=True,
+            )
+            rows = [
+                row
+                for task, samples in results["samples"].items()
+                for row in item_results(tasks.named[task], task, tasks.of(names)["tasks"][task], samples, lm.thinking)
+            ]
+            again = lm.thinking and model.thinking == "both"
+            for name in names:
+                label = thinking_name(name) if again else name
+                scores[label] = task_scores(results, name, [row for row in rows if row.task == name])
+            items += [row.model_copy(update={"task": thinking_name(row.task)}) if again else row for row in rows]
+    versions = {package: version(package) for package in ("lm_eval", "transformers", "torch")}
+    return {"tasks": scores, "versions": versions}, items
 
 
 @dataclass
 class _Tasks:
-    """The tasks of a suite, as lm-eval's evaluate takes them."""
+    """The tasks of a suite, as lm-eval's evaluate takes them, by their names in params.yaml, which may be groups'."""
 
-    loaded: dict[str, Any]
-    named: dict[str, str]  # lm-eval's task -> its name in params.yaml, which may be a group's
-    samples: dict[str, list[int]]  # of the tasks that are limited
-    total: int  # items
+    parts: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # tasks, groups, group_map
+    named: dict[str, str] = field(default_factory=dict)  # lm-eval's task -> its name in params.yaml
+    samples: dict[str, list[int]] = field(default_factory=dict)  # of the tasks that are limited
+    counts: dict[str, int] = field(default_factory=dict)  # items
+
+    def of(self, names: Sequence[str]) -> dict[str, Any]:
+        parts = [self.parts[name] for name in names]
+        kinds = ("tasks", "groups", "group_map")
+        return {kind: {key: value for part in parts for key, value in part.get(kind, {}).items()} for kind in kinds}
+
+    def passes(self, thinking: Thinking, settings: Benchmark) -> list[tuple[bool, list[str]]]:
+        """(thinking, names of tasks) of every time that the model is asked."""
+        names = list(self.parts)
+        written = [
+            name
+            for name in names
+            if name not in settings.plain_text
+            and all(task.OUTPUT_TYPE == "generate_until" for task in self.parts[name]["tasks"].values())
+        ]
+        plain = [name for name in names if name not in written] if thinking == "on" else names
+        passes = [(False, plain), (True, [] if thinking == "off" else written)]
+        return [(mode, of_pass) for mode, of_pass in passes if of_pass]
 
 
 def _load_suite(suite: Suite, work: Path) -> _Tasks:
     settings, names = suite.settings, [DOMAIN_TASK, *suite.settings.tasks]
     write_domain_task(work, suite)
     manager = task_manager(names, [suite.tasks_folder, work], settings.data, work, settings.few_shot)
-    tasks = _Tasks({"tasks": {}, "groups": {}, "group_map": {}}, {}, {}, 0)
+    tasks = _Tasks()
     for name in names:
-        part = _load(manager, name)
-        for kind in tasks.loaded:
-            tasks.loaded[kind] |= part.get(kind, {})
+        part = tasks.parts[name] = _load(manager, name)
         tasks.named |= dict.fromkeys(part["tasks"], name)
+        tasks.counts[name] = 0
         for task_name, task in part["tasks"].items():
             _set_few_shot(name, task, settings.few_shot.get(name))
             if name in settings.max_tokens:
@@ -156,8 +182,8 @@ def _load_suite(suite: Suite, work: Path) -> _Tasks:
             count = min(settings.limit.get(name, len(task.eval_docs)), len(task.eval_docs))
             if name in settings.limit:
                 tasks.samples[task_name] = draw_items(len(task.eval_docs), count)
-            tasks.total += count
-    check_ifeval(tasks.loaded["tasks"].values())
+            tasks.counts[name] += count
+    check_ifeval(tasks.of(names)["tasks"].values())
     return tasks
 
 
@@ -196,7 +222,7 @@ def item_targets(tasks: list[str], tasks_folder: Path, data: Mapping[str, Benchm
         InputError: as `item_texts`.
     """
     for name, task, doc in _tasks_items(tasks, tasks_folder, data):
-        yield name, _target(task, doc)
+        yield name, target_of(task, doc)
 
 
 def _tasks_items(
@@ -265,68 +291,6 @@ def write_domain_task(work: Path, suite: Suite) -> None:
         checks="".join(CHECK_YAML.format(name=name) for name in suite.checks),
     )
     (work / f"{DOMAIN_TASK}.yaml").write_text(f"# the held-out rows of {suite.domain}\n{text}", encoding="utf-8")
-
-
-def _items(name: str, task: str, definition: Any, samples: list[dict[str, Any]]) -> Iterator[ItemResult]:
-    """lm-eval's samples, one per item and filter, as one row per item. What is not a number per item is left out."""
-    by_item: dict[int, list[dict[str, Any]]] = {}
-    for sample in samples:
-        by_item.setdefault(sample["doc_id"], []).append(sample)
-    for number, views in by_item.items():
-        metrics = {
-            metric if view["filter"] == NO_FILTER else f"{metric},{view['filter']}": value
-            for view in views
-            for metric in view["metrics"]
-            if (value := _number(view[metric])) is not None
-        }
-        first = views[0]
-        item = first["doc"].get("id", number)
-        label = str(item) if task == name else f"{task}/{item}"
-        yield ItemResult(
-            task=name,
-            id=label,
-            source=str(first["doc"].get("source") or label),
-            metrics=metrics,
-            question=str(definition.doc_to_text(first["doc"])),
-            reference=_target(definition, first["doc"]),
-            prompt=str(first["arguments"][0][0]),
-            answer=_reply(first["resps"]),
-        )
-
-
-def _number(value: Any) -> float | None:
-    """A number, of numpy or torch too, as a float; None for anything else."""
-    if hasattr(value, "item") and np.ndim(value) == 0:
-        value = value.item()
-    return float(value) if isinstance(value, Real) else None
-
-
-def _target(task: Any, doc: dict[str, Any]) -> str:
-    """The right answer, the text of a choice where the answer is one; empty where rules take its place (IFEval)."""
-    target = task.doc_to_target(doc)
-    if not isinstance(target, int):
-        return str(target)
-    return str(task.doc_to_choice(doc)[target]) if task.config.doc_to_choice else ""
-
-
-def _reply(responses: list[list[Any]]) -> str:
-    """The model's answer: its text, or the number of the choice with the highest likelihood."""
-    replies = [reply[0] for reply in responses]
-    if isinstance(replies[0], str):
-        return replies[0]
-    likelihoods = [float(reply[0]) for reply in replies]  # (log likelihood, greedy)
-    return f"choice {likelihoods.index(max(likelihoods))}"
-
-
-def _scores(results: dict[str, Any], name: str, rows: list[ItemResult]) -> TaskScores:
-    """lm-eval's own numbers of a task or group; a tag, which has none, gets the means over its items."""
-    metrics = {
-        metric.removesuffix(f",{NO_FILTER}"): value
-        for metric, total in results["results"].get(name, {}).items()
-        if "," in metric and "_stderr" not in metric and (value := _number(total)) is not None
-    }
-    means = {metric: sum(row.metrics[metric] for row in rows) / len(rows) for metric in rows[0].metrics}
-    return {"n": len(rows), "metrics": metrics or means}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raft_tasks.chat import ChatError, Messages, render
 from raft_tasks.config import Model
 from raft_tasks.model_loading import load_tokenizer
+from raft_tasks.schemas import thinking_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +32,8 @@ CONVERSATIONS: dict[str, Messages] = {
 def compare_prompts(model: Model, base: Model) -> dict[str, str | None]:
     """{conversation: None where the token ids are equal, else their first difference}.
 
+    Where `base` is trained in both modes, each conversation is asked for in either; else without any option.
+
     Args:
         base: what `model` was trained from, with the system prompt of its training.
 
@@ -38,33 +41,51 @@ def compare_prompts(model: Model, base: Model) -> dict[str, str | None]:
         ModelError: one of the two tokenizers cannot be loaded.
     """
     served, trained = load_tokenizer(model), load_tokenizer(base)
-    return {name: _first_difference(served, trained, base.system, messages) for name, messages in CONVERSATIONS.items()}
+    differences: dict[str, str | None] = {}
+    for name, messages in CONVERSATIONS.items():
+        for thinking in {"off": [False], "on": [True], "both": [False, True]}[base.thinking]:
+            options: dict[str, Any] = {"enable_thinking": thinking} if base.thinking == "both" else {}
+            label = thinking_name(name) if base.thinking == "both" and thinking else name
+            expected = _training_ids(trained, base.system, messages, thinking)
+            differences[label] = _first_difference(served, trained, messages, expected, options)
+    return differences
 
 
-def served_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
-    """The prompt that a server of the tokenizer's folder makes: by its own template, without any option.
+def _training_ids(
+    trained: PreTrainedTokenizerBase, system: str | None, messages: Messages, thinking: bool
+) -> list[int] | None:
+    """None where training's template refuses the messages: so must the folder's."""
+    try:
+        text = render(trained, system, messages, add_generation_prompt=True, thinking=thinking)
+    except ChatError:
+        return None
+    return list(trained(text, add_special_tokens=False)["input_ids"])
+
+
+def served_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages, **options: Any) -> list[int]:
+    """The prompt that a server of the tokenizer's folder makes: by its own template, with a request's options alone.
 
     Raises:
         TemplateError, TypeError, ValueError: the template refuses the messages.
     """
     turns = [dict(turn) for turn in messages]
-    encoded: Any = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=True)
+    encoded: Any = tokenizer.apply_chat_template(
+        turns, tokenize=True, add_generation_prompt=True, return_dict=True, **options
+    )
     return list(encoded["input_ids"])
 
 
 def _first_difference(
-    served: PreTrainedTokenizerBase, trained: PreTrainedTokenizerBase, system: str | None, messages: Messages
+    served: PreTrainedTokenizerBase,
+    trained: PreTrainedTokenizerBase,
+    messages: Messages,
+    expected: list[int] | None,
+    options: dict[str, Any],
 ) -> str | None:
     from jinja2 import TemplateError
 
-    expected: list[int] | None = None
     try:
-        text = render(trained, system, messages, add_generation_prompt=True)
-        expected = list(trained(text, add_special_tokens=False)["input_ids"])
-    except ChatError:  # so must the folder's template refuse them
-        pass
-    try:
-        shown_ids = served_ids(served, messages)
+        shown_ids = served_ids(served, messages, **options)
     except (TemplateError, TypeError, ValueError) as error:
         return None if expected is None else f"the folder's template refuses it: {error}"
     if expected is None:

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING
 from raft_tasks.chat import ChatError, render, text_beginning
 from raft_tasks.config import AnchorSet
 from raft_tasks.errors import InputError
-from raft_tasks.generation.backend import Completion
+from raft_tasks.generation.backend import Completion, Kind
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import GeneratedAnchor, Turn, UserTurn, end_with
 from raft_tasks.seeds import derive_seed
+from raft_tasks.thoughts import strip_thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -170,11 +171,13 @@ def answer_drawn(
 def continue_dialogues(rows: Sequence[GeneratedAnchor], base: Base, settings: AnchorSet) -> list[GeneratedAnchor]:
     """The base goes on talking with itself: a second user turn after each whole answer, and its answer to that.
 
-    The first turn and answer become the history; rows without a whole answer stay as they are.
+    The first turn and answer, without its thought, become the history; rows without a whole answer stay as they are.
     """
-    open_rows = [row for row in rows if row.answer and row.answer_finished]
+    open_rows = [row for row in rows if strip_thoughts(row.answer)[0] and row.answer_finished]
+    answers = [strip_thoughts(row.answer)[0] for row in open_rows]
     histories: list[list[Turn]] = [
-        [{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.answer}] for row in open_rows
+        [{"role": "user", "content": row.prompt}, {"role": "assistant", "content": answer}]
+        for row, answer in zip(open_rows, answers, strict=True)
     ]
     ids = [f"{row.id}-second" for row in open_rows]  # draws of their own
     prefixes = [user_prefix(base.tokenizer, base.settings.system, None, history) for history in histories]
@@ -191,18 +194,33 @@ def plain_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def answer_turns(turns: Sequence[UserTurn], base: Base, settings: AnchorSet) -> list[GeneratedAnchor]:
-    """The base's own answers, whoever wrote the turns; each depends on its id and turns alone."""
-    params = SamplingParams(
-        settings.answer_temperature, settings.top_p, settings.answer_max_new_tokens, settings.batch_size
-    )
-    seeds = [derive_seed(settings.seed, "anchor-answer", turn.id) for turn in turns]
-    completions = base.generate([end_with(turn.history, turn.prompt) for turn in turns], params, seeds)
+    """The base's own answers, whoever wrote the turns; each depends on its id and turns alone.
+
+    Where the base thinks, an answer begins with its thought; with `both` about every other one does.
+    """
+    mode = base.settings.thinking
+    parts: dict[Kind, list[UserTurn]] = {"chat": [], "thinking": []}
+    for turn in turns:
+        thinks = mode == "on" or (mode == "both" and derive_seed(settings.seed, "anchor-mode", turn.id) % 2 == 1)
+        parts["thinking" if thinks else "chat"].append(turn)
+    answers: dict[str, Completion] = {}
+    for kind, part in parts.items():
+        bound = settings.answer_max_new_tokens + (base.settings.thought_tokens if kind == "thinking" else 0)
+        params = SamplingParams(settings.answer_temperature, settings.top_p, bound, settings.batch_size)
+        seeds = [derive_seed(settings.seed, "anchor-answer", turn.id) for turn in part]
+        prompts = [end_with(turn.history, turn.prompt) for turn in part]
+        completions = base.call(kind, prompts, params, seeds) if part else []
+        answers |= {turn.id: completion for turn, completion in zip(part, completions, strict=True)}
     return [
         GeneratedAnchor(
-            **dict(turn), answer=completion.text.strip(), prompt_finished=True, answer_finished=completion.finished
+            **dict(turn),
+            answer=((answer.raw if mode != "off" else "") or answer.text).strip(),
+            prompt_finished=True,
+            answer_finished=answer.finished,
         )
-        for turn, completion in zip(turns, completions, strict=True)
-    ]  # fmt: skip
+        for turn in turns
+        for answer in [answers[turn.id]]
+    ]
 
 
 def _split_at_user_words(

@@ -37,9 +37,11 @@ class Completion:
     prompt_tokens: int = 0
     tries: int = 1  # of an endpoint: 1 + those that failed
     failure: Failure | None = None  # the text is then empty
+    raw: str = ""  # the whole turn, where it holds a thought, which the text does not
 
 
-Kind = Literal["chat", "text", "tokens"]  # a `Prompt` each; raw text to continue; raw token ids to continue
+# a `Prompt` each; one each, to be thought about; raw text to continue; raw token ids to continue
+Kind = Literal["chat", "thinking", "text", "tokens"]
 Portion = list[tuple[int, Completion]]  # completions with their inputs' positions
 GoOn = Callable[[], bool]
 

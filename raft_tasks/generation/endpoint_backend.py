@@ -298,7 +298,8 @@ def _completion(answer: dict[str, Any], tries: int) -> Completion:
             raise TypeError(f"content is a {type(text).__name__}")
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise _Transient(f"an answer without choices[0].message.content: {json.dumps(answer)[:80]}") from error
-    text, thinking = strip_thoughts(_replace_surrogates(text))  # of a server that does not take them out itself
+    turn = _replace_surrogates(text)
+    text, thinking = strip_thoughts(turn)  # of a server that does not take them out itself
     failure = None
     if choice.get("finish_reason") == "content_filter":
         failure = Failure("filtered", "the provider's content filter stopped the answer")
@@ -310,4 +311,4 @@ def _completion(answer: dict[str, Any], tries: int) -> Completion:
         return Completion("", False, tokens, prompt_tokens, tries, failure)
     calls = message.get("tool_calls") or message.get("function_call")  # of a tool: the text is what leads to it
     whole = ended and not thinking and not calls and not CONTROL.search(text)
-    return Completion(text, whole, tokens, prompt_tokens, tries)
+    return Completion(text, whole, tokens, prompt_tokens, tries, raw="" if text == turn else turn)

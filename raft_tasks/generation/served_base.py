@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from raft_tasks.chat import end_of_turn, prompt_ids
+from raft_tasks.chat import end_of_turn, opening_of_thoughts, prompt_ids
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import CallBackend, Completion, Kind
 from raft_tasks.sampling import SamplingParams
+from raft_tasks.thoughts import strip_thoughts
 
 if TYPE_CHECKING:
     from raft_tasks.generation.cached_backend import CachedBackend
@@ -31,13 +32,14 @@ class ServedBase(CallBackend):
         self.endpoint, self.settings, self.tokenizer = endpoint, base.settings, base.tokenizer
 
     def call(self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
-        """As `CallBackend.call` for `chat` and `tokens`; the ends of a turn are the server's own.
+        """As `CallBackend.call` for all kinds but `text`; the ends of a turn are the server's own.
 
         Raises:
             InputError: the server cannot continue a prompt; EndpointError: it serves none at all.
         """
-        if kind == "chat":
-            inputs = [prompt_ids(self.tokenizer, self.settings.system, prompt) for prompt in inputs]
+        thinking = kind == "thinking"
+        if kind != "tokens":
+            inputs = [prompt_ids(self.tokenizer, self.settings.system, prompt, thinking) for prompt in inputs]
             params = replace(params, stop_token_ids=frozenset({end_of_turn(self.tokenizer)}))
         texts = {prefix: self._as_text(prefix) for prefix in {tuple(prefix) for prefix in inputs}}
         completions = self.endpoint.call("text", [texts[tuple(prefix)] for prefix in inputs], params, seeds)
@@ -48,15 +50,21 @@ class ServedBase(CallBackend):
                 "that continues raw text (POST <base_url>/completions); a chat API cannot generate a user's turn. Mend "
                 "the server, or set anchors.*.model to base"
             )
-        return [self._read(completion, params) for completion in completions]
+        opened = opening_of_thoughts(self.tokenizer, self.settings.system) if thinking else ""
+        return [self._read(completion, params, opened) for completion in completions]
 
-    def _read(self, completion: Completion, params: SamplingParams) -> Completion:
-        """Without the mark that ended it; unfinished where the server went on after another one. Not all show them."""
-        text = completion.text
+    def _read(self, completion: Completion, params: SamplingParams, opened: str) -> Completion:
+        """Without the mark that ended it; unfinished where the server went on after another one. Not all show them.
+
+        `opened` is the part of the turn that the prompt has begun already.
+        """
+        turn = opened + (completion.raw or completion.text)
         for token in params.stop_token_ids:
-            text = text.removesuffix(self.tokenizer.decode([token]))
+            turn = turn.removesuffix(self.tokenizer.decode([token]))
+        text, is_open = strip_thoughts(turn)
         passed = any(self.tokenizer.decode([token]) in text for token in params.abort_token_ids)
-        return replace(completion, text=text, finished=completion.finished and not passed)
+        finished = completion.finished and not passed and not is_open
+        return replace(completion, text=text, finished=finished, raw="" if text == turn else turn)
 
     def _as_text(self, prefix: Sequence[int]) -> str:
         """The text that the server's tokenizer, with what it puts before every text, turns into these tokens."""

@@ -50,7 +50,7 @@ class TransformersBackend(StreamingBackend):
     @cached_property
     def tokenizer(self) -> Any:
         tokenizer = load_tokenizer(self.settings)
-        chat.check_chat(tokenizer, self.settings.system)
+        chat.check_chat(tokenizer, self.settings.system, self.settings.thinking)
         return tokenizer
 
     @cached_property
@@ -82,24 +82,27 @@ class TransformersBackend(StreamingBackend):
     def stream(
         self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int], go_on: GoOn = always
     ) -> Iterator[Portion]:
-        """As `StreamingBackend.stream`, batch by batch; `chat` or `tokens`.
+        """As `StreamingBackend.stream`, batch by batch; all kinds but `text`.
 
         Raises:
             InputError: a prompt and its completion do not fit into the model's context; nothing is cut silently.
         """
         if len(inputs) != len(seeds):
             raise ValueError(f"got {len(seeds)} seeds for {len(inputs)} prompts")
-        prefixes = {"chat": self._encode, "tokens": lambda rows: list(map(list, rows))}[kind](inputs)
+        thinking = kind == "thinking"
+        prefixes = [list(ids) for ids in inputs] if kind == "tokens" else self._encode(inputs, thinking)
+        opened = chat.opening_of_thoughts(self.tokenizer, self.settings.system) if thinking else ""
         self._check_lengths([len(ids) + params.max_tokens for ids in prefixes])
         for batch in longest_first([len(ids) for ids in prefixes], params.batch_size):
             if not go_on():
                 return
-            yield list(
-                zip(batch, self._draw([prefixes[i] for i in batch], params, [seeds[i] for i in batch]), strict=True)
-            )
+            drawn = self._draw([prefixes[i] for i in batch], params, [seeds[i] for i in batch], opened)
+            yield list(zip(batch, drawn, strict=True))
 
-    def _draw(self, prefixes: list[list[int]], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
-        """The completions of one batch."""
+    def _draw(
+        self, prefixes: list[list[int]], params: SamplingParams, seeds: Sequence[int], opened: str
+    ) -> list[Completion]:
+        """The completions of one batch; `opened` is the part of their turns that the prompts have begun already."""
         import torch
 
         from raft_tasks.decoding import decode, greedy
@@ -118,24 +121,25 @@ class TransformersBackend(StreamingBackend):
             if params.ignore_eos:
                 completions.append(Completion(self.tokenizer.decode(tokens), False, len(tokens), len(prefix)))
                 continue
-            text, thinking = self._read(tokens)
+            text, thinking, raw = self._read(tokens, opened)
             plain = chat.defuse(self.tokenizer, text) == text
             finished = tokens[-1] in finishing and not thinking and plain
-            completions.append(Completion(text, finished, tokens=len(tokens), prompt_tokens=len(prefix)))
+            completions.append(Completion(text, finished, tokens=len(tokens), prompt_tokens=len(prefix), raw=raw))
         return completions
 
-    def _read(self, tokens: list[int]) -> tuple[str, bool]:
-        """The answer in the tokens, and whether a thought was left open."""
-        text, thinking = strip_thoughts(self.tokenizer.decode(tokens, skip_special_tokens=True))
+    def _read(self, tokens: list[int], opened: str) -> tuple[str, bool, str]:
+        """The answer in the tokens, whether a thought was left open, and the whole turn if it holds one."""
+        turn = opened + self.tokenizer.decode(tokens, skip_special_tokens=True)
+        text, thinking = strip_thoughts(turn)
         if thinking or not self._special_ids.intersection(tokens[:-1]):
-            return text, thinking
+            return text, thinking, "" if text == turn else turn
         shown = self.tokenizer.decode(tokens)  # some models' tags of thoughts are special tokens
         answer, thinking = strip_thoughts(shown)
         if answer == shown:
-            return text, False
+            return text, False, ""
         for token in self.tokenizer.all_special_tokens:
             answer = answer.replace(token, "")
-        return answer.strip(), thinking
+        return answer.strip(), thinking, ""
 
     def mean_log_likelihood(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int) -> list[float]:
         """Mean log-probability of the tokens of each answer, end-of-turn included, given its prompt; at most 0."""
@@ -162,9 +166,9 @@ class TransformersBackend(StreamingBackend):
                 means[i] = row[-len(answer_ids[i]) :].mean().item()
         return [means[i] for i in range(len(prompts))]
 
-    def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
+    def _encode(self, prompts: Sequence[str], thinking: bool = False) -> list[list[int]]:
         with self._lock:
-            return [chat.prompt_ids(self.tokenizer, self.settings.system, prompt) for prompt in prompts]
+            return [chat.prompt_ids(self.tokenizer, self.settings.system, prompt, thinking) for prompt in prompts]
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         with self._lock:  # a tokenizer is no more for two threads than a model is
@@ -176,5 +180,5 @@ class TransformersBackend(StreamingBackend):
             row = lengths.index(max(lengths))
             raise InputError(
                 f"prompt {row} needs {lengths[row]} tokens with its completion, model {self.settings.path!r} takes "
-                f"{limit}; lower ingest.max_characters or max_new_tokens"
+                f"{limit}; lower ingest.max_characters, max_new_tokens or, where the model thinks, its thought_tokens"
             )

@@ -14,6 +14,7 @@ from raft_tasks.config.data import OTHER_METRICS
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.degradation import degradation, detectable_drop, holm
 from raft_tasks.evaluation.harness import DOMAIN_TASK
+from raft_tasks.evaluation.outcomes import THOUGHT_METRICS
 from raft_tasks.evaluation.statistics import (
     Bootstrap,
     Estimate,
@@ -40,7 +41,7 @@ from raft_tasks.reporting.metrics import (
 )  # fmt: skip
 from raft_tasks.reporting.refinement import measure_refinement
 from raft_tasks.reporting.study import BASE, Answered, Benchmarked, DomainStudy, Study, Trained
-from raft_tasks.schemas import ItemResult
+from raft_tasks.schemas import ItemResult, thinking_name
 
 DOMAIN = "domain_"  # how the names of the domain's measures begin: domain_acc, domain_complete, ...
 
@@ -270,15 +271,28 @@ def _seed_score(outcomes: Mapping[Part, Outcomes], parts: Sequence[Part], seed_i
 
 
 def measures_of(base: Benchmarked, tasks: Sequence[str]) -> dict[str, list[Part]]:
-    """The report's measures, in order, and the (task, metric) pairs that each one averages."""
+    """The report's measures, in order, and the (task, metric) pairs that each one averages.
+
+    Tasks that were measured with thinking on, too, have measures of their own; `general` is without them.
+    """
     metrics = dict.fromkeys(metric for row in base.items if row.task == DOMAIN_TASK for metric in row.metrics)
     checks = [metric for metric in metrics if metric not in OTHER_METRICS]
-    names = ["acc", "complete", *checks[1:], *([METRIC] if METRIC in metrics else [])]  # acc is the first check
+    names = [
+        "acc",
+        "complete",
+        *checks[1:],
+        *(name for name in (METRIC, *THOUGHT_METRICS) if name in metrics),
+    ]  # acc is the first check
     measures: dict[str, list[Part]] = {f"{DOMAIN}{metric}": [(DOMAIN_TASK, metric)] for metric in names}
     general = [(task, _main_metric(base, task)) for task in tasks]
     if general:
         measures["general"] = general
-    return measures | {part[0]: [part] for part in general}
+    again = dict.fromkeys(row.task for row in base.items if row.task.endswith(thinking_name("")))
+    thinking = {task: [(task, _main_metric(base, task))] for task in again if task != thinking_name(DOMAIN_TASK)}
+    if len(thinking) < len(again):
+        domain = {metric: [(thinking_name(DOMAIN_TASK), metric)] for metric in ("acc", *THOUGHT_METRICS)}
+        thinking = {thinking_name(f"{DOMAIN}{metric}"): part for metric, part in domain.items()} | thinking
+    return measures | {part[0]: [part] for part in general} | thinking
 
 
 def single_parts(measures: Measures | Mapping[str, list[list[str]]]) -> list[Part]:

@@ -26,7 +26,7 @@ from raft_tasks.training.conversations import ConversationError, Encoded, Encode
 from raft_tasks.training.losses import TopK, chunked_top_k
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 ROWS, LOGITS = "anchors.jsonl", "base.safetensors"  # of a set's folder
 
@@ -113,10 +113,9 @@ class TargetLogits:
         return self.stored.top_k_at([self.numbers[row.id] for row in rows], device)
 
 
-def encode_anchors(
-    anchors: Sequence[Anchor], tokenizer: PreTrainedTokenizerBase, max_length: int, system: str | None
-) -> list[Encoded]:
-    """Anchors as token ids, like training pairs; of a text without prompt every token counts as the answer's.
+def encode_anchors(anchors: Sequence[Anchor], encoder: Encoder) -> list[Encoded]:
+    """Anchors as token ids, like training pairs without a teacher; of a text without prompt every token counts as the
+    answer's.
 
     Raises:
         ConversationError: naming anchors that do not fit or, where they have a prompt, hold special tokens.
@@ -132,12 +131,13 @@ def encode_anchors(
         for anchor in anchors
         if anchor.prompt
     ]
-    rows = iter(Encoder(tokenizer, max_length, system=system)(pairs) if pairs or not anchors else [])
-    return [next(rows) if anchor.prompt else _encode_text(anchor, tokenizer, max_length) for anchor in anchors]
+    rows = iter(encoder(pairs) if pairs or not anchors else [])
+    return [next(rows) if anchor.prompt else _encode_text(anchor, encoder) for anchor in anchors]
 
 
-def _encode_text(anchor: Anchor, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
-    ids = list(tokenizer(anchor.answer, add_special_tokens=False)["input_ids"])
+def _encode_text(anchor: Anchor, encoder: Encoder) -> Encoded:
+    tokenizer, max_length = encoder.tokenizer, encoder.max_length
+    ids = encoder.ids(anchor.answer)
     row = Encoded(anchor.id, [text_beginning(tokenizer)], ids, None)
     if not ids or tokenizer.unk_token_id in ids or row.length > max_length:
         raise ConversationError(
@@ -148,10 +148,10 @@ def _encode_text(anchor: Anchor, tokenizer: PreTrainedTokenizerBase, max_length:
     return row
 
 
-def is_encodable(anchor: Anchor, tokenizer: PreTrainedTokenizerBase, max_length: int, system: str | None) -> bool:
+def is_encodable(anchor: Anchor, encoder: Encoder) -> bool:
     """Whether `encode_anchors` takes the anchor."""
     try:
-        encode_anchors([anchor], tokenizer, max_length, system)
+        encode_anchors([anchor], encoder)
     except ConversationError:
         return False
     return True
@@ -161,8 +161,7 @@ def write_anchors(
     folder: Path,
     anchors: Sequence[Anchor],
     base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    system: str | None,
+    encoder: Encoder,
     k: int,
     batch_size: int,
 ) -> None:
@@ -173,18 +172,10 @@ def write_anchors(
     """
     write_rows(folder / ROWS, anchors)
     if anchors:
-        rows = encode_anchors(anchors, tokenizer, base.config.get_text_config().max_position_embeddings, system)
-        AnchorLogits.compute(base, rows, k, batch_size).save(folder / LOGITS)
+        AnchorLogits.compute(base, encode_anchors(anchors, encoder), k, batch_size).save(folder / LOGITS)
 
 
-def load_anchors(
-    folder: Path | None,
-    settings: AnchorLoss,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    system: str | None,
-    seed: int,
-) -> AnchorBatches:
+def load_anchors(folder: Path | None, settings: AnchorLoss, encoder: Encoder, seed: int) -> AnchorBatches:
     """The anchors of the set in `folder` as a method's training uses them.
 
     Raises:
@@ -192,7 +183,7 @@ def load_anchors(
     """
     if folder is None:
         raise AnchorError(f"the method uses the anchor set {settings.set!r}, and got no folder of it")
-    rows = encode_anchors(read_rows(folder / ROWS, Anchor), tokenizer, max_length, system)
+    rows = encode_anchors(read_rows(folder / ROWS, Anchor), encoder)
     stored = settings.loss == "kl" and settings.logits == "stored"
     return AnchorBatches(rows, AnchorLogits.load(folder / LOGITS, rows) if stored else None, settings, seed)
 

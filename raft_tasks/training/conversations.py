@@ -11,6 +11,9 @@ A conversation's earlier turns stand in both prompts. Each answer that is learne
 model would write it: templates render an answer otherwise once another turn follows. The loss mask follows from the
 lengths, never from padding ids, so pad == eos is harmless. A row that does not fit is an error before training starts,
 or its answer is truncated where params.yaml says so.
+
+With thinking on, the base's own thought on the question (generation/thinking.py) ends both prompts: neither is it
+learned, nor does a teacher that sees the reference go on in it. Of an anchor the thought is part of the answer.
 """
 
 from __future__ import annotations
@@ -27,12 +30,11 @@ from raft_tasks.chat import (
     check_generation_prompt,
     control_tokens,
     end_of_turn,
-    prompt_ids,
     render,
 )
 from raft_tasks.errors import InputError
-from raft_tasks.schemas import TrainingPair, end_with
-from raft_tasks.thoughts import strip_thoughts
+from raft_tasks.schemas import Prompt, TrainingPair, end_with
+from raft_tasks.thoughts import TAGS, Thinking, has_thought, opening, split_thought, strip_thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from raft_tasks.config import Method
 
 SHOWN_PROBLEMS = 5
+THOUGHT_TAGS = frozenset(tag for pair in TAGS for tag in pair)
 
 
 class ConversationError(InputError):
@@ -72,6 +75,7 @@ class Encoder:
     rollout_max_new_tokens: int = 0
     system: str | None = None  # the model's system prompt, before every question
     too_long: Literal["refuse", "cut"] = "refuse"  # cut: truncate answers; a question that does not fit is refused
+    thinking: Thinking = "off"  # both: on for pairs with a thought, off for others
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
@@ -87,7 +91,7 @@ class Encoder:
         """
         if not pairs:
             raise ConversationError("got no training pairs; expected at least one (is the training file empty?)")
-        check_chat(self.tokenizer, self.system)
+        check_chat(self.tokenizer, self.system, self.thinking)
         end = end_of_turn(self.tokenizer)
         rows, problems = [], []
         for pair in pairs:
@@ -108,30 +112,51 @@ class Encoder:
         """The pair as token ids, and what keeps it from being learned; `end` is the end-of-turn token."""
         try:
             if pair.history:
-                check_generation_prompt(self.tokenizer, self.system, pair.history)
-            text = render(
-                self.tokenizer, self.system, as_turns(end_with(pair.history, pair.question)), add_generation_prompt=True
-            )
+                check_generation_prompt(self.tokenizer, self.system, pair.history, self.thinks(pair))
+            text, words = self.turn(pair, end_with(pair.history, pair.question))
         except ChatError as error:
             return Encoded(pair.id, [], [], None), [str(error)]
-        prompt = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        answer = self.answer_ids(pair, text, prompt)
+        prompt = self.ids(text)
+        answer = self.answer_ids(words, text, prompt)
         row = Encoded(pair.id, prompt, [*answer, end] if pair.finished else answer, self.teacher_ids(pair))
         if self.too_long == "cut" and self.overlong(row):
             row = self.truncate(row, pair) or row
         return row, [*self.answer_problems(pair, answer), *self.overlong(row)]
 
-    def answer_ids(self, pair: TrainingPair, text: str, prompt: list[int]) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def thinks(self, pair: TrainingPair) -> bool:
+        """Whether the pair is one of a thinking model."""
+        return self.thinking == "on" or (self.thinking == "both" and has_thought(pair.thought + pair.answer))
+
+    def turn(self, pair: TrainingPair, prompt: Prompt) -> tuple[str, str]:
+        """The rendered prompt up to where learning begins, behind the pair's thought, and the answer.
+
+        Raises:
+            ChatError: as `render`; or the template begins a thought that the pair does not go on with.
+        """
+        thinks = self.thinks(pair)
+        text = render(self.tokenizer, self.system, as_turns(prompt), add_generation_prompt=True, thinking=thinks)
+        thought, answer = split_thought(pair.thought)[0], pair.answer
+        if self.thinking == "both" and not thinks:  # an empty thought, which the prompt has already
+            answer = strip_thoughts(answer)[0]
+        if opened := opening(text):
+            if not (thought or answer).startswith(opened):
+                raise ChatError(f"expected a thought, which the chat template opens by {opened!r}; got {answer!r:.200}")
+            thought, answer = (thought[len(opened) :], answer) if thought else ("", answer[len(opened) :])
+        return text + thought, answer
+
+    def answer_ids(self, words: str, text: str, prompt: list[int]) -> list[int]:
         """The answer's tokens as they follow the prompt's (some tokenizers write the start of a text differently)."""
-        whole = list(self.tokenizer(text + pair.answer, add_special_tokens=False)["input_ids"])
-        if whole[: len(prompt)] == prompt:
-            return whole[len(prompt) :]
-        return list(self.tokenizer(pair.answer, add_special_tokens=False)["input_ids"])  # a token spans the border
+        whole = self.ids(text + words)
+        return whole[len(prompt) :] if whole[: len(prompt)] == prompt else self.ids(words)  # a token spans the border
 
     def teacher_ids(self, pair: TrainingPair) -> list[int] | None:
         if self.teacher is None:
             return None
-        return prompt_ids(self.tokenizer, self.system, end_with(pair.history, self.teacher(pair)))
+        shown = pair if self.thinking == "off" else pair.model_copy(update={"answer": strip_thoughts(pair.answer)[0]})
+        return self.ids(self.turn(pair, end_with(pair.history, self.teacher(shown)))[0])
 
     def truncate(self, row: Encoded, pair: TrainingPair) -> Encoded | None:
         """The row with the longest beginning of its answer that fits; None if not even its first token does.
@@ -151,19 +176,22 @@ class Encoder:
 
     def answer_problems(self, pair: TrainingPair, answer: list[int]) -> list[str]:
         """Why this answer cannot be learned."""
-        unknown, special = self.tokenizer.unk_token_id, self.control_ids.intersection(answer)
+        unknown = self.tokenizer.unk_token_id
+        special = set(self.tokenizer.convert_ids_to_tokens(sorted(self.control_ids.intersection(answer))))
+        thoughtful = strip_thoughts(pair.answer)[0] != pair.answer
         problems = []
         if not answer:
             problems.append(f"the answer {pair.answer!r} has no token")
+        if thoughtful and self.thinking != "off":
+            special -= THOUGHT_TAGS
+        elif thoughtful:
+            problems.append(f"the answer holds a think block: {pair.answer!r:.200}")
         if unknown is not None and unknown in answer:
             problems.append(
                 f"the tokenizer does not know {answer.count(unknown)} token(s) of the answer: {pair.answer!r:.200}"
             )
         elif special:
-            names = self.tokenizer.convert_ids_to_tokens(sorted(special))
-            problems.append(f"the answer holds the special token(s) {names}: {pair.answer!r:.200}")
-        if strip_thoughts(pair.answer)[0] != pair.answer:
-            problems.append(f"the answer holds a think block: {pair.answer!r:.200}")
+            problems.append(f"the answer holds the special token(s) {sorted(special)}: {pair.answer!r:.200}")
         return problems
 
     def overlong(self, row: Encoded) -> list[str]:

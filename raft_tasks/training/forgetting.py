@@ -16,7 +16,7 @@ import csv
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,8 +76,8 @@ def load_curve_data(job: TrainingJob, tokenizer: PreTrainedTokenizerBase, max_le
         raise InputError(f"train.curve is {settings!r}, and its data are {job.curve!r:.200}; expected both or neither")
     if settings is None or job.curve is None:
         return None
-    system = job.model.system
-    encoder, end = Encoder(tokenizer, max_length, system=system), end_of_turn(tokenizer)
+    encoder, end = Encoder(tokenizer, max_length, system=job.model.system), end_of_turn(tokenizer)
+    as_drawn = replace(encoder, thinking=job.model.thinking)  # anchors; validation rows have no thoughts
     validation, chosen = [], job.curve.validation[: settings.rows]
     for row in chosen:
         pair = TrainingPair(id=row.id, question=row.question, answer=row.answer, history=row.history)
@@ -96,7 +96,7 @@ def load_curve_data(job: TrainingJob, tokenizer: PreTrainedTokenizerBase, max_le
                 f"train.curve.sets: got {len(anchors)} anchors of {name!r}, each with the prompt of one that is "
                 f"learned from; expected others: raise anchors.{name}.count"
             )
-        rows = encode_anchors(anchors, tokenizer, max_length, system)
+        rows = encode_anchors(anchors, as_drawn)
         stored = AnchorLogits.load(folder / LOGITS, rows)
         sets[name] = HeldOutAnchors([rows[number] for number in numbers], numbers, stored)
     return CurveData(tokenizer, validation, sets, len(chosen) - len(validation))

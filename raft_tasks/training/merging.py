@@ -150,7 +150,7 @@ class Merger:
         with quiet():
             self.network.to(getattr(torch, self.settings.dtype)).save_pretrained(folder)
             self.network.to(torch.float32)
-        save_tokenizer(self.tokenizer, self.settings.system, folder)
+        save_tokenizer(self.tokenizer, self.settings.system, folder, self.settings.thinking)
         return distance
 
 

@@ -33,6 +33,7 @@ tags: [raft, domain-adaptation, knowledge-distillation]
 |---|---|
 | base model | `{base}`, revision `{revision}` |
 | system prompt | {system} |
+| thinking | {thinking} |
 | learned answers | {answers} |
 | teacher | {teacher} |
 | balance of the two losses | {balance} |
@@ -73,6 +74,7 @@ def model_card(job: TrainingJob, data: TrainingData) -> str:
     return CARD.format(
         base=model.path,
         revision=model.revision,
+        thinking="as the request says (`enable_thinking`)" if model.thinking == "both" else model.thinking,
         system="the template's own" if model.system is None else f"`{model.system!r}`",
         answers=f"{method.target}, rewritten token by token by the base (MixSD)" if method.mixing else method.target,
         teacher=TEACHERS[method.teacher],

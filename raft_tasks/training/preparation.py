@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from raft_tasks.adapter_folder import without_peft_warnings
 from raft_tasks.artifacts import digest, digest_path
-from raft_tasks.config import Distillation
+from raft_tasks.config import Distillation, resolved
 from raft_tasks.errors import InputError
 from raft_tasks.model_loading import load_model
 from raft_tasks.training.adapters import with_adapter
@@ -65,14 +65,15 @@ def prepare(job: TrainingJob) -> tuple[PreTrainedModel, TrainingData]:
             f"got {len(replayed)} row(s) to replay with replay {method.replay!r}; expected some exactly where the "
             "method replays: put rows into its files, or set `replay` to null"
         )
-    system, too_long = job.model.system, settings.too_long
-    replay = Encoder(tokenizer, limit, system=system, too_long=too_long)(replayed) if replayed else []
+    plain = Encoder(tokenizer, limit, system=job.model.system, thinking=job.model.thinking)
+    replay = replace(plain, too_long=settings.too_long)(replayed) if replayed else []
     new_tokens = distillation.rollout_max_new_tokens if distillation else 0
-    encoder = Encoder(tokenizer, limit, teacher_turn(method, job.template_text), new_tokens, system, too_long)
+    teacher = teacher_turn(method, job.template_text)
+    encoder = replace(plain, teacher=teacher, rollout_max_new_tokens=new_tokens, too_long=settings.too_long)
     rows = encoder([pair for pair in job.pairs if not pair.replay])
     anchors = None
     if method.anchors:
-        anchors = load_anchors(job.anchors, method.anchors, tokenizer, limit, system, job.seed)
+        anchors = load_anchors(job.anchors, method.anchors, plain, job.seed)
     curve = load_curve_data(job, tokenizer, limit)
     base_digest = weights_digest(network)
     return network, TrainingData(
@@ -99,7 +100,7 @@ def fingerprint(job: TrainingJob, base_digest: str) -> str:
     """Of everything that determines the training."""
     template = job.template_text if job.method.teacher == "answer_conditioned" else None
     anchors = None if job.anchors is None else digest_path(job.anchors)
-    parts = [job.model, job.method, job.train, template, job.seed, digest([job.pairs]), base_digest, anchors]
+    parts = [resolved(job.model), job.method, job.train, template, job.seed, digest([job.pairs]), base_digest, anchors]
     return digest(parts if job.curve is None else [*parts, job.curve.digest])
 
 

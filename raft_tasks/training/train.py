@@ -115,7 +115,7 @@ def save_model(student: Any, job: TrainingJob, data: TrainingData) -> tuple[Any,
             generation.save_pretrained(folder)
         else:
             student.to(getattr(torch, job.model.dtype)).save_pretrained(folder)
-    save_tokenizer(data.tokenizer, job.model.system, folder)
+    save_tokenizer(data.tokenizer, job.model.system, folder, job.model.thinking)
     card = with_usage(model_card(job, data), folder, job.model)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return student, distance

@@ -9,13 +9,13 @@ from raft_tasks.config import Benchmark, Model
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import (
     Suite,
-    _number,
     draw_items,
     evaluate,
     item_targets,
     item_texts,
     write_domain_task,
 )
+from raft_tasks.evaluation.outcomes import number_of
 from raft_tasks.evaluation.overlay import task_manager
 from raft_tasks.schemas import Example
 
@@ -235,8 +235,8 @@ def test_numbers_of_numpy_and_torch_are_numbers():
     import torch
 
     numbers = [True, 2, 0.5, np.bool_(True), np.int64(2), np.float32(0.5), np.array(0.5), torch.tensor(2)]
-    assert [_number(value) for value in numbers] == [1.0, 2.0, 0.5, 1.0, 2.0, 0.5, 0.5, 2.0]
-    assert all(_number(value) is None for value in ("1", None, [1.0], np.array([1.0]), {"a": 1}))
+    assert [number_of(value) for value in numbers] == [1.0, 2.0, 0.5, 1.0, 2.0, 0.5, 0.5, 2.0]
+    assert all(number_of(value) is None for value in ("1", None, [1.0], np.array([1.0]), {"a": 1}))
 
 
 def test_a_limit_draws_its_items():

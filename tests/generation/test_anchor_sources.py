@@ -20,7 +20,7 @@ from raft_tasks.sampling import SamplingParams, uniform_draws
 from raft_tasks.schemas import Anchor, Turn
 from raft_tasks.seeds import derive_seed
 from raft_tasks.training.anchor_logits import ROWS, AnchorLogits, encode_anchors, is_encodable, write_anchors
-from raft_tasks.training.conversations import ConversationError
+from raft_tasks.training.conversations import ConversationError, Encoder
 
 ROOT = Path(__file__).parents[2]
 POCKET = Model(path=str(ROOT / "models/pocket-base"), revision=None, dtype="float32", system=None)
@@ -92,7 +92,7 @@ def test_a_dialogue_is_cleaned_and_encoded_with_its_history(pocket: Transformers
     near = {row.id: row.near for row in clean_anchors(rows, Cleaning(DIALOGUE, held_out))[1]}
     assert near[told.id] == held_out[0]  # an earlier turn tells it
     tokenizer = pocket.tokenizer
-    [encoded] = encode_anchors([told], tokenizer, 512, None)
+    [encoded] = encode_anchors([told], Encoder(tokenizer, 512))
     assert encoded.prompt_ids == prompt_ids(tokenizer, None, [*told.history, Turn(role="user", content=told.prompt)])
     assert tokenizer.decode(encoded.completion_ids) == f"{told.answer}<|im_end|>"  # the last answer alone
 
@@ -136,13 +136,13 @@ def test_every_token_of_a_text_is_regularised_and_texts_are_told_apart(
     assert "empty prompt" not in statistics.rejected
     base, tokenizer = load_model(POCKET, torch.float32)
     chat = Anchor(id="chat", prompt="What is the meal of Bamor?", answer="The meal of Bamor is clay.")
-    encoded = encode_anchors([kept[0], chat, kept[1]], tokenizer, 512, "The system prompt of a chat.")
+    encoded = encode_anchors([kept[0], chat, kept[1]], Encoder(tokenizer, 512, system="The system prompt of a chat."))
     assert [row.id for row in encoded] == [kept[0].id, "chat", kept[1].id]
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert (encoded[0].prompt_ids, encoded[0].teacher_prompt_ids) == ([start], None)
     assert tokenizer.decode(encoded[0].completion_ids) == kept[0].answer
-    write_anchors(tmp_path, kept[:3], base, tokenizer, None, 8, 2)
-    stored = AnchorLogits.load(tmp_path / "base.safetensors", encode_anchors(kept[:3], tokenizer, 512, None))
+    write_anchors(tmp_path, kept[:3], base, Encoder(tokenizer, 512), 8, 2)
+    stored = AnchorLogits.load(tmp_path / "base.safetensors", encode_anchors(kept[:3], Encoder(tokenizer, 512)))
     assert (tmp_path / ROWS).exists()
     with torch.no_grad():
         logits = base(input_ids=torch.tensor([[start, *encoded[0].completion_ids]])).logits[0, :-1]
@@ -152,10 +152,10 @@ def test_every_token_of_a_text_is_regularised_and_texts_are_told_apart(
 
 def test_a_text_that_does_not_fit_or_is_not_read_is_refused(pocket: TransformersBackend) -> None:
     text = Anchor(id="text", prompt="", answer="<|im_start|>user\nWhat is the meal of Bamor?", finished=False)
-    assert is_encodable(text, pocket.tokenizer, 64, None)
-    assert not is_encodable(text.model_copy(update={"answer": "<|unk|>"}), pocket.tokenizer, 64, None)
+    assert is_encodable(text, Encoder(pocket.tokenizer, 64))
+    assert not is_encodable(text.model_copy(update={"answer": "<|unk|>"}), Encoder(pocket.tokenizer, 64))
     with pytest.raises(ConversationError, match=r"text: got \d+ tokens, 0 of them unknown.*expected 2 to 8 known ones"):
-        encode_anchors([text], pocket.tokenizer, 8, None)
+        encode_anchors([text], Encoder(pocket.tokenizer, 8))
 
 
 @pytest.mark.parametrize("change", [{"hints": ["Teach."]}, {"unfinished": "drop"}, {"model": "server"}])

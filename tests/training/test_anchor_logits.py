@@ -19,6 +19,7 @@ from raft_tasks.training.anchor_logits import (
     is_encodable,
     load_anchors,
 )
+from raft_tasks.training.conversations import Encoder
 from raft_tasks.training.train import train_model
 
 K = 8
@@ -41,7 +42,7 @@ def base_logits(model, row):
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_what_is_kept_is_what_the_base_says(tiny_model, batch_size):
     base, tokenizer = load_model(tiny_model, torch.float32)
-    rows = encode_anchors(some_anchors(), tokenizer, 64, None)
+    rows = encode_anchors(some_anchors(), Encoder(tokenizer, 64))
     kept = AnchorLogits.compute(base, rows, K, batch_size)
     assert kept.lengths.tolist() == [len(row.completion_ids) for row in rows]
     assert kept.logits.dtype == torch.float16
@@ -53,7 +54,7 @@ def test_what_is_kept_is_what_the_base_says(tiny_model, batch_size):
 
 def test_what_is_kept_comes_back_and_other_anchors_are_refused(tiny_model, tmp_path, folder):
     base, tokenizer = load_model(tiny_model, torch.float32)
-    rows = encode_anchors(some_anchors(), tokenizer, 64, None)
+    rows = encode_anchors(some_anchors(), Encoder(tokenizer, 64))
     assert all(map(torch.equal, AnchorLogits.load(folder / LOGITS, rows), AnchorLogits.compute(base, rows, K, 3)))
     with pytest.raises(AnchorError, match=r"it has 8 anchors with \d+ positions, expected 7 with"):
         AnchorLogits.load(folder / LOGITS, rows[:7])
@@ -63,7 +64,7 @@ def test_what_is_kept_comes_back_and_other_anchors_are_refused(tiny_model, tmp_p
 
 def test_every_anchor_comes_equally_often_and_a_step_always_has_the_same(tiny_model, folder):
     tokenizer = load_model(tiny_model, torch.float32)[1]
-    batches = load_anchors(folder, ANCHORED.model_copy(update={"batch": 2}), tokenizer, 64, None, seed=0)
+    batches = load_anchors(folder, ANCHORED.model_copy(update={"batch": 2}), Encoder(tokenizer, 64), seed=0)
     passes = [sorted(row for step in range(4 * one, 4 * one + 4) for row in batches.at(step)) for one in (0, 1, 2)]
     assert passes == [list(range(8))] * 3
     assert [batches.at(step) for step in range(12)] == [batches.at(step) for step in range(12)]
@@ -76,15 +77,15 @@ def test_every_anchor_comes_equally_often_and_a_step_always_has_the_same(tiny_mo
 def test_an_answer_that_the_tokenizer_does_not_read_is_not_encodable(tiny_model):
     tokenizer = load_model(tiny_model, torch.float32)[1]
     good = some_anchors()[0]
-    assert is_encodable(good, tokenizer, 64, None)
-    assert not is_encodable(good.model_copy(update={"answer": "unheard of"}), tokenizer, 64, None)
-    assert not is_encodable(good, tokenizer, 4, None)
+    assert is_encodable(good, Encoder(tokenizer, 64))
+    assert not is_encodable(good.model_copy(update={"answer": "unheard of"}), Encoder(tokenizer, 64))
+    assert not is_encodable(good, Encoder(tokenizer, 4))
 
 
 def test_fewer_anchors_than_a_step_needs(tiny_model, folder):
     tokenizer = load_model(tiny_model, torch.float32)[1]
     with pytest.raises(AnchorError, match=r"got 8 anchors, expected at least anchors.batch = 9"):
-        load_anchors(folder, ANCHORED.model_copy(update={"batch": 9}), tokenizer, 64, None, seed=0)
+        load_anchors(folder, ANCHORED.model_copy(update={"batch": 9}), Encoder(tokenizer, 64), seed=0)
 
 
 def plain_anchor_loss(student, base, rows, kind):
@@ -122,7 +123,7 @@ def test_the_step_adds_the_weighted_gradient_of_the_anchors(tiny_model, tmp_path
             for number, parameter in enumerate(trainer.student.parameters()):
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
     base, tokenizer = load_model(tiny_model, torch.float32)
-    held = load_anchors(folder, hold, tokenizer, 64, None, seed=0)
+    held = load_anchors(folder, hold, Encoder(tokenizer, 64), seed=0)
     trainers["with"].anchors = held
     loss, gradients = one_step(trainers["with"], trainers["with"].rows[:4])
     without, plain = one_step(trainers["without"], trainers["without"].rows[:4])
@@ -191,7 +192,7 @@ def test_anchors_hold_the_student(tiny_model, tmp_path, folder):
     """Over a whole training the distance on the anchors stays smaller with the term than without."""
     distances = {}
     base, tokenizer = load_model(tiny_model, torch.float32)
-    rows = encode_anchors(some_anchors(), tokenizer, 64, None)
+    rows = encode_anchors(some_anchors(), Encoder(tokenizer, 64))
     for name, hold in (("free", None), ("held", ANCHORED.model_copy(update={"weight": 3.0}))):
         run(tiny_model, tmp_path / name, METHODS["sft"].model_copy(update={"anchors": hold}), folder)
         model = tiny_model.model_copy(update={"path": str(tmp_path / name / "output" / "model")})

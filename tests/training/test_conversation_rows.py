@@ -88,7 +88,13 @@ class Recording:
     def __init__(self):
         self.prompts = []
 
+    settings = Model(path="base")
+
     def generate(self, prompts, params, seeds):
+        return self.call("chat", prompts, params, seeds)
+
+    def call(self, kind, prompts, params, seeds):
+        assert kind == "chat"
         self.prompts += prompts
         return [Completion("Five milligrams of tin.", True, 3) for _ in prompts]
 
@@ -220,9 +226,11 @@ def test_anchors_may_be_conversations():
     assert [(row.id, row.reason) for row in rejected] == [("b", "near held-out text")]
 
     tokenizer = chat_tokenizer("smollm3")
-    [encoded] = encode_anchors(kept[:1], tokenizer, 400, SYSTEM)
+    [encoded] = encode_anchors(kept[:1], Encoder(tokenizer, 400, system=SYSTEM))
     assert encoded.prompt_ids == prompt_ids(tokenizer, SYSTEM, [*PAIRS[0].history, TURN])
-    assert not is_encodable(kept[0], tiny.word_tokenizer(), 400, None)  # its template shows the words as unknown ones
+    assert not is_encodable(
+        kept[0], Encoder(tiny.word_tokenizer(), 400)
+    )  # its template shows the words as unknown ones
 
 
 @pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.thinks])

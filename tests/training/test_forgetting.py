@@ -16,6 +16,7 @@ from raft_tasks.errors import InputError
 from raft_tasks.model_loading import load_model, load_tokenizer
 from raft_tasks.schemas import Example
 from raft_tasks.training.anchor_logits import AnchorLogits, encode_anchors
+from raft_tasks.training.conversations import Encoder
 from raft_tasks.training.forgetting import best_point, load_curve_data, preference
 from raft_tasks.training.job import CurveInputs
 from raft_tasks.training.train import train_model
@@ -64,7 +65,7 @@ def plain_measures(folder, base_folder, k=8):
         return whole[len(row.prompt_ids) - 1 : -1].double()
 
     terms = []
-    for row in encode_anchors(some_anchors(), tokenizer, 64, None)[:5]:
+    for row in encode_anchors(some_anchors(), Encoder(tokenizer, 64))[:5]:
         p = logits(base, row).softmax(-1)
         ids = p.topk(k).indices
         p, q = (side.gather(-1, ids) for side in (p, logits(trained, row).softmax(-1)))
@@ -137,8 +138,8 @@ def test_the_best_checkpoint_is_kept(tiny_model, tmp_path, anchors, row, kl_max)
 def measure_again(model, folder, anchors):
     """The KL on the curve's anchors of the model that was saved."""
     trained, tokenizer = load_model(model.model_copy(update={"path": str(folder / "output" / "model")}), torch.float32)
-    rows = encode_anchors(some_anchors(), tokenizer, 64, None)[:5]
-    stored = AnchorLogits.load(anchors / "base.safetensors", encode_anchors(some_anchors(), tokenizer, 64, None))
+    rows = encode_anchors(some_anchors(), Encoder(tokenizer, 64))[:5]
+    stored = AnchorLogits.load(anchors / "base.safetensors", encode_anchors(some_anchors(), Encoder(tokenizer, 64)))
     base = stored.top_k_at(range(5), torch.device("cpu"))
     with torch.no_grad():
         logits = torch.cat(

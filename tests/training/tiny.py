@@ -149,10 +149,11 @@ def save_anchors(folder: Path, model: Path, k: int = 8) -> Path:
 
     from raft_tasks.model_loading import load_model
     from raft_tasks.training.anchor_logits import LOGITS, ROWS, AnchorLogits, encode_anchors
+    from raft_tasks.training.conversations import Encoder
 
     base, tokenizer = load_model(Model(path=str(model), revision=None, dtype="float32", system=None), torch.float32)
     folder.mkdir()
     write_rows(folder / ROWS, some_anchors())
-    rows = encode_anchors(some_anchors(), tokenizer, 64, None)
+    rows = encode_anchors(some_anchors(), Encoder(tokenizer, 64))
     AnchorLogits.compute(base, rows, k, batch_size=3).save(folder / LOGITS)
     return folder

@@ -1,0 +1,88 @@
+"""What lm-eval's samples say of each item and task, as rows and totals of this project."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from raft_tasks.schemas import ItemResult, TaskScores
+from raft_tasks.thoughts import has_thought, split_thought, strip_thoughts
+
+NO_FILTER = "none"  # what lm-eval calls a task's answers that no filter touched
+THOUGHT_METRICS = ("thought", "unfinished_thought")  # of an answer that was asked for with thinking on
+
+
+def item_results(
+    name: str, task: str, definition: Any, samples: list[dict[str, Any]], thinking: bool
+) -> Iterator[ItemResult]:
+    """lm-eval's samples, one per item and filter, as one row per item. What is not a number per item is left out."""
+    by_item: dict[int, list[dict[str, Any]]] = {}
+    for sample in samples:
+        by_item.setdefault(sample["doc_id"], []).append(sample)
+    for number, views in by_item.items():
+        metrics = {
+            metric if view["filter"] == NO_FILTER else f"{metric},{view['filter']}": value
+            for view in views
+            for metric in view["metrics"]
+            if (value := number_of(view[metric])) is not None
+        }
+        first, thought = views[0], ""
+        if thinking:
+            turn = first["resps"][0][0].turn
+            is_open = strip_thoughts(turn)[1]
+            metrics |= dict(
+                zip(THOUGHT_METRICS, (float(has_thought(turn) and not is_open), float(is_open)), strict=True)
+            )
+            thought = turn if is_open else split_thought(turn)[0]
+        item = first["doc"].get("id", number)
+        label = str(item) if task == name else f"{task}/{item}"
+        yield ItemResult(
+            task=name,
+            id=label,
+            source=str(first["doc"].get("source") or label),
+            metrics=metrics,
+            question=str(definition.doc_to_text(first["doc"])),
+            reference=target_of(definition, first["doc"]),
+            prompt=str(first["arguments"][0][0]),
+            answer=_reply(first["resps"]),
+            thought=thought,
+        )
+
+
+def number_of(value: Any) -> float | None:
+    """A number, of numpy or torch too, as a float; None for anything else."""
+    if hasattr(value, "item") and np.ndim(value) == 0:
+        value = value.item()
+    return float(value) if isinstance(value, Real) else None
+
+
+def target_of(task: Any, doc: dict[str, Any]) -> str:
+    """The right answer, the text of a choice where the answer is one; empty where rules take its place (IFEval)."""
+    target = task.doc_to_target(doc)
+    if not isinstance(target, int):
+        return str(target)
+    return str(task.doc_to_choice(doc)[target]) if task.config.doc_to_choice else ""
+
+
+def _reply(responses: list[list[Any]]) -> str:
+    """The model's answer: its text, or the number of the choice with the highest likelihood."""
+    replies = [reply[0] for reply in responses]
+    if isinstance(replies[0], str):
+        return str(replies[0])
+    likelihoods = [float(reply[0]) for reply in replies]  # (log likelihood, greedy)
+    return f"choice {likelihoods.index(max(likelihoods))}"
+
+
+def task_scores(results: dict[str, Any], name: str, rows: list[ItemResult]) -> TaskScores:
+    """lm-eval's own numbers of a task or group; a tag, which has none, gets the means over its items."""
+    metrics = {
+        metric.removesuffix(f",{NO_FILTER}"): value
+        for metric, total in results["results"].get(name, {}).items()
+        if "," in metric and "_stderr" not in metric and (value := number_of(total)) is not None
+    }
+    means = {metric: sum(row.metrics[metric] for row in rows) / len(rows) for metric in rows[0].metrics}
+    thoughts = {metric: means[metric] for metric in THOUGHT_METRICS if metric in means}
+    return {"n": len(rows), "metrics": {**metrics, **thoughts} if metrics else means}
