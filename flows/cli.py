@@ -215,6 +215,18 @@ def export(
 
 
 @app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="releases/DOMAIN, or a copy of it.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="On the hub; made where it is missing.")],
+    public: Annotated[bool, typer.Option("--public", help="For everybody; otherwise private.")] = False,
+) -> None:
+    """Upload a released folder to the hub, if it is what passed the gate."""
+    from flows.push import push as upload
+
+    typer.echo(upload(folder, repository, public))
+
+
+@app.command()
 def retrain(force: Annotated[bool, typer.Option("--force", help="Also without new data.")] = False) -> None:
     """Fetch new data, run the pipeline, promote what passes the gate."""
     from flows.retrain import run_retrain
