@@ -30,9 +30,8 @@ def push(folder: Path, repository: str, public: bool) -> str:
                 f"{repository} is public on {hub.endpoint}; expected a private repository. Nothing was pushed: say "
                 "--public, or make it private"
             )
-        message = f"{verdict.candidate}: {verdict.reason}"
         commit = hub.upload_folder(
-            folder_path=folder, repo_id=repository, commit_message=message[:200], delete_patterns="*"
+            folder_path=folder, repo_id=repository, commit_message=verdict.reason[:200], delete_patterns="*"
         )
     except OperationalError:  # a RuntimeError, too
         raise

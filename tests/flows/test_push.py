@@ -14,6 +14,7 @@ from raft_tasks.evaluation.gate import Measured
 from raft_tasks.schemas import ItemResult
 
 NAME = "team/raft-law"
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<:DeprecationWarning")  # huggingface_hub's own, in uploads
 
 
 @pytest.fixture
@@ -69,9 +70,8 @@ def test_a_release_arrives_whole_and_private_and_the_next_one_replaces_it(hub, r
     repository = hub.repositories[NAME]
     assert repository["private"]
     assert repository["files"] == files_of(released)
-    assert repository["messages"] == [
-        "raft-0: raft-0 passes every rule against the base, as no model is in production yet."
-    ]
+    (message,) = repository["messages"]
+    assert message.startswith("raft-0 passes every rule against the base")
     (released / "generation_config.json").unlink()
     (released / "README.md").write_text("# Another card\n")
     judge(released, 46)
