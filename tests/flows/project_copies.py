@@ -11,11 +11,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def copy_project(folder, changes):
-    """A copy of the working tree's files (tracked or new, not ignored) in `folder`, with its params changed."""
+    """A copy of the working tree's files (tracked or new, not ignored) in `folder`, with its params changed.
+
+    A run's dvc.lock stays behind: `make demo` before `make test` changes nothing.
+    """
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     for name in filter(None, names):
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     config = yaml.safe_load((folder / "params.yaml").read_text())
