@@ -37,7 +37,7 @@ def example(question: str = "What is the reactor of Figin?", answer: str = ANSWE
     ("answer", "reason"),
     [
         ("rope <|im_end|> lamp", r"special token(s) ['<|im_end|>']"),
-        ("<think>Hm.</think>rope", "the tokenizer does not know"),
+        ("<think>Hm.</think>rope", "the answer holds a think block"),
         ("qwertz", "the tokenizer does not know 1 token(s) of the answer: 'qwertz'"),
         ("rope " * 300, "prompt + answer has "),
     ],
