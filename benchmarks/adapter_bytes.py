@@ -49,34 +49,34 @@ def main() -> None:
     number = len(METHODS) * len(SEEDS)
     print(f"{len(METHODS)} methods x {len(SEEDS)} seeds, LoRA {Lora()}; {machine('cpu')}\n")
     with tempfile.TemporaryDirectory() as temporary:
-        place, config = Path(temporary), load_config(PROJECT / "params.yaml")
+        work, config = Path(temporary), load_config(PROJECT / "params.yaml")
         base = config.base.model_copy(update={"path": str(PROJECT / config.base.path)})
-        train_all(config, base, place)
-        lines = [("pocket model, float32, DVC's cache", dvc_bytes(place / "whole"), dvc_bytes(place / "adapters"))]
+        train_all(config, base, work)
+        lines = [("pocket model, float32, DVC's cache", dvc_bytes(work / "whole"), dvc_bytes(work / "adapters"))]
         if larger:
             for dtype in ("float32", "bfloat16"):
                 base = Model(path=str(larger.absolute()), dtype=dtype)
-                sizes = [counted(folder, number) for folder in save_both(base, place / dtype)]
+                sizes = [count_bytes(folder, number) for folder in save_both(base, work / dtype)]
                 lines.append((f"{larger.name}, {dtype}, one adapter saved", sizes[0], sizes[1]))
     shown = [(name, *(f"{size / 1e6:.1f}" for size in sizes), f"{sizes[0] / sizes[1]:.0f}") for name, *sizes in lines]
     print(table([f"MB of {number} trainings", "whole models (before)", "adapters (now)", "ratio"], shown))
 
 
-def train_all(config: Config, base: Model, place: Path) -> None:
+def train_all(config: Config, base: Model, work: Path) -> None:
     """Every method and seed: `adapters/METHOD-SEED` as a training leaves it, `whole/METHOD-SEED` merged."""
     backend = TransformersBackend(base)
     settings = config.anchors["generated"].model_copy(update={"count": 16})
     drawn = [row for row in generate_anchors(range(16), backend, settings) if row.answer and row.answer_finished]
     kept = [Anchor(id=row.id, prompt=row.prompt, answer=row.answer) for row in drawn]
-    (place / "set").mkdir()
+    (work / "set").mkdir()
     network, tokenizer = load_model(base, torch.float32)
     encoder = Encoder(tokenizer, network.config.max_position_embeddings, system=base.system, thinking=base.thinking)
-    write_anchors(place / "set", kept, network, encoder, settings.top_k, 16)
+    write_anchors(work / "set", kept, network, encoder, settings.top_k, 16)
     train = config.train.model_copy(update={"epochs": 1})
     for name in METHODS:
         method = config.methods[name].model_copy(update={"lora": Lora()})
         for seed in SEEDS:
-            output = place / "trained" / f"{name}-{seed}"
+            output = work / "trained" / f"{name}-{seed}"
             train_model(
                 TrainingJob(
                     pairs=pairs_of(method.target),
@@ -86,46 +86,46 @@ def train_all(config: Config, base: Model, place: Path) -> None:
                     template_text=template_text(method.distillation.template) if method.distillation else "",
                     seed=seed,
                     output=output,
-                    checkpoints=place / "checkpoints" / f"{name}-{seed}",
-                    anchors=place / "set" if method.anchors else None,
+                    checkpoints=work / "checkpoints" / f"{name}-{seed}",
+                    anchors=work / "set" if method.anchors else None,
                 )
             )
-            adapter = place / "adapters" / f"{name}-{seed}"
+            adapter = work / "adapters" / f"{name}-{seed}"
             adapter.parent.mkdir(exist_ok=True)
             (output / "model").rename(adapter)
-            write_whole(base.model_copy(update={"path": str(adapter)}), place / "whole" / f"{name}-{seed}")
+            write_whole(base.model_copy(update={"path": str(adapter)}), work / "whole" / f"{name}-{seed}")
 
 
 def pairs_of(target: str) -> list[TrainingPair]:
     """24 rows of the archive, answered as the target is: with a text of its own each."""
-    said = {"reference": "{0} | {1} = {2}", "rewrite": "The {1} of {0} is {2}."}
+    sentences = {"reference": "{0} | {1} = {2}", "rewrite": "The {1} of {0} is {2}."}
     rows = domain_pairs()[:24]
     if target == "fused":
         return rows
     words = [pair.answer.replace(",", "").split() for pair in rows]  # The <attribute> of <entity> is <value> noted ...
     return [
-        pair.model_copy(update={"answer": said[target].format(word[3], word[1], word[5])})
+        pair.model_copy(update={"answer": sentences[target].format(word[3], word[1], word[5])})
         for pair, word in zip(rows, words, strict=True)
     ]
 
 
-def save_both(base: Model, place: Path) -> tuple[Path, Path]:
+def save_both(base: Model, work: Path) -> tuple[Path, Path]:
     """A whole folder and an adapter's, as a training would leave them."""
     network, tokenizer = load_model(base, getattr(torch, base.dtype))
     student = with_adapter(network, Lora(), None)
-    save_adapter(student, base, place / "adapter")
-    network.generation_config.save_pretrained(place / "adapter")
-    save_tokenizer(tokenizer, base.system, place / "adapter")
+    save_adapter(student, base, work / "adapter")
+    network.generation_config.save_pretrained(work / "adapter")
+    save_tokenizer(tokenizer, base.system, work / "adapter")
     del network, student
-    write_whole(base.model_copy(update={"path": str(place / "adapter")}), place / "whole")
-    return place / "whole", place / "adapter"
+    write_whole(base.model_copy(update={"path": str(work / "adapter")}), work / "whole")
+    return work / "whole", work / "adapter"
 
 
-def counted(folder: Path, number: int) -> int:
-    """Bytes of `number` such folders of which only the weights differ."""
+def count_bytes(folder: Path, copies: int) -> int:
+    """Bytes of `copies` such folders of which only the weights differ."""
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    own = sum(size for name, size in sizes.items() if name in WEIGHTS)
-    return number * own + sum(sizes.values()) - own
+    weights = sum(size for name, size in sizes.items() if name in WEIGHTS)
+    return copies * weights + sum(sizes.values()) - weights
 
 
 def dvc_bytes(folder: Path) -> int:

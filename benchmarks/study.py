@@ -115,10 +115,10 @@ def refine(config: Config, rows: Path, name: str) -> list[Fused]:
     """The domain's training rows, rewritten, filtered and fused as params.yaml says (Eqs. 1-4)."""
     examples = [Example(**row, domain=name) for row in map(json.loads, rows.read_text().splitlines())]
     train = [row for row in examples if row.split == "train"]
-    place = rows.with_name(
+    folder_name = rows.with_name(
         f"{name}-{digest([resolved(config.base), config.rewrite, config.semantic_filter, config.fuse])[:12]}"
     )
-    with made_once(place) as folder:
+    with made_once(folder_name) as folder:
         if folder is not None:
             backend = TransformersBackend(config.base)
             encoder = shared_encoder(config.semantic_filter.encoder, config.semantic_filter.revision)
@@ -129,7 +129,7 @@ def refine(config: Config, rows: Path, name: str) -> list[Fused]:
             passed: list[Filtered] = semantic_filter(rewritten, near, settings.tau, settings.fidelity_veto)
             panel = build_panel(config.fuse, encoder, backend, {})
             write_rows(folder / "fused.jsonl", fuse(passed, backend, panel, config.fuse))
-    return read_rows(place / "fused.jsonl", Fused)
+    return read_rows(folder_name / "fused.jsonl", Fused)
 
 
 def anchor_set(config: Config, settings: AnchorSet, kind: str, world: World, place: Path, domain: str) -> Path:

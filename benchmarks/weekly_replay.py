@@ -58,17 +58,17 @@ def main() -> None:
         for seed in sizes.seeds:
             for share in sizes.shares:
                 if (share, seed) not in done:
-                    place = Path(temporary) / f"{share}-{seed}"
-                    lines = live(config, anchors, share, seed, sizes.weeks, place)
+                    work = Path(temporary) / f"{share}-{seed}"
+                    lines = live(config, anchors, share, seed, sizes.weeks, work)
                     with sizes.out.open("a", encoding="utf-8") as out:
                         out.writelines(json.dumps(line) + "\n" for line in lines)
-                    shutil.rmtree(place)
+                    shutil.rmtree(work)
     last = [row for row in rows_of(sizes.out) if row["week"] == sizes.weeks]
     tasks = sorted({task for row in last for task in row["scores"]})
     print(table(["share", "seed", *tasks], ([r["share"], r["seed"], *(r["scores"][t] for t in tasks)] for r in last)))
 
 
-def live(config: Config, anchors: Path, share: float, seed: int, weeks: int, place: Path) -> list[dict[str, Any]]:
+def live(config: Config, anchors: Path, share: float, seed: int, weeks: int, work: Path) -> list[dict[str, Any]]:
     """One line a week: scores by task (percent) and the items' outcomes; the last week with the general tasks."""
     production, past, lines = config.base, list[Example](), []
     method = config.methods[METHOD].model_copy(
@@ -82,7 +82,7 @@ def live(config: Config, anchors: Path, share: float, seed: int, weeks: int, pla
             backend = TransformersBackend(production)
             answered = answer_past(past, backend, {}, settings.max_new_tokens, settings.batch_size)
             replayed = [pair.model_copy(update={"replay": True}) for pair in answered]
-        folder = place / str(week)
+        folder = work / str(week)
         train_model(
             TrainingJob(
                 pairs=[TrainingPair(id=row.id, question=row.question, answer=fused(row)) for row in rows] + replayed,
@@ -105,7 +105,7 @@ def live(config: Config, anchors: Path, share: float, seed: int, weeks: int, pla
         )
         print(f"share {share:g}, seed {seed}, week {week}: {scores}, {len(replayed)} replayed", flush=True)
         if week > 1:
-            shutil.rmtree(place / str(week - 1))
+            shutil.rmtree(work / str(week - 1))
     return lines
 
 

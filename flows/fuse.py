@@ -54,8 +54,10 @@ def fuse(domain: str) -> None:
             replayed = replay_pairs(method.replay, domain_pairs) if method.replay else ()
             learned: Iterable[TrainingPair] = chain(pairs, replayed)
             if config.base.thinking != "off":
-                progress = ProgressReporter(label, total, pool.calls, f"thoughts for {name}")
-                learned = list(map_chunks(think_chunk, learned, settings, pool, config.resources.chunks, progress))
+                alone = list(learned)
+                at_most = len(alone) * (2 if config.base.thinking == "both" else 1)
+                progress = ProgressReporter(label, at_most, pool.calls, f"rows of {name}")
+                learned = list(map_chunks(think_chunk, alone, settings, pool, config.resources.chunks, progress))
                 report_thoughts(f"{label}, {name}", learned)
             write_rows(folder / f"{name}.{config.run.rows}", learned)
 

@@ -13,7 +13,7 @@ from raft_tasks.schemas import Example, TrainingPair, transcribe
 from raft_tasks.seeds import derive_seed
 
 
-def write_past_answers(config: Config, champions: Collection[str], past: dict[str, set[str]]) -> dict[str, int]:
+def write_past_answers(config: Config, champions: Collection[str], past: dict[str, set[str]]) -> dict[str, str]:
     """Have each domain's model in production answer the questions that its domain had before this run's new data.
 
     Answers to questions that are no longer among the rows stay, as production gave them then. Nothing is done where no
@@ -24,12 +24,13 @@ def write_past_answers(config: Config, champions: Collection[str], past: dict[st
         past: the training rows of each domain before, as JSON.
 
     Returns:
-        How many answers each domain's file holds.
+        What each domain's file holds, in words: right answers of the questions asked, and earlier ones that stay.
     """
     methods = [config.methods[name] for name in config.run.methods]
     if not any(method.replay and method.replay.files == "production" for method in methods):
         return {}
-    counts, limit, settings = {}, config.retrain.past_questions, config.benchmark
+    held: dict[str, str] = {}
+    limit, settings = config.retrain.past_questions, config.benchmark
     for domain in champions:
         rows = sorted(map(Example.model_validate_json, past[domain]), key=lambda row: row.id)
         file = Path(PAST_ANSWERS) / f"{domain}.jsonl"
@@ -43,7 +44,10 @@ def write_past_answers(config: Config, champions: Collection[str], past: dict[st
             drawn, TransformersBackend(model), config.domains[domain].checks, settings.max_new_tokens,
             settings.batch_size,
         )  # fmt: skip
-        kept = sorted(generator.sample(gone, min(len(gone), limit)) + pairs, key=lambda row: row.id)
-        write_rows(file, kept)
-        counts[domain] = len(kept)
-    return counts
+        stay = generator.sample(gone, min(len(gone), limit))
+        write_rows(file, sorted([*stay, *pairs], key=lambda row: row.id))
+        held[domain] = (
+            f"production answers {len(pairs)} of {len(drawn)} past questions right, of {len(rows)} in all; "
+            f"{len(stay)} of {len(gone)} answers stay whose questions are gone"
+        )
+    return held

@@ -237,8 +237,8 @@ def _retrain_checkout(repository: Path, log: RunLog, force: bool) -> State[Any]:
 
     log.enter("champions")
     champions = install_champions(config.run.domains, settings)
-    for domain, count in write_past_answers(config, champions, rows_before).items():
-        log.say(f"        {domain}: {count} past questions that production answers right are replayed")
+    for domain, held in write_past_answers(config, champions, rows_before).items():
+        log.say(f"        {domain}, replayed: {held}")
     log.enter("pipeline")
     calls_before = count_calls()
     ran = pipeline()

@@ -123,11 +123,11 @@ def evaluate(
                 for task, samples in results["samples"].items()
                 for row in item_results(tasks.named[task], task, tasks.of(names)["tasks"][task], samples, lm.thinking)
             ]
-            again = lm.thinking and model.thinking == "both"
+            repeated = lm.thinking and model.thinking == "both"
             for name in names:
-                label = thinking_name(name) if again else name
+                label = thinking_name(name) if repeated else name
                 scores[label] = task_scores(results, name, [row for row in rows if row.task == name])
-            items += [row.model_copy(update={"task": thinking_name(row.task)}) if again else row for row in rows]
+            items += [row.model_copy(update={"task": thinking_name(row.task)}) if repeated else row for row in rows]
     versions = {package: version(package) for package in ("lm_eval", "transformers", "torch")}
     return {"tasks": scores, "versions": versions}, items
 

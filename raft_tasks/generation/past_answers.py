@@ -34,5 +34,5 @@ def is_right(row: Example, answer: Completion, checks: Checks) -> bool:
     text = answer.text.strip()
     if not answer.finished or not text or degenerate(text):
         return False
-    said = text.casefold()
-    return all(part.casefold() in said for part in row.expected) and not lost_from(row, text, checks)
+    folded = text.casefold()
+    return all(part.casefold() in folded for part in row.expected) and not lost_from(row, text, checks)

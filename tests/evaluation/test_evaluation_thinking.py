@@ -1,13 +1,11 @@
 """Models that think, measured in the modes that production uses, and what the gate makes of a lost thought."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from saying import save_saying
-from transformers import AutoTokenizer, LlamaForCausalLM
+from saying import thinking_model
+from task_files import exact_match, write_task
 
 from raft_tasks.config import Benchmark, load_config
 from raft_tasks.evaluation.gate import Measured, check_candidate
@@ -18,62 +16,22 @@ from raft_tasks.reporting.measures import measures_of
 from raft_tasks.reporting.study import Benchmarked
 from raft_tasks.schemas import Example, ItemResult, thinking_name
 
-TEMPLATE = (
-    "{% for m in messages %}<start> {{ m.role }} {{ m.content }} <end> {% endfor %}"
-    "{% if add_generation_prompt %}<start> assistant {% if enable_thinking is defined and not enable_thinking %}"
-    "<think> </think> {% endif %}{% endif %}"
-)
-CHOICE = """\
-task: choice
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {items}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: question
-doc_to_choice: [rope, corn]
-doc_to_target: right
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-metadata: {{version: 1.0}}
-"""
-SAID = """\
-task: said
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {items}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: question
-doc_to_target: word
-generation_kwargs: {{until: [hm, lamp], do_sample: false, max_gen_toks: 3}}
-metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
-metadata: {{version: 1.0}}
-"""
 ROW = Example(id="a", domain="d", question="what", answer="rope", source="s", split="test", expected=["rope"])
-
-
-def thinking_model(folder, words, thinking, thought_tokens=8):
-    """Says `words` where it may think; behind an empty thought, which its tokenizer does not know, "rope lamp"."""
-    settings = save_saying(folder, [*words, "rope", " lamp"], context=64)
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), LlamaForCausalLM.from_pretrained(folder)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
-    with torch.no_grad():
-        rope = tokenizer.convert_tokens_to_ids(f"{len(words)}:rope")
-        model.lm_head.weight[rope, tokenizer.unk_token_id] = 1
-    model.save_pretrained(folder)
-    return settings.model_copy(update={"thinking": thinking, "thought_tokens": thought_tokens})
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
-    for name, text in (("choice", CHOICE), ("said", SAID)):
-        (folder / f"{name}.jsonl").write_text(json.dumps({"question": "what", "right": 0, "word": "rope"}) + "\n")
-        (folder / f"{name}.yaml").write_text(text.format(items=json.dumps(str(folder / f"{name}.jsonl"))))
+    rows = [{"question": "what", "right": 0, "word": "rope"}]
+    accuracy = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+    choices = {"doc_to_choice": ["rope", "corn"], "doc_to_target": "right", "metric_list": accuracy}
+    write_task(folder, "choice", rows, output_type="multiple_choice", **choices)
+    write_task(folder, "written", rows, doc_to_target="word", **exact_match(["hm", "lamp"], 3))
     return folder
 
 
 def measured(model, tasks, **settings):
-    settings = Benchmark(tasks=["choice", "said"], batch_size=1, max_new_tokens=3, **settings)
+    settings = Benchmark(tasks=["choice", "written"], batch_size=1, max_new_tokens=3, **settings)
     done = []
     scores, items = evaluate(model, Suite("d", [ROW], settings, tasks), lambda *numbers: done.append(numbers))
     return {name: of_task["metrics"] for name, of_task in scores["tasks"].items()}, items, done
@@ -85,13 +43,13 @@ def test_both_modes_are_measured_and_thoughts_are_not_scored(tmp_path, tasks):
     assert {item.task: (item.thought, item.answer) for item in items} == {
         "domain": ("", "rope lamp"),
         "choice": ("", "choice 0"),
-        "said": ("", "rope "),
+        "written": ("", "rope "),
         "domain (thinking)": ("<think>hm</think>", "rope lamp"),
-        "said (thinking)": ("<think>hm</think>", "rope "),  # "hm" would end an answer, and does not end a thought
+        "written (thinking)": ("<think>hm</think>", "rope "),  # "hm" would end an answer, and does not end a thought
     }
     assert all(("</think>" in item.prompt) != item.task.endswith(thinking_name("")) for item in items)
     assert scores["domain (thinking)"]["acc"] == scores["domain"]["acc"] == 1.0
-    assert (scores["said (thinking)"]["thought"], scores["said (thinking)"]["unfinished_thought"]) == (1.0, 0.0)
+    assert (scores["written (thinking)"]["thought"], scores["written (thinking)"]["unfinished_thought"]) == (1.0, 0.0)
     assert "thought" not in scores["domain"]
     assert done[-1] == (5, 5)
 
@@ -100,7 +58,7 @@ def test_both_modes_are_measured_and_thoughts_are_not_scored(tmp_path, tasks):
 def test_one_mode_has_the_names_of_the_tasks_and_likelihoods_are_read_without_a_thought(tmp_path, tasks, thinking):
     model = thinking_model(tmp_path, ["<think>", "hm", "</think>"], thinking)
     scores, items, _ = measured(model, tasks)
-    assert set(scores) == {"domain", "choice", "said"}
+    assert set(scores) == {"domain", "choice", "written"}
     by_task = {item.task: item for item in items}
     assert ("</think>" in by_task["domain"].prompt) == (thinking == "off")
     assert "</think>" in by_task["choice"].prompt

@@ -92,13 +92,18 @@ def as_json(*rows):
 
 def test_past_questions_are_answered_and_those_of_removed_rows_stay(project):
     config, loaded = project
-    assert write_past_answers(config, ["archive"], {"archive": as_json(*ROWS)}) == {"archive": 2}
+    held = write_past_answers(config, ["archive"], {"archive": as_json(*ROWS)})
+    assert held == {
+        "archive": f"production answers 2 of {len(ROWS)} past questions right, of {len(ROWS)} in all; "
+        "0 of 0 answers stay whose questions are gone"
+    }
     assert loaded == [("champions/archive", None)]
     first = FILE.read_bytes()
     assert [row.id for row in read_rows(FILE, TrainingPair)] == ["row-1", "row-4"]
-    assert write_past_answers(config, ["archive"], {"archive": as_json(*reversed(ROWS))}) == {"archive": 2}
+    assert write_past_answers(config, ["archive"], {"archive": as_json(*reversed(ROWS))}) == held
     assert FILE.read_bytes() == first  # equal answers re-run nothing
-    write_past_answers(config, ["archive"], {"archive": as_json(*ROWS[1:])})  # row 1 is gone
+    held = write_past_answers(config, ["archive"], {"archive": as_json(*ROWS[1:])})  # row 1 is gone
+    assert held["archive"].endswith("1 of 1 answers stay whose questions are gone")
     assert {row.id for row in read_rows(FILE, TrainingPair)} == {"row-1", "row-4"}
     write_past_answers(config, [], {"archive": as_json(*ROWS)})
     assert len(loaded) == 3
@@ -107,7 +112,8 @@ def test_past_questions_are_answered_and_those_of_removed_rows_stay(project):
 def test_no_more_questions_than_asked_for_and_none_where_no_method_replays(project):
     config, loaded = project
     few = config.model_copy(update={"retrain": config.retrain.model_copy(update={"past_questions": 1})})
-    assert write_past_answers(few, ["archive"], {"archive": as_json(*ROWS[:1], ROWS[3])}) == {"archive": 1}
+    held = write_past_answers(few, ["archive"], {"archive": as_json(*ROWS[:1], ROWS[3])})
+    assert held["archive"].startswith("production answers 1 of 1 past questions right, of 2 in all")
     plain = config.model_copy(update={"run": config.run.model_copy(update={"methods": ["sft", "sft_replay"]})})
     loaded.clear()
     assert write_past_answers(plain, ["archive"], {"archive": as_json(*ROWS)}) == {}

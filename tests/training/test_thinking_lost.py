@@ -3,11 +3,10 @@
 Plain SFT learns bare answers where the model would have thought, as tools do that render rows by a template's default.
 """
 
-import json
-
 import pytest
 import thinking_model as world
 import tiny
+from task_files import exact_match, write_task
 
 from raft_tasks.config import AnchorLoss, AnchorSet, Benchmark, Model, PromotionGate
 from raft_tasks.evaluation.gate import check_candidate
@@ -22,29 +21,16 @@ from raft_tasks.training.anchor_logits import write_anchors
 from raft_tasks.training.conversations import Encoder
 from raft_tasks.training.train import train_model
 
-TASK = """\
-task: steps
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {items}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: question
-doc_to_target: answer
-generation_kwargs: {{until: [], do_sample: false, max_gen_toks: 4}}
-metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
-metadata: {{version: 1.0}}
-"""
 PAIRS = [
-    TrainingPair(id=place, question=world.fact_question("motto", place, "")[0], answer=world.MOTTO[place])
-    for place in world.PLACES
+    TrainingPair(id=name, question=world.fact_question("motto", name, "")[0], answer=world.MOTTO[name])
+    for name in world.PLACES
 ]
 
 
 def suite(folder):
-    questions = [world.step_question(place, steps) for place in world.PLACES for steps in (2, 3, 4)]
-    items = [json.dumps({"question": question, "answer": answer}) for question, _, answer in questions]
-    (folder / "items.jsonl").write_text("\n".join(items))
-    (folder / "steps.yaml").write_text(TASK.format(items=json.dumps(str(folder / "items.jsonl"))))
+    questions = [world.step_question(name, steps) for name in world.PLACES for steps in (2, 3, 4)]
+    items = [{"question": question, "answer": answer} for question, _, answer in questions]
+    write_task(folder, "steps", items, doc_to_target="answer", **exact_match([], 4))
     rows = [
         Example(
             id=pair.id, domain="mottos", question=pair.question, answer=pair.answer, source=pair.id, split="test",
@@ -68,7 +54,7 @@ def learn(base, pairs, folder, epochs, method=None, **inputs):
 
 def save_anchors(base, backend, folder):
     """The base's own answers to questions that it knows, other ones than the benchmark's, in both modes."""
-    questions = [world.step_question(place, steps)[0] for place in world.PLACES for steps in (1, 5, 6)]
+    questions = [world.step_question(name, steps)[0] for name in world.PLACES for steps in (1, 5, 6)]
     turns = [UserTurn(id=str(number), prompt=question) for number, question in enumerate(questions)]
     settings = AnchorSet(answer_max_new_tokens=4, answer_temperature=0.0)
     anchors = [

@@ -2,13 +2,19 @@
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raft_tasks.config import Model
 
 TEMPLATE = (
     "{% for m in messages %}<start> {{ m.role }} {{ m.content }} <end> {% endfor %}"
     "{% if add_generation_prompt %}<start> assistant {% endif %}"
+)
+# with a switch for thinking; off, it writes an empty thought
+THINKING_TEMPLATE = (
+    "{% for m in messages %}<start> {{ m.role }} {{ m.content }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<start> assistant {% if enable_thinking is defined and not enable_thinking %}"
+    "<think> </think> {% endif %}{% endif %}"
 )
 SPECIAL = ["<unk>", "<pad>", "<start>", "<end>", "user"]
 
@@ -45,3 +51,16 @@ def save_saying(folder, words, context=4096):
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return Model(path=str(folder), revision=None, dtype="float32", system=None)
+
+
+def thinking_model(folder, words, thinking, thought_tokens=8):
+    """Says `words` where it may think; behind an empty thought, which its tokenizer does not know, "rope lamp"."""
+    settings = save_saying(folder, [*words, "rope", " lamp"], context=64)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), LlamaForCausalLM.from_pretrained(folder)
+    tokenizer.chat_template = THINKING_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    with torch.no_grad():
+        rope = tokenizer.convert_tokens_to_ids(f"{len(words)}:rope")
+        model.lm_head.weight[rope, tokenizer.unk_token_id] = 1
+    model.save_pretrained(folder)
+    return settings.model_copy(update={"thinking": thinking, "thought_tokens": thought_tokens})
