@@ -27,6 +27,15 @@ PAIRS = [
 ]
 
 
+COLUMNS = [
+    ("domain", "acc"), ("steps", "exact_match"), ("domain (thinking)", "acc"), ("steps (thinking)", "exact_match"),
+]  # fmt: skip
+
+
+def mean(rows, metric):
+    return sum(row.metrics[metric] for row in rows) / len(rows)
+
+
 def suite(folder):
     questions = [world.step_question(name, steps) for name in world.PLACES for steps in (2, 3, 4)]
     items = [{"question": question, "answer": answer} for question, _, answer in questions]
@@ -94,6 +103,9 @@ def judge(folder, base, models):
         prompts = compare_prompts(model, base) if name != "base" else None
         facts = measure(name, items)
         measured[name] = type(facts)(name, facts.items, 1, 1.0, facts.leaks, prompts)
+        thoughtful = [row for task, rows in facts.items.items() if task.endswith("(thinking)") for row in rows]
+        columns = [*((facts.items[task], metric) for task, metric in COLUMNS), (thoughtful, "thought")]
+        print(name, *(f"{100 * mean(rows, metric):.0f}" for rows, metric in columns))  # the docs' table
     rules = PromotionGate(min_fidelity=None)
     return {
         name: check_candidate(rules, "mottos", measured[name], measured["base"], None, fidelity=None) for name in models
