@@ -45,7 +45,8 @@ def write_past_answers(config: Config, champions: Collection[str], past: dict[st
             settings.batch_size,
         )  # fmt: skip
         stay = generator.sample(gone, min(len(gone), limit))
-        write_rows(file, sorted(stay + pairs, key=lambda row: row.id))
+        kept = sorted(stay + pairs, key=lambda row: row.id)
+        write_rows(file, kept)
         held[domain] = (
             f"production answers {len(pairs)} of {len(drawn)} past questions right, of {len(rows)} in all; "
             f"{len(stay)} of {len(gone)} answers stay whose questions are gone"
