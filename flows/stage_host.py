@@ -305,7 +305,9 @@ def _become(request: dict[str, Any], streams: list[int], connection: socket.sock
         sys.modules["numpy"].random.seed()  # the fork seeds Python's own generator
     if "torch" in sys.modules:
         sys.modules["torch"].default_generator.seed()
-    threads = int(os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0))
+    threads = int(os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or cores)
+    threads = min(threads, cores)  # as OpenBLAS does where it is loaded
     if threads > 1 and "threadpoolctl" in sys.modules:
         sys.modules["threadpoolctl"].threadpool_limits(threads, "blas")
     threading.Thread(target=_follow, args=(connection,), daemon=True).start()
