@@ -1,5 +1,6 @@
 """The wheel holds all that a project in an empty folder needs."""
 
+import importlib.metadata
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 PACKAGES = {"flows", "raft_tasks", "pocket_world"}
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,3 +55,10 @@ def test_links_to_the_repository_s_files_became_copies(wheel):
 def test_the_command_is_installed(wheel):
     points = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     assert "raft = flows.cli:main" in wheel.read(points).decode()
+
+
+def test_no_pin_asks_for_a_newer_python_than_the_project():
+    """Debian 12 has Python 3.11.2; pip calls a pin for 3.11.5 a conflict and names neither."""
+    needs = {package.name: package.metadata["Requires-Python"] or "" for package in importlib.metadata.distributions()}
+    assert len(needs) > 100
+    assert {name: need for name, need in needs.items() if not SpecifierSet(need).contains("3.11.0")} == {}
