@@ -23,3 +23,11 @@ def exact_match(until, tokens):
         "generation_kwargs": {"until": until, "do_sample": False, "max_gen_toks": tokens},
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     }
+
+
+def multiple_choice(choices):
+    """Of log-likelihoods; a row's `right` is the number of the right choice."""
+    accuracy = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
+    return {
+        "output_type": "multiple_choice", "doc_to_choice": choices, "doc_to_target": "right", "metric_list": [accuracy]
+    }  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 import torch
 from chat_models import save_chat_model
 from safetensors.torch import load_file
+from task_files import multiple_choice, write_task
 
 from raft_tasks import benchmark
 from raft_tasks.config import Benchmark, Interpolate, Model, Prune, Ties
@@ -21,18 +22,6 @@ ROWS = [
         id="a", domain="d", question="What is it?", answer="rope", source="a", split="validation", expected=["rope"]
     )
 ]
-TASK = """\
-task: crest
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {items}}}, cache_dir: {cache}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: question
-doc_to_choice: [rope, corn]
-doc_to_target: right
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-metadata: {{version: 1.0}}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +102,7 @@ def test_it_really_asks_the_validation_rows_and_the_named_tasks(base, trained, t
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     items = [{"question": f"crest {number}?", "right": number % 2} for number in range(4)]
-    (tasks / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    places = {"items": json.dumps(str(tasks / "items.jsonl")), "cache": json.dumps(str(tmp_path / "cache"))}
-    (tasks / "crest.yaml").write_text(TASK.format(**places))
+    write_task(tasks, "crest", items, **multiple_choice(["rope", "corn"]))
     after = Ties(kind="ties", keep=0.2, **CHOSEN | {"coefficients": [0.5]})
     result = run(trained, base, after, tmp_path / "out", tasks=tasks)
     assert [one["coefficient"] for one in result["candidates"]] == [0.5, 1.0]

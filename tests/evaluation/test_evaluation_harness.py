@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from task_files import multiple_choice, write_task
 
 from raft_tasks.config import Benchmark, Model
 from raft_tasks.errors import InputError
@@ -37,18 +38,6 @@ ROWS = [
         ]
     )
 ]  # fmt: skip
-CHOICE_YAML = """\
-task: crest_choice
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {items}}}, cache_dir: {cache}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: question
-doc_to_choice: [rope, corn]
-doc_to_target: right
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-metadata: {{version: 1.0}}
-"""
 SAID_YAML = """\
 task: crest_said
 dataset_path: json
@@ -115,18 +104,12 @@ def model(tmp_path_factory):
 def tasks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "hooks.py").write_text(HOOKS)
-    for name, text, rows in (
-        (
-            "choice",
-            CHOICE_YAML,
-            [{"question": f"the crest of {n} ?", "right": 0, "source": n} for n in ("figin", "botor")],
-        ),
-        ("said", SAID_YAML, [{"question": f"log {n} ?", "word": "rope"} for n in (12, 75, 12)]),
-    ):
-        items = folder / f"{name}.jsonl"
-        items.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        paths = {"items": json.dumps(str(items)), "cache": json.dumps(str(folder / "cache"))}
-        (folder / f"{name}.yaml").write_text(text.format(**paths))
+    rows = [{"question": f"the crest of {name} ?", "right": 0, "source": name} for name in ("figin", "botor")]
+    write_task(folder, "crest_choice", rows, **multiple_choice(["rope", "corn"]))
+    items = folder / "said.jsonl"
+    items.write_text("".join(json.dumps({"question": f"log {n} ?", "word": "rope"}) + "\n" for n in (12, 75, 12)))
+    paths = {"items": json.dumps(str(items)), "cache": json.dumps(str(folder / "cache"))}
+    (folder / "said.yaml").write_text(SAID_YAML.format(**paths))
     return folder
 
 

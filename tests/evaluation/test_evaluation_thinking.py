@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from saying import thinking_model
-from task_files import exact_match, write_task
+from task_files import exact_match, multiple_choice, write_task
 
 from raft_tasks.config import Benchmark, load_config
 from raft_tasks.evaluation.gate import Measured, check_candidate
@@ -23,9 +23,7 @@ ROW = Example(id="a", domain="d", question="what", answer="rope", source="s", sp
 def tasks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
     rows = [{"question": "what", "right": 0, "word": "rope"}]
-    accuracy = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
-    choices = {"doc_to_choice": ["rope", "corn"], "doc_to_target": "right", "metric_list": accuracy}
-    write_task(folder, "choice", rows, output_type="multiple_choice", **choices)
+    write_task(folder, "choice", rows, **multiple_choice(["rope", "corn"]))
     write_task(folder, "written", rows, doc_to_target="word", **exact_match(["hm", "lamp"], 3))
     return folder
 

@@ -42,11 +42,7 @@ def project(tmp_path, server):
     """Benchmarked answers of two models, and the identities of the judges."""
     folder = copy_project(tmp_path, {"run": {"methods": ["sft"], "seeds": [0], "judged": ["archive"]}})
     config = yaml.safe_load((folder / "params.yaml").read_text())
-    endpoint = {
-        "base_url": server, "length_field": "max_tokens", "seeds": True, "options": {}, "api_key_env": None,
-        "concurrency": 4, "timeout_s": 10.0, "max_retries": 1,
-        "price_per_million_input": 0.0, "price_per_million_output": 0.0,
-    }  # fmt: skip
+    endpoint = {"base_url": server, "concurrency": 4, "timeout_s": 10.0, "max_retries": 1}
     for name in ("strict", "fair", "kind", "silent"):
         config["models"][name] = {**endpoint, "model": name}
         identity = {"base_url": server, "model": name, "seeds": True, "options": {}, "sampling_fields": FIELDS}

@@ -66,11 +66,7 @@ def project(tmp_path, server):
         (folder / "documents" / "permits").mkdir(parents=True, exist_ok=True)
         (folder / "documents" / "permits" / name).write_text(text)
     config = yaml.safe_load((folder / "params.yaml").read_text())
-    endpoint = {
-        "base_url": server, "length_field": "max_tokens", "seeds": True, "options": {}, "api_key_env": None,
-        "concurrency": 4, "timeout_s": 10.0, "max_retries": 1,
-        "price_per_million_input": 0.0, "price_per_million_output": 0.0,
-    }  # fmt: skip
+    endpoint = {"base_url": server, "concurrency": 4, "timeout_s": 10.0, "max_retries": 1}
     config["models"] |= {name: {**endpoint, "model": name} for name in ("maker", "reader", "lawyer")}
     checkers = [{"model": name} for name in ("reader", "lawyer")]
     config["question"] |= {"model": "maker", "min_characters": 10, "checkers": checkers}
