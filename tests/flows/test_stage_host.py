@@ -36,7 +36,7 @@ sys.exit("error: no rows" if os.environ["DVC_STAGE"] == "bad" else 7)
 WAIT = """
 import os, signal, subprocess, sys, time
 def save(*_):
-    print("saved", flush=True)
+    os.write(1, b"saved\\n")  # print may be at work
     sys.exit(75)
 signal.signal(signal.SIGINT, save)
 inner = subprocess.Popen(["sleep", "60"])
