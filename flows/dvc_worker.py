@@ -10,16 +10,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from contextlib import suppress
 
 import dvc.cli
-from dvc import dvcfile
-from dvc.dvcfile import LOCK_FILE
-from dvc.utils.serialize import dump_yaml, load_yaml, modify_yaml
 
-from raft_tasks.artifacts import atomic_file
+from flows import lock_file
 
 EXIT_LINE = "reproduced: "  # and DVC's exit code: the last line of a stage's output
 
@@ -93,25 +88,8 @@ def _close(process: subprocess.Popen[str]) -> None:
         pass
 
 
-@contextmanager
-def modify_atomically(path: str, fs: Any = None) -> Iterator[dict[str, Any]]:
-    """In place of DVC's `modify_yaml`, for dvc.lock: the file is replaced whole.
-
-    DVC writes into it, and a kill meanwhile leaves half of it, with which none of its commands works. And it reads it
-    with a parser in pure Python, for comments, which this file has none of; that takes seconds where it is large.
-    """
-    if Path(path).name != LOCK_FILE:
-        with modify_yaml(path, fs=fs) as data:
-            yield data
-        return
-    data = load_yaml(path) if os.path.exists(path) else {}
-    yield data
-    with atomic_file(Path(path)) as partial:
-        dump_yaml(partial, data)
-
-
 def main() -> None:
-    dvcfile.modify_yaml = modify_atomically
+    lock_file.install()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # of a background job it is ignored, and so would stages
     with os.fdopen(os.dup(sys.stdin.fileno())) as names, open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), sys.stdin.fileno())  # for the stages, which inherit it
