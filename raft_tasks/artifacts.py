@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -209,6 +210,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `object_pairs_hook` of JSON from elsewhere: ValueError where a key stands twice."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return value
+
+
 def read_yaml(path: Path) -> Any:
     """A YAML 1.2 file of plain values: `1e-5` is a number, `off` a text.
 
@@ -225,6 +235,10 @@ def parse_yaml(text: str, name: str) -> Any:
     try:
         return YAML(typ="safe").load(text)
     except YAMLError as error:
+        conflict = re.search(r"^<{7} ", text, re.MULTILINE)
+        if conflict:
+            line = text.count("\n", 0, conflict.start()) + 1
+            raise InputError(f"{name}:{line}: a conflict of a git merge; keep one of its two versions") from error
         message = str(error).partition("To suppress")[0].replace('in "<unicode string>", ', "at ")
         raise InputError(f"{name} is not YAML: {' '.join(message.split())}") from error
 

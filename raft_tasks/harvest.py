@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import config
 from raft_tasks.errors import InputError
-from raft_tasks.schemas import Harvested
+from raft_tasks.schemas import Harvested, Reject
 from raft_tasks.sources.hub import place, records
 
 LEAST = 200  # characters; a document with fewer holds nothing to ask
@@ -39,7 +39,7 @@ def _documents(source: config.Harvest) -> Iterator[Harvested]:
     kept = 0
     every = source.hub.model_copy(update={"limit": None})
     for number, record in records(every, [source.text], Path()):
-        text = record[source.text]
+        text = None if isinstance(record, Reject) else record.get(source.text)
         if kept == source.hub.limit:
             return
         if isinstance(text, str) and len(text.strip()) >= LEAST:

@@ -13,6 +13,7 @@ from raft_tasks.artifacts import (
     digest,
     digest_path,
     read_rows,
+    read_yaml,
     row_writer,
     write_json,
     write_rows,
@@ -145,3 +146,10 @@ def test_digest_path_sees_names_and_bytes(tmp_path):
     assert len({first, second, digest_path(tmp_path)}) == 3
     with pytest.raises(FileNotFoundError):
         digest_path(tmp_path / "none")
+
+
+def test_a_conflict_in_a_file_of_yaml_is_named(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("a: 1\n<<<<<<< HEAD\nb: 1\n=======\nb: 2\n>>>>>>> new\n")
+    with pytest.raises(InputError, match=r"params\.yaml:2: a conflict of a git merge; keep one of its two versions"):
+        read_yaml(path)

@@ -110,3 +110,8 @@ class TextEncoder(Protocol):
 
     def similarities(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[float]:
         """cos(phi(a), phi(b)) in [-1, 1] of each pair."""
+
+
+def replace_surrogates(text: str) -> str:
+    """JSON can escape half a character, which no file takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from raft_tasks.artifacts import unique_keys
 from raft_tasks.config import StructuredCall
-from raft_tasks.generation.backend import Backend
+from raft_tasks.generation.backend import Backend, replace_surrogates
 from raft_tasks.generation.data_blocks import guarded
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.seeds import derive_seed
@@ -109,24 +110,17 @@ def parse(reply: str, schema: type[ValueT]) -> ValueT:
 
 def _objects(text: str) -> list[dict[str, Any]]:
     """The JSON objects in a text that are not part of another one, in order; one with a key twice is none."""
-    decoder = json.JSONDecoder(object_pairs_hook=_refuse_repeated_keys, parse_constant=_refuse_constant)
+    decoder = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
     objects, start, starts = [], text.find("{"), 0
     while start >= 0 and starts < STARTS:
         starts += 1
         try:
             value, end = decoder.raw_decode(text, start)
-            objects.append(value)
+            objects.append(json.loads(replace_surrogates(json.dumps(value, ensure_ascii=False))))
         except (ValueError, RecursionError):
             end = start + 1
         start = text.find("{", end)
     return objects
-
-
-def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a key stands twice")
-    return value
 
 
 def _refuse_constant(constant: str) -> Any:

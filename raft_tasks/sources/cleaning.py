@@ -14,7 +14,8 @@ INVISIBLE = re.compile(
 )
 # What PDFs keep of a font's letters; NFC leaves them, and no search finds the word.
 LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
-LINE_END_HYPHEN = re.compile(r"(?<=[^\W\d_])[-\u2010]\n[ \t]*(?=[^\W\d_])")
+LINE_END_HYPHEN = re.compile(r"(?<=[^\W\d_])[-\u2010\u00ac][ \t]*\n[ \t]*(?=[^\W\d_])")
+SOFT_HYPHEN = re.compile("\xad[ \t]*\n?[ \t]*")  # stands where a line may end, and in PDFs where one did
 LINE_ENDS = re.compile("\r\n?|\x85|\u2028|\u2029|\x0c|\x0b")
 
 
@@ -22,6 +23,7 @@ def cleaned(text: str) -> str:
     """`text` in NFC, with newlines as line ends and without characters that show nothing."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", LINE_ENDS.sub("\n", text)).translate(LIGATURES)
+        text = SOFT_HYPHEN.sub("", text)
     elif not text.isprintable():
         text = LINE_ENDS.sub("\n", text)
     else:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from raft_tasks.sources.files import open_bytes
+from raft_tasks.sources.marks import plain_key
 from raft_tasks.sources.roles import INPUTS, SourceError
 
 QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "input")  # `input` only where no other one is
@@ -72,7 +73,7 @@ def recognise_columns(path: Path, question: str | None = None, answer: str | Non
             raise SourceError(f"{listed}: {name!r} holds a {type(wrong[0]).__name__}, expected text; {NAME_THEM}")
     text = f"took {' and '.join(f'`{name}`' for name in questions[0])} as the question, `{answers[0]}` as the answer"
     unused = [name for name in names if name not in used]
-    inputs = [name for name in unused if name.lower() in INPUTS and any(row.get(name) for row in rows)]
+    inputs = [name for name in unused if plain_key(name) in INPUTS and any(row.get(name) for row in rows)]
     if inputs and question is None:
         whole = ",".join([*inputs, *questions[0]])
         raise SourceError(f"{listed}: {inputs} may belong to the question; {NAME_THEM}, such as --question {whole}")

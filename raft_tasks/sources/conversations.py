@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from raft_tasks.artifacts import unique_keys
 from raft_tasks.config import Chat
-from raft_tasks.sampling import is_finished
 from raft_tasks.schemas import Turn
-from raft_tasks.sources.roles import LEARNED_KEYS, MASKED_KEYS
+from raft_tasks.sources.marks import LEARNED_KEYS, MARK_LIKE, MASKED_KEYS, find_cut, is_learned, plain_key
 
 Role = Literal["system", "user", "assistant"]
 ROLES: dict[str, Role] = {
@@ -27,15 +27,17 @@ ROLES: dict[str, Role] = {
     "model": "assistant", "bot": "assistant",
 }  # fmt: skip
 TEXT_PARTS = ("text", "input_text", "output_text")
-# What a message may hold beside its text that a question-answer pair cannot.
+# What a message may hold beside its text that a question-answer pair cannot, by plain key.
 BEYOND_TEXT = {
-    "tool_calls": "calls a tool", "function_call": "calls a function", "tool_call": "calls a tool",
-    "function_calls": "calls functions", "tool_use": "calls a tool",
-    **dict.fromkeys(("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks", "thought",
-                     "thoughts", "cot"), "has reasoning beside its content"),
-    "refusal": "is a refusal", "audio": "has sound", "images": "has images", "image": "has an image",
+    **dict.fromkeys(("toolcalls", "toolcall", "tooluse", "toolplan"), "calls a tool"),
+    "functioncall": "calls a function", "functioncalls": "calls functions",
+    **dict.fromkeys(("reasoningcontent", "reasoningtext", "reasoning", "reasoningdetails", "think", "thinking",
+                     "thinkingcontent", "thinkingblocks", "thought", "thoughts", "cot", "chainofthought"),
+                    "has reasoning beside its content"),
+    "refusal": "is a refusal", "error": "is an error",
+    "audio": "has sound", "images": "has images", "image": "has an image",
     "videos": "has videos", "video": "has a video", "attachments": "has attachments", "files": "has files",
-    "train_detail": "marks parts of it as not learned", "training_detail": "marks parts of it as not learned",
+    "traindetail": "marks parts of it as not learned", "trainingdetail": "marks parts of it as not learned",
     "prefix": "is the beginning of an answer", "partial": "is the beginning of an answer",
 }  # fmt: skip
 NONE: tuple[Any, ...] = (None, False, "", [], {})
@@ -102,7 +104,7 @@ def learned_pairs(messages: Any, chat: Chat) -> list[Pair]:
 def _as_list(messages: Any, column: str) -> list[Any]:
     if isinstance(messages, str):  # CSV has no other way to write a list
         try:
-            messages = json.loads(messages)
+            messages = json.loads(messages, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             raise UnusableError(f"{column} is not a JSON list of messages: {error}") from error
     if isinstance(messages, Mapping) and messages and all(isinstance(values, list) for values in messages.values()):
@@ -143,28 +145,27 @@ def _message(message: Any, column: str) -> _Message:
 
 def _check_text_alone(message: dict[str, Any], place: str) -> None:
     """Raises UnusableError for a message, or a part of one, that is more than its text, or less than a whole turn."""
-    for key, reason in BEYOND_TEXT.items():
-        if message.get(key) not in NONE:
+    for key, value in message.items():
+        if value not in NONE and (reason := BEYOND_TEXT.get(plain_key(key))):
             raise UnusableError(f"{place} {reason} ({key}), which a pair cannot hold")
     channel, recipient = message.get("channel"), message.get("recipient")  # harmony's
     if channel not in (None, "", "final") or recipient not in (None, "", "all", "user", "assistant"):
         raise UnusableError(f"{place} is on the channel {channel!r} to {recipient!r}, which a pair cannot hold")
-    ended = message.get("finish_reason") or message.get("stop_reason")
-    if message.get("end_turn") is False or (ended and not is_finished(ended)):
-        raise UnusableError(f"{place} was cut ({ended or 'end_turn false'}): the answer is not finished")
+    if cut := find_cut(message):
+        raise UnusableError(f"{place} was cut ({cut}): the answer is not finished")
 
 
 def _is_learned(message: dict[str, Any], column: str) -> bool:
     learned = True
-    for key in (*LEARNED_KEYS, *MASKED_KEYS):
-        value = message.get(key)
-        if value is None:
+    for key, value in message.items():
+        name = plain_key(key)
+        like = MARK_LIKE.search(name) and isinstance(value, int | float | list)
+        if value is None or not (name in LEARNED_KEYS | MASKED_KEYS or like):
             continue
-        if isinstance(value, str):
-            value = {"true": True, "false": False, "1": 1, "0": 0}.get(value.strip().lower(), value)
-        if isinstance(value, str | list | dict) or value not in (0, 1):
+        answer = is_learned(name, value)
+        if answer is None:
             raise UnusableError(f"{column}: got {key} {shown(value)}, expected 0 or 1: a turn is learned or it is not")
-        learned = learned and bool(value) == (key in LEARNED_KEYS)
+        learned = learned and answer
     return learned
 
 

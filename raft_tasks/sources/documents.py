@@ -17,6 +17,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from raft_tasks.model_files import is_pointer
 from raft_tasks.schemas import Chunk, Reject
 from raft_tasks.sources.extraction import Block, UnreadableError, html, markdown, pages, plain_text
 from raft_tasks.sources.files import reject
@@ -64,6 +65,8 @@ def chunks(paths: Iterable[Path], *, min_characters: int, max_characters: int) -
 def _documents(path: Path) -> Iterator[tuple[str, str, list[Block], list[int]]]:
     """Yield (name, text, blocks, where each page begins) of every document in the file; without pages, nowhere."""
     ending = path.suffix.lower()
+    if is_pointer(path):
+        raise UnreadableError("a Git LFS pointer, not the file itself; run `git lfs pull`")
     if ending == ".parquet":
         for row, text in _parquet_texts(path):
             yield f"{path}#{row}", *plain_text(text), []
@@ -85,13 +88,17 @@ def _documents(path: Path) -> Iterator[tuple[str, str, list[Block], list[int]]]:
 
 def _decoded(path: Path) -> str:
     content = path.read_bytes()
+    utf32 = content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff"))
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        return content.decode("utf-16" if utf16 else "utf-8-sig")
+        text = content.decode("utf-32" if utf32 else "utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UnreadableError(
             f"not UTF-8 (byte 0x{content[error.start]:02x} at {error.start + 1}); save it as UTF-8"
         ) from error
+    if "\0" in text:
+        raise UnreadableError("holds NUL characters: no text, or UTF-16 without its mark; save it as UTF-8")
+    return text
 
 
 def _parquet_texts(path: Path) -> Iterator[tuple[int, str]]:

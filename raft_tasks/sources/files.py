@@ -17,11 +17,12 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from raft_tasks.artifacts import unique_keys
 from raft_tasks.model_files import is_pointer
 from raft_tasks.schemas import Reject
 from raft_tasks.sources.privacy import findings, masked
@@ -30,7 +31,7 @@ from raft_tasks.sources.roles import Roles, SourceError
 CONTENT_CHARACTERS = 500  # of a rejected row that are kept for the record
 LINE_BYTES = 16 * 2**20  # of a line; longer ones are skipped without being held
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-CSV_FIELD = re.compile(r'(?:"(?:[^"]|"")*"|(?!")[^,\r\n]*)(?:,|\r?\n|$)')  # with what ends it
+CSV_FIELD = r'(?:"(?:[^"]|"")*"|(?!")[^{0}\r\n]*)(?:{0}|\r?\n|$)'  # with what ends it; {0}: the delimiter
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,13 @@ def read_file(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
 
 def read_jsonl(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
     """One JSON object per line; blank lines are skipped. A column may be missing in some rows, not in all."""
+    with open_bytes(path) as content:
+        yield from _jsonl_rows(path, content, roles)
+
+
+def _jsonl_rows(path: Path, content: IO[bytes], roles: Roles) -> Iterator[RawRow | Reject]:
     columns: dict[str, None] = {}  # every column of the file, in order of appearance
-    for number, line in _lines(path):
+    for number, line in _lines(str(path), content):
         if line is None:
             yield reject(str(path), number, f"a line of more than {LINE_BYTES} bytes", "")
             continue
@@ -135,8 +141,9 @@ def read_jsonl(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
         if not text:
             continue
         try:
-            record = json.loads(text, object_pairs_hook=_unique_keys)
+            record = json.loads(text, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
+            check_conflict(text, f"{path}:{number}")
             if len(text) <= 2 and not text.strip("[]{},"):
                 raise SourceError(f"{path}:{number}: JSON over several lines; write one object per line") from error
             for part, reason in _values_in_line(text, error):
@@ -153,12 +160,10 @@ def read_jsonl(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
         roles.check(str(path), list(columns))
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
-    return record
+def check_conflict(text: str, place: str) -> None:
+    """Raises SourceError where a line is git's mark of a conflict: the rows of both sides would be used."""
+    if text.startswith(("<<<<<<< ", ">>>>>>> ")):
+        raise SourceError(f"{place}: a conflict of a git merge; keep one of its two versions")
 
 
 def _values_in_line(text: str, error: Exception) -> Iterator[tuple[str, str]]:
@@ -178,16 +183,40 @@ def _values_in_line(text: str, error: Exception) -> Iterator[tuple[str, str]]:
 
 def read_csv(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
     """Comma-separated with a header and double quotes. An empty field is a missing value."""
+    with open_bytes(path) as content:
+        for line, record, text in csv_records(str(path), content, roles.columns, roles.check):
+            if isinstance(record, str):
+                yield reject(str(path), line, record, text)
+            else:
+                yield RawRow(str(path), line, roles.take(record, f"{path}:{line}"), text)
+
+
+def csv_records(
+    place: str,
+    content: IO[bytes],
+    columns: Container[str],
+    check: Callable[[str, list[str]], None],
+    delimiter: str = ",",
+) -> Iterator[tuple[int, dict[str, str] | str, str]]:
+    """(first line, {column: field} without empty ones or why the row is none, its text) of a table with a header.
+
+    Args:
+        columns: names that are kept as they stand in the header; others lose blanks at their ends.
+        check: called with `place` and the header's names; raises SourceError.
+
+    Raises:
+        SourceError: not UTF-8, or a record that runs into the next.
+    """
     consumed: list[str] = []  # the physical lines of the record that is being read
 
     def recorded() -> Iterator[str]:
-        for number, line in _lines(path):
+        for number, line in _lines(place, content):
             if line is None:
-                raise SourceError(f"{path}:{number}: a line of more than {LINE_BYTES} bytes is no table's row")
+                raise SourceError(f"{place}:{number}: a line of more than {LINE_BYTES} bytes is no table's row")
             consumed.append(line)
             yield line
 
-    reader = csv.reader(recorded(), strict=True)
+    reader = csv.reader(recorded(), strict=True, delimiter=delimiter)
     header: list[str] | None = None
     while True:
         consumed.clear()
@@ -196,42 +225,44 @@ def read_csv(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise _broken_csv(path, first_line, "".join(consumed), str(error)) from error
+            raise _broken_csv(place, first_line, "".join(consumed), str(error), delimiter) from error
         finally:
             csv.field_size_limit(others_limit)
         if fields is None:
             return
+        text = "".join(consumed).strip()
         if not any(field.strip() for field in fields):
             continue
-        content = "".join(consumed).strip()
+        check_conflict(text, f"{place}:{first_line}")
         if header is None:
-            if content != "sep=,":  # Excel's mark
-                header = [name if name in roles.columns else name.strip() for name in fields]
-                roles.check(str(path), header)
-            continue
-        if len(fields) != len(header):
+            if text != f"sep={delimiter}":  # Excel's mark
+                header = [name if name in columns else name.strip() for name in fields]
+                check(place, header)
+        elif len(fields) != len(header):
             reason = f"got {len(fields)} fields, expected {len(header)} as in the header"
             if len(consumed) > 1:  # the record has swallowed others
-                raise _broken_csv(path, first_line, "".join(consumed), reason)
-            yield reject(str(path), first_line, reason, content)
-            continue
-        record = {name: field for name, field in zip(header, fields, strict=True) if field}
-        yield RawRow(str(path), first_line, roles.take(record, f"{path}:{first_line}"), content)
+                raise _broken_csv(place, first_line, "".join(consumed), reason, delimiter)
+            yield first_line, reason, text
+        elif [field.strip("\ufeff ") for field in fields] == header:  # of files that were put together
+            yield first_line, "the header again", text
+        else:
+            yield first_line, {name: field for name, field in zip(header, fields, strict=True) if field}, text
 
 
-def _broken_csv(path: Path, first_line: int, text: str, reason: str) -> SourceError:
+def _broken_csv(place: str, first_line: int, text: str, reason: str, delimiter: str) -> SourceError:
     """The error of a record without an end, with the line where its first wrong quote opened."""
     begin = opened = 0
-    while begin < len(text) and (field := CSV_FIELD.match(text, begin)) and field.end() > begin:
+    field_pattern = re.compile(CSV_FIELD.format(re.escape(delimiter)))
+    while begin < len(text) and (field := field_pattern.match(text, begin)) and field.end() > begin:
         if "\n" in field[0].rstrip("\r\n"):
             opened = begin  # the last field over several lines, if nothing is broken but the number of fields
         begin = field.end()
     if "new-line character" in reason or ("\n" not in text and "\r" in text.strip()):
-        return SourceError(f"{path}:{first_line}: lines end with a carriage return alone; save the file with newlines")
+        return SourceError(f"{place}:{first_line}: lines end with a carriage return alone; save the file with newlines")
     line = first_line + text.count("\n", 0, begin if begin < len(text) else opened)
     return SourceError(
-        f"{path}:{line}: broken CSV: {reason}; a quote that opens here has no end before a comma or a line's end; "
-        'close it, and write a quote within a field as ""'
+        f"{place}:{line}: broken CSV: {reason}; a quote that opens here has no end before a {delimiter!r} or a line's "
+        'end; close it, and write a quote within a field as ""'
     )
 
 
@@ -257,35 +288,34 @@ def read_parquet(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
         raise SourceError(f"{path}: not readable as Parquet after row {number}: {error}") from error
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """The file, unpacked if it ends in .gz or .zst."""
+def open_bytes(path: Path, content: IO[bytes] | None = None) -> IO[bytes]:
+    """The file, unpacked if its name ends in .gz or .zst; `content`: its bytes, where it is not on this machine."""
     if path.suffix.lower() == ".gz":
-        return io.BufferedReader(gzip.open(path))
+        return io.BufferedReader(gzip.open(content or path))
     if path.suffix.lower() == ".zst":
         import pyarrow
 
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
-    return path.open("rb")
+        return io.BufferedReader(pyarrow.input_stream(content or str(path), compression="zstd"))
+    return content or path.open("rb")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str | None]]:
-    """Numbered lines of a UTF-8 file (a byte-order mark is dropped), split at newlines alone; None for one too long.
+def _lines(place: str, content: IO[bytes]) -> Iterator[tuple[int, str | None]]:
+    """Numbered lines of UTF-8 (a byte-order mark is dropped), split at newlines alone; None for one too long.
 
     The encoding is the whole file's: rejecting just the lines that show it would quietly keep the plain-ASCII rest.
     """
-    with open_bytes(path) as lines:
-        number = 0
-        while line := lines.readline(LINE_BYTES):
-            number += 1
-            if len(line) == LINE_BYTES and not line.endswith(b"\n"):
-                while (rest := lines.readline(LINE_BYTES)) and not rest.endswith(b"\n"):
-                    pass
-                yield number, None
-                continue
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise SourceError(
-                    f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at {error.start + 1}); "
-                    "save the whole file as UTF-8"
-                ) from error
+    number = 0
+    while line := content.readline(LINE_BYTES):
+        number += 1
+        if len(line) == LINE_BYTES and not line.endswith(b"\n"):
+            while (rest := content.readline(LINE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            yield number, None
+            continue
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise SourceError(
+                f"{place}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at {error.start + 1}); "
+                "save the whole file as UTF-8"
+            ) from error

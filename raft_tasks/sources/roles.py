@@ -16,22 +16,21 @@ import jinja2.meta
 
 from raft_tasks.config import Domain
 from raft_tasks.errors import InputError
-from raft_tasks.sampling import is_finished
-from raft_tasks.schemas import DocumentPair
+from raft_tasks.sources.marks import MARKS, find_mark, plain_key
 
-# Columns that public data sets use for a part of what the model is asked; without them a row is another question.
-INPUTS = frozenset(
-    {"input", "inputs", "input_text", "instruction", "context", "contexts", "passage", "background", "knowledge",
-     "premise", "hypothesis", "choices", "options", "history", "system", "system_prompt", "tools", "functions"}
-)  # fmt: skip
-# How formats mark what is not learned, a turn or a row. OpenAI, Mistral, OpenChat: weight 0; axolotl:
-# train(ing) false; ms-swift, XTuner: loss false; torchtune: masked true; HELM-like exports: ignore, mask true.
-LEARNED_KEYS = ("weight", "loss_weight", "train", "training", "trainable", "loss", "learn", "output_with_loss")
-MASKED_KEYS = ("masked", "mask", "ignore", "ignore_loss", "no_loss")
-# KTO: the answer of a row with label false is a bad one. Generated rows: one with another finish_reason was cut.
-ROW_MARKS = frozenset({*LEARNED_KEYS, *MASKED_KEYS, "label", "finish_reason"})
+# Columns that public data sets use for a part of what the model is asked; without them a row is another question. Plain
+# keys: `system_prompt` and `System prompt` are one.
+_INPUTS = """
+    input inputs inputtext instruction instructions context contexts ctx passage passages paragraph paragraphs article
+    story documents background knowledge premise hypothesis sentence1 sentence2 choices options optiona optionb optionc
+    optiond opa opb opc opd history chathistory system systemprompt systemmessage tools functions image images audio
+    video
+"""
+INPUTS = frozenset(_INPUTS.split())
 NOT_LEARNED = "not learned"
-DOCUMENT_PAIR = frozenset(DocumentPair.model_fields)  # the columns of a pair that the stage `question` made
+DOCUMENT_PAIR = frozenset({"source", "chunk"})  # of a pair that the stage `question` made
+# Turns of one conversation, a row each, share a split where no column is named as their source. Plain keys.
+GROUPS = frozenset({"conversationid", "dialogid", "dialogueid", "threadid", "sessionid", "chatid", "messagetreeid"})
 
 
 class SourceError(InputError):
@@ -55,8 +54,11 @@ class Roles:
         self._template: jinja2.Template | None = None
         if isinstance(question, str) and "{{" in question:
             environment = jinja2.Environment(keep_trailing_newline=True)
-            self._parts = sorted(jinja2.meta.find_undeclared_variables(environment.parse(question)))
-            self._template = environment.from_string(question)
+            try:
+                self._parts = sorted(jinja2.meta.find_undeclared_variables(environment.parse(question)))
+                self._template = environment.from_string(question)
+            except jinja2.TemplateError as error:
+                raise SourceError(f"columns.question: {question!r} is no Jinja template: {error}") from error
         else:
             self._parts = [question] if isinstance(question, str) else question
         self._single = {role: str(column) for role, column in columns.items() if column and role != "question"}
@@ -68,32 +70,37 @@ class Roles:
     def take(self, record: Mapping[str, Any], place: str) -> dict[str, Any]:
         """{role: value} of the roles that have one."""
         values = {role: record[column] for role, column in self._single.items() if record.get(column) is not None}
-        question = self._question(record)
+        question = self._question(record, place)
         if question is not None:
             values["question"] = question
         if "source" not in self._single and record.keys() >= DOCUMENT_PAIR:
             values["source"] = record["source"]  # pairs of one document share a split
-        for column in record.keys() - self.columns.keys() - self.unused:
-            value = record[column]
-            if value in (None, "", [], {}):
+        marks: dict[str, Any] = {}
+        for column, value in record.items():
+            if column in self.columns or column in self.unused:
                 continue
-            if (_key(column) in ROW_MARKS and _is_masked(_key(column), value)) or (
-                _key(column) == "finish_reason" and not is_finished(value)
-            ):
-                values[NOT_LEARNED] = f"{column} is {value!r}"
-            else:
-                self.leave(column, place)
+            if value in (None, [], {}) or value != value or (isinstance(value, str) and not value.strip()):
+                continue
+            if plain_key(column) in MARKS:
+                marks[column] = value
+            if plain_key(column) in GROUPS and not {"source", "chat"} & self._single.keys():
+                values.setdefault("source", str(value))
+                continue
+            self.leave(column, place)
+        if marks and (mark := find_mark(marks)):
+            values[NOT_LEARNED] = mark
         return values
 
     def optional(self, columns: Iterable[str]) -> set[str]:
         """Those of the columns that decide on a row though no role has them."""
         rest = set(columns) - self.columns.keys() - self.unused
-        wanted = {column for column in rest if _key(column) in INPUTS | ROW_MARKS}
+        wanted = {column for column in rest if plain_key(column) in INPUTS | MARKS | GROUPS}
         return wanted | (rest & DOCUMENT_PAIR if rest | self.columns.keys() >= DOCUMENT_PAIR else set())
 
     def leave(self, column: str, place: str) -> None:
         """Note a column that is not read."""
-        (self._inputs if _key(column) in INPUTS else self.unread).setdefault(column, place)
+        column = column.encode("utf-8", "backslashreplace").decode()  # JSON can escape half a character
+        (self._inputs if plain_key(column) in INPUTS else self.unread).setdefault(column, place)
 
     def check_inputs(self) -> None:
         """Raises SourceError if a column that belongs to the question has a value, and nothing reads it."""
@@ -120,7 +127,7 @@ class Roles:
                 )
             )
 
-    def _question(self, record: Mapping[str, Any]) -> Any:
+    def _question(self, record: Mapping[str, Any], place: str) -> Any:
         if len(self._parts) == 1 and self._template is None:
             return record.get(self._parts[0])
         parts = {column: record[column] for column in self._parts if record.get(column) not in (None, "")}
@@ -129,20 +136,10 @@ class Roles:
             return wrong[0] if wrong else None
         if self._template is None:
             return "\n\n".join(parts.values())
-        return self._template.render(dict.fromkeys(self._parts, "") | parts)
-
-
-def _key(column: str) -> str:
-    return column.strip().lower()
-
-
-def _is_masked(key: str, value: Any) -> bool:
-    """Whether a row's mark says that it is not learned; other values than yes and no are no marks."""
-    if isinstance(value, str):
-        value = {"true": True, "false": False, "0": 0, "1": 1, "0.0": 0, "1.0": 1}.get(_key(value))
-    if key == "label" and not isinstance(value, bool):  # a class
-        return False
-    return value in (0, 1) and bool(value) == (key in MASKED_KEYS)
+        try:
+            return self._template.render(dict.fromkeys(self._parts, "") | parts)
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise SourceError(f"{place}: columns.question cannot be rendered: {error}; correct the template") from error
 
 
 def roles_of(domain: Domain) -> Roles:

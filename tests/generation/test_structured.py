@@ -121,3 +121,16 @@ def test_no_prompts_no_calls() -> None:
     backend = Scripted(lambda prompt: GOOD)
     assert asked(backend) == []
     assert backend.prompts == []
+
+
+class Free(BaseModel):
+    """Without bounds, pydantic takes half a character, and cannot write it."""
+
+    reason: str
+    parts: list[str] = []
+
+
+def test_half_a_character_in_a_reply_is_replaced() -> None:
+    value = parse('{"reason": "a \\ud83d", "parts": ["\\ud83d\\ude00", "\\udc00"], "\\ud83d": 1}', Free)
+    assert (value.reason, value.parts) == ("a \ufffd", ["\U0001f600", "\ufffd"])
+    value.model_dump_json()

@@ -222,3 +222,30 @@ def test_ligatures_and_words_that_a_lines_end_divides_are_one_word(tmp_path: Pat
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     [chunk] = chunks([tmp_path / "a.txt"], min_characters=1, max_characters=1000)
     assert chunk.text == "The verification of a self-made office. A self-made man, Anne-Marie, 10-\n12 days, a -\nb."
+
+
+def test_words_that_a_soft_or_old_hyphen_parts_are_whole() -> None:
+    for text in ("verifi\u00ad\ncation", "verifi\u00ad cation", "veri\ufb01- \n cation", "verifi\u00ac\ncation"):
+        assert plain_text(text)[0] == "verification"
+    assert html(b"<p>verifi&shy;\ncation</p>")[0] == "verification"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("Привет, мир.".encode("utf-16"), "Привет, мир."),
+        ("Привет, мир.".encode("utf-32"), "Привет, мир."),
+        ("Привет, мир.".encode("utf-16-le"), "holds NUL characters"),
+        ("caf\u0101 here".encode("utf-16-be"), "holds NUL characters"),
+        ("café".encode("latin-1"), "not UTF-8 (byte 0xe9 at 4)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["txt", "md"])
+def test_a_text_in_another_encoding_is_read_or_named(
+    tmp_path: Path, ending: str, content: bytes, expected: str
+) -> None:
+    path = tmp_path / f"act.{ending}"
+    path.write_bytes(content)
+    [piece] = chunks([path], min_characters=1, max_characters=200)
+    assert (piece.text if isinstance(piece, Chunk) else piece.reason).startswith(expected)

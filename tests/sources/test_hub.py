@@ -139,3 +139,37 @@ def test_no_file_outside_of_the_workspace_is_read(tmp_path: Path) -> None:
     for pattern in ("bad*", "x\x00y"):
         with pytest.raises(SourceError, match="control characters"):
             find_files([pattern], home)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("x.csv", "q,a,split\nq1,a1,train\nq2,12,test\n", ["q1", "q2"]),
+        ("x.tsv", "q\ta\tsplit\nq1\t1,5\ttrain\nq2\tb\ttest\n", ["q1", "q2"]),
+        ("x.csv", "q,a,split\nq1,a1,train\nq,a,split\nq2,a2,test\n", ["q1", "x.csv:3: the header again", "q2"]),
+        ("x.csv", "q,a,split\nq1,a1,train\nq2,a2,test\nq3,a3\n", ["q1", "q2", "x.csv:4: got 2 fields, expected 3"]),
+        # pandas takes the first field of each row as its index, and the second as q
+        ("x.csv", "q,a,split\nq1,a1,train,\nq2,a2,test,\n", "no row for train and test"),
+        ("x.csv", "q,a,split,a\nq1,a1,train,b\n", "column 'a' stands twice"),
+        ("x.csv", 'q,a,split\nq1,"a1,train\nq2,a2,test\n', r"x\.csv:2: broken CSV"),
+        ("x.csv", 'q,a,split\nq1,"a \\" b",train\nq2,a2,test\n', r"x\.csv:2: broken CSV"),
+        ("x.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", r"x\.csv:1: a Git LFS pointer"),
+    ],
+)
+def test_tables_are_read_as_files_are(
+    workspace: Path, name: str, content: str, expected: list[str] | str, streaming: bool
+) -> None:
+    (workspace / "data" / "set" / name).write_text(content)
+    if isinstance(expected, str):
+        with pytest.raises(SourceError, match=expected):
+            decided(workspace, domain([], hub=hub(streaming=streaming)))
+        return
+    ingested = decided(workspace, domain([], hub=hub(streaming=streaming)))
+    outcomes = [
+        row.question if isinstance(row, Example) else f"{row.file.rpartition(':')[2]}:{row.line}: {row.reason}"
+        for row in ingested
+    ]
+    ingested.close()
+    assert len(outcomes) == len(expected)
+    assert all(map(str.startswith, outcomes, expected)), outcomes

@@ -91,12 +91,15 @@ def test_a_conversation_is_one_source_in_every_reader(
 
 @pytest.mark.parametrize("reader", ["jsonl", "parquet", "csv"])
 @pytest.mark.parametrize("source", ["source", None])
-def test_pairs_of_one_document_are_one_source(tmp_path: Path, reader: str, source: str | None) -> None:
+@pytest.mark.parametrize("without", [set(), {"agreement", "page", "start", "end"}])
+def test_pairs_of_one_document_are_one_source(
+    tmp_path: Path, reader: str, source: str | None, without: set[str]
+) -> None:
     rows = [
         DocumentPair(
             id=f"{n}-{step}", question=f"Act {n} part {step}?", answer=f"{n} {step}", source=f"documents/law/{n}.md",
             chunk=f"{n}-{step // 2}", page=None, start=step, end=step + 1, agreement=1.0,
-        ).model_dump()
+        ).model_dump(exclude=without)
         for n in range(30)
         for step in range(4)
     ]  # fmt: skip
@@ -107,6 +110,18 @@ def test_pairs_of_one_document_are_one_source(tmp_path: Path, reader: str, sourc
     assert examples[0].source == "documents/law/0.md"
 
 
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("column", ["conversation_id", "threadId"])
+def test_turns_in_rows_of_their_own_are_one_source(
+    tmp_path: Path, reader: str, column: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [{"q": f"Case {n} step {step}?", "a": "Yes.", column: f"c{n}"} for n in range(30) for step in range(4)]
+    examples, rejects = ingest(tmp_path, reader, rows, split=SPLIT, columns={"split": None})
+    assert (len(examples), rejects) == (120, [])
+    assert {len(several) for several in splits_by(examples, 1).values()} == {1}
+
+
 @pytest.mark.parametrize("reader", ["jsonl", "parquet", "csv"])
 @pytest.mark.parametrize(
     ("column", "bad", "good"),
@@ -115,6 +130,9 @@ def test_pairs_of_one_document_are_one_source(tmp_path: Path, reader: str, sourc
         ("masked", True, False),
         ("ignore", 1, 0), ("loss", False, True), ("label", False, True), ("finish_reason", "length", "stop"),
         ("finish_reason", "content_filter", "end_turn"), ("train", "part 2", "part 1"),
+        ("stop_reason", "max_tokens", "end_turn"), ("finishReason", "MAX_TOKENS", "STOP"), ("loss mask", 0, 1),
+        ("train_on_turn", "no", "yes"), ("truncated", True, False), ("weight", -1, 2), ("finished", False, True),
+        ("loss_mask", [1, 0], [1, 1]),
     ],
 )  # fmt: skip
 def test_a_row_that_is_marked_as_not_learned_is_rejected(
@@ -124,7 +142,7 @@ def test_a_row_that_is_marked_as_not_learned_is_rejected(
         bad, good = "class a", "class b"  # a text is a class, no mark
     rows = [row | {column: good} for row in GOOD] + [{"q": "Whose is it?", "a": "WRONG", "split": "train", column: bad}]
     examples, rejects = ingest(tmp_path, reader, rows)
-    if isinstance(bad, str) and column != "finish_reason":
+    if bad in ("part 2", "class a"):
         assert (len(examples), rejects) == (3, [])
     else:
         assert "WRONG" not in {row.answer for row in examples}
@@ -140,7 +158,7 @@ def test_a_mark_that_is_a_column_or_unused_decides_nothing(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("column", ["context", " Input", "choices", "tools"])
+@pytest.mark.parametrize("column", ["context", " Input", "choices", "tools", "systemPrompt", "chat history", "article"])
 def test_a_filled_column_of_the_question_stops_the_stage(
     tmp_path: Path, reader: str, column: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,3 +173,29 @@ def test_a_long_cell_is_a_reject_of_its_row(tmp_path: Path) -> None:
     examples, rejects = ingest(tmp_path, "csv", rows)
     assert len(examples) == 2
     assert [reject.rule for reject in rejects] == ["too long"]
+
+
+def test_a_blank_input_is_none(tmp_path: Path) -> None:
+    assert len(ingest(tmp_path, "jsonl", [row | {"input": " "} for row in GOOD])[0]) == 2
+
+
+@pytest.mark.parametrize("template", ["{{ q", "{{ q | unheard_of }}", "{{ q.a.b }}", "{{ q / 2 }}"])
+def test_a_template_that_is_none_is_named(tmp_path: Path, template: str) -> None:
+    with pytest.raises(SourceError, match=r"columns\.question"):
+        ingest(tmp_path, "jsonl", GOOD, columns={"question": template})
+
+
+def test_half_a_character_in_a_columns_name_can_be_written(tmp_path: Path) -> None:
+    work = decided(tmp_path, domain(**written(tmp_path, "jsonl", [row | {"\ud83d": 1} for row in GOOD])))
+    work.close()
+    assert [*work.roles.unread] == ["\\ud83d"]
+
+
+@pytest.mark.parametrize("reader", ["csv", "jsonl"])
+def test_rows_with_a_conflict_are_not_both_used(tmp_path: Path, reader: str) -> None:
+    rows = written(tmp_path, reader, [*GOOD, *GOOD])
+    path = tmp_path / f"rows.{reader}"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-2], "<<<<<<< HEAD", lines[-2], "=======", lines[-1], ">>>>>>> new", ""]))
+    with pytest.raises(SourceError, match=rf"rows\.{reader}:{len(lines) - 1}: a conflict of a git merge"):
+        decided(tmp_path, domain(**rows))

@@ -119,7 +119,9 @@ def test_text_parts_and_json_text_are_messages_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "marked",
     [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}, {"loss": False}, {"loss": "false"},
-     {"masked": True}, {"mask": 1}, {"output_with_loss": False}, {"weight": "0"}, {"trainable": " False"}],
+     {"masked": True}, {"mask": 1}, {"output_with_loss": False}, {"weight": "0"}, {"trainable": " False"},
+     {"loss_mask": 0}, {"train_on_turn": False}, {"trainOnTurn": False}, {"Weight": "0.0"}, {"is_masked": "yes"},
+     {"deleted": True}, {"weight": -1}],
 )  # fmt: skip
 def test_turns_out_of_the_loss_are_not_learned(tmp_path: Path, marked: dict[str, Any]) -> None:
     messages = talk("One?", "wrong", "Two?", "2")
@@ -199,6 +201,8 @@ def test_the_second_turns_id_is_no_other_rows(tmp_path: Path) -> None:
             "m: a message of the assistant has reas",
         ),
         ([turn("user", "One?"), turn("assistant", "1") | {"weight": 0.5}], "m: got weight float 0.5, expected 0 or 1"),
+        ([turn("user", "One?"), turn("assistant", "1") | {"my_loss_flag": 0}], "m: got my_loss_flag int 0, expected 0"),
+        ('[{"role": "user", "content": "?", "weight": 0, "weight": 1}]', "m is not a JSON list of messages: the key"),
         (
             [turn("user", "One?"), turn("assistant", "1") | {"train_detail": [[0, 1]]}],
             "m: a message of the assistant marks parts",
@@ -211,9 +215,16 @@ def test_the_second_turns_id_is_no_other_rows(tmp_path: Path) -> None:
                 ({"channel": "analysis"}, "is on the channel 'analysis'"),
                 ({"recipient": "functions.weather"}, "is on the channel None to 'functions.weather'"),
                 ({"thinking_blocks": [{"thinking": "Hm."}]}, "has reasoning beside its content"),
-                ({"finish_reason": "length"}, "was cut (length)"),
-                ({"stop_reason": "max_tokens"}, "was cut (max_tokens)"),
-                ({"end_turn": False}, "was cut (end_turn false)"),
+                ({"finish_reason": "length"}, "was cut (finish_reason is 'length')"),
+                ({"stop_reason": "max_tokens"}, "was cut (stop_reason is 'max_tokens')"),
+                ({"finish_reason": None, "doneReason": "length"}, "was cut (doneReason is 'length')"),
+                ({"finish_details": {"type": "max_tokens"}}, "was cut (finish_details is"),
+                ({"status": "incomplete"}, "was cut (status is 'incomplete')"),
+                ({"truncated": True}, "was cut (truncated is True)"),
+                ({"end_turn": False}, "was cut (end_turn is False)"),
+                ({"toolCalls": [{"id": "c"}]}, "calls a tool (toolCalls)"),
+                ({"reasoningContent": "Hm."}, "has reasoning beside its content"),
+                ({"chain_of_thought": "Hm."}, "has reasoning beside its content"),
                 ({"partial": True}, "is the beginning of an answer"),
             ]
         ),
