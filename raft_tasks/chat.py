@@ -42,11 +42,18 @@ NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote
 
 # Marks of turns, thoughts and tools of the known model families: <|im_end|>, <start_of_turn>, [/INST] ...
 CONTROL = re.compile(
-    r"<\|[^<>|\s]{1,40}\|?>|<[^<>|\s]{1,40}\|>|<｜[^<>｜]{1,40}｜>|<(?:start|end)_of_(?:turn|image|utterance)>"
-    r"|</?(?:tool_call|tool_response|tools|function_calls)>|<(?:bos|eos|pad|unk|mask|sop|eop|eod|eom|eoa|EOT)>|</?s>"
-    r"|<</?SYS>>|\[/?(?:INST|SYS|TOOL\w*|AVAILABLE_TOOLS|SYSTEM_PROMPT|CALL_ID|ARGS|CLS|SEP|PAD|MASK|gMASK|UNK)\]"
-    r"|<(?:file_sep|repo_name|filename|gh_stars|fim_\w+|jupyter_\w+|issue_(?:start|comment|closed)|commit_\w+)>"
-    r"|<(?:unused|extra_id_|reserved_)\d+>|" + "|".join(re.escape(tag) for tags in TAGS for tag in tags)
+    r"<\|[^<>|\s]{1,40}\|?>|<[^<>|\s]{1,40}\|>|<｜[^<>｜]{1,40}｜>|<(?:start|end)_(?:of|function)_\w+>"
+    r"|\[\|[a-z_]{4,20}\|\]|<\[[^\[\]<>]{1,40}\]>|\[@\w+@\]|｜[A-Z]+｜|>>[A-Z]{4,20}<<"
+    r"|\]~!?b\[?\]?|\[e~\[|\]!p~\["  # MiniMax
+    r"|</?(?:(?:minimax:)?tool_call|tool_response|tools|function_calls|arg_key|arg_value|TOOLCALL|TOOL_RESPONSE)>"
+    r"|<(?:bos|eos|pad|unk|cls|sep|mask|sop|eop|eod|eom|eoa)>|<(?:BOS|EOS|PAD|UNK|CLS|SEP|MASK|EOP)(?:_TOKEN)?>|</?s>"
+    r"|<(?:EOT|PRE|SUF|MID)>|<</?SYS>>|</?role>|</?(?:seed:|longcat_)\w+>"
+    r"|\[/?(?:INST|SYS|TOOL\w*|AVAILABLE_TOOLS|SYSTEM_PROMPT|MODEL_SETTINGS|CALL_ID|ARGS|CLS|SEP|PAD|MASK|gMASK|UNK)\]"
+    r"|\[(?:BOS|EOS|EOT|IMG|IMG_BREAK|IMG_END|PREFIX|SUFFIX|MIDDLE|AUDIO|BEGIN_AUDIO|TRANSCRIBE)\]"
+    r"|<(?:file_sep|repo_?name|filename|gh_stars|empty_output|fim[_-]\w+|jupyter_\w+|commit_\w+)>"
+    r"|<issue_(?:start|comment|closed)>|<(?:image|(?:image|audio)_soft_token|fake_token_around_image)>"
+    r"|<(?:unused|extra|extra_id|reserved|reserved_token|SPECIAL|ctrl|dummy)[_-]?\d+>|<mask:\d+>"
+    r"|\[(?:unused|UNUSED_TOKEN_|control_|extra_id_)\d+\]|" + "|".join(re.escape(tag) for tags in TAGS for tag in tags)
 )
 THOUGHTS = "|".join(rf"{re.escape(start)}\s*{re.escape(end)}" for start, end in TAGS)
 OPENING = frozenset(start.casefold() for start, _ in TAGS)
@@ -121,7 +128,7 @@ def render(
             continue_final_message=continue_final_message,
             enable_thinking=thinking,  # templates without such a switch pass it over
         )
-    except TemplateError as error:
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ChatError(
             f"the chat template of {tokenizer.name_or_path!r} refuses {[turn['role'] for turn in turns]}: {error}"
             + ("" if system is None else "; set the model's `system` to null if it takes no system prompt")

@@ -35,21 +35,58 @@ TAGS = [
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss (harmony)
     ("<|channel|>commentary<|message|>", "<|channel|>final<|message|>"),
 ]
+# Spellings of models and exports that no family above has, at the start of a turn and closed: <thinking effort="low">,
+# [reasoning], <|think|>, &lt;think&gt;, <|begin_of_thinking|>, Open WebUI's <details type="reasoning">.
+_NAME = (
+    "think|thinking|thoughts?|(?:thought|thinking|reasoning)_process|reasoning|reflection|scratchpad|chain_of_thought"
+    "|(?:inner|internal)_(?:thoughts?|monologue)|cot"
+)
+OTHER_TAGS = [
+    (re.compile(pattern, re.IGNORECASE), end)
+    for pattern, end in [
+        (rf"<({_NAME})(?:\s[^<>]*)?>", r"</{}\s*>"),
+        (rf"\[({_NAME})\]", r"\[/{}\]"),
+        (rf"<\|({_NAME})\|>", r"<\|/{}\|>"),
+        (rf"<\|(?:begin|start)_of_({_NAME})\|>", r"<\|end_of_{}\|>"),
+        (rf"&lt;({_NAME})&gt;", "&lt;/{}&gt;"),
+        (r"""<(details) [^<>]*type=["']reasoning["'][^<>]*>""", "</{}>"),
+        (r"Here(?:'s| is) my (thought) process:", r"Here(?:'s| is) my response:"),  # Granite
+        (r"Here are my (reasoning) steps:", r"\[BEGIN FINAL RESPONSE\]"),  # Apriel
+        (
+            r"<\|channel\|>\s*(analysis|commentary)\b",
+            r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>",
+        ),
+    ]
+]
 EMPTY = re.compile("|".join(rf"{re.escape(start)}\s*{re.escape(end)}" for start, end in TAGS), re.IGNORECASE)
 # What may stand before and after the parts of a turn of these formats.
-TURN_START = re.compile(r"(?:\s|<\|start\|>assistant)*")
+TURN_START = re.compile(r"(?:[\s\ufeff]|<\|start\|>assistant[^<]*|(?:<\|im_start\|>)?assistant\n|<\|assistant\|>)*")
 ANSWER_START = re.compile(
-    r"\s*(?:(?:<\|end\|>|<\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|START_RESPONSE\|>"
+    r"\s*(?:(?:<\|end\|>|<\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|START_(?:RESPONSE|TEXT)\|>"
     r"|<\|begin_of_solution\|>)\s*)+"
 )
-ANSWER_END = re.compile(r"\s*<\|(?:return|end|END_RESPONSE|end_of_solution)\|>\s*\Z")
-ANSWER_TAGS = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL | re.IGNORECASE)  # Hunyuan, around all of it
+ANSWER_END = re.compile(
+    r"\s*(?:<\|(?:return|end|END_RESPONSE|END_TEXT|end_of_solution)\|>|\[END FINAL RESPONSE\])\s*\Z"
+)
+ANSWER_TAGS = re.compile(  # around all of it: Hunyuan, ERNIE, Reflection
+    r"\s*<(answer|response|output|final_answer)>(.*)</\1>\s*", re.DOTALL | re.IGNORECASE
+)
 HARMONY_WITHOUT_MARKS = re.compile(r"analysis\S.*?assistantfinal", re.DOTALL)  # decoded without special tokens
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 
 # None of the above without one of these: most texts are done with a search for them.
 MARKS = re.compile(
-    "|".join([r"<\|", "assistantfinal", *(re.escape(tag) for tags in TAGS for tag in tags)]), re.IGNORECASE
+    "|".join(
+        [
+            r"<\|",
+            "assistantfinal",
+            rf"[<\[;](?:{_NAME})\b",
+            "<details ",
+            "Here(?:'s| is| are) my ",
+            *(re.escape(tag) for tags in TAGS for tag in tags),
+        ]
+    ),
+    re.IGNORECASE,
 )
 
 
@@ -63,7 +100,7 @@ def strip_thoughts(text: str) -> tuple[str, bool]:
     if ANSWER_START.match(answer):
         answer = ANSWER_START.sub("", answer, count=1)
     if answer != text and (whole := ANSWER_TAGS.fullmatch(answer)):
-        answer = whole[1]
+        answer = whole[2]
     return (text if answer == text else ANSWER_END.sub("", answer).strip()), is_open
 
 
@@ -118,11 +155,17 @@ def _strip_one(text: str) -> tuple[bool, str, bool]:
         if begin := _pattern(start).match(text, offset):
             after = _pattern(end).search(text, begin.end())
             return True, text[after.end() :] if after else "", after is None
+    for begin_pattern, end in OTHER_TAGS:
+        if begin := begin_pattern.match(text, offset):
+            after = re.compile(end.format(begin[1]), re.IGNORECASE).search(text, begin.end())
+            if after is not None:
+                return True, text[after.end() :], False
     code = [match.span() for match in CODE.finditer(text)]
     for start, end in TAGS:
         # The beginning was in the prompt, or the model left it out.
-        tag = re.escape(end)
-        for match in re.finditer(rf"(?<=[^ \t\"'`]){tag}(?=\s*\n|\Z)|(?<=[.!?]){tag}(?=\w)", text, re.IGNORECASE):
+        tag = f"(?i:{re.escape(end)})"
+        closing = rf"(?<=[^ \t\"'`]){tag}(?=\s*\n|\Z)|(?<=[.!?]){tag}(?=\w)|(?<=[.!?]\n){tag}[ \t]+(?=[A-Z\d])"
+        for match in re.finditer(closing, text):
             if not _inside(match.start(), code) and not _pattern(start).search(text, 0, match.start()):
                 return True, text[match.end() :], False
         for match in re.finditer(rf"{re.escape(start)}(?=[ \t]*(?:\n|\Z))", text, re.IGNORECASE):

@@ -65,12 +65,34 @@ def test_no_pieces_of_data_meet_in_a_control_token(data):
             assert ids["input_ids"].count(id) == plain_ids["input_ids"].count(id)
 
 
+MARKS = """
+    <BOS_TOKEN> <EOS> <PAD> [EOS] [EOT] [IMG] [PREFIX] [MODEL_SETTINGS] <arg_key> <seed:bos> </seed:think>
+    <longcat_s> <[begin▁of▁sentence]> ]~b] [e~[ ]!p~[ ]~!b[ <role> [|user|] [|endofturn|] >>ANSWER<< [UNUSED_TOKEN_145]
+    <SPECIAL_12> <ctrl99> <mask:1> <reponame> <fim-prefix> <PRE> <EOT> [@BOS@] ｜DSML｜ <image_soft_token> <image>
+    <start_of_audio> <end_function_call> <start_of_role> <minimax:tool_call> <TOOLCALL> <extra_0> <unused_1>
+    [control_8] <reserved_token_5> <cls> <|turn> <turn|>
+"""
+
+
 @settings(deadline=None)
 @given(
     fragments(["<|im_end|>", "[/INST]", "</s>", "<file_sep>", "◁think▷", "<｜User｜>", "<start_of_turn>", "[gMASK]"])
 )
 def test_no_mark_of_a_known_family_reaches_a_server(text):
     assert not CONTROL.search(break_up(CONTROL, text))
+
+
+@pytest.mark.parametrize("mark", MARKS.split())
+def test_a_mark_of_less_known_families_reaches_no_server(mark):
+    assert CONTROL.fullmatch(mark)
+    assert break_up(CONTROL, f"a{mark}b") == f"a{mark[0]} {mark[1:]}b"
+
+
+@pytest.mark.parametrize(
+    "text", ["<pre>", "a <b> c", "x < y > z", "[1]", "[AB]", "<reason>", "a[i]", ">> <<", "<video>", "<p>", "E[|X|]"]
+)
+def test_other_brackets_stay(text):
+    assert break_up(CONTROL, text) == text
 
 
 def test_marks_that_share_characters_are_broken_both():
@@ -183,6 +205,16 @@ def test_templates_that_do_not_hear_the_system_prompt_are_refused():
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(ChatError, match="System role not supported; set the model's `system` to null"):
         check_chat(tokenizer, TOLD)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ messages[0]['content'] + none }}", "{{ messages[9].content.x }}", "{{ 1 // 0 }}"]
+)
+def test_a_template_that_breaks_off_is_named(template):
+    tokenizer = chat_tokenizer("qwen3")
+    tokenizer.chat_template = template
+    with pytest.raises(ChatError, match=r"the chat template of .* refuses \['user'\]: "):
+        check_chat(tokenizer, None)
 
 
 def test_forced_thinking_is_refused():

@@ -27,6 +27,15 @@ from raft_tasks.thoughts import TAGS, has_thought, opening, opens_thought, split
         ("<think>Hm.</think>\n<answer>\nIt is.\n</answer>", "It is.", False),
         ("<think>Hm.</think>\n<answer>\nIt is", "<answer>\nIt is", False),
         ("<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>It is.<|END_RESPONSE|>", "It is.", False),
+        ("<|START_THINKING|>Hm.<|END_THINKING|><|START_TEXT|>It is.<|END_TEXT|>", "It is.", False),
+        ("<thinking>Hm.</thinking><output>It is.</output>", "It is.", False),
+        ("\ufeff<think>Hm.</think>It is.", "It is.", False),
+        ("assistant\n<think>Hm.</think>It is.", "It is.", False),
+        ("Hm, let me see.\n</think> It is.", "It is.", False),
+        ("<|channel|>analysis <|message|>Hm.<|end|><|start|>assistant<|channel|>final <|message|>It is.", "It is.",
+         False),
+        ("<|start|>assistant to=x<|channel|>commentary to=y<|constrain|>json<|message|>{}<|end|><|start|>assistant"
+         "<|channel|>final<|message|>It is.<|return|>", "It is.", False),
     ],
 )  # fmt: skip
 def test_thoughts_are_no_part_of_an_answer(text, answer, is_open):
@@ -77,6 +86,31 @@ def test_an_answer_that_mentions_a_tag_stays_whole(text):
 def test_a_thought_apart_from_its_answer(text, thought, answer, thinks):
     assert split_thought(text) == (thought, answer)
     assert has_thought(text) == thinks
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        ('<thinking effort="low">', "</thinking>"), ("<Think >", "</Think >"), ("[reasoning]", "[/reasoning]"),
+        ("<|think|>", "<|/think|>"), ("<|begin_of_thinking|>", "<|end_of_thinking|>"),
+        ("&lt;think&gt;", "&lt;/think&gt;"), ("<thought_process>", "</thought_process>"),
+        ("<inner_thoughts>", "</inner_thoughts>"), ("<chain_of_thought>", "</chain_of_thought>"),
+        ('<details type="reasoning" done="true">\n<summary>Thought for 2 seconds</summary>', "</details>"),
+        ("Here is my thought process:", "Here is my response:"),
+        ("Here's my thought process:", "Here's my response:"),
+        ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
+    ],
+)  # fmt: skip
+def test_spellings_that_no_family_has(start, end):
+    assert strip_thoughts(f"{start}\nHm.\n{end}\n\nIt is 5 mg.") == ("It is 5 mg.", False)
+    assert has_thought(f"{start}\nHm.\n{end}\n\nIt is 5 mg.")
+    for text in (f"{start} begins it.", f"Write {start} x {end} there.", f"```\n{start}\nx\n{end}\n```"):
+        assert strip_thoughts(text) == (text, False)
+
+
+def test_an_answer_between_marks_has_none():
+    text = "Here are my reasoning steps:\nHm.\n[BEGIN FINAL RESPONSE]\nIt is 5 mg.\n[END FINAL RESPONSE]"
+    assert strip_thoughts(text) == ("It is 5 mg.", False)
 
 
 def test_where_a_prompt_opens_a_thought():

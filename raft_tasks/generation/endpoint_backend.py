@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,16 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from raft_tasks.chat import CONTROL, as_turns, break_up
 from raft_tasks.config import Endpoint
 from raft_tasks.errors import InputError
-from raft_tasks.generation.backend import Completion, Failure, GoOn, Kind, Portion, StreamingBackend, always
+from raft_tasks.generation.backend import (
+    Completion,
+    Failure,
+    GoOn,
+    Kind,
+    Portion,
+    StreamingBackend,
+    always,
+    replace_surrogates,
+)
 from raft_tasks.proxies import is_loopback, proxy_note, reach_directly
 from raft_tasks.sampling import SamplingParams, is_finished
 from raft_tasks.thoughts import strip_thoughts
@@ -31,7 +41,7 @@ from raft_tasks.thoughts import strip_thoughts
 if TYPE_CHECKING:
     import openai
 
-CACHE_VERSION = 1  # of how requests are written and answers read: raise it where the same call gives another completion
+CACHE_VERSION = 2  # of how requests are written and answers read: raise it where the same call gives another completion
 CONNECT_SECONDS = 10.0
 BACKOFF_SECONDS = 0.5  # the first wait is up to this; the bound doubles with each further one
 BACKOFF_MOST_SECONDS = 60.0
@@ -216,6 +226,11 @@ class EndpointBackend(StreamingBackend):
             return _Transient(f"HTTP {status}{proxy}: {reason}", _retry_after(error.response.headers))
         refused = [name for name in self.settings.sampling_fields if name in reason]
         hint = f"; if the model refuses {refused}, take it out of the endpoint's sampling_fields" if refused else ""
+        if chat and re.search(rf"\b{self.settings.length_field}\b", reason):
+            other = {"max_tokens": "max_completion_tokens"}.get(self.settings.length_field, "max_tokens")
+            hint += f"; if it refuses {self.settings.length_field}, set the endpoint's length_field to {other}"
+        if self.settings.seeds and re.search(r"\bseed\b", reason):
+            hint += "; if it refuses seeds, set the endpoint's seeds to false"
         return _Rejected(f"HTTP {status}: {reason}{hint}")
 
     @cached_property
@@ -245,7 +260,7 @@ class EndpointBackend(StreamingBackend):
         return key
 
     def _without_key(self, message: object) -> str:
-        key, text = os.environ.get(self.settings.api_key_env or ""), _replace_surrogates(str(message))
+        key, text = os.environ.get(self.settings.api_key_env or ""), replace_surrogates(str(message))
         return text.replace(key, "***") if key else text
 
 
@@ -277,11 +292,6 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     return min(max(seconds, 0.0), RETRY_AFTER_MOST_SECONDS)
 
 
-def _replace_surrogates(text: str) -> str:
-    """JSON can escape half a character, which no file takes."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def _completion(answer: dict[str, Any], tries: int) -> Completion:
     """The completion in a server's answer.
 
@@ -293,18 +303,20 @@ def _completion(answer: dict[str, Any], tries: int) -> Completion:
         ended, raw = is_finished(choice.get("finish_reason")), "text" in choice
         message = {"content": choice["text"]} if raw else choice["message"]
         text, refusal = message.get("content") or "", message.get("refusal")
+        if isinstance(text, list):  # parts, thoughts among them (Mistral)
+            text = "".join(part["text"] for part in text if part["type"] == "text")
         prompt_tokens, tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         if not isinstance(text, str):
             raise TypeError(f"content is a {type(text).__name__}")
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         raise _Transient(f"an answer without choices[0].message.content: {json.dumps(answer)[:80]}") from error
-    turn = _replace_surrogates(text)
+    turn = replace_surrogates(text)
     text, thinking = strip_thoughts(turn)  # of a server that does not take them out itself
     failure = None
     if choice.get("finish_reason") == "content_filter":
         failure = Failure("filtered", "the provider's content filter stopped the answer")
     elif refusal:
-        failure = Failure("refused", _replace_surrogates(str(refusal))[:300])
+        failure = Failure("refused", replace_surrogates(str(refusal))[:300])
     elif not text.strip() and not raw:  # a text may well end where it stands
         failure = Failure("empty", "an empty answer" if ended else "cut before its answer began")
     if failure:

@@ -193,6 +193,31 @@ def test_half_a_character_is_replaced_and_two_halves_are_one(server):
     assert [row.failure.reason for row in (refused, failed)] == ["No \ufffd", "HTTP 400: bad \ufffd"]
 
 
+def test_parts_of_an_answer_are_joined_without_thoughts(server):
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
+    message = {"content": [thought, {"type": "text", "text": "It is "}, {"type": "text", "text": "5 mg."}]}
+    (answer,) = ask(endpoint(server), {"choice": {"message": message, "finish_reason": "stop"}})
+    assert (answer.text, answer.finished) == ("It is 5 mg.", True)
+
+
+def test_a_count_without_end_is_an_answer_without_shape(server):
+    body = '{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": Infinity}}'
+    (answer,) = ask(endpoint(server, max_retries=0), {"body": body})
+    assert answer.failure.kind == "unreachable"
+
+
+@pytest.mark.parametrize(
+    ("says", "remedy"),
+    [
+        ("Use 'max_completion_tokens' instead of 'max_tokens'.", "set the endpoint's length_field to max_completion"),
+        ("Unrecognized request argument: seed", "set the endpoint's seeds to false"),
+    ],
+)
+def test_a_field_that_is_refused_has_its_setting(server, says, remedy):
+    (answer,) = ask(endpoint(server), {"status": 400, "says": says})
+    assert remedy in answer.failure.reason
+
+
 def test_sampling_settings_that_a_model_refuses_are_not_sent(server):
     (answer,) = ask(endpoint(server, sampling_fields=["top_p"], seeds=False), {})
     assert {"temperature", "top_p", "seed"} & set(json.loads(answer.text)) == {"top_p"}
