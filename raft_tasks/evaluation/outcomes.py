@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from raft_tasks.errors import InputError
 from raft_tasks.schemas import ItemResult, TaskScores
 from raft_tasks.thoughts import has_thought, split_thought, strip_thoughts
 
@@ -29,6 +32,10 @@ def item_results(
             for metric in view["metrics"]
             if (value := number_of(view[metric])) is not None
         }
+        if wrong := {metric: value for metric, value in metrics.items() if not math.isfinite(value)}:
+            raise InputError(
+                f"{task}, item {number}: {wrong}; expected finite numbers. Is the model or the task broken?"
+            )
         first, thought = views[0], ""
         if thinking:
             turn = first["resps"][0][0].turn
@@ -56,7 +63,7 @@ def number_of(value: Any) -> float | None:
     """A number, of numpy or torch too, as a float; None for anything else."""
     if hasattr(value, "item") and np.ndim(value) == 0:
         value = value.item()
-    return float(value) if isinstance(value, Real) else None
+    return float(value) if isinstance(value, Real | Decimal) else None
 
 
 def target_of(task: Any, doc: dict[str, Any]) -> str:

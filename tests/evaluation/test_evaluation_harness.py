@@ -1,5 +1,6 @@
 import json
 import logging
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from raft_tasks.evaluation.harness import (
     item_texts,
     write_domain_task,
 )
-from raft_tasks.evaluation.outcomes import number_of
+from raft_tasks.evaluation.outcomes import item_results, number_of
 from raft_tasks.evaluation.overlay import task_manager
 from raft_tasks.schemas import Example
 
@@ -217,9 +218,15 @@ def test_agrees_with_lm_eval_by_hand(benchmarked, model, tasks, work):
 def test_numbers_of_numpy_and_torch_are_numbers():
     import torch
 
-    numbers = [True, 2, 0.5, np.bool_(True), np.int64(2), np.float32(0.5), np.array(0.5), torch.tensor(2)]
-    assert [number_of(value) for value in numbers] == [1.0, 2.0, 0.5, 1.0, 2.0, 0.5, 0.5, 2.0]
+    numbers = [True, 2, 0.5, np.bool_(True), np.int64(2), np.float32(0.5), np.array(0.5), torch.tensor(2), Decimal(3)]
+    assert [number_of(value) for value in numbers] == [1.0, 2.0, 0.5, 1.0, 2.0, 0.5, 0.5, 2.0, 3.0]
     assert all(number_of(value) is None for value in ("1", None, [1.0], np.array([1.0]), {"a": 1}))
+
+
+def test_a_metric_without_a_number_is_named():
+    sample = {"doc_id": 3, "filter": "none", "metrics": ["acc"], "acc": np.float64("nan")}
+    with pytest.raises(InputError, match=r"arc, item 3: \{'acc': nan\}; expected finite numbers"):
+        list(item_results("arc", "arc", None, [sample], False))
 
 
 def test_a_limit_draws_its_items():
