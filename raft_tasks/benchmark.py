@@ -60,6 +60,7 @@ def write_merged(
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Write `output`/model; returns the coefficient, the distance to the base and every candidate's scores."""
+    from raft_tasks.training.licence import copy_licence
     from raft_tasks.training.merging import Candidate, Merger, choose
     from raft_tasks.training.usage import with_usage
 
@@ -87,6 +88,7 @@ def write_merged(
         coefficient = chosen.coefficient
         result = {"base": base_scores, "candidates": [vars(candidate) for candidate in candidates], "bound_met": met}
     distance = merged.write(coefficient, output / "model")
+    copy_licence(base, output / "model")
     card = (trained / "README.md").read_text(encoding="utf-8")
     note = f"\n## After training\n\n`{merge.model_dump_json()}`: coefficient {coefficient:g}.\n"
     card = with_usage(card + note, output / "model", base)

@@ -62,11 +62,13 @@ def test_a_method_that_merges_nothing_is_recorded_and_no_model_is_copied(base, t
 
 
 def test_pruning_asks_nothing(base, trained, tmp_path):
+    (Path(base.path) / "LICENSE").write_text("Do no harm.")
     result = run(trained, base, Prune(kind="prune", keep=0.1), tmp_path / "out", rows=[])
     assert (result["kind"], result["coefficient"]) == ("prune", 1.0)
     for name, value in moved(base, tmp_path / "out").items():
         assert (value != 0).sum() == max(1, int(0.1 * value.numel())), name
     assert "coefficient 1" in (tmp_path / "out" / "model" / "README.md").read_text()
+    assert (tmp_path / "out" / "model" / "LICENSE").read_text() == "Do no harm."
 
 
 def test_the_coefficient_is_chosen_and_the_whole_change_reported_beside_it(base, trained, tmp_path, monkeypatch):

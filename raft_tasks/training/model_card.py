@@ -7,6 +7,7 @@ import json
 from raft_tasks.artifacts import digest
 from raft_tasks.config import Method
 from raft_tasks.training.job import TrainingJob
+from raft_tasks.training.licence import read_licence
 from raft_tasks.training.preparation import TrainingData
 
 CROSS_ENTROPIES = {
@@ -23,7 +24,7 @@ TEACHERS = {
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
-base_model: {base}
+{licence_lines}base_model: {base}
 tags: [raft, domain-adaptation, knowledge-distillation]
 ---
 
@@ -32,6 +33,7 @@ tags: [raft, domain-adaptation, knowledge-distillation]
 | | |
 |---|---|
 | base model | `{base}`, revision `{revision}` |
+| licence | {licence} |
 | system prompt | {system} |
 | thinking | {thinking} |
 | learned answers | {answers} |
@@ -71,7 +73,10 @@ def model_card(job: TrainingJob, data: TrainingData) -> str:
     }
     settings = {"train": job.train.model_dump() | {"learning_rate_scale": method.learning_rate_scale}}
     settings |= {name: section.model_dump() for name, section in sections.items() if section is not None}
+    stated = read_licence(model)
     return CARD.format(
+        licence_lines="".join(f"{key}: {json.dumps(value)}\n" for key, value in stated.items()),
+        licence=" ".join(stated.values()) or "not known here: see the base model's own card",
         base=model.path,
         revision=model.revision,
         thinking="as the request says (`enable_thinking`)" if model.thinking == "both" else model.thinking,

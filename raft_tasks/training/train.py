@@ -15,6 +15,7 @@ from raft_tasks.training.divergence import relative_distance
 from raft_tasks.training.forgetting import write_curve
 from raft_tasks.training.interruption import TrainingInterrupted
 from raft_tasks.training.job import TrainingJob
+from raft_tasks.training.licence import copy_licence
 from raft_tasks.training.memory import Shape, explain, is_out_of_memory
 from raft_tasks.training.model_card import model_card
 from raft_tasks.training.preparation import (
@@ -116,6 +117,7 @@ def save_model(student: Any, job: TrainingJob, data: TrainingData) -> tuple[Any,
         else:
             student.to(getattr(torch, job.model.dtype)).save_pretrained(folder)
     save_tokenizer(data.tokenizer, job.model.system, folder, job.model.thinking)
+    copy_licence(job.model, folder)
     card = with_usage(model_card(job, data), folder, job.model)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return student, distance
