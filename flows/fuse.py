@@ -21,7 +21,7 @@ from raft_tasks.fuse import (
     training_pairs,
 )
 from raft_tasks.schemas import Filtered, Fused, Labelled, TrainingPair
-from raft_tasks.thoughts import strip_thoughts
+from raft_tasks.thoughts import count_thoughts
 
 
 @flow
@@ -63,10 +63,9 @@ def fuse(domain: str) -> None:
 
 
 def report_thoughts(label: str, pairs: Sequence[TrainingPair]) -> None:
-    thoughts = [pair.thought for pair in pairs if pair.thought]
-    cut = sum(strip_thoughts(thought)[1] for thought in thoughts)
+    thoughts, cut = count_thoughts(pair.thought for pair in pairs)
     print(
-        f"{label}: {len(thoughts)} of {len(pairs)} answers are learned behind a thought of the base; {cut} thoughts "
+        f"{label}: {thoughts} of {len(pairs)} answers are learned behind a thought of the base; {cut} thoughts "
         "met models.base.thought_tokens and end there",
         flush=True,
     )

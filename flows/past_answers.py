@@ -40,7 +40,7 @@ def write_past_answers(config: Config, champions: Collection[str], past: dict[st
         generator = Random(derive_seed("past-questions", domain))
         drawn = generator.sample(rows, min(limit, len(rows)))
         model = config.base.model_copy(update={"path": str(paths.champion(domain)), "revision": None})
-        pairs = answer_past(
+        pairs, unfinished = answer_past(
             drawn, TransformersBackend(model), config.domains[domain].checks, settings.max_new_tokens,
             settings.batch_size,
         )  # fmt: skip
@@ -50,5 +50,6 @@ def write_past_answers(config: Config, champions: Collection[str], past: dict[st
         held[domain] = (
             f"production answers {len(pairs)} of {len(drawn)} past questions right, of {len(rows)} in all; "
             f"{len(stay)} of {len(gone)} answers stay whose questions are gone"
+            + (f"; {unfinished} thoughts did not end" if config.base.thinking != "off" else "")
         )
     return held

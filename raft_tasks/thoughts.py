@@ -9,6 +9,7 @@ or code it is what the answer speaks about, and stays.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Literal
 
@@ -122,6 +123,12 @@ def split_thought(text: str) -> tuple[str, str]:
             if text.rstrip().endswith(answer) and begin.end() < len(text):
                 return (text[: len(text.rstrip()) - len(answer)], answer) if answer else (text, "")
     return "", answer
+
+
+def count_thoughts(texts: Iterable[str]) -> tuple[int, int]:
+    """How many texts hold a thought, and how many of them end within it."""
+    thoughtful = [text for text in texts if has_thought(text)]
+    return len(thoughtful), sum(strip_thoughts(text)[1] for text in thoughtful)
 
 
 def opens_thought(prompt: str) -> bool:

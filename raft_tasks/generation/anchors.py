@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 from raft_tasks.chat import ChatError, render, text_beginning
 from raft_tasks.config import AnchorSet
 from raft_tasks.errors import InputError
-from raft_tasks.generation.backend import Completion, Kind
+from raft_tasks.generation.backend import Completion
+from raft_tasks.generation.thinking import call_in_modes
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import GeneratedAnchor, Turn, UserTurn, end_with
 from raft_tasks.seeds import derive_seed
@@ -32,11 +33,7 @@ from raft_tasks.thoughts import strip_thoughts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from raft_tasks.generation.cached_backend import CachedBackend
-    from raft_tasks.generation.served_base import ServedBase
-    from raft_tasks.generation.transformers_backend import TransformersBackend
-
-    Base = TransformersBackend | CachedBackend | ServedBase
+    from raft_tasks.generation.thinking import Base
 
 MARKER = "Marker7"  # no white space at its ends: some templates strip the content
 
@@ -198,28 +195,23 @@ def answer_turns(turns: Sequence[UserTurn], base: Base, settings: AnchorSet) -> 
 
     Where the base thinks, an answer begins with its thought; with `both` about every other one does.
     """
-    mode = base.settings.thinking
-    parts: dict[Kind, list[UserTurn]] = {"chat": [], "thinking": []}
-    for turn in turns:
-        thinks = mode == "on" or (mode == "both" and derive_seed(settings.seed, "anchor-mode", turn.id) % 2 == 1)
-        parts["thinking" if thinks else "chat"].append(turn)
-    answers: dict[str, Completion] = {}
-    for kind, part in parts.items():
-        bound = settings.answer_max_new_tokens + (base.settings.thought_tokens if kind == "thinking" else 0)
-        params = SamplingParams(settings.answer_temperature, settings.top_p, bound, settings.batch_size)
-        seeds = [derive_seed(settings.seed, "anchor-answer", turn.id) for turn in part]
-        prompts = [end_with(turn.history, turn.prompt) for turn in part]
-        completions = base.call(kind, prompts, params, seeds) if part else []
-        answers |= {turn.id: completion for turn, completion in zip(part, completions, strict=True)}
+    answers = call_in_modes(
+        base,
+        [end_with(turn.history, turn.prompt) for turn in turns],
+        SamplingParams(
+            settings.answer_temperature, settings.top_p, settings.answer_max_new_tokens, settings.batch_size
+        ),
+        [derive_seed(settings.seed, "anchor-answer", turn.id) for turn in turns],
+        [derive_seed(settings.seed, "anchor-mode", turn.id) for turn in turns],
+    )
     return [
         GeneratedAnchor(
             **dict(turn),
-            answer=((answer.raw if mode != "off" else "") or answer.text).strip(),
+            answer=((answer.raw if base.settings.thinking != "off" else "") or answer.text).strip(),
             prompt_finished=True,
             answer_finished=answer.finished,
         )
-        for turn in turns
-        for answer in [answers[turn.id]]
+        for turn, answer in zip(turns, answers, strict=True)
     ]
 
 

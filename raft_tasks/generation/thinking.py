@@ -12,15 +12,21 @@ and only what stands behind the arrow is learned. The reference is in no thought
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from raft_tasks.generation.backend import Completion, Kind
 from raft_tasks.sampling import SamplingParams
-from raft_tasks.schemas import TrainingPair, end_with
+from raft_tasks.schemas import Prompt, TrainingPair, end_with
 from raft_tasks.seeds import derive_seed
 from raft_tasks.thoughts import has_thought, split_thought, strip_thoughts
 
 if TYPE_CHECKING:
     from raft_tasks.generation.cached_backend import CachedBackend
+    from raft_tasks.generation.served_base import ServedBase
+    from raft_tasks.generation.transformers_backend import TransformersBackend
+
+    Base = TransformersBackend | CachedBackend | ServedBase
 
 TEMPERATURE, TOP_P = 0.6, 0.95  # of thinking, on the model cards of Qwen3 and SmolLM3; greedy thoughts go round
 
@@ -51,6 +57,30 @@ def think_first(pairs: Sequence[TrainingPair], base: CachedBackend, batch_size: 
             if has_thought(thought):
                 result.append(pair.model_copy(update={"id": f"{pair.id} thinking", "thought": thought}))
     return result
+
+
+def call_in_modes(
+    model: Base, prompts: Sequence[Prompt], params: SamplingParams, seeds: Sequence[int], coins: Sequence[int]
+) -> list[Completion]:
+    """Completions in the mode(s) in which the model is served: with `both` those of odd coins are thought about.
+
+    A thought has `thought_tokens` beside those of `params`.
+    """
+    mode = model.settings.thinking
+    thinks = [mode == "on" or (mode == "both" and coin % 2 == 1) for coin in coins]
+    beside: dict[Kind, int] = {"chat": 0, "thinking": model.settings.thought_tokens}
+    completions: dict[int, Completion] = {}
+    for kind, more in beside.items():
+        chosen = [place for place, thinking in enumerate(thinks) if thinking == (kind == "thinking")]
+        if chosen:
+            drawn = model.call(
+                kind,
+                [prompts[place] for place in chosen],
+                replace(params, max_tokens=params.max_tokens + more),
+                [seeds[place] for place in chosen],
+            )
+            completions |= dict(zip(chosen, drawn, strict=True))
+    return [completions[place] for place in range(len(prompts))]
 
 
 def _spaced(thought: str) -> str:

@@ -13,6 +13,7 @@ from raft_tasks.config import Config, Method
 from raft_tasks.config.data import OTHER_METRICS
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.degradation import degradation, detectable_drop, holm
+from raft_tasks.evaluation.gate import DOMAIN_TASKS
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.evaluation.outcomes import THOUGHT_METRICS
 from raft_tasks.evaluation.statistics import (
@@ -292,6 +293,11 @@ def measures_of(base: Benchmarked, tasks: Sequence[str]) -> dict[str, list[Part]
     if len(thinking) < len(again):
         domain = {metric: [(thinking_name(DOMAIN_TASK), metric)] for metric in ("acc", *THOUGHT_METRICS)}
         thinking = {thinking_name(f"{DOMAIN}{metric}"): part for metric, part in domain.items()} | thinking
+    thoughtful = dict.fromkeys(row.task for row in base.items if THOUGHT_METRICS[0] in row.metrics)
+    written = [task for task in thoughtful if task not in DOMAIN_TASKS]
+    for name in [f"general_{metric}" for metric in THOUGHT_METRICS] if written else []:
+        parts = [(task, name.removeprefix("general_")) for task in written]
+        thinking[thinking_name(name) if again else name] = parts
     return measures | {part[0]: [part] for part in general} | thinking
 
 
@@ -353,6 +359,9 @@ def _training(runs: Sequence[Trained], method: Method) -> Training:
         "relative_l2": float(np.mean(distances)),
         "relative_l2_per_seed": distances,
     }
+    if "thoughts" in runs[0].summary:
+        training["thoughts"] = runs[0].summary["thoughts"]
+        training["unfinished_thoughts"] = runs[0].summary["unfinished_thoughts"]
     weights = [weight for run in runs for weight in run.steps.get("lambda", []) if weight is not None]
     if method.distillation and method.distillation.kl_weight == "ema" and weights:
         bound = method.distillation.kl_weight_max * (1 - 1e-6)  # the steps' weights are rounded

@@ -59,6 +59,8 @@ class Training(TypedDict):
     relative_l2: float
     relative_l2_per_seed: list[float]
     kl_weight_at_max: NotRequired[float]  # share of the steps at which the KL weight is at its bound
+    thoughts: NotRequired[int]  # of the base, behind which rows were learned, where it thinks
+    unfinished_thoughts: NotRequired[int]  # of them, those that were cut
 
 
 class Merge(TypedDict):

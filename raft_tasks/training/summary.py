@@ -43,6 +43,8 @@ TrainingSummary = TypedDict(
         "replay_rows": int,  # general rows to draw from
         "rows_truncated": int,  # answers that train.too_long shortened
         "answer_tokens_truncated": int,  # of one epoch
+        "thoughts": NotRequired[int],  # of the base, behind which rows are learned; where it thinks
+        "unfinished_thoughts": NotRequired[int],  # of them, those that met models.base.thought_tokens
         "unknown_prompt_tokens": float,  # share of all prompt tokens
         "final": dict[str, float | None],  # FINAL
         "lambda": LambdaSummary | None,  # None: no teacher

@@ -9,6 +9,7 @@ import torch
 
 from raft_tasks.chat import save_tokenizer, stop_ids
 from raft_tasks.model_loading import load_model, quiet
+from raft_tasks.thoughts import count_thoughts
 from raft_tasks.training.adapters import STUDENT, save_adapter
 from raft_tasks.training.checkpoints import last_complete
 from raft_tasks.training.divergence import relative_distance
@@ -69,6 +70,8 @@ def train_model(job: TrainingJob, progress: Progress | None = None) -> TrainingS
     parameters = sum(parameter.numel() for parameter in student.parameters())
     unknown = data.tokenizer.unk_token_id
     summary = summarise(trainer.steps(), data.rows, data.replay, unknown, (parameters, trained), distance)
+    if job.model.thinking != "off":
+        summary["thoughts"], summary["unfinished_thoughts"] = count_thoughts(pair.thought for pair in job.pairs)
     if trainer.curve is None:
         write_curve(job.output / "curve.csv", [])
     else:

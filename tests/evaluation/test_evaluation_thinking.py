@@ -185,9 +185,14 @@ def test_the_report_has_a_column_for_each_mode_and_for_thoughts():
         "domain_thought (thinking)": [(ON, "thought")],
         "domain_unfinished_thought (thinking)": [(ON, "unfinished_thought")],
         GENERAL_ON: [(GENERAL_ON, "acc")],
+        "general_thought (thinking)": [(GENERAL_ON, "thought")],
+        "general_unfinished_thought (thinking)": [(GENERAL_ON, "unfinished_thought")],
     }
-    alone = [row.model_copy(update={"task": OFF}) for row in BASE.items[ON]]  # thinking: on
-    only_on = Benchmarked(base.scores, alone)
-    assert set(measures_of(only_on, [])) == {
-        "domain_acc", "domain_complete", "domain_thought", "domain_unfinished_thought",
+    alone = [row.model_copy(update={"task": off}) for off, on in ((OFF, ON), (GENERAL, GENERAL_ON))
+             for row in BASE.items[on]]  # fmt: skip
+    only_on = Benchmarked(base.scores, alone)  # thinking: on
+    assert set(measures_of(only_on, [GENERAL])) == {
+        "domain_acc", "domain_complete", "domain_thought", "domain_unfinished_thought", "general", GENERAL,
+        "general_thought", "general_unfinished_thought",
     }  # fmt: skip
+    assert measures_of(only_on, [GENERAL])["general_unfinished_thought"] == [(GENERAL, "unfinished_thought")]

@@ -1,29 +1,39 @@
 """Past questions as production answers them, for the next training to replay."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from chat_models import chat_tokenizer
+from saying import thinking_model
 
 from flows import past_answers
 from flows.past_answers import write_past_answers
 from raft_tasks.artifacts import read_rows
-from raft_tasks.config import load_config
+from raft_tasks.config import Model, load_config, parse_config, read_document
+from raft_tasks.fuse import replay_pairs
 from raft_tasks.generation.backend import Completion
 from raft_tasks.generation.past_answers import answer_past
+from raft_tasks.generation.thinking import think_first
+from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.schemas import Example, TrainingPair
+from raft_tasks.training.conversations import Encoder
 
 ROOT = Path(__file__).parents[2]
+TURN = "<think>hm</think>rope lamp"
 FILE = Path("data/replay/production/archive.jsonl")
 
 
 class Production:
     """Answers by question; notes what it was asked."""
 
+    settings = Model(path="production")
+
     def __init__(self, answers):
         self.answers, self.asked = answers, []
 
-    def generate(self, prompts, params, seeds):
-        assert (params.temperature, params.max_tokens) == (0.0, 40)
+    def call(self, kind, prompts, params, seeds):
+        assert (kind, params.temperature, params.max_tokens) == ("chat", 0.0, 40)
         self.asked += prompts
         questions = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
         return [
@@ -59,7 +69,8 @@ ANSWERS = {
 
 def test_only_what_production_answers_right_is_replayed():
     production = Production(ANSWERS)
-    kept = answer_past(ROWS, production, {}, 40, 4)
+    kept, unfinished = answer_past(ROWS, production, {}, 40, 4)
+    assert unfinished == 0
     assert [(pair.id, pair.answer) for pair in kept] == [
         ("row-1", "The reactor of Figin is Rope, noted in log 12."),
         ("row-4", "The vault of Babor is drum, noted in log 9."),
@@ -67,7 +78,7 @@ def test_only_what_production_answers_right_is_replayed():
     assert kept[1].history == ROWS[3].history
     assert production.asked[3] == [*ROWS[3].history, {"role": "user", "content": "And of Babor?"}]
     cut = Production({**ANSWERS, "And of Babor?": "The vault of Babor is drum, noted in log 9..."})
-    assert [pair.id for pair in answer_past(ROWS, cut, {}, 40, 4)] == ["row-1"]
+    assert [pair.id for pair in answer_past(ROWS, cut, {}, 40, 4)[0]] == ["row-1"]
 
 
 @pytest.fixture
@@ -118,3 +129,46 @@ def test_no_more_questions_than_asked_for_and_none_where_no_method_replays(proje
     loaded.clear()
     assert write_past_answers(plain, ["archive"], {"archive": as_json(*ROWS)}) == {}
     assert loaded == []
+
+
+def thinking_project(folder, monkeypatch, thinking, **settings):
+    """A service whose production thinks "hm" and answers "rope lamp", which six of eight rows ask for."""
+    monkeypatch.chdir(folder)
+    model = thinking_model(folder / "champions/archive", ["<think>", "hm", "</think>"], thinking)
+    document = read_document(ROOT / "params.yaml")
+    document["models"]["base"] = {**model.model_dump(), **settings}
+    document["run"]["methods"] = ["fused_sft_anchored_weekly"]
+    rows = [example(n, f"what {n}", "rope", expected=["rope" if n < 6 else "corn"]) for n in range(8)]
+    return parse_config(document), {"archive": as_json(*rows)}
+
+
+@pytest.mark.parametrize("thinking", ["off", "on", "both"])
+def test_production_that_thinks_is_asked_as_it_is_served_and_its_own_thoughts_are_replayed(
+    tmp_path, monkeypatch, thinking
+):
+    config, past = thinking_project(tmp_path, monkeypatch, thinking)
+    held = write_past_answers(config, ["archive"], past)["archive"]
+    assert held.startswith("production answers 6 of 8 past questions right")
+    assert held.endswith("; 0 thoughts did not end") == (thinking != "off")
+    [replay] = [method.replay for name, method in config.methods.items() if name == config.run.methods[0]]
+    replayed = list(replay_pairs(replay, []))
+    turns = Counter(pair.answer for pair in replayed)
+    assert set(turns) == {"off": {"rope lamp"}, "on": {TURN}, "both": {"rope lamp", TURN}}[thinking]
+    if thinking == "off":
+        return
+    # own thoughts stay as they are; with `both` the other answers are learned behind the base's thoughts too
+    learned = think_first(replayed, TransformersBackend(config.base), 4, 0)
+    assert len(learned) == len(replayed) + turns["rope lamp"]
+    rows = Encoder(chat_tokenizer("qwen3"), 200, thinking=thinking)(learned)
+    shown = {(row.id.endswith("thinking"), chat_tokenizer("qwen3").decode(row.completion_ids)) for row in rows}
+    plain = {(False, "rope lamp<|im_end|>"), (True, "rope lamp<|im_end|>")} if thinking == "both" else set()
+    assert shown == {(False, f"{TURN}<|im_end|>")} | plain
+
+
+def test_answers_within_an_unfinished_thought_are_counted_and_not_replayed(tmp_path, monkeypatch):
+    config, past = thinking_project(tmp_path, monkeypatch, "on", thought_tokens=1)
+    config = config.model_copy(update={"benchmark": config.benchmark.model_copy(update={"max_new_tokens": 1})})
+    held = write_past_answers(config, ["archive"], past)["archive"]
+    assert held.startswith("production answers 0 of 8 past questions right")
+    assert held.endswith("; 8 thoughts did not end")
+    assert read_rows(FILE, TrainingPair) == []

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 import pytest
 from synthetic_artifacts import LEVELS, collected, synthetic_config, write_artifacts
 
+from raft_tasks.artifacts import read_json, write_json
 from raft_tasks.reporting.measures import measure
 from raft_tasks.reporting.origin import Origin
 from raft_tasks.reporting.report import write_report, write_summary
@@ -376,3 +377,20 @@ def test_general_questions_are_answered_side_by_side(report):
     training = report[1]["domains"]["archive"]["methods"]
     assert "kl_weight_at_max" in training["raft"]["training"]
     assert "kl_weight_at_max" not in training["sft"]["training"]
+
+
+def test_thoughts_that_were_cut_in_training_are_said(tmp_path):
+    config = synthetic_config(seeds=[0], methods=["sft", "raft"])
+    write_artifacts(tmp_path, config)
+    assert "behind a thought" not in page_of(tmp_path, config)
+    summary = tmp_path / "archive/runs/raft-0/summary.json"
+    write_json(summary, {**read_json(summary), "thoughts": 31, "unfinished_thoughts": 4})
+    page = page_of(tmp_path, config)
+    assert "RAFT learned 31 answers behind a thought of the base; 4 of these thoughts met" in page
+    assert "SFT learned" not in page.replace("RAFT learned", "")
+
+
+def page_of(artifacts, config):
+    study = collected(artifacts, config)
+    write_report(study, measure(study), ORIGIN, artifacts / "report.html")
+    return (artifacts / "report.html").read_text(encoding="utf-8")

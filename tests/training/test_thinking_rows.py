@@ -2,13 +2,16 @@
 
 import pytest
 from chat_models import chat_tokenizer
-from tiny import TEACHER
+from thinking_model import save_thinking_model
+from tiny import TEACHER, job
 
 from raft_tasks.chat import prompt_ids, rollout_ends
+from raft_tasks.config import Model
 from raft_tasks.schemas import Anchor, TrainingPair
 from raft_tasks.training.anchor_logits import encode_anchors
 from raft_tasks.training.conversations import ConversationError, Encoder, teacher_message
 from raft_tasks.training.rollouts import RolloutSampling
+from raft_tasks.training.train import train_model
 
 THOUGHT = "<think>\nThey ask for a dose.\n</think>\n\n"
 PLAIN = TrainingPair(id="a", question="What is the dose?", answer="5 mg")
@@ -107,6 +110,18 @@ def test_an_anchors_thought_is_part_of_what_is_kept():
 def test_what_cannot_be_learned(answer, thinking, message):
     with pytest.raises(ConversationError, match=message):
         encoder(thinking=thinking)([PLAIN.model_copy(update={"answer": answer})])
+
+
+def test_a_training_counts_its_thoughts_and_those_that_were_cut(tmp_path):
+    base = Model(path=str(save_thinking_model(tmp_path / "base", steps=1)), dtype="float32", thinking="both")
+    plain = TrainingPair(id="a", question="what is the motto of figin ?", answer="red")
+    thoughts = ["", "<think> the motto of figin </think>\n\n", "<think> the motto", "<think> </think>\n\n"]
+    pairs = [plain.model_copy(update={"id": str(n), "thought": thought}) for n, thought in enumerate(thoughts)]
+    summary = train_model(job(base, tmp_path, "sft", pairs=pairs, template_text=""))
+    assert (summary["rows"], summary["thoughts"], summary["unfinished_thoughts"]) == (4, 2, 1)
+    off = base.model_copy(update={"thinking": "off"})
+    (tmp_path / "off").mkdir()
+    assert "thoughts" not in train_model(job(off, tmp_path / "off", "sft", pairs=[plain], template_text=""))
 
 
 def test_a_prompt_that_opens_a_thought_needs_one():
