@@ -23,14 +23,14 @@ from flows.stage import Progress
 from raft_tasks.artifacts import atomic_file, digest, iter_rows, read_rows, write_json, write_rows
 from raft_tasks.benchmark import benchmark_model, merge_model
 from raft_tasks.compare import locate_model
-from raft_tasks.config import Config, Interpolate, Model, load_config
+from raft_tasks.config import Config, Interpolate, Model, SecondMeasurement, load_config
 from raft_tasks.errors import InputError, OperationalError
 from raft_tasks.evaluation.evidence import NAME, Evidence, digest_model, replay, write_evidence
 from raft_tasks.evaluation.gate import Measured, Verdict
 from raft_tasks.evaluation.harness import Suite, evaluate
 from raft_tasks.evaluation.prompting import compare_prompts
 from raft_tasks.evaluation.verdicts import add_verdicts
-from raft_tasks.gate import fidelity_rate, measure, release, size_and_latency
+from raft_tasks.gate import AGAIN, fidelity_rate, measure, release, second_way, size_and_latency
 from raft_tasks.registry import champion, released
 from raft_tasks.reporting.origin import data_versions
 from raft_tasks.schemas import Fused, ItemResult, Judged, end_with
@@ -51,7 +51,8 @@ def gate_candidate(config: Config, domain: str) -> Verdict:
         verdict = request_approval(verdict, config.gate.approval.timeout_hours)
     if verdict.promoted:
         card = (model / "README.md").read_text(encoding="utf-8")
-        release(_model(config, model), f"{card}\n{_release_notes(verdict)}", evidence, verdict, released(domain))
+        notes, form = _release_notes(verdict), config.retrain.release
+        release(_model(config, model), f"{card}\n{notes}", evidence, verdict, released(domain), form)
     write_verdict(verdict)
     return verdict
 
@@ -135,14 +136,25 @@ def _measure(config: Config, domain: str, trained: Path, items: Path, votes: lis
             f"the gate needs the outcomes of the benchmarks, {missing} are not there; run the pipeline first"
         )
     rows = {name: read_rows(path, ItemResult) for name, path in files.items()}
-    if votes is not None:
-        rows = {name: add_verdicts(rows[name], place.name, votes) for name, place in folders.items()}
+    names, suite = {name: place.name for name, place in folders.items()}, suite_of(config, domain, "test")
     models = {"candidate": _model(config, trained), "base": config.base}
+    if config.gate.noise is not None:
+        rows[AGAIN], names[AGAIN] = _measure_again(config.gate.noise, models["candidate"], suite), AGAIN
+        if votes is not None:
+            votes = judge_more(f"gate@{domain}", AGAIN, rows[AGAIN], votes, config)
+    if votes is not None:
+        rows = {name: add_verdicts(rows[name], model, votes) for name, model in names.items()}
     measured = {"candidate": measure(folder.name, rows[folder.name]), "base": measure("base", rows["base"])}
     if production is not None:
         models["champion"] = _model(config, paths.champion(domain))
         measured["champion"] = measure(str(production), rows[str(production)])
-    return _complete(config, suite_of(config, domain, "test"), models, measured)
+    if AGAIN in rows:
+        measured[AGAIN] = measure(f"{folder.name} {AGAIN}", rows[AGAIN])
+    return _complete(config, suite, models, measured)
+
+
+def _measure_again(noise: SecondMeasurement, candidate: Model, suite: Suite) -> list[ItemResult]:
+    return evaluate(*second_way(noise, candidate, suite), Progress(f"candidate, {AGAIN}", 0, "items"))[1]
 
 
 def _complete(config: Config, suite: Suite, models: dict[str, Model], measured: dict[str, Measured]) -> Evidence:
@@ -163,6 +175,7 @@ def _complete(config: Config, suite: Suite, models: dict[str, Model], measured: 
         measured.get("champion"),
         fidelity_rate(iter_rows(fused, Fused), config.domains[suite.domain].checks) if fused.exists() else None,
         inputs,
+        measured.get(AGAIN),
     )
 
 
@@ -238,11 +251,13 @@ def gate_models(sources: dict[str, str], domain: str, output: Path) -> Verdict:
             role: located.enter_context(locate_model(source, folders, config.base)) for role, source in sources.items()
         }
         rows = {role: evaluate(model, suite, Progress(role, 0, "items"))[1] for role, model in models.items()}
+        if config.gate.noise is not None:
+            rows[AGAIN] = _measure_again(config.gate.noise, models["candidate"], suite)
         if domain in config.run.judged:
             for role, items in rows.items():
                 votes = judge_more(f"{role}, {domain}", role, items, votes, config)
             rows = {role: add_verdicts(items, role, votes) for role, items in rows.items()}
-        names = sources | {"base": "base"}
+        names = sources | {"base": "base", AGAIN: f"{sources['candidate']} {AGAIN}"}
         measured = {role: measure(names[role], items) for role, items in rows.items()}
         evidence = _complete(config, suite, models, measured)
     verdict = evidence.judge()
@@ -263,4 +278,4 @@ def comment(evidence: Evidence, verdict: Verdict) -> str:
     ]
     title = f"### Gate of `{evidence.domain}`: {result}"
     details = ["<details><summary>Inputs (SHA-256)</summary>", "", *files, "", "</details>"]
-    return "\n".join([title, "", verdict.markdown(), "", *details, ""])
+    return "\n".join([title, "", f"{verdict.reason}.", "", verdict.table(), "", *details, ""])

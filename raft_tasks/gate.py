@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from raft_tasks.artifacts import atomic_folder
 from raft_tasks.checks import Checks
 from raft_tasks.evaluation.evidence import NAME, Evidence, check_files, digest_model, write_evidence
 from raft_tasks.evaluation.gate import DOMAIN_TASKS, Measured, Verdict
+from raft_tasks.evaluation.harness import Suite
 from raft_tasks.evaluation.leakage import leak_rate
 from raft_tasks.generation.fidelity import lost_from
 from raft_tasks.generation.transformers_backend import TransformersBackend
@@ -25,6 +27,7 @@ from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Fused, ItemResult, Prompt
 from raft_tasks.training.usage import with_usage
 
+AGAIN = "measured again"  # the candidate's second measurement
 ROUND = 8  # questions that one model answers before it is the next one's turn
 
 
@@ -35,6 +38,14 @@ def measure(name: str, items: list[ItemResult]) -> Measured:
         by_task.setdefault(row.task, []).append(row)
     texts = [row.thought + row.answer for task in DOMAIN_TASKS for row in by_task.get(task, [])]
     return Measured(name, by_task, leaks=leak_rate(texts))
+
+
+def second_way(noise: config.SecondMeasurement, model: config.Model, suite: Suite) -> tuple[config.Model, Suite]:
+    """The same weights and items, to be measured in a way that should not matter."""
+    batch_size = noise.batch_size or suite.settings.batch_size // 2 or 2
+    settings = suite.settings.model_copy(update={"batch_size": batch_size})
+    model = model.model_copy(update={"dtype": noise.dtype or model.dtype})
+    return model, replace(suite, settings=settings, seed=noise.seed)
 
 
 def fidelity_rate(rows: Iterable[Fused], checks: Checks) -> float | None:
@@ -70,17 +81,26 @@ def size_and_latency(
 
 
 @task(cache_policy=NO_CACHE)
-def release(model: config.Model, card: str, evidence: Evidence, verdict: Verdict, target: Path) -> None:
-    """Put the model, whole, with its card and what it was judged by, at `target` and under DVC.
+def release(
+    model: config.Model, card: str, evidence: Evidence, verdict: Verdict, target: Path, form: str = "whole"
+) -> None:
+    """Put the model with its card and what it was judged by at `target` and under DVC.
+
+    Args:
+        form: whole, or adapter: an adapter is not merged into its base.
 
     Raises:
         InputError: the model is not the one that was judged, or its merged weights are not base + adapter.
     """
     with atomic_folder(target) as partial:
-        merged = is_adapter(Path(model.path))
+        adapter = is_adapter(Path(model.path))
+        merged = adapter and form == "whole"
         if merged:
             check_files(evidence, Path(model.path))
-        write_whole(model, partial)
+        if adapter and not merged:
+            shutil.copytree(model.path, partial, dirs_exist_ok=True)
+        else:
+            write_whole(model, partial)
         if merged:
             judged = evidence.inputs["candidate"]
             released = digest_model(model.model_copy(update={"path": str(partial)}))

@@ -14,7 +14,15 @@ from raft_tasks.config.data import (
     SplitByColumn,
     SplitBySource,
 )
-from raft_tasks.config.evaluation import Approval, Benchmark, BenchmarkData, Judge, PromotionGate, Report
+from raft_tasks.config.evaluation import (
+    Approval,
+    Benchmark,
+    BenchmarkData,
+    Judge,
+    PromotionGate,
+    Report,
+    SecondMeasurement,
+)
 from raft_tasks.config.generation import (
     AnchorSet,
     Budget,

@@ -92,6 +92,14 @@ class Approval(Section):
     timeout_hours: PositiveFloat = key(24.0, "hours without an answer after which it is not promoted")
 
 
+class SecondMeasurement(Section):
+    """How the gate measures a candidate once more, to know the evaluator's own noise."""
+
+    batch_size: PositiveInt | None = key(None, "null: half of benchmark.batch_size")
+    dtype: Literal["float32", "bfloat16"] | None = key(None, "number format of the weights; null: models.base.dtype")
+    seed: int = key(0, "of few-shot examples, beside the benchmark's own")
+
+
 class PromotionGate(Section):
     """What a candidate must keep to go into production."""
 
@@ -99,6 +107,9 @@ class PromotionGate(Section):
     domain_metric: Literal["acc", "complete", "judged"] = key("acc", "the domain's metric; judged needs run.judged")
     domain_margin: Share = key(0.05, "accuracy that the interval's lower end may be below the model in production")
     general_margin: Share = key(0.05, "accuracy that a general task may lose against the base")
+    noise: SecondMeasurement | None = key(
+        SecondMeasurement(), "measure the candidate twice: no margin may lie below the difference; null: only once"
+    )
     near_miss: Share = key(0.05, "accuracy beyond that margin which `recover` may give back")
     min_fidelity: Share | None = key(
         0.9, "share of refined training answers that keep what their reference says, at least; null: not a rule"

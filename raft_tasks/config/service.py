@@ -90,6 +90,9 @@ class Retrain(Section):
     branch: str = key("retrain", "branch of its commits; nobody else pushes to it")
     candidate: Candidate = key(Candidate(), "whose model is put before the gate")
     fetch: dict[Name, Source] = key({}, "domain -> where new data comes from")
+    release: Literal["whole", "adapter"] = key(
+        "whole", "what is released of a candidate with an adapter: base and adapter merged, or the adapter alone"
+    )
     past_questions: PositiveInt = key(
         500, "of each domain, that the model in production answers for methods with replay.files production"
     )

@@ -35,9 +35,12 @@ class Evidence:
     champion: Measured | None
     fidelity: float | None  # share of the refined training answers that keep every fact of their reference
     inputs: Mapping[str, Mapping[str, str]]
+    again: Measured | None = None  # the candidate's second measurement
 
     def judge(self) -> Verdict:
-        return check_candidate(self.rules, self.domain, self.candidate, self.base, self.champion, self.fidelity)
+        return check_candidate(
+            self.rules, self.domain, self.candidate, self.base, self.champion, self.fidelity, self.again
+        )
 
 
 def digest_model(model: Model) -> dict[str, str]:
@@ -59,8 +62,13 @@ def write_evidence(path: Path, evidence: Evidence, verdict: Verdict) -> None:
         }
         return replace(model, items=kept)
 
-    champion = evidence.champion and bare(evidence.champion)
-    small = replace(evidence, candidate=bare(evidence.candidate), base=bare(evidence.base), champion=champion)
+    small = replace(
+        evidence,
+        candidate=bare(evidence.candidate),
+        base=bare(evidence.base),
+        champion=evidence.champion and bare(evidence.champion),
+        again=evidence.again and bare(evidence.again),
+    )
     result = {"promoted": verdict.promoted, "reason": verdict.reason, "checks": verdict.rows()}
     write_json(path, {"verdict": result, "evidence": TypeAdapter(Evidence).dump_python(small, mode="json")})
 

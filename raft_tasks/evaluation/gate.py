@@ -11,7 +11,11 @@
     thoughts          of answers with thinking on: those with a finished thought are not fewer than the base's, beyond
                       the general margin
     fidelity, leaks, size, latency    limits on what was measured
-    prompting         the candidate's folder alone shows the prompts of its training (evaluation/prompting.py)
+    prompting         the candidate's folder alone prompts and stops as its training did (evaluation/prompting.py)
+
+The evaluator's own noise: where the candidate was measured twice, the second time with another batch size, number
+format or seed, a rule has a floor: the end, farther from 0, of the interval of the difference between the two. What is
+nearer to 0 than the floor is neither gain nor loss, and a margin below the floor cannot be judged: unknown, unproven.
 
 Answers that a panel has judged count as it says: of general tasks always, of the domain where `domain_metric` says so.
 Intervals are those of `statistics.difference`: over the items, clustered by source. A rule without evidence fails.
@@ -48,7 +52,7 @@ class Measured:
     bytes: int | None = None  # of its weights
     seconds: float | None = None  # of an answer, on the same machine and questions as the others
     leaks: float | None = None  # share of its domain answers that mention a reference
-    prompting: Mapping[str, str | None] | None = None  # by conversation where its prompts differ from its training's
+    prompting: Mapping[str, str | None] | None = None  # what prompting.py finds in its folder
 
 
 @dataclass(frozen=True)
@@ -116,11 +120,14 @@ class Verdict:
         return [asdict(check) for check in self.checks]
 
     def markdown(self) -> str:
+        return "\n".join([f"{'Promoted' if self.promoted else 'Kept'}: {self.reason}.", "", self.table()])
+
+    def table(self) -> str:
         lines = ["| rule | candidate | limit | evidence | result |", "|---|---|---|---|---|"]
         lines += [
             f"| {' | '.join(text.replace('|', '/') for text in asdict(check).values())} |" for check in self.checks
         ]
-        return "\n".join([f"{'Promoted' if self.promoted else 'Kept'}: {self.reason}.", "", *lines])
+        return "\n".join(lines)
 
 
 def check_candidate(
@@ -130,22 +137,25 @@ def check_candidate(
     base: Measured,
     champion: Measured | None,
     fidelity: float | None,
+    again: Measured | None = None,
 ) -> Verdict:
     """Check a candidate against the rules.
 
     Args:
         candidate, base, champion: measured on the same items; `champion` is None where nothing is in production.
         fidelity: share of the refined training answers that keep every fact of their reference.
+        again: the candidate measured a second time, in another way; None: the noise counts as 0.
     """
     general = [task for task in base.items if task not in DOMAIN_TASKS]
+    of_each = 1 - (1 - rules.confidence) / max(len(general), 1)
     thoughtful = [task for task, rows in base.items.items() if any(THOUGHT_METRICS[0] in row.metrics for row in rows)]
     checks = [
-        *(_domain(rules, candidate, champion, base, task) for task in DOMAIN_TASKS if task in base.items),
-        *(_general(rules, [task], candidate, base, 1 - (1 - rules.confidence) / len(general)) for task in general),
-        *([_general(rules, general, candidate, base, rules.confidence)] if len(general) > 1 else []),
-        *([_thoughts(rules, thoughtful, candidate, base)] if thoughtful else []),
+        *(_domain(rules, candidate, champion, base, task, again) for task in DOMAIN_TASKS if task in base.items),
+        *(_general(rules, [task], candidate, base, of_each, again) for task in general),
+        *([_general(rules, general, candidate, base, rules.confidence, again)] if len(general) > 1 else []),
+        *([_thoughts(rules, thoughtful, candidate, base, again)] if thoughtful else []),
         *([] if rules.min_fidelity is None else [_fidelity(rules.min_fidelity, fidelity)]),
-        _leaks(rules, candidate, base),
+        _leaks(rules, candidate, base, again),
         _prompting(candidate),
         _ratio("size", "bytes of weights", candidate.bytes, base.bytes, rules.max_size_ratio),
         _ratio("latency", "seconds an answer", candidate.seconds, base.seconds, rules.max_latency_ratio),
@@ -153,47 +163,97 @@ def check_candidate(
     return Verdict(domain, candidate.name, champion.name if champion else None, tuple(checks))
 
 
-def _domain(rules: PromotionGate, candidate: Measured, champion: Measured | None, base: Measured, task: str) -> Check:
+def _domain(
+    rules: PromotionGate,
+    candidate: Measured,
+    champion: Measured | None,
+    base: Measured,
+    task: str,
+    again: Measured | None,
+) -> Check:
     other = champion or base
     gains = champion is None and task == DOMAIN_TASK  # there is nothing yet that knows the domain
     margin = 0.0 if gains else -rules.domain_margin
     limit = f"at least {_points(margin)} against {other.name}, with {rules.confidence:.0%} confidence"
     change = _difference(rules, [task], candidate, other, rules.confidence)
-    if isinstance(change, str):
-        return Check(task, UNKNOWN, limit, change, "fail")
+    floor = _floor(rules, [task], candidate, again)
+    if isinstance(change, str) or isinstance(floor, str):
+        return Check(task, UNKNOWN, limit, change if isinstance(change, str) else str(floor), "fail")
     low, high = -1.0 if change.low is None else change.low, 1.0 if change.high is None else change.high
-    result: Result = "unproven" if high >= 0 else "fail"
-    if low > 0 if gains else low >= margin:
+    if not gains and floor > rules.domain_margin and high >= -floor:
+        return _below_noise(task, limit, rules.domain_margin, floor)
+    result: Result = "unproven" if high >= -floor else "fail"
+    if low > floor if gains else low >= margin:
         result = "pass"
-    return Check(task, _interval(change), limit, _flips(rules, task, candidate, other), result)
+    return Check(task, _interval(change), limit, _flips(rules, task, candidate, other) + _noise(again, floor), result)
 
 
-def _general(rules: PromotionGate, tasks: list[str], candidate: Measured, base: Measured, confidence: float) -> Check:
+def _general(
+    rules: PromotionGate,
+    tasks: list[str],
+    candidate: Measured,
+    base: Measured,
+    confidence: float,
+    again: Measured | None,
+) -> Check:
     name = f"general: {tasks[0]}" if len(tasks) == 1 else "general average"
     limit = f"not significantly below {_points(-rules.general_margin)} against {base.name} ({confidence:.2%} interval)"
     change = _difference(rules, tasks, candidate, base, confidence)
-    if isinstance(change, str):
-        return Check(name, UNKNOWN, limit, change, "fail")
+    floor = _floor(rules, tasks, candidate, again)
+    if isinstance(change, str) or isinstance(floor, str):
+        return Check(name, UNKNOWN, limit, change if isinstance(change, str) else str(floor), "fail")
     result: Result = "pass"
-    if (1.0 if change.high is None else change.high) < -rules.general_margin:
+    if (1.0 if change.high is None else change.high) < -max(rules.general_margin, floor):
         result = "near miss" if change.estimate >= -rules.general_margin - rules.near_miss else "fail"
+    elif floor > rules.general_margin:
+        return _below_noise(name, limit, rules.general_margin, floor)
     evidence = _flips(rules, tasks[0], candidate, base) if len(tasks) == 1 else f"{len(tasks)} tasks"
-    return Check(name, _interval(change), limit, evidence, result)
+    return Check(name, _interval(change), limit, evidence + _noise(again, floor), result)
 
 
-def _thoughts(rules: PromotionGate, tasks: list[str], candidate: Measured, base: Measured) -> Check:
+def _thoughts(
+    rules: PromotionGate, tasks: list[str], candidate: Measured, base: Measured, again: Measured | None
+) -> Check:
     """Of the tasks that were answered with thinking on."""
     finished, unfinished = THOUGHT_METRICS
     limit = f"not significantly below {_points(-rules.general_margin)} against {base.name}"
     change = _difference(rules, tasks, candidate, base, rules.confidence, finished)
-    if isinstance(change, str):
-        return Check("thoughts", UNKNOWN, limit, change, "fail")
-    result: Result = "fail" if (1.0 if change.high is None else change.high) < -rules.general_margin else "pass"
+    floor = _floor(rules, tasks, candidate, again, finished)
+    if isinstance(change, str) or isinstance(floor, str):
+        return Check("thoughts", UNKNOWN, limit, change if isinstance(change, str) else str(floor), "fail")
+    lost = (1.0 if change.high is None else change.high) < -max(rules.general_margin, floor)
+    if floor > rules.general_margin and not lost:
+        return _below_noise("thoughts", limit, rules.general_margin, floor)
     shares = [
         f"{model.name} {_mean(model, tasks, finished):.1%}, unfinished {_mean(model, tasks, unfinished):.1%}"
         for model in (candidate, base)
     ]
-    return Check("thoughts", _interval(change), limit, f"answers with a finished thought: {'; '.join(shares)}", result)
+    evidence = f"answers with a finished thought: {'; '.join(shares)}{_noise(again, floor)}"
+    return Check("thoughts", _interval(change), limit, evidence, "fail" if lost else "pass")
+
+
+def _floor(
+    rules: PromotionGate, tasks: list[str], candidate: Measured, again: Measured | None, metric: str | None = None
+) -> float | str:
+    """How far the tasks' average may lie from itself when it is measured again, or why that cannot be said."""
+    if again is None:
+        return 0.0
+    change = _difference(rules, tasks, again, candidate, rules.confidence, metric)
+    if isinstance(change, str):
+        return change
+    return max(abs(end) for end in (change.estimate, change.low, change.high) if end is not None)
+
+
+def _below_noise(rule: str, limit: str, margin: float, floor: float) -> Check:
+    evidence = (
+        f"the margin of {100 * margin:g} points lies below the evaluator's noise, up to {100 * floor:.1f} points "
+        "between two measurements of the candidate: measure more items, or raise the margin"
+    )
+    return Check(rule, UNKNOWN, limit, evidence, "unproven")
+
+
+def _noise(again: Measured | None, floor: float) -> str:
+    return "" if again is None else f"; noise {100 * floor:.1f} points"
 
 
 def _mean(model: Measured, tasks: list[str], metric: str) -> float:
@@ -210,23 +270,26 @@ def _fidelity(least: float, fidelity: float | None) -> Check:
     )
 
 
-def _leaks(rules: PromotionGate, candidate: Measured, base: Measured) -> Check:
+def _leaks(rules: PromotionGate, candidate: Measured, base: Measured, again: Measured | None) -> Check:
     limit = f"at most {_points(rules.max_leaks)} above {base.name}"
-    if candidate.leaks is None or base.leaks is None:
+    if candidate.leaks is None or base.leaks is None or (again is not None and again.leaks is None):
         return Check("leaks", UNKNOWN, limit, "no answers were given", "fail")
-    result: Result = "pass" if candidate.leaks - base.leaks <= rules.max_leaks else "fail"
-    evidence = f"domain answers that mention a reference; {base.name} {base.leaks:.1%}"
-    return Check("leaks", f"{candidate.leaks:.1%}", limit, evidence, result)
+    floor = 0.0 if again is None or again.leaks is None else abs(again.leaks - candidate.leaks)
+    beyond = candidate.leaks - base.leaks > max(rules.max_leaks, floor)
+    if floor > rules.max_leaks and not beyond:
+        return _below_noise("leaks", limit, rules.max_leaks, floor)
+    evidence = f"domain answers that mention a reference; {base.name} {base.leaks:.1%}{_noise(again, floor)}"
+    return Check("leaks", f"{candidate.leaks:.1%}", limit, evidence, "fail" if beyond else "pass")
 
 
 def _prompting(candidate: Measured) -> Check:
-    limit = "the folder alone gives the token ids of training"
+    limit = "the folder alone gives the token ids of training, and its end of turn"
     if candidate.prompting is None:
         return Check("prompting", UNKNOWN, limit, "no prompts were compared", "fail")
     differences = [f"{name}: {difference}" for name, difference in candidate.prompting.items() if difference]
     equal = len(candidate.prompting) - len(differences)
     evidence = "; ".join(differences) or ", ".join(candidate.prompting)
-    shown = f"{equal} of {len(candidate.prompting)} conversations equal"
+    shown = f"{equal} of {len(candidate.prompting)} as in training"
     return Check("prompting", shown, limit, evidence, "fail" if differences else "pass")
 
 

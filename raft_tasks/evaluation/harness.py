@@ -63,6 +63,7 @@ class Suite:
             (other tasks have their own bound).
         checks: of the domain; without any, its rows' expected strings decide.
         tasks_folder: of lm-eval tasks; names that it does not hold are looked up among lm-eval's own.
+        seed: draws few-shot examples; the items that a limit leaves are the same for every seed.
     """
 
     domain: str
@@ -70,6 +71,7 @@ class Suite:
     settings: Benchmark
     tasks_folder: Path
     checks: Checks = field(default_factory=dict)
+    seed: int = SEED
 
 
 def evaluate(
@@ -170,7 +172,7 @@ def _load_suite(suite: Suite, work: Path) -> _Tasks:
         tasks.named |= dict.fromkeys(part["tasks"], name)
         tasks.counts[name] = 0
         for task_name, task in part["tasks"].items():
-            _set_few_shot(name, task, settings.few_shot.get(name))
+            _set_few_shot(name, task, settings.few_shot.get(name), suite.seed)
             if name in settings.max_tokens:
                 if task.get_config("generation_kwargs") is None:
                     raise InputError(f"params.yaml: benchmark.max_tokens: the task {name!r} generates no answers")
@@ -257,7 +259,7 @@ def _load(manager: TaskManager, name: str) -> dict[str, Any]:
         ) from error
 
 
-def _set_few_shot(name: str, task: Any, count: int | None) -> None:
+def _set_few_shot(name: str, task: Any, count: int | None, seed: int) -> None:
     """As lm_eval.simple_evaluate does it, which does not change a task whose own number is 0."""
     own = task.get_config("num_fewshot")
     if own == 0 and count:
@@ -267,7 +269,7 @@ def _set_few_shot(name: str, task: Any, count: int | None) -> None:
         )
     if own is None or count is not None:
         task.set_config(key="num_fewshot", value=count or 0)
-    task.set_fewshot_seed(seed=SEED)
+    task.set_fewshot_seed(seed=seed)
 
 
 def write_domain_task(work: Path, suite: Suite) -> None:

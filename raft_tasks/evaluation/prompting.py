@@ -1,7 +1,8 @@
-"""Does a model's folder, by itself, show the prompts that the model was trained with?
+"""Does a model's folder, by itself, show the prompts that the model was trained with, and end its answers as trained?
 
 Transformers alone renders the folder's chat template, without options, as a server does. The measure is what training
-renders with the base's template. Token ids are compared.
+renders with the base's template. Token ids are compared, and the end-of-turn token is looked for in the generation
+config, by which servers stop: benchmarks stop there whatever the folder says.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from raft_tasks.chat import ChatError, Messages, render
+from raft_tasks.chat import ChatError, Messages, end_of_turn, render
 from raft_tasks.config import Model
+from raft_tasks.gguf import model_folder
 from raft_tasks.model_loading import load_tokenizer
 from raft_tasks.schemas import thinking_name
 
@@ -28,9 +30,11 @@ CONVERSATIONS: dict[str, Messages] = {
     ],
 }
 
+END = "end of turn"
+
 
 def compare_prompts(model: Model, base: Model) -> dict[str, str | None]:
-    """{conversation: None where the token ids are equal, else their first difference}.
+    """{conversation, or END: None where the folder is as training was, else the first difference}.
 
     Where `base` is trained in both modes, each conversation is asked for in either; else without any option.
 
@@ -48,7 +52,21 @@ def compare_prompts(model: Model, base: Model) -> dict[str, str | None]:
             label = thinking_name(name) if base.thinking == "both" and thinking else name
             expected = _training_ids(trained, base.system, messages, thinking)
             differences[label] = _first_difference(served, trained, messages, expected, options)
-    return differences
+    return differences | {END: _other_end(model, trained)}
+
+
+def _other_end(model: Model, trained: PreTrainedTokenizerBase) -> str | None:
+    """None where servers of the model's folder stop at the end of turn that was trained."""
+    from transformers import GenerationConfig
+
+    end = end_of_turn(trained)
+    wanted = f"expected {end} ({trained.decode([end])!r}), which ends a turn in training"
+    try:
+        config = GenerationConfig.from_pretrained(str(model_folder(model.path)), revision=model.revision or "main")
+    except OSError:
+        return f"there is no generation_config.json with eos_token_id; {wanted}"
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    return None if end in ends else f"generation_config.json stops at eos_token_id {config.eos_token_id}; {wanted}"
 
 
 def _training_ids(

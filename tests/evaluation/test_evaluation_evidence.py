@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 from chat_models import chat_tokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from raft_tasks.chat import PREAMBLE_END, save_tokenizer
 from raft_tasks.config import Model, load_config
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.evidence import Evidence, check_files, digest_model, replay, write_evidence
 from raft_tasks.evaluation.gate import Measured
-from raft_tasks.evaluation.prompting import CONVERSATIONS, compare_prompts
+from raft_tasks.evaluation.prompting import CONVERSATIONS, END, compare_prompts
 from raft_tasks.schemas import ItemResult
 
 RULES = load_config().gate
@@ -43,7 +44,10 @@ def evidence(tmp_path):
 
 @pytest.mark.parametrize("right", [45, 0])
 def test_a_file_gives_the_verdict_again(evidence, right, tmp_path):
-    evidence = replace(evidence, candidate=measured("raft-0", right), champion=measured("raft-archive@v1", 44))
+    again = measured("raft-0 again", right)
+    evidence = replace(
+        evidence, candidate=measured("raft-0", right), champion=measured("raft-archive@v1", 44), again=again
+    )
     verdict = evidence.judge()
     assert verdict.promoted == (right == 45)
     write_evidence(tmp_path / "gate.json", evidence, verdict)
@@ -83,6 +87,14 @@ def test_a_template_changed_by_hand_after_the_gate_is_caught(evidence, tmp_path)
         check_files(evidence, tmp_path / "model")
 
 
+ALL = dict.fromkeys([*CONVERSATIONS, END])
+
+
+def save_ends(folder, *tokens):
+    ends = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(tokens)
+    GenerationConfig(eos_token_id=ends).save_pretrained(folder)
+
+
 def models(tmp_path, name, edit):
     """A trained model's folder with `edit` made in its template, and its base."""
     tokenizer = chat_tokenizer(name)
@@ -90,11 +102,26 @@ def models(tmp_path, name, edit):
     save_tokenizer(tokenizer, TOLD, tmp_path / "trained")
     template = tmp_path / "trained/chat_template.jinja"
     template.write_text(edit(template.read_text()))
+    save_ends(tmp_path / "trained", "<|end_of_text|>", "<|im_end|>")
     return Model(path=str(tmp_path / "trained")), Model(path=str(tmp_path / "base"), system=TOLD)
 
 
 def test_a_trained_folder_shows_the_prompts_of_training(tmp_path):
-    assert compare_prompts(*models(tmp_path, "smollm3", str)) == dict.fromkeys(CONVERSATIONS)
+    assert compare_prompts(*models(tmp_path, "smollm3", str)) == ALL
+
+
+def test_a_folder_whose_servers_would_not_stop_at_the_trained_end_is_caught(tmp_path):
+    """Benchmarks stop there by themselves: the scores of such a folder are not what its users see."""
+    trained, base = models(tmp_path, "smollm3", str)
+    save_ends(tmp_path / "trained", "<|end_of_text|>")
+    shown = compare_prompts(trained, base)
+    assert {name for name, text in shown.items() if text} == {END}
+    assert "stops at eos_token_id [" in shown[END]
+    assert "'<|im_end|>'), which ends a turn in training" in shown[END]
+    save_ends(tmp_path / "trained", "<|im_end|>")
+    assert compare_prompts(trained, base) == ALL
+    (tmp_path / "trained/generation_config.json").unlink()
+    assert "there is no generation_config.json" in compare_prompts(trained, base)[END]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +151,7 @@ def test_what_training_refuses_the_folder_must_refuse(tmp_path):
     base.save_pretrained(tmp_path / "base")
     save_tokenizer(base, None, trained)
     settings = Model(path=str(trained)), Model(path=str(tmp_path / "base"))
-    assert compare_prompts(*settings) == dict.fromkeys(CONVERSATIONS)
+    save_ends(trained, "<|im_end|>")
+    assert compare_prompts(*settings) == ALL
     (trained / "chat_template.jinja").write_text("{%- set enable_thinking = false -%}" + plain)
     assert compare_prompts(*settings)["system turn"] == "training's template refuses it, the folder's does not"

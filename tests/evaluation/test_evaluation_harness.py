@@ -1,11 +1,12 @@
 import json
 import logging
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from task_files import multiple_choice, write_task
+from task_files import exact_match, multiple_choice, write_task
 
 from raft_tasks.config import Benchmark, Model
 from raft_tasks.errors import InputError
@@ -234,6 +235,24 @@ def test_a_limit_draws_its_items():
     assert set(draw_items(10042, 200)) < set(draw_items(10042, 500))
     assert sum(place < 3243 for place in draw_items(10042, 500)) == pytest.approx(157, abs=25)
     assert draw_items(3, 3) == [0, 1, 2]
+
+
+def test_another_seed_draws_other_examples_for_the_same_items(model, tmp_path):
+    rows = [{"question": f"the crest of {name} ?", "answer": "rope"} for name in ("figin", "botor", "lamp", "log")]
+    examples = tmp_path / "examples.jsonl"
+    examples.write_text("\n".join(json.dumps({"question": f"{word} ?", "answer": word}) for word in WORDS[:12]))
+    files = {"train": str(examples), "test": str(tmp_path / "shown.jsonl")}
+    shown = {"dataset_kwargs": {"data_files": files}, "training_split": "train", "doc_to_target": "answer"}
+    write_task(tmp_path, "shown", rows, **exact_match([], 4), **shown)
+    suite = Suite("crests", ROWS, asked(["shown"], few_shot={"shown": 2}, limit={"shown": 2}), tmp_path)
+    first, again, other = (
+        evaluate(as_params(model), replace(suite, seed=seed))[1] for seed in (suite.seed, suite.seed, 0)
+    )
+    assert first == again
+    prompts = [[row.prompt for row in items] for items in (first, other)]
+    assert prompts[0][: len(ROWS)] == prompts[1][: len(ROWS)]  # the domain has no examples
+    assert prompts[0][len(ROWS) :] != prompts[1][len(ROWS) :]
+    assert [(row.id, row.question) for row in first] == [(row.id, row.question) for row in other]
 
 
 def test_progress_goes_by_items(model, tasks):

@@ -20,15 +20,17 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
 from project_copies import ROOT
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from flows import paths
+from flows.cli import app
 from flows.gate import ApprovalTimeout, gate_candidate, judge_for_ci, request_approval
 from raft_tasks.artifacts import write_rows
 from raft_tasks.chat import save_tokenizer
 from raft_tasks.config import Lora, load_config
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.gate import Check, Verdict
-from raft_tasks.evaluation.harness import DOMAIN_TASK
+from raft_tasks.evaluation.harness import DOMAIN_TASK, SEED
 from raft_tasks.model_loading import load_model
 from raft_tasks.schemas import Example, Fused, ItemResult, Judged
 from raft_tasks.training.adapters import save_adapter, with_adapter
@@ -60,7 +62,9 @@ def project(tmp_path, monkeypatch):
     document["benchmark"]["tasks"] = [GENERAL]
     document["retrain"]["candidate"] = {"method": "raft", "seed": 0}
     recover = {"coefficients": [0.5], "tasks": ["pocket_rewriting_validation"]}
-    document["gate"] = {"latency_items": 8, "near_miss": 0.3, "max_latency_ratio": 100.0, "recover": recover}
+    document["gate"] = {
+        "latency_items": 8, "near_miss": 0.3, "max_latency_ratio": 100.0, "recover": recover, "noise": None,
+    }  # fmt: skip
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
     (tmp_path / "models").symlink_to(ROOT / "models")
     (tmp_path / "raft_tasks").symlink_to(ROOT / "raft_tasks")
@@ -96,7 +100,9 @@ def judged(project, prefect_api):
     return run
 
 
-def test_an_adapter_is_released_merged_and_its_evidence_names_both(judged, project):
+@pytest.fixture
+def adapter(project):
+    """The candidate is an adapter."""
     trained = paths.run(DOMAIN, "raft", 0) / "model"
     shutil.rmtree(trained)
     base = load_config().base
@@ -110,11 +116,18 @@ def test_an_adapter_is_released_merged_and_its_evidence_names_both(judged, proje
     network.generation_config.save_pretrained(trained)
     save_tokenizer(tokenizer, base.system, trained)
     (trained / "README.md").write_text("# A card\n")
+    return trained
+
+
+def weights_of(folder):
+    return load_model(load_config().base.model_copy(update={"path": str(folder)}), torch.float32)[0].state_dict()
+
+
+def test_an_adapter_is_released_merged_and_its_evidence_names_both(judged, project, adapter):
     assert judged(domain=110, general=120).promoted
     whole = project / "releases/archive"
-    measured = load_model(base.model_copy(update={"path": str(trained)}), torch.float32)[0].state_dict()
     released = AutoModelForCausalLM.from_pretrained(whole).state_dict()
-    assert all(torch.equal(released[name], value) for name, value in measured.items())
+    assert all(torch.equal(released[name], value) for name, value in weights_of(adapter).items())
     assert not (whole / "adapter_config.json").exists()
     card = (whole / "README.md").read_text()
     assert "The adapter of the training is merged" in card
@@ -123,6 +136,26 @@ def test_an_adapter_is_released_merged_and_its_evidence_names_both(judged, proje
     assert "adapter_model.safetensors" in inputs["adapter"]
     assert "model.safetensors" in inputs["candidate"]
     assert judge_for_ci(None, {"candidate": "releases/archive"}, project, whole / "gate.json") == 0
+
+
+def test_an_adapter_is_released_as_it_is_where_params_say_so(judged, project, adapter):
+    document = yaml.safe_load((project / "params.yaml").read_text())
+    document["retrain"]["release"] = "adapter"
+    (project / "params.yaml").write_text(yaml.safe_dump(document))
+    assert judged(domain=110, general=120).promoted
+    released = project / "releases/archive"
+    assert {"adapter_model.safetensors", "adapter_config.json", "base.json"} <= {
+        path.name for path in released.iterdir()
+    }
+    assert not list(released.glob("model*.safetensors"))
+    measured = weights_of(adapter)
+    assert all(torch.equal(value, measured[name]) for name, value in weights_of(released).items())
+    card = (released / "README.md").read_text()
+    assert card.partition("\n## Use\n")[2].strip().startswith("An adapter: run the commands where its base")
+    assert "The adapter of the training is merged" not in card
+    assert judge_for_ci(None, {"candidate": "releases/archive"}, project, released / "gate.json") == 0
+    (released / "adapter_model.safetensors").write_bytes(b"")
+    assert judge_for_ci(None, {"candidate": "releases/archive"}, project, released / "gate.json") == 2
 
 
 def test_a_candidate_that_passed_is_released_with_its_verdict(judged, project):
@@ -177,13 +210,54 @@ def test_exit_code_comment_and_evidence_outside_the_service(project, monkeypatch
     monkeypatch.setattr("flows.gate.evaluate", lambda model, suite, progress: ({}, outcomes[model.path]))
     if not fused:
         paths.fused(DOMAIN, "jsonl").unlink()
-    assert judge_for_ci(DOMAIN, MODELS, Path("out"), None) == code
+    options = [part for role, folder in MODELS.items() for part in (f"--{role}", folder)]
+    assert CliRunner().invoke(app, ["gate", DOMAIN, *options, "--output", "out"]).exit_code == code
     comment = Path("out/comment.md").read_text()
     assert comment.startswith(f"### Gate of `archive`: {title}\n")
     weights = hashlib.sha256(Path("models/pocket-base/model.safetensors").read_bytes()).hexdigest()
     assert f"- candidate, `model.safetensors`: `{weights[:16]}`" in comment
     shutil.rmtree(MODELS["candidate"])
-    assert judge_for_ci(None, {}, Path("out"), Path("out/gate.json")) == code
+    assert CliRunner().invoke(app, ["gate", "--replay", "out/gate.json"]).exit_code == code
+
+
+def set_noise(project, **keys):
+    document = yaml.safe_load((project / "params.yaml").read_text())
+    document["gate"]["noise"] = keys
+    (project / "params.yaml").write_text(yaml.safe_dump(document))
+
+
+@pytest.mark.parametrize(("again", "code"), [(120, 0), (100, 2)])
+def test_the_candidate_is_measured_twice_and_noise_above_a_margin_is_not_judged(project, monkeypatch, again, code):
+    set_noise(project, dtype="bfloat16", seed=3)
+    asked = []
+
+    def evaluate(model, suite, progress):
+        asked.append((model.path, model.dtype, suite.settings.batch_size, suite.seed))
+        candidate = model.path == MODELS["candidate"]
+        return {}, items(110 if candidate else 0, again if model.dtype == "bfloat16" else 120)
+
+    monkeypatch.setattr("flows.gate.evaluate", evaluate)
+    assert judge_for_ci(DOMAIN, MODELS, Path("out"), None) == code
+    once = [(path, "float32", 128, SEED) for path in MODELS.values()]
+    assert asked == [*once, (MODELS["candidate"], "bfloat16", 64, 3)]
+    assert ("below the evaluator's noise" in Path("out/comment.md").read_text()) == (code == 2)
+    assert judge_for_ci(None, {}, Path("out"), Path("out/gate.json")) == code  # from the file alone
+
+
+def test_the_service_measures_its_candidate_twice_too(judged, project, monkeypatch):
+    set_noise(project, batch_size=16)
+    sizes = []
+
+    def evaluate(model, suite, progress):
+        sizes.append(suite.settings.batch_size)
+        return {}, items(110, 90)
+
+    monkeypatch.setattr("flows.gate.evaluate", evaluate)
+    verdict = judged(domain=110, general=120)
+    assert sizes == [16]
+    assert [check.rule for check in verdict.checks if check.result != "pass"] == [f"general: {GENERAL}"]
+    assert (verdict.undecidable, verdict.harmful, verdict.near_miss) == (True, False, False)
+    assert not (project / "releases/archive").exists()
 
 
 def test_what_goes_wrong_is_not_a_refusal(project, monkeypatch, capsys):
