@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from dvc.repo import Repo
+from typer.main import get_command
 
+from flows.cli import app
 from raft_tasks.artifacts import parse_yaml
 from raft_tasks.config import Config, parse_config
 
@@ -72,6 +76,24 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if page != Path("CHANGELOG.md")], ids=str)
 def test_commands_are_those_of_raft(page: Path) -> None:
     assert "python -m flows." not in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_the_workflow_of_the_gate_calls_what_there_is() -> None:
+    """Stages of dvc.yaml, options of `raft`, and the files that the next step reads."""
+    page = (ROOT / "docs/guides/gate.md").read_text(encoding="utf-8")
+    [workflow] = [document for block in BLOCK.findall(page) if "jobs" in (document := yaml.safe_load(block))]
+    steps = workflow["jobs"]["gate"]["steps"]
+    commands = [shlex.split(step["run"], comments=True) for step in steps if "run" in step]
+    [stage] = [command[2] for command in commands if command[:2] == ["dvc", "repro"]]
+    with Repo(ROOT) as repo:
+        assert stage in {found.addressing for found in repo.index.stages}
+    [arguments] = [command[2:] for command in commands if command[:2] == ["raft", "gate"]]
+    values = get_command(app).commands["gate"].make_context("gate", arguments).params  # type: ignore[attr-defined]
+    assert values["candidate"] == "artifacts/archive/runs/raft-0/model"
+    assert (ROOT / values["base"] / "config.json").is_file()
+    written = str(values["output"])
+    assert any(f"{written}/comment.md" in step.get("run", "") for step in steps)
+    assert steps[-1]["with"]["path"] == written
 
 
 def test_the_tests_of_faults_exist() -> None:

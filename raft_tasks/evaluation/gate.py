@@ -100,7 +100,7 @@ class Verdict:
     @property
     def reason(self) -> str:
         """One line."""
-        against = self.champion or "the base, as no model is in production yet"
+        against = self.champion or "the base"
         name = self.candidate
         if self.coefficient is not None:
             name += f", interpolated to {self.coefficient:g} of its change"

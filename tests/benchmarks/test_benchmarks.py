@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 from argparse import Namespace
 
 import pytest
@@ -104,6 +105,24 @@ def test_growth_measures_and_plots(script, tmp_path, capsys, monkeypatch):
     growth.main(["--axis", "batch", "--hidden", "32", "--steps", "1", "--output", str(tmp_path / "growth.png")])
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
     assert "| batch | 1 | 2 | exponent | steepest |" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), reason="no Chromium")
+def test_a_comment_becomes_a_picture(script, tmp_path):
+    from PIL import Image
+
+    draw = script("comment_picture").draw
+    row = "| general: recall | -4.4 points | at least -5 | 11 of 160 items lost | pass |\n"
+    head = "### Gate of `archive`: passed\n\n| rule | candidate | limit | evidence | result |\n|---|---|---|---|---|\n"
+    sizes = []
+    for rows in (1, 9):
+        draw(head + rows * row, tmp_path / "comment.png")
+        with Image.open(tmp_path / "comment.png") as image:
+            sizes.append(image.size)
+            assert len(image.getcolors()) > 4
+    (width, low), (same, high) = sizes
+    assert width == same == 920
+    assert 100 < low < high < 600  # no Markdown is left as a line of text, nothing blank below
 
 
 def test_exponents(script):
