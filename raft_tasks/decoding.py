@@ -25,6 +25,15 @@ SAVED_TOKENS = 64  # a pass over the common prefix pays where at least this many
 Choose = Callable[[Tensor, Tensor, int], Tensor]
 
 
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def is_of_keys(cache: DynamicCache) -> bool:
+    """Whether the cache holds keys and values alone, whose rows can be selected; a recurrent state's cannot."""
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+
+
 def greedy(logits: Tensor, rows: Tensor, step: int) -> Tensor:
     return logits.argmax(-1)
 
@@ -38,8 +47,8 @@ def decode(
     """
     stops = torch.tensor(sorted(stop_ids), device=model.device)
     completions: list[list[int]] = [[] for _ in prompts]
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    of_keys = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+    cache = new_cache(model)
+    of_keys = is_of_keys(cache)
     # padding behind the prefix would count in a sliding window
     prefix = read_common_prefix(model, prompts, cache) if of_keys and not any(cache.is_sliding) else 0
     ids, mask = left_pad([prompt[prefix:] for prompt in prompts], 0, model.device)
@@ -61,7 +70,7 @@ def decode(
         going &= torch.isin(tokens, stops, invert=True)
         if not going.any():
             break
-        if of_keys and not going.all():  # a recurrent state has no rows to select
+        if of_keys and not going.all():
             cache.batch_select_indices(going.nonzero().squeeze(1))
             rows, tokens, mask, going = rows[going], tokens[going], mask[going], going[going]
         ids, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)

@@ -17,7 +17,9 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 
 from raft_tasks import chat
 from raft_tasks.config import Model
+from raft_tasks.decoding import is_of_keys, new_cache
 from raft_tasks.errors import InputError
+from raft_tasks.evaluation.shared_contexts import Request, Score, by_context, score_shared
 from raft_tasks.model_loading import load_network, load_tokenizer
 from raft_tasks.thoughts import strip_thoughts
 
@@ -87,6 +89,24 @@ class ChatModel(huggingface.HFLM):
         with self.reporting(requests):
             return super().loglikelihood(requests, disable_tqdm=True)
 
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Score]:
+        shared, others = by_context(requests, self.max_length)
+        if not is_of_keys(new_cache(self.model)):
+            shared, others = [], list(range(len(requests)))
+        scores: dict[int, Score] = {}
+        bar = huggingface.tqdm(total=len(requests))
+
+        def scored(number: int, score: Score) -> None:
+            scores[number] = score
+            bar.update()
+
+        score_shared(self.model, requests, shared, self.batch_size, scored)
+        rest = super()._loglikelihood_tokens([requests[number] for number in others], disable_tqdm, override_bs)
+        scores.update(zip(others, rest, strict=True))
+        return [scores[number] for number in range(len(requests))]
+
     @contextmanager
     def reporting(self, requests: list[Any]) -> Iterator[None]:
         """Report what lm-eval tells its progress bar; an item may make several requests, one per choice."""
@@ -94,7 +114,7 @@ class ChatModel(huggingface.HFLM):
         before, progress = self.done, self.progress
 
         class Bar:
-            answered = 0
+            answered = 0  # of all bars
 
             def __init__(self, iterable: Iterable[Any] = (), **_: Any) -> None:
                 self.iterable = iterable
@@ -103,14 +123,15 @@ class ChatModel(huggingface.HFLM):
                 return iter(self.iterable)
 
             def update(self, count: int = 1) -> None:
-                self.answered += count
-                progress(before + items * self.answered // len(requests))
+                Bar.answered += count
+                progress(before + items * Bar.answered // len(requests))
 
             def close(self) -> None:
-                progress(before + items)
+                pass
 
         with patch.object(huggingface, "tqdm", Bar):
             yield
+        progress(before + items)
         self.done += items
 
     def tok_batch_encode(
