@@ -12,6 +12,7 @@ CHECKPOINTS = Path(".cache/checkpoints")  # keyed by content; not an artifact: r
 RESPONSES = Path(".cache/responses.sqlite")  # of models; keyed by content, so not an artifact either
 TASKS = Path(".cache/tasks")  # results of chunks of rows; keyed by content too
 GPU_CLAIMS = Path(".cache/gpus")  # which worker process has which GPU
+BASE_STATES = Path(".cache/base_states")  # of the base on its own answers; the latest of each domain, under its key
 NEAR_MISSES = Path(".cache/near_misses")  # candidates of the gate interpolated towards the base; not an artifact
 TRACKING = Path(".cache/tensorboard")  # curves for `tensorboard --logdir`; not an artifact: DVC has steps.csv
 BENCHMARK_TASKS = Path(raft_tasks.__file__).parent / "evaluation" / "tasks"
@@ -127,6 +128,10 @@ def judged(domain: str) -> Path:
 
 def analysis(domain: str, method: str, seed: int) -> Path:
     return ARTIFACTS / domain / "analysis" / f"{method}-{seed}.json"
+
+
+def base_states(domain: str) -> Path:
+    return BASE_STATES / f"{domain}.safetensors"
 
 
 def held_out(domain: str) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -54,26 +54,42 @@ def kl_by_position(base_hidden: Tensor, base_head: Head, hidden: Tensor, head: H
     return torch.cat(parts)
 
 
-def kl_of_answers(
-    base: PreTrainedModel, tuned: PreTrainedModel, rows: Sequence[BaseAnswer], batch_size: int
-) -> list[float]:
-    """KL(base || tuned) of each row, nats a token: the mean over its positions, one more than its answer has tokens.
-
-    Raises:
-        ValueError: the vocabularies differ.
-    """
-    base_head, head = output_head(base), output_head(tuned)
+def answer_batches(rows: Sequence[BaseAnswer], batch_size: int) -> list[list[int]]:
+    """Row numbers, batch by batch, the longest rows first."""
     order = sorted(range(len(rows)), key=lambda row: -sum(map(len, rows[row])))
-    means: dict[int, float] = {}
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def answer_states(model: PreTrainedModel, rows: Sequence[BaseAnswer], batch_size: int) -> Iterator[Tensor]:
+    """Of each batch of `answer_batches` the hidden states [T, H]: a row has one more than its answer has tokens."""
+    for batch in answer_batches(rows, batch_size):
         prompts = [rows[row].prompt_ids for row in batch]
         # the state before a token does not see it, so any token may stand behind the answer's last one
         answers = [[*rows[row].completion_ids, 0] for row in batch]
         with torch.no_grad():
-            base_hidden, hidden = (completion_states(model, prompts, answers) for model in (base, tuned))
-            kl = kl_by_position(base_hidden, base_head, hidden, head)
-        for row, part in zip(batch, kl.split([*map(len, answers)]), strict=True):
+            states = completion_states(model, prompts, answers)
+        yield states
+
+
+def kl_of_answers(
+    base_states: Iterable[Tensor], base_head: Head, tuned: PreTrainedModel, rows: Sequence[BaseAnswer], batch_size: int
+) -> list[float]:
+    """KL(base || tuned) of each row, nats a token: the mean over its positions.
+
+    Args:
+        base_states: the base's `answer_states` of the same rows and batch size.
+
+    Raises:
+        ValueError: the vocabularies differ, or there are more or fewer batches of states.
+    """
+    head = output_head(tuned)
+    means: dict[int, float] = {}
+    batches, states = answer_batches(rows, batch_size), answer_states(tuned, rows, batch_size)
+    for batch, base_hidden, hidden in zip(batches, base_states, states, strict=True):
+        with torch.no_grad():
+            kl = kl_by_position(base_hidden.to(hidden.device), base_head, hidden, head)
+        positions = [len(rows[row].completion_ids) + 1 for row in batch]
+        for row, part in zip(batch, kl.split(positions), strict=True):
             means[row] = float(part.double().mean())
     return [means[row] for row in range(len(rows))]
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny import tiny_llama, word_tokenizer
 
-from raft_tasks.training.divergence import BaseAnswer, encode_answer, kl_by_position, kl_of_answers
+from raft_tasks.training.completion_forward import output_head
+from raft_tasks.training.divergence import BaseAnswer, answer_states, encode_answer, kl_by_position, kl_of_answers
 from raft_tasks.training.losses import Head
 
 
@@ -45,8 +46,12 @@ def test_answers_are_compared_at_every_next_token_of_the_models_themselves():
             log_q, log_p = (model(ids).logits[0, len(row.prompt_ids) - 1 :].log_softmax(-1) for model in (base, tuned))
         assert len(log_q) == len(row.completion_ids) + 1
         expected.append((log_q.exp() * (log_q - log_p)).sum(-1).mean().item())
-    assert kl_of_answers(base, tuned, rows, batch_size=2) == pytest.approx(expected, rel=1e-4)
-    assert kl_of_answers(base, base, rows, batch_size=2) == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
+    states, head = list(answer_states(base, rows, batch_size=2)), output_head(base)
+    assert [len(part) for part in states] == [5 + 3, 1]  # the longest two rows; then the one without an answer
+    assert kl_of_answers(states, head, tuned, rows, batch_size=2) == pytest.approx(expected, rel=1e-4)
+    assert kl_of_answers(states, head, base, rows, batch_size=2) == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
+    with pytest.raises(ValueError, match="shorter"):
+        kl_of_answers(states[:1], head, tuned, rows, batch_size=2)
 
 
 def test_special_tokens_of_a_rendered_prompt_are_read_as_such_and_not_added():
