@@ -6,13 +6,15 @@ import atexit
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from flows.paths import NLTK_DATA
-from raft_tasks.errors import OperationalError
-from raft_tasks.proxies import LOOPBACK, proxy_note, reach_directly
+from raft_tasks.errors import InputError, OperationalError
+from raft_tasks.proxies import LOOPBACK, check_schemes, is_loopback, proxy_note, reach_directly
 
 PIPELINE_PID = "RAFT_PIPELINE_PID"  # set by flows.pipeline for the processes that it starts
 PREFECT_PORT = 4200  # Prefect's own default
@@ -50,7 +52,12 @@ def prepare() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, str(value))
-    reach_directly(*LOOPBACK)
+    given = os.environ.get("PREFECT_API_URL", "")
+    reach_directly(*LOOPBACK, *([urlsplit(given).hostname or ""] if is_loopback(given) else []))
+    try:
+        check_schemes()
+    except InputError as error:
+        sys.exit(f"error: {error}")
     nltk = [*filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep)), str(project / NLTK_DATA)]
     os.environ["NLTK_DATA"] = os.pathsep.join(dict.fromkeys(nltk))  # where `raft mirror` puts the splitter of ifeval
     if "PREFECT_API_URL" in os.environ:
@@ -80,25 +87,30 @@ def find_server() -> str | None:
 
 
 def wait_for_server(url: str) -> None:
-    """Return once something answers at `url`; within a pipeline a server that restarts is waited for.
+    """Return once Prefect answers at `url`, or refuses; within a pipeline a server that restarts is waited for.
 
     Prefect tries again where a server goes away, but not in a process that has not spoken to it yet.
 
     Raises:
-        OperationalError: nothing answers.
+        OperationalError: nothing answers, or something else.
     """
     deadline = time.monotonic() + (SERVER_SECONDS if PIPELINE_PID in os.environ else 0.0)
-    if ask_server(url) is not None:
-        return
-    if PIPELINE_PID in os.environ:
+    answer = ask_server(url)
+    if answer is None and PIPELINE_PID in os.environ:
         print(f"waiting for the Prefect server at {url}", flush=True)
-    while ask_server(url) is None:
+    while answer is None:
         if time.monotonic() > deadline:
             raise OperationalError(
                 f"PREFECT_API_URL is {url}, where nothing answers{proxy_note(url)}; start that server or unset the "
                 "variable"
             )
         time.sleep(1)
+        answer = ask_server(url)
+    if answer != HEALTHY and not answer.startswith("status "):  # what Prefect refuses is its to say
+        raise OperationalError(
+            f"PREFECT_API_URL is {url}: got {answer!r:.60} from its /health, expected {HEALTHY!r} of a Prefect server; "
+            "correct or unset the variable"
+        )
 
 
 def ask_server(url: str) -> str | None:
@@ -108,7 +120,9 @@ def ask_server(url: str) -> str | None:
     from urllib.error import HTTPError
 
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=3) as answer:
+        proxies: dict[str, str] | None = {} if is_loopback(url) else None  # NO_PROXY does not know [::1]
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+        with opener.open(f"{url}/health", timeout=3) as answer:
             return str(answer.read(100).decode("utf-8", "replace"))
     except HTTPError as error:
         return f"status {error.code}"

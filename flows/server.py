@@ -86,7 +86,20 @@ def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def serve(port: int) -> None:
-    """Serve API and pages on 127.0.0.1:`port` until interrupted."""
+    """Serve API and pages on 127.0.0.1:`port` until interrupted.
+
+    Raises:
+        OperationalError: something else has the port.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn: a server that has just ended is none
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            there = "a Prefect server" if ask_server(f"http://127.0.0.1:{port}/api") == HEALTHY else "another program"
+            raise OperationalError(
+                f"port {port} of 127.0.0.1 is taken by {there} ({error.strerror}); stop it, or `raft ui --port PORT`"
+            ) from error
     if PIPELINE_PID not in os.environ:
         print(f"Prefect's page: http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
     os.environ["PREFECT_SERVER_API_HOST"] = "127.0.0.1"

@@ -20,6 +20,7 @@ from raft_tasks import gguf
 from raft_tasks.artifacts import digest, digest_path, read_json, write_json
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
+from raft_tasks.model_files import read_header
 
 if TYPE_CHECKING:
     from torch import nn
@@ -109,22 +110,38 @@ def add_adapter(network: PreTrainedModel, folder: Path, where: str) -> Any:
     find_adapter(folder, where)
     owners = Counter(id(p) for layer in network.modules() for p in layer._parameters.values())
     with without_peft_warnings():
-        warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
-        try:
-            model = PeftModel.from_pretrained(network, str(folder))
-        except UserWarning as error:
-            raise InputError(f"{where}: {folder / WEIGHTS} is not whole; copy it again. {error!s:.300}") from error
+        model = PeftModel.from_pretrained(network, str(folder))
+    check_whole(model, "default", folder, where)
     check_untied(model, owners, f"{where} {str(folder)!r}")
     return model
 
 
+def check_whole(model: Any, name: str, folder: Path, where: str) -> None:
+    """Raises InputError where the adapter `name` of PEFT's `model` has other weights than `folder`: PEFT only warns."""
+    from peft import get_peft_model_state_dict
+
+    stored = {*read_header(folder / WEIGHTS)}
+    wanted = {*get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)}
+    missing = sorted(wanted - stored)
+    unexpected = sorted(key for key in stored - wanted if ".lora_" in key)
+    if missing or unexpected:
+        raise InputError(
+            f"{where}: {folder / WEIGHTS} is not whole; copy it again. Missing: {missing[:3] or 'none'}, of other "
+            f"layers: {unexpected[:3] or 'none'}"
+        )
+
+
 def find_adapter(folder: Path, where: str) -> None:
-    """Raises InputError where `folder` holds no adapter."""
+    """Raises InputError where `folder` holds no adapter, or not the whole file of its weights."""
     if not is_adapter(folder):
         raise InputError(
             f"{where}: got {str(folder)!r}, expected a folder with an {CONFIG}, such as runs/METHOD-SEED/model of an "
             "earlier training of a method with `lora`"
         )
+    try:
+        read_header(folder / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{where}: {folder / WEIGHTS} is missing, cut or damaged ({error}); copy it again") from error
 
 
 @contextmanager
@@ -133,6 +150,7 @@ def without_peft_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
+        warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # `check_whole` says it
         warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied", UserWarning)
         yield
 

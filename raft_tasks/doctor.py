@@ -277,7 +277,10 @@ def _ask(role: str, model: Endpoint) -> Fault | None:
     key = os.environ.get(model.api_key_env or "")
     if model.api_key_env and not key:
         return Fault(f"models.{role}.api_key_env", f"the variable {model.api_key_env} is not set", "the API's key")
-    body = {"model": model.model, "messages": [{"role": "user", "content": "Hi"}], model.length_field: 1}
+    # The fields of a run, with values that no model has as its only ones; reasoning models need some tokens.
+    body = {"model": model.model, "messages": [{"role": "user", "content": "Hi"}], model.length_field: 16}
+    body |= {name: value for name, value in (("temperature", 0.5), ("top_p", 0.9)) if name in model.sampling_fields}
+    body |= {"seed": 0} if model.seeds else {}
     address, action = (
         f"{model.base_url.rstrip('/')}/chat/completions",
         "start the server, or correct base_url and model",
@@ -296,4 +299,6 @@ def _ask(role: str, model: Endpoint) -> Fault | None:
         return Fault(f"models.{role}", got, "an OpenAI-compatible API", action)
     if answer.is_success:
         return None
-    return Fault(f"models.{role}", f"{address} answers {answer.status_code} {answer.reason_phrase}", "a token", action)
+    why = answer.text.encode("utf-8", "replace").decode()[:200].replace(key or "\0", "***")
+    got = f"{address} answers {answer.status_code} {answer.reason_phrase}: {why}"
+    return Fault(f"models.{role}", got, "an answer", f"{action}; for a field that it refuses see its other settings")

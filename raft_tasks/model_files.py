@@ -15,7 +15,17 @@ from typing import Any
 LFS_POINTER = b"version https://git-lfs"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 SHOWN = 3  # names in a message
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of what can be trained
+QUANTISED = (".weight", ".qweight", ".weight_packed")
+READ = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "model.safetensors.index.json",
+)
 AGAIN = "copy or download it again"
+UNQUANTISED, FROM_THE_ORIGINAL = "weights in float32 or bfloat16", "use the model that this one was quantised from"
 
 FileFault = tuple[str, str, str]  # what is there, what is expected, what to do
 
@@ -53,15 +63,20 @@ def find_faults(folder: Path, trained: bool) -> Iterator[FileFault]:
     if (folder / "adapter_config.json").is_file():
         yield from _adapter_faults(folder)
         return
-    settings = _read(folder / "config.json")
-    if settings is None and folder / "config.json" not in pointers:
+    settings = read_object(folder / "config.json")
+    for path in files:
+        if path.name in READ and path not in pointers and read_object(path) is None:
+            yield f"{path} is no JSON object; was it cut?", "the whole file", AGAIN
+    if settings is None and not (folder / "config.json").is_file():
         yield f"{str(folder)!r} without config.json", "a model folder as transformers saves it", AGAIN
     if not any((folder / name).is_file() for name in TOKENIZERS):
         yield f"no tokenizer files in {str(folder)!r}", "tokenizer.json", "take those of the model's own folder"
-    quantisation = (settings or {}).get("quantization_config")
+    text = (settings or {}).get("text_config")  # the language model of one that sees images
+    parts = (settings or {}, text if isinstance(text, dict) else {})
+    quantisation = next(filter(None, (part.get("quantization_config") for part in parts)), None)
     if trained and quantisation:
-        action = "use the model that this one was quantised from"
-        yield f"quantised weights ({quantisation.get('quant_method')})", "weights in float32 or bfloat16", action
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
+        yield f"quantised weights ({method})", UNQUANTISED, FROM_THE_ORIGINAL
     vocabulary, pad = (settings or {}).get("vocab_size"), (settings or {}).get("pad_token_id")
     if isinstance(vocabulary, int) and isinstance(pad, int) and pad >= vocabulary:
         yield f"pad_token_id {pad} beyond the {vocabulary} tokens", "a token's number", "correct it in config.json"
@@ -74,7 +89,7 @@ def find_faults(folder: Path, trained: bool) -> Iterator[FileFault]:
 
 
 def _template_faults(folder: Path) -> Iterator[FileFault]:
-    named = (_read(folder / "tokenizer_config.json") or {}).get("chat_template")
+    named = (read_object(folder / "tokenizer_config.json") or {}).get("chat_template")
     if isinstance(named, list) and not (folder / "chat_template.jinja").is_file():
         names = [item.get("name") for item in named]
         if "default" not in names:
@@ -97,12 +112,15 @@ def _weight_faults(folder: Path, settings: dict[str, Any], files: list[Path]) ->
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             yield f"{path} is cut or damaged ({error})", "a whole safetensors file", AGAIN
             return
-    index = _read(folder / "model.safetensors.index.json")
+    index = read_object(folder / "model.safetensors.index.json")
     if index is not None:
         shards = set(index.get("weight_map", {}).values()) - {path.name for path in files}
         if shards:
             yield f"{len(shards)} shards are not there: {sorted(shards)[:SHOWN]}", "all of the index", AGAIN
             return
+    kinds = {tensor["dtype"] for name, tensor in tensors.items() if name.endswith(QUANTISED)} - {*FLOATS}
+    if kinds:  # without a word in config.json, as of NVIDIA's ModelOpt
+        yield f"quantised weights ({', '.join(sorted(kinds))})", UNQUANTISED, FROM_THE_ORIGINAL
     embeddings = [tensor["shape"][0] for name, tensor in tensors.items() if name.endswith("embed_tokens.weight")]
     if not embeddings:
         return
@@ -119,16 +137,16 @@ def _weight_faults(folder: Path, settings: dict[str, Any], files: list[Path]) ->
 
 def _tokens(folder: Path) -> dict[str, int]:
     """Token -> id, as far as JSON files say it."""
-    whole = _read(folder / "tokenizer.json") or {}
+    whole = read_object(folder / "tokenizer.json") or {}
     vocabulary = whole.get("model", {}).get("vocab", {})
     tokens: dict[str, int] = dict(vocabulary) if isinstance(vocabulary, dict) else {}
     tokens |= {token["content"]: token["id"] for token in whole.get("added_tokens", [])}
-    added = (_read(folder / "tokenizer_config.json") or {}).get("added_tokens_decoder", {})
+    added = (read_object(folder / "tokenizer_config.json") or {}).get("added_tokens_decoder", {})
     return tokens | {token["content"]: int(number) for number, token in added.items()}
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    """A JSON object; None if there is none."""
+def read_object(file: Path) -> dict[str, Any] | None:
+    """A JSON object; None if there is none, or not the whole of one."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -6,6 +6,7 @@ A model that is not whole is refused: transformers would draw missing weights at
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from raft_tasks.adapter_folder import base_of, is_adapter, merge_adapter
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
 from raft_tasks.gguf import model_folder
-from raft_tasks.model_files import find_faults, is_pointer
+from raft_tasks.model_files import AGAIN, find_faults, is_pointer, read_object
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +115,8 @@ def load_network(model: Model, dtype: torch.dtype, tokenizer: PreTrainedTokenize
 def check_trainable(model: Model) -> None:
     """Raises ModelError if its weights are quantised; looks at its config alone."""
     config = _load_model_config(model)
-    quantisation = getattr(config, "quantization_config", None)
+    parts = (config, config.get_text_config())  # of a model that sees images the second is the language model's
+    quantisation = next(filter(None, (getattr(part, "quantization_config", None) for part in parts)), None)
     if quantisation is not None:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
         raise ModelError(
@@ -124,8 +126,8 @@ def check_trainable(model: Model) -> None:
 
 
 def load_context_length(model: Model) -> int:
-    """Tokens that the model can read, as its config says."""
-    return int(_load_model_config(model).get_text_config().max_position_embeddings)
+    """Tokens that the model can read, as its config says; a recurrent model's has no limit."""
+    return int(getattr(_load_model_config(model).get_text_config(), "max_position_embeddings", sys.maxsize))
 
 
 def _load_model_config(model: Model) -> Any:
@@ -170,8 +172,11 @@ def check_vocabulary(model: Model, network: PreTrainedModel, tokenizer: PreTrain
 
 
 def check_files(model: Model) -> None:
-    """Files that git left as pointers, which transformers reports as something else."""
+    """Files that git left as pointers, which transformers reports as something else, and one that it passes over."""
     folder = model_folder(model.path)
+    settings = folder / "generation_config.json"
+    if settings.is_file() and not is_pointer(settings) and read_object(settings) is None:
+        raise ModelError(f"{settings} is no JSON object; was it cut?: {AGAIN}")
     for path in filter(is_pointer, filter(Path.is_file, sorted(folder.glob("*")))):
         raise ModelError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in {folder}")
 
@@ -192,16 +197,9 @@ def _explain(model: Model, load: Callable[[], T]) -> T:
         raise ModelError(
             f"{place(model)}: a weights file is cut or damaged ({error}); copy or download it again"
         ) from error
-    except (
-        ImportError,
-        OSError,
-        ValueError,
-        KeyError,
-        AssertionError,
-        RuntimeError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except InputError:
+        raise
+    except Exception as error:  # tokenizers raises a bare one for a file that was cut
         first = (str(error) or "no message").splitlines()[0]
         raise ModelError(f"{unloadable(model)}\n  {type(error).__name__}: {first}") from error
 

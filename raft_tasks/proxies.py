@@ -7,6 +7,8 @@ import os
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from raft_tasks.errors import InputError
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 
 
@@ -22,8 +24,27 @@ def is_loopback(url: str) -> bool:
 
 def reach_directly(*hosts: str) -> None:
     """Except the hosts from the proxies of this process and its children; both spellings are read by some library."""
-    direct = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
-    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys(filter(None, [*direct, *hosts])))
+    given = [host.strip() for name in ("no_proxy", "NO_PROXY") for host in os.environ.get(name, "").split(",")]
+    direct = ["*"] if "*" in given else [*given, *hosts]  # beside others some libraries do not know the star
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys(filter(None, direct)))
+
+
+def check_schemes() -> None:
+    """Desktops write socks://, which httpx does not know; with another unknown scheme it makes no client at all.
+
+    Raises:
+        InputError: a proxy of the environment has such a scheme.
+    """
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        for variable in (name, name.upper()):
+            scheme, separator, rest = os.environ.get(variable, "").partition("://")
+            if separator and scheme.lower() == "socks":
+                os.environ[variable] = f"socks5://{rest}"
+            elif separator and scheme.lower() not in ("http", "https", "socks5", "socks5h"):
+                raise InputError(
+                    f"{variable} names a proxy with the scheme {scheme}://; expected http, https, socks5 or socks5h. "
+                    "Correct or unset the variable"
+                )
 
 
 def proxy_note(url: str) -> str:

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
+from raft_tasks.model_files import read_object
+
 
 class TemplateFile:
     """As much of a tokenizer as a chat template needs, read without transformers; it has no tokens."""
@@ -19,8 +21,7 @@ class TemplateFile:
         return 0
 
     def __init__(self, folder: Path) -> None:
-        settings = folder / "tokenizer_config.json"
-        self.settings = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        self.settings = read_object(folder / "tokenizer_config.json") or {}
         file = folder / "chat_template.jinja"
         template = file.read_text(encoding="utf-8") if file.is_file() else self.settings.get("chat_template")
         if isinstance(template, list):  # named templates

@@ -101,3 +101,12 @@ def test_the_tests_of_faults_exist() -> None:
     assert len(named) > 20
     for file, test in named:
         assert not test or f"def {test}(" in (ROOT / "tests" / file).read_text(), test
+
+
+def test_the_tests_that_the_table_of_faults_names_are_there() -> None:
+    table = (ROOT / "docs" / "reference" / "faults.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", table)
+    assert len(named) > 40
+    assert [
+        f"{file}::{name}" for file, name in named if f"def {name or 'test_'}" not in (ROOT / "tests" / file).read_text()
+    ] == []

@@ -2,17 +2,20 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import MambaConfig
 
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.chat_model import ChatModel
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.model_loading import load_model, load_tokenizer
+from raft_tasks.model_files import find_faults
+from raft_tasks.model_loading import load_context_length, load_model, load_tokenizer
 
 BASE = Path(__file__).resolve().parents[1] / "models" / "pocket-base"
 
@@ -82,8 +85,51 @@ def test_weights_that_were_cut(folder, user):
         USERS[user](settings(folder))
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"])
+def test_a_file_of_json_that_was_cut(folder, name):
+    content = (folder / name).read_text()
+    (folder / name).write_text(content[: len(content) // 2])
+    with pytest.raises(InputError, match=rf"{name} is no JSON object; was it cut\?: copy or download it again"):
+        USERS["training"](settings(folder))
+
+
+def test_a_shard_that_is_missing(folder):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    save_file({name: weights[name] for name in shards["a.safetensors"]}, folder / "a.safetensors", {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, part in shards.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"1 shards are not there: \['b\.safetensors'\]: copy or download it again"):
+        USERS["training"](settings(folder))
+
+
+def test_weights_of_eight_bits_without_a_word_in_the_config(folder):
+    assert [*find_faults(folder, trained=True)] == []
+    change_weights(folder, lambda weights: weights.update({"model.norm.weight": torch.zeros(2, dtype=torch.int8)}))
+    [(got, expected, action)] = find_faults(folder, trained=True)
+    assert (got, expected) == ("quantised weights (I8)", "weights in float32 or bfloat16")
+    assert "was quantised from" in action
+
+
+def test_a_recurrent_model_reads_without_a_limit(folder):
+    edit(folder / "config.json", max_position_embeddings=77)
+    assert load_context_length(settings(folder)) == 77
+    MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1).save_pretrained(folder)
+    assert load_context_length(settings(folder)) == sys.maxsize
+
+
 @pytest.mark.parametrize(
-    "config", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes", "load_in_4bit": True}]
+    "config",
+    [
+        {"quant_method": "gptq", "bits": 4},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "awq", "bits": 4},
+        {"quant_method": "fp8"},
+        {"quant_method": "compressed-tensors"},
+        {"quant_method": "mxfp4"},
+    ],
 )
 def test_a_quantised_model_is_not_trained(folder, config):
     edit(folder / "config.json", quantization_config=config)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raft_tasks.artifacts import digest_path
+from raft_tasks.chat import defuse
 from raft_tasks.errors import InputError
+from raft_tasks.model_files import is_pointer, read_header
 
 if TYPE_CHECKING:
     import numpy
@@ -59,21 +61,51 @@ class SentenceEncoder:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         folder = encoder_folder(self.name)
+        for path in filter(Path.is_file, sorted(folder.rglob("*")) if folder else []):
+            if is_pointer(path):
+                raise InputError(f"encoder {self.name!r}: {path} is a Git LFS pointer; run `git lfs pull` there")
         try:
             if folder is not None:
-                return SentenceTransformer(str(folder), device=device, local_files_only=True)
-            return SentenceTransformer(self.name, revision=self.revision, device=device)
-        except (OSError, ValueError) as error:
+                model = SentenceTransformer(str(folder), device=device, local_files_only=True)
+            else:
+                model = SentenceTransformer(self.name, revision=self.revision, device=device)
+        except Exception as error:  # of a file that was cut, tokenizers and safetensors raise errors of their own
             raise InputError(
                 f"encoder {self.name!r} (revision {self.revision}) cannot be loaded: expected a folder, an installed "
                 f"package that ships <package>/model, or a hub id: {error}"
             ) from error
+        self._check_whole(model, folder)
+        return model
+
+    def _check_whole(self, model: Any, folder: Path | None) -> None:
+        """Raises InputError where weights of the transformer are not in its file: they would be drawn at random."""
+        files = sorted(folder.rglob("model*.safetensors")) if folder else []
+        network = getattr(model[0], "auto_model", None)
+        if not files or network is None:
+            return
+        stored = {name for file in files for name in read_header(file)}
+        stored |= {name.removeprefix(f"{network.base_model_prefix}.") for name in stored}
+        missing = sorted(
+            name for name, _ in network.named_parameters() if name not in stored and not name.startswith("pooler.")
+        )  # a pooler is not used, and often not stored
+        if missing:
+            raise InputError(
+                f"encoder {self.name!r}: {len(missing)} of its weights are not in {files[0]} "
+                f"({', '.join(missing[:3])}, ...); copy or download it again"
+            )
 
     def encode(self, texts: list[str], batch_size: int) -> numpy.ndarray:
         """Unit vectors, float32 [N, D]. A text beyond the encoder's length limit is judged by its beginning."""
         with self._lock:
+            tokenizer = self.model.tokenizer
+            if hasattr(tokenizer, "added_tokens_decoder"):  # as transformers makes them
+                texts = [defuse(tokenizer, text) for text in texts]
             return self.model.encode(
-                texts, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+                texts,
+                batch_size=batch_size,
+                normalize_embeddings=True,
+                convert_to_numpy=True,
+                show_progress_bar=False,
             ).astype("float32")
 
     def similarities(self, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[float]:

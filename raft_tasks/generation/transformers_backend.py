@@ -145,7 +145,8 @@ class TransformersBackend(StreamingBackend):
         """Mean log-probability of the tokens of each answer, end-of-turn included, given its prompt; at most 0."""
         import torch
 
-        answer_ids = [[*ids, self.end_of_turn] for ids in self._tokens(answers)]
+        plain = [chat.defuse(self.tokenizer, answer) for answer in answers]
+        answer_ids = [[*ids, self.end_of_turn] for ids in self._tokens(plain)]
         encoded = [prompt + answer for prompt, answer in zip(self._encode(prompts), answer_ids, strict=True)]
         self._check_lengths([len(ids) for ids in encoded])
         means: dict[int, float] = {}

@@ -18,6 +18,7 @@ from raft_tasks.artifacts import unique_keys
 from raft_tasks.config import Chat
 from raft_tasks.schemas import Turn
 from raft_tasks.sources.marks import LEARNED_KEYS, MARK_LIKE, MASKED_KEYS, find_cut, is_learned, plain_key
+from raft_tasks.sources.roles import INPUTS
 
 Role = Literal["system", "user", "assistant"]
 ROLES: dict[str, Role] = {
@@ -148,6 +149,8 @@ def _check_text_alone(message: dict[str, Any], place: str) -> None:
     for key, value in message.items():
         if value not in NONE and (reason := BEYOND_TEXT.get(plain_key(key))):
             raise UnusableError(f"{place} {reason} ({key}), which a pair cannot hold")
+        if value not in NONE and plain_key(key) in INPUTS:
+            raise UnusableError(f"{place} has {key!r} beside its content, which a pair cannot hold")
     channel, recipient = message.get("channel"), message.get("recipient")  # harmony's
     if channel not in (None, "", "final") or recipient not in (None, "", "all", "user", "assistant"):
         raise UnusableError(f"{place} is on the channel {channel!r} to {recipient!r}, which a pair cannot hold")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from raft_tasks.adapter_folder import CONFIG, check_untied, find_adapter, without_peft_warnings, write_base
+from raft_tasks.adapter_folder import CONFIG, check_untied, check_whole, find_adapter, without_peft_warnings, write_base
 from raft_tasks.artifacts import read_json, write_json
 from raft_tasks.config import Lora, Model, Osf
 from raft_tasks.errors import InputError
@@ -59,7 +59,10 @@ def with_adapter(network: PreTrainedModel, adapter: Lora | Osf, teacher_adapter:
     check_untied(student, owners, f"adapter.targets {targets!r}")
     if teacher_adapter is not None:
         find_adapter(Path(teacher_adapter), "distillation.teacher_adapter")
-        student.load_adapter(teacher_adapter, TEACHER, is_trainable=False)
+        with without_peft_warnings():
+            student.load_adapter(teacher_adapter, TEACHER, is_trainable=False)
+        check_whole(student, TEACHER, Path(teacher_adapter), "distillation.teacher_adapter")
+        check_untied(student, owners, f"distillation.teacher_adapter {teacher_adapter!r}")
     return student
 
 

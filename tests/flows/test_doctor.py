@@ -10,8 +10,10 @@ from itertools import product
 from math import prod
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
+from endpoint_server import running
 from typer.testing import CliRunner
 
 from flows import doctor
@@ -166,6 +168,9 @@ def edit(folder, name="config.json", **values):
         ),
         (lambda folder: cut(folder / "model.safetensors"), "model.safetensors is cut or damaged ("),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer files in"),
+        (lambda folder: cut(folder / "tokenizer.json"), "tokenizer.json is no JSON object; was it cut?"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text('{"a'), "tokenizer_config.json is no JSON obj"),
+        (lambda folder: edit(folder, text_config={"quantization_config": {"quant_method": "fp8"}}), "weights (fp8)"),
         (lambda folder: edit(folder, quantization_config={"quant_method": "gptq"}), "quantised weights (gptq)"),
         (
             lambda folder: edit(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
@@ -195,6 +200,20 @@ def test_a_model_that_cannot_be_used_is_named(project, spoil, words):
     faults = [str(fault) for fault in find_faults()]
     assert len(faults) == 1, faults
     assert words in faults[0]
+
+
+def test_what_an_endpoint_refuses_is_named(project):
+    with running(faults={"400": 1.0}) as base_url:
+        change(models={"writer": {"base_url": base_url, "model": "m", "sampling_fields": ["top_p"]}})
+        [fault] = map(str, checks.check_endpoints(load_config()))
+    assert "/chat/completions answers 400 X: " in fault
+    assert "as told" in fault
+    asked = []
+    reply = lambda **request: asked.append(request["json"]) or httpx.Response(200)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpx, "post", lambda address, **request: reply(**request))
+        assert checks.check_endpoints(load_config()) == []
+    assert asked[0].keys() == {"model", "messages", "max_tokens", "top_p", "seed"}
 
 
 def test_gpus_memory_and_names(project, monkeypatch):

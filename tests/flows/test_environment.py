@@ -13,7 +13,7 @@ import pytest
 
 from flows import environment
 from flows.environment import wait_for_server
-from flows.server import ensure_server, free_port
+from flows.server import ensure_server, free_port, serve
 from raft_tasks.errors import OperationalError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +72,14 @@ def test_a_server_that_refuses_is_there(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_stranger_at_the_address_is_named():
+    port = free_port()
+    with server_after(0.0, port, 200, b"<html>") as ready:
+        ready.wait()
+        with pytest.raises(OperationalError, match=r"got '<html>' from its /health, expected 'true' of a Prefect"):
+            wait_for_server(f"http://127.0.0.1:{port}/api")
+
+
 def test_a_server_that_stays_away_is_named_and_not_waited_for_for_ever(in_pipeline, monkeypatch):
     monkeypatch.setattr(environment, "SERVER_SECONDS", 0.5)
     with pytest.raises(OperationalError, match=r"PREFECT_API_URL is http://127.*nothing answers; start that server"):
@@ -102,12 +110,21 @@ def test_only_prefect_counts_as_a_server_on_its_port(monkeypatch, body, is_prefe
                 ensure_server()
 
 
+@pytest.mark.parametrize(("body", "there"), [(b"true", "a Prefect server"), (b"<html>", "another program")])
+def test_a_port_that_is_taken_is_named(body, there):
+    port = free_port()
+    with server_after(0.0, port, 200, body) as ready:
+        ready.wait()
+        with pytest.raises(OperationalError, match=rf"port {port} of 127.0.0.1 is taken by {there} .*raft ui --port"):
+            serve(port)
+
+
 ASK = "import flows, os, sys, httpx; from flows.environment import ask_server; from openai import OpenAI\n"
 ASK += "OpenAI(base_url=sys.argv[1], api_key='none')\n"  # its client is made with the proxies of the environment
 ASK += "print(ask_server(sys.argv[1]), httpx.get(sys.argv[1]).text, os.environ['PREFECT_API_URL'])"
 
 
-@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "socks://127.0.0.1:9/"])
 def test_servers_of_this_machine_are_reached_without_the_proxy_and_a_slash_at_the_end_is_dropped(proxy, tmp_path):
     port = free_port()
     given = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"), proxy)
@@ -119,6 +136,30 @@ def test_servers_of_this_machine_are_reached_without_the_proxy_and_a_slash_at_th
         command = [sys.executable, "-c", ASK, f"http://127.0.0.1:{port}/api"]
         done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["true", "true", f"http://127.0.0.1:{port}/api"], done.stderr
+
+
+@pytest.mark.parametrize("host", ["[::1]", "127.0.0.2", "models.localhost"])
+def test_other_names_of_this_machine_are_asked_directly(monkeypatch, host):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    asked = []
+
+    def answer(opener, url, timeout):
+        asked.append(
+            (url, [type(handler).__name__ for handler in opener.handlers if getattr(handler, "proxies", None)])
+        )
+        raise OSError
+
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", answer)
+    assert environment.ask_server(f"http://{host}:4200/api") is None
+    assert asked == [(f"http://{host}:4200/api/health", [])]
+
+
+def test_a_proxy_of_an_unknown_scheme_ends_in_one_line(tmp_path):
+    environ = {**os.environ, "ALL_PROXY": "socks4://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "flows.cli", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ALL_PROXY names a proxy with the scheme socks4://")
 
 
 def test_other_hosts_that_the_user_excepts_stay_excepted(monkeypatch):

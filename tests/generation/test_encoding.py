@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from raft_tasks.errors import InputError
 from raft_tasks.generation.encoding import SentenceEncoder, encoder_folder
@@ -64,3 +65,28 @@ def test_a_folder_gives_the_same_vectors_as_the_package(encoder: SentenceEncoder
 def test_a_missing_encoder_is_named() -> None:
     with pytest.raises(InputError, match=r"encoder 'models/phi' \(revision None\) cannot be loaded: expected a folder"):
         SentenceEncoder("models/phi", None).encode(["rope"], 1)
+
+
+@pytest.mark.parametrize("change", ["pointer", "cut weights", "cut tokenizer", "without a layer"])
+def test_an_encoder_that_is_not_whole_is_refused(tmp_path: Path, change: str) -> None:
+    folder = encoder_folder(PACKAGE)
+    assert folder is not None
+    shutil.copytree(folder, tmp_path / "phi")
+    weights, tokenizer = tmp_path / "phi" / "model.safetensors", tmp_path / "phi" / "tokenizer.json"
+    if change == "pointer":
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 8\n")
+    elif change == "cut weights":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif change == "cut tokenizer":
+        tokenizer.write_text(tokenizer.read_text()[:1000])
+    else:
+        stored = load_file(weights)
+        save_file({name: value for name, value in stored.items() if "layer.0.output" not in name}, weights)
+    message = {"pointer": "run `git lfs pull`", "without a layer": "4 of its weights are not in"}
+    with pytest.raises(InputError, match=message.get(change, "cannot be loaded: expected a folder")):
+        SentenceEncoder(str(tmp_path / "phi"), None).encode(["rope"], 1)
+
+
+def test_data_do_not_become_the_encoders_tokens(encoder: SentenceEncoder) -> None:
+    texts = ["rope [SEP] lamp", "rope [MASK] lamp"]
+    assert (encoder.encode(texts, 2) == encoder.encode(["rope [ SEP] lamp", "rope [ MASK] lamp"], 2)).all()

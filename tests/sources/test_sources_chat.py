@@ -201,6 +201,14 @@ def test_the_second_turns_id_is_no_other_rows(tmp_path: Path) -> None:
             "m: a message of the assistant has reas",
         ),
         ([turn("user", "One?"), turn("assistant", "1") | {"weight": 0.5}], "m: got weight float 0.5, expected 0 or 1"),
+        (
+            [turn("user", "One?") | {"context": "Two."}, turn("assistant", "1")],
+            "m: a message of the user has 'context'",
+        ),
+        (
+            [turn("system", "") | {"tools": [{"name": "f"}]}, turn("user", "One?"), turn("assistant", "1")],
+            "m: a message of the system has 'tools' beside its content",
+        ),
         ([turn("user", "One?"), turn("assistant", "1") | {"my_loss_flag": 0}], "m: got my_loss_flag int 0, expected 0"),
         ('[{"role": "user", "content": "?", "weight": 0, "weight": 1}]', "m is not a JSON list of messages: the key"),
         (

@@ -151,11 +151,19 @@ def test_an_adapter_that_is_not_whole_is_refused(tiny_model, tmp_path):
     save_file({name: value for name, value in weights.items() if "layers.1" not in name}, file)
     with pytest.raises(InputError, match=r"adapter_model\.safetensors is not whole; copy it again"):
         load_model(at(tiny_model, folder), torch.float32)
+    more = {
+        name.replace("layers.1", "layers.9"): value.clone() for name, value in weights.items() if "layers.1" in name
+    }
+    save_file(weights | more, file)
+    with pytest.raises(
+        InputError, match=r"is not whole; copy it again\. Missing: none, of other layers: \['base_model"
+    ):
+        load_model(at(tiny_model, folder), torch.float32)
     file.write_bytes(whole[:-100])
-    with pytest.raises(ModelError, match="cut or damaged"):
+    with pytest.raises(InputError, match="cut or damaged"):
         load_model(at(tiny_model, folder), torch.float32)
     file.unlink()
-    with pytest.raises(ModelError, match="is missing, cut or damaged"):
+    with pytest.raises(InputError, match="is missing, cut or damaged"):
         load_model(at(tiny_model, folder), torch.float32)
 
 

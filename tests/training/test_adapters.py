@@ -1,8 +1,12 @@
 """LoRA: the teacher is the same weights without the adapter, and nothing but the adapter moves."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny import LORA, METHODS, TEACHER, distillation, job, method, pairs, save_tiny, train
 from trainer_runs import ROLLOUTS, Stop, numbers, plain_step, run, same_weights, stop_at
 
@@ -184,6 +188,21 @@ def test_a_teachers_adapter_on_tied_embeddings_is_refused(tiny_model, tmp_path):
     student.save_pretrained(tmp_path, save_embedding_layers=False)
     with pytest.raises(InputError, match=r"teacher_adapter .* has a weight that another layer uses too"):
         merge_adapter(load_model(tiny_model, torch.float32)[0], tmp_path, "distillation.teacher_adapter")
+
+
+@pytest.mark.parametrize("change", ["half", "cut"])
+@pytest.mark.parametrize("adapter", [LORA, None])
+def test_a_teachers_adapter_that_is_not_whole(tiny_model, tmp_path, other_adapter, adapter, change):
+    folder = Path(shutil.copytree(other_adapter[0], tmp_path / "teacher"))
+    file = folder / "adapter_model.safetensors"
+    weights = load_file(file)
+    if change == "half":
+        save_file({name: value for name, value in weights.items() if "layers.1" not in name}, file)
+    else:
+        file.write_bytes(file.read_bytes()[:-100])
+    row = method(lora=adapter, distillation=distillation(teacher_adapter=str(folder), teacher="plain", kl_weight=1.0))
+    with pytest.raises(InputError, match=r"distillation\.teacher_adapter.*copy it again"):
+        run(tiny_model, tmp_path, row)
 
 
 @pytest.mark.parametrize("adapter", [LORA, None])
