@@ -36,6 +36,8 @@ def export_gguf(model: Model, file: Path, width: Width) -> None:
     """
     import torch
 
+    from raft_tasks.training.licence import read_licence
+
     try:
         from gguf import GGUFWriter, LlamaFileType
     except ImportError as error:
@@ -45,6 +47,8 @@ def export_gguf(model: Model, file: Path, width: Width) -> None:
     with atomic_file(file) as partial:
         writer = GGUFWriter(partial, "llama")
         writer.add_name(Path(model.path).name)
+        if licence := read_licence(model).get("license"):
+            writer.add_license(licence)
         writer.add_file_type(LlamaFileType.MOSTLY_F16 if width == "float16" else LlamaFileType.ALL_F32)
         _add_shape(writer, network.config)
         _add_tokenizer(writer, tokenizer, network.config.vocab_size, model.path)

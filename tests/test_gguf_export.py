@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
+from raft_tasks.gguf import describe
 from raft_tasks.gguf_export import check_architecture, export_gguf
 from raft_tasks.model_loading import load_model
 
@@ -47,7 +48,10 @@ def save_llama(folder, digits=True, **changes):
 def test_an_exported_model_is_read_back(tmp_path, monkeypatch, width, tied, digits):
     monkeypatch.chdir(tmp_path)
     model = save_llama(tmp_path / "model", digits, tie_word_embeddings=tied)
+    if tied:
+        (tmp_path / "model/README.md").write_text("---\nlicense: apache-2.0\n---\n")
     export_gguf(model, Path("out.gguf"), width)
+    assert describe(Path("out.gguf"))["license"] == ("apache-2.0" if tied else "not stated")
     network, tokenizer = load_model(model, torch.float32)
     read, read_tokenizer = load_model(Model(path="out.gguf"), torch.float32)
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
