@@ -66,8 +66,10 @@ def prune(repository: Path, now: bool) -> None:
         prune_cache(repository, address, (repository / retrain.folder / "checkout").resolve(), now)
         for checkpoint in old_checkpoints(repository / paths.CHECKPOINTS, settings.checkpoint_days):
             print(f"checkpoint: {checkpoint}")
-            if now:
+            if now and checkpoint.is_dir():
                 shutil.rmtree(checkpoint)
+            elif now:  # the mixed targets of a training
+                checkpoint.unlink()
         if (repository / paths.RESPONSES).exists():
             store = ResponseCache(repository / paths.RESPONSES)
             old = settings.call_days * DAY

@@ -43,6 +43,9 @@ def repository(tmp_path):
         for path in (state, state.parent):
             path.touch()
             os.utime(path, times=(time.time() - age * DAY,) * 2)
+        targets = tmp_path / paths.CHECKPOINTS / f"targets-{age}.jsonl"
+        targets.touch()
+        os.utime(targets, times=(time.time() - age * DAY,) * 2)
     store = ResponseCache(tmp_path / paths.RESPONSES)
     store.begin("run", "rewrite")
     store.put([CachedCall("a", "rewrite", "m", False, 1, 1, 0.0, "x")], "run", Tally())
@@ -66,11 +69,11 @@ def test_first_it_is_said_then_done(repository, capsys):
     assert "training-1\n" not in said
     assert "calls: 0" in said
     assert cached(repository) == ["present", "refused", "released"]
-    assert checkpoints(repository) == ["training-1", "training-30"]
+    assert checkpoints(repository) == ["targets-1.jsonl", "targets-30.jsonl", "training-1", "training-30"]
 
     prune(repository, now=True)
     assert cached(repository) == ["present", "released"]
-    assert checkpoints(repository) == ["training-1"]
+    assert checkpoints(repository) == ["targets-1.jsonl", "training-1"]
 
 
 def test_old_calls_are_counted_and_forgotten(repository, monkeypatch, capsys):
