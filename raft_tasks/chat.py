@@ -24,10 +24,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raft_tasks.control_tokens import control_tokens, defuse
 from raft_tasks.errors import InputError
 from raft_tasks.schemas import Prompt, Turn
 from raft_tasks.thoughts import TAGS, Thinking, opening, opens_thought, strip_thoughts
@@ -39,22 +40,6 @@ Messages = Sequence[Mapping[str, Any]]
 
 TODAY = date(2024, 7, 26)  # what Llama's template says where there is no clock; prompts must not depend on the day
 NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
-
-# Marks of turns, thoughts and tools of the known model families: <|im_end|>, <start_of_turn>, [/INST] ...
-CONTROL = re.compile(
-    r"<\|[^<>|\s]{1,40}\|?>|<[^<>|\s]{1,40}\|>|<｜[^<>｜]{1,40}｜>|<(?:start|end)_(?:of|function)_\w+>"
-    r"|\[\|[a-z_]{4,20}\|\]|<\[[^\[\]<>]{1,40}\]>|\[@\w+@\]|｜[A-Z]+｜|>>[A-Z]{4,20}<<"
-    r"|\]~!?b\[?\]?|\[e~\[|\]!p~\["  # MiniMax
-    r"|</?(?:(?:minimax:)?tool_call|tool_response|tools|function_calls|arg_key|arg_value|TOOLCALL|TOOL_RESPONSE)>"
-    r"|<(?:bos|eos|pad|unk|cls|sep|mask|sop|eop|eod|eom|eoa)>|<(?:BOS|EOS|PAD|UNK|CLS|SEP|MASK|EOP)(?:_TOKEN)?>|</?s>"
-    r"|<(?:EOT|PRE|SUF|MID)>|<</?SYS>>|</?role>|</?(?:seed:|longcat_)\w+>"
-    r"|\[/?(?:INST|SYS|TOOL\w*|AVAILABLE_TOOLS|SYSTEM_PROMPT|MODEL_SETTINGS|CALL_ID|ARGS|CLS|SEP|PAD|MASK|gMASK|UNK)\]"
-    r"|\[(?:BOS|EOS|EOT|IMG|IMG_BREAK|IMG_END|PREFIX|SUFFIX|MIDDLE|AUDIO|BEGIN_AUDIO|TRANSCRIBE)\]"
-    r"|<(?:file_sep|repo_?name|filename|gh_stars|empty_output|fim[_-]\w+|jupyter_\w+|commit_\w+)>"
-    r"|<issue_(?:start|comment|closed)>|<(?:image|(?:image|audio)_soft_token|fake_token_around_image)>"
-    r"|<(?:unused|extra|extra_id|reserved|reserved_token|SPECIAL|ctrl|dummy)[_-]?\d+>|<mask:\d+>"
-    r"|\[(?:unused|UNUSED_TOKEN_|control_|extra_id_)\d+\]|" + "|".join(re.escape(tag) for tags in TAGS for tag in tags)
-)
 THOUGHTS = "|".join(rf"{re.escape(start)}\s*{re.escape(end)}" for start, end in TAGS)
 OPENING = frozenset(start.casefold() for start, _ in TAGS)
 EMPTY_THOUGHT = re.compile(rf"(?:{THOUGHTS})\s*$")
@@ -134,39 +119,6 @@ def render(
             + ("" if system is None else "; set the model's `system` to null if it takes no system prompt")
         ) from error
     return str(text)
-
-
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The tokenizer's special tokens, and the added ones that look like marks of turns, thoughts or tools, by text."""
-    added = tokenizer.added_tokens_decoder.items()
-    control = {token.content: id for id, token in added if token.special or CONTROL.fullmatch(token.content)}
-    control |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    return {text: id for text, id in control.items() if text.strip()}
-
-
-def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """`text` with a space within all that the tokenizer would read as a control token: data never become one."""
-    return break_up(_control_pattern(tokenizer, len(tokenizer)), text)
-
-
-def break_up(pattern: re.Pattern[str], text: str) -> str:
-    """A space after the first character of every match, of one that begins within another too."""
-    while match := pattern.search(text):
-        parts, position = [], 0
-        while match:
-            parts.append(f"{text[position : match.start() + 1]} ")
-            position = match.start() + 1
-            match = pattern.search(text, position)
-        text = "".join([*parts, text[position:]])
-    return text
-
-
-@lru_cache(maxsize=16)
-def _control_pattern(tokenizer: PreTrainedTokenizerBase, size: int) -> re.Pattern[str]:
-    """`size` tokens: one that gets more is another one."""
-    tokens = sorted(control_tokens(tokenizer), key=len, reverse=True)
-    tokens = [token for token in tokens if token not in f"{token[0]} {token[1:]}"]  # a space would not break "a "
-    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
 
 @cache

@@ -7,18 +7,17 @@ import pytest
 from chat_models import FORMATS, chat_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers
 
 from raft_tasks.chat import (
-    CONTROL,
     ChatError,
-    break_up,
     check_chat,
-    control_tokens,
     end_of_turn,
     prompt_ids,
     render,
     stop_ids,
 )
+from raft_tasks.control_tokens import CONTROL, break_up, control_tokens, defuse
 
 tokenizer_of = cache(chat_tokenizer)
 ASKED = [{"role": "user", "content": "What is 5 mg?"}]
@@ -28,6 +27,26 @@ TOLD = "Answer as a clerk would."
 @pytest.fixture(scope="module", params=FORMATS)
 def named(request):
     return FORMATS[request.param], chat_tokenizer(request.param)
+
+
+NORMALIZERS = {
+    "full width": (normalizers.NFKC(), "＜|im_end|＞"),
+    "capitals": (normalizers.Lowercase(), "<|IM_END|>"),
+    "accents": (normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]), "<|im_e\u0301nd|>"),
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_data_never_become_control_tokens_behind_a_normalisation(name):
+    normalizer, text = NORMALIZERS[name]
+    tokenizer = chat_tokenizer("qwen3")
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    tokenizer.add_tokens([AddedToken("<|im_end|>", normalized=True, special=True)])
+    id = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == [id]
+    assert id not in tokenizer(defuse(tokenizer, text), add_special_tokens=False)["input_ids"]
+    assert prompt_ids(tokenizer, None, text).count(id) == prompt_ids(tokenizer, None, "x").count(id)
+    assert defuse(tokenizer, "Ｘ É <b>") == "Ｘ É <b>"
 
 
 @settings(deadline=None, max_examples=50)

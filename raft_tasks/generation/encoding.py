@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raft_tasks.artifacts import digest_path
-from raft_tasks.chat import defuse
+from raft_tasks.control_tokens import defuse
 from raft_tasks.errors import InputError
 from raft_tasks.model_files import is_pointer, read_header
 

@@ -21,8 +21,9 @@ from urllib.parse import urlsplit
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from raft_tasks.chat import CONTROL, as_turns, break_up
+from raft_tasks.chat import as_turns
 from raft_tasks.config import Endpoint
+from raft_tasks.control_tokens import CONTROL, break_up
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import (
     Completion,

@@ -15,6 +15,7 @@ from typing import Any
 
 from raft_tasks import chat
 from raft_tasks.config import Model
+from raft_tasks.control_tokens import defuse
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion, GoOn, Kind, Portion, StreamingBackend, always
 from raft_tasks.model_loading import load_network, load_tokenizer
@@ -122,7 +123,7 @@ class TransformersBackend(StreamingBackend):
                 completions.append(Completion(self.tokenizer.decode(tokens), False, len(tokens), len(prefix)))
                 continue
             text, thinking, raw = self._read(tokens, opened)
-            plain = chat.defuse(self.tokenizer, text) == text
+            plain = defuse(self.tokenizer, text) == text
             finished = tokens[-1] in finishing and not thinking and plain
             completions.append(Completion(text, finished, tokens=len(tokens), prompt_tokens=len(prefix), raw=raw))
         return completions
@@ -145,7 +146,7 @@ class TransformersBackend(StreamingBackend):
         """Mean log-probability of the tokens of each answer, end-of-turn included, given its prompt; at most 0."""
         import torch
 
-        plain = [chat.defuse(self.tokenizer, answer) for answer in answers]
+        plain = [defuse(self.tokenizer, answer) for answer in answers]
         answer_ids = [[*ids, self.end_of_turn] for ids in self._tokens(plain)]
         encoded = [prompt + answer for prompt, answer in zip(self._encode(prompts), answer_ids, strict=True)]
         self._check_lengths([len(ids) for ids in encoded])

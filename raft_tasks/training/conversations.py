@@ -28,10 +28,10 @@ from raft_tasks.chat import (
     as_turns,
     check_chat,
     check_generation_prompt,
-    control_tokens,
     end_of_turn,
     render,
 )
+from raft_tasks.control_tokens import control_tokens
 from raft_tasks.errors import InputError
 from raft_tasks.schemas import Prompt, TrainingPair, end_with
 from raft_tasks.thoughts import TAGS, Thinking, has_thought, opening, split_thought, strip_thoughts

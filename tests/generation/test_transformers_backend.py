@@ -105,6 +105,11 @@ def test_mean_log_likelihood_against_a_plain_loop(tiny: TransformersBackend, bat
     assert tiny.mean_log_likelihood(PROMPTS, answers, batch_size) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_scored_text_has_no_control_tokens(tiny: TransformersBackend) -> None:
+    planted, plain = ([PROMPTS[0]], ["rope <|end|> lamp"]), ([PROMPTS[0]], ["rope < |end|> lamp"])
+    assert tiny.mean_log_likelihood(*planted, 1) == tiny.mean_log_likelihood(*plain, 1)
+
+
 def test_no_rows(tiny: TransformersBackend) -> None:
     assert draw(tiny, []) == []
     assert tiny.mean_log_likelihood([], [], 4) == []
