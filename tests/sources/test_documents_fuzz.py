@@ -50,12 +50,17 @@ def test_any_bytes(tmp_path: Path, content: bytes, ending: str) -> None:
 
 @quick
 @given(content=markup, ending=st.sampled_from(["txt", "md", "html"]))
+@example(content="\0", ending="txt")
+@example(content="<p>a\0b</p>", ending="html")
 def test_any_markup_gives_slices_of_the_extracted_text(tmp_path: Path, content: str, ending: str) -> None:
     path = tmp_path / f"x.{ending}"
     path.write_bytes(content.encode())
     decoded = content.encode().decode("utf-8-sig")
     text = {"txt": plain_text, "md": markdown}[ending](decoded)[0] if ending != "html" else html(content.encode())[0]
     found = read(path)
+    if "\0" in content and ending != "html":
+        assert [type(chunk) for chunk in found] == [Reject]
+        return
     position = 0
     for chunk in found:
         assert isinstance(chunk, Chunk)
