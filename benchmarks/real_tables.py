@@ -1,6 +1,6 @@
-"""The tables of docs/studies/real-model.md, from benchmarks/studies/real-model.jsonl (benchmarks/real_outcomes.py).
+"""The tables of docs/studies/real-model.md, from what benchmarks/real_outcomes.py kept.
 
-    python benchmarks/real_tables.py
+    python benchmarks/real_tables.py [FILE]       (default: benchmarks/studies/real-model.jsonl)
 
 Percent right, by seed; in parentheses the 95 % interval of the paired difference to the base, item by item
 (bootstrap, 10,000 resamples of the items; seeds of a method are averaged per item first).
@@ -9,13 +9,14 @@ Percent right, by seed; in parentheses the 95 % interval of the paired differenc
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-OUTCOMES = Path(__file__).parent / "studies" / "real-model.jsonl"
+OUTCOMES = Path(sys.argv[1] if sys.argv[1:] else Path(__file__).parent / "studies" / "real-model.jsonl")
 ORDER = ["base", "sft", "fused_sft", "raft", "fused_sft_anchored", "raft_anchored"]
 
 Outcomes = dict[str, dict[str, list[NDArray[np.float64]]]]  # method -> task -> outcomes per seed
