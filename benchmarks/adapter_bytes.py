@@ -122,7 +122,7 @@ def save_both(base: Model, work: Path) -> tuple[Path, Path]:
 
 
 def count_bytes(folder: Path, copies: int) -> int:
-    """Bytes of `copies` such folders of which only the weights differ."""
+    """Bytes of `copies` folders like this one, whose weights alone differ."""
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     weights = sum(size for name, size in sizes.items() if name in WEIGHTS)
     return copies * weights + sum(sizes.values()) - weights

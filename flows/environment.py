@@ -18,6 +18,7 @@ from raft_tasks.proxies import LOOPBACK, check_schemes, is_loopback, proxy_note,
 
 PIPELINE_PID = "RAFT_PIPELINE_PID"  # set by flows.pipeline for the processes that it starts
 PREFECT_PORT = 4200  # Prefect's own default
+REFUSALS = ("status 401", "status 403", "status 5")  # a server with a password, or behind a gateway: Prefect says more
 SERVER_SECONDS = 120.0  # for a server to come back while a pipeline runs
 HEALTHY = "true"  # what Prefect answers under /health
 IMPORTED = time.time(), time.monotonic()  # the second is of a clock that nobody sets
@@ -106,7 +107,7 @@ def wait_for_server(url: str) -> None:
             )
         time.sleep(1)
         answer = ask_server(url)
-    if answer != HEALTHY and not answer.startswith("status "):  # what Prefect refuses is its to say
+    if answer != HEALTHY and not answer.startswith(REFUSALS):
         raise OperationalError(
             f"PREFECT_API_URL is {url}: got {answer!r:.60} from its /health, expected {HEALTHY!r} of a Prefect server; "
             "correct or unset the variable"

@@ -30,7 +30,7 @@ from raft_tasks.evaluation.gate import Measured, Verdict
 from raft_tasks.evaluation.harness import Suite, evaluate
 from raft_tasks.evaluation.prompting import compare_prompts
 from raft_tasks.evaluation.verdicts import add_verdicts
-from raft_tasks.gate import AGAIN, fidelity_rate, measure, release, second_way, size_and_latency
+from raft_tasks.gate import REPEAT, fidelity_rate, measure, release, repeat_settings, size_and_latency
 from raft_tasks.registry import champion, released
 from raft_tasks.reporting.origin import data_versions
 from raft_tasks.schemas import Fused, ItemResult, Judged, end_with
@@ -139,22 +139,22 @@ def _measure(config: Config, domain: str, trained: Path, items: Path, votes: lis
     names, suite = {name: place.name for name, place in folders.items()}, suite_of(config, domain, "test")
     models = {"candidate": _model(config, trained), "base": config.base}
     if config.gate.noise is not None:
-        rows[AGAIN], names[AGAIN] = _measure_again(config.gate.noise, models["candidate"], suite), AGAIN
+        rows[REPEAT], names[REPEAT] = _repeat_measurement(config.gate.noise, models["candidate"], suite), REPEAT
         if votes is not None:
-            votes = judge_more(f"gate@{domain}", AGAIN, rows[AGAIN], votes, config)
+            votes = judge_more(f"gate@{domain}", REPEAT, rows[REPEAT], votes, config)
     if votes is not None:
         rows = {name: add_verdicts(rows[name], model, votes) for name, model in names.items()}
     measured = {"candidate": measure(folder.name, rows[folder.name]), "base": measure("base", rows["base"])}
     if production is not None:
         models["champion"] = _model(config, paths.champion(domain))
         measured["champion"] = measure(str(production), rows[str(production)])
-    if AGAIN in rows:
-        measured[AGAIN] = measure(f"{folder.name} {AGAIN}", rows[AGAIN])
+    if REPEAT in rows:
+        measured[REPEAT] = measure(f"{folder.name} {REPEAT}", rows[REPEAT])
     return _complete(config, suite, models, measured)
 
 
-def _measure_again(noise: SecondMeasurement, candidate: Model, suite: Suite) -> list[ItemResult]:
-    return evaluate(*second_way(noise, candidate, suite), Progress(f"candidate, {AGAIN}", 0, "items"))[1]
+def _repeat_measurement(noise: SecondMeasurement, candidate: Model, suite: Suite) -> list[ItemResult]:
+    return evaluate(*repeat_settings(noise, candidate, suite), Progress(f"candidate, {REPEAT}", 0, "items"))[1]
 
 
 def _complete(config: Config, suite: Suite, models: dict[str, Model], measured: dict[str, Measured]) -> Evidence:
@@ -175,7 +175,7 @@ def _complete(config: Config, suite: Suite, models: dict[str, Model], measured: 
         measured.get("champion"),
         fidelity_rate(iter_rows(fused, Fused), config.domains[suite.domain].checks) if fused.exists() else None,
         inputs,
-        measured.get(AGAIN),
+        measured.get(REPEAT),
     )
 
 
@@ -252,12 +252,12 @@ def gate_models(sources: dict[str, str], domain: str, output: Path) -> Verdict:
         }
         rows = {role: evaluate(model, suite, Progress(role, 0, "items"))[1] for role, model in models.items()}
         if config.gate.noise is not None:
-            rows[AGAIN] = _measure_again(config.gate.noise, models["candidate"], suite)
+            rows[REPEAT] = _repeat_measurement(config.gate.noise, models["candidate"], suite)
         if domain in config.run.judged:
             for role, items in rows.items():
                 votes = judge_more(f"{role}, {domain}", role, items, votes, config)
             rows = {role: add_verdicts(items, role, votes) for role, items in rows.items()}
-        names = sources | {"base": "base", AGAIN: f"{sources['candidate']} {AGAIN}"}
+        names = sources | {"base": "base", REPEAT: f"{sources['candidate']} {REPEAT}"}
         measured = {role: measure(names[role], items) for role, items in rows.items()}
         evidence = _complete(config, suite, models, measured)
     verdict = evidence.judge()

@@ -27,7 +27,7 @@ from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Fused, ItemResult, Prompt
 from raft_tasks.training.usage import with_usage
 
-AGAIN = "measured again"  # the candidate's second measurement
+REPEAT = "repeated"  # the candidate's second measurement
 ROUND = 8  # questions that one model answers before it is the next one's turn
 
 
@@ -40,7 +40,7 @@ def measure(name: str, items: list[ItemResult]) -> Measured:
     return Measured(name, by_task, leaks=leak_rate(texts))
 
 
-def second_way(noise: config.SecondMeasurement, model: config.Model, suite: Suite) -> tuple[config.Model, Suite]:
+def repeat_settings(noise: config.SecondMeasurement, model: config.Model, suite: Suite) -> tuple[config.Model, Suite]:
     """The same weights and items, to be measured in a way that should not matter."""
     batch_size = noise.batch_size or suite.settings.batch_size // 2 or 2
     settings = suite.settings.model_copy(update={"batch_size": batch_size})

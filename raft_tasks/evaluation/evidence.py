@@ -35,11 +35,11 @@ class Evidence:
     champion: Measured | None
     fidelity: float | None  # share of the refined training answers that keep every fact of their reference
     inputs: Mapping[str, Mapping[str, str]]
-    again: Measured | None = None  # the candidate's second measurement
+    repeat: Measured | None = None  # the candidate's second measurement
 
     def judge(self) -> Verdict:
         return check_candidate(
-            self.rules, self.domain, self.candidate, self.base, self.champion, self.fidelity, self.again
+            self.rules, self.domain, self.candidate, self.base, self.champion, self.fidelity, self.repeat
         )
 
 
@@ -67,7 +67,7 @@ def write_evidence(path: Path, evidence: Evidence, verdict: Verdict) -> None:
         candidate=bare(evidence.candidate),
         base=bare(evidence.base),
         champion=evidence.champion and bare(evidence.champion),
-        again=evidence.again and bare(evidence.again),
+        repeat=evidence.repeat and bare(evidence.repeat),
     )
     result = {"promoted": verdict.promoted, "reason": verdict.reason, "checks": verdict.rows()}
     write_json(path, {"verdict": result, "evidence": TypeAdapter(Evidence).dump_python(small, mode="json")})

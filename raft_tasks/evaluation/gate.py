@@ -137,25 +137,25 @@ def check_candidate(
     base: Measured,
     champion: Measured | None,
     fidelity: float | None,
-    again: Measured | None = None,
+    repeat: Measured | None = None,
 ) -> Verdict:
     """Check a candidate against the rules.
 
     Args:
         candidate, base, champion: measured on the same items; `champion` is None where nothing is in production.
         fidelity: share of the refined training answers that keep every fact of their reference.
-        again: the candidate measured a second time, in another way; None: the noise counts as 0.
+        repeat: the candidate measured a second time, in another way; None: the noise counts as 0.
     """
     general = [task for task in base.items if task not in DOMAIN_TASKS]
     of_each = 1 - (1 - rules.confidence) / max(len(general), 1)
     thoughtful = [task for task, rows in base.items.items() if any(THOUGHT_METRICS[0] in row.metrics for row in rows)]
     checks = [
-        *(_domain(rules, candidate, champion, base, task, again) for task in DOMAIN_TASKS if task in base.items),
-        *(_general(rules, [task], candidate, base, of_each, again) for task in general),
-        *([_general(rules, general, candidate, base, rules.confidence, again)] if len(general) > 1 else []),
-        *([_thoughts(rules, thoughtful, candidate, base, again)] if thoughtful else []),
+        *(_domain(rules, candidate, champion, base, task, repeat) for task in DOMAIN_TASKS if task in base.items),
+        *(_general(rules, [task], candidate, base, of_each, repeat) for task in general),
+        *([_general(rules, general, candidate, base, rules.confidence, repeat)] if len(general) > 1 else []),
+        *([_thoughts(rules, thoughtful, candidate, base, repeat)] if thoughtful else []),
         *([] if rules.min_fidelity is None else [_fidelity(rules.min_fidelity, fidelity)]),
-        _leaks(rules, candidate, base, again),
+        _leaks(rules, candidate, base, repeat),
         _prompting(candidate),
         _ratio("size", "bytes of weights", candidate.bytes, base.bytes, rules.max_size_ratio),
         _ratio("latency", "seconds an answer", candidate.seconds, base.seconds, rules.max_latency_ratio),
@@ -169,14 +169,14 @@ def _domain(
     champion: Measured | None,
     base: Measured,
     task: str,
-    again: Measured | None,
+    repeat: Measured | None,
 ) -> Check:
     other = champion or base
     gains = champion is None and task == DOMAIN_TASK  # there is nothing yet that knows the domain
     margin = 0.0 if gains else -rules.domain_margin
     limit = f"at least {_points(margin)} against {other.name}, with {rules.confidence:.0%} confidence"
     change = _difference(rules, [task], candidate, other, rules.confidence)
-    floor = _floor(rules, [task], candidate, again)
+    floor = _floor(rules, [task], candidate, repeat)
     if isinstance(change, str) or isinstance(floor, str):
         return Check(task, UNKNOWN, limit, change if isinstance(change, str) else str(floor), "fail")
     low, high = -1.0 if change.low is None else change.low, 1.0 if change.high is None else change.high
@@ -185,7 +185,7 @@ def _domain(
     result: Result = "unproven" if high >= -floor else "fail"
     if low > floor if gains else low >= margin:
         result = "pass"
-    return Check(task, _interval(change), limit, _flips(rules, task, candidate, other) + _noise(again, floor), result)
+    return Check(task, _interval(change), limit, _flips(rules, task, candidate, other) + _noise(repeat, floor), result)
 
 
 def _general(
@@ -194,12 +194,12 @@ def _general(
     candidate: Measured,
     base: Measured,
     confidence: float,
-    again: Measured | None,
+    repeat: Measured | None,
 ) -> Check:
     name = f"general: {tasks[0]}" if len(tasks) == 1 else "general average"
     limit = f"not significantly below {_points(-rules.general_margin)} against {base.name} ({confidence:.2%} interval)"
     change = _difference(rules, tasks, candidate, base, confidence)
-    floor = _floor(rules, tasks, candidate, again)
+    floor = _floor(rules, tasks, candidate, repeat)
     if isinstance(change, str) or isinstance(floor, str):
         return Check(name, UNKNOWN, limit, change if isinstance(change, str) else str(floor), "fail")
     result: Result = "pass"
@@ -208,17 +208,17 @@ def _general(
     elif floor > rules.general_margin:
         return _below_noise(name, limit, rules.general_margin, floor)
     evidence = _flips(rules, tasks[0], candidate, base) if len(tasks) == 1 else f"{len(tasks)} tasks"
-    return Check(name, _interval(change), limit, evidence + _noise(again, floor), result)
+    return Check(name, _interval(change), limit, evidence + _noise(repeat, floor), result)
 
 
 def _thoughts(
-    rules: PromotionGate, tasks: list[str], candidate: Measured, base: Measured, again: Measured | None
+    rules: PromotionGate, tasks: list[str], candidate: Measured, base: Measured, repeat: Measured | None
 ) -> Check:
     """Of the tasks that were answered with thinking on."""
     finished, unfinished = THOUGHT_METRICS
     limit = f"not significantly below {_points(-rules.general_margin)} against {base.name}"
     change = _difference(rules, tasks, candidate, base, rules.confidence, finished)
-    floor = _floor(rules, tasks, candidate, again, finished)
+    floor = _floor(rules, tasks, candidate, repeat, finished)
     if isinstance(change, str) or isinstance(floor, str):
         return Check("thoughts", UNKNOWN, limit, change if isinstance(change, str) else str(floor), "fail")
     lost = (1.0 if change.high is None else change.high) < -max(rules.general_margin, floor)
@@ -228,17 +228,17 @@ def _thoughts(
         f"{model.name} {_mean(model, tasks, finished):.1%}, unfinished {_mean(model, tasks, unfinished):.1%}"
         for model in (candidate, base)
     ]
-    evidence = f"answers with a finished thought: {'; '.join(shares)}{_noise(again, floor)}"
+    evidence = f"answers with a finished thought: {'; '.join(shares)}{_noise(repeat, floor)}"
     return Check("thoughts", _interval(change), limit, evidence, "fail" if lost else "pass")
 
 
 def _floor(
-    rules: PromotionGate, tasks: list[str], candidate: Measured, again: Measured | None, metric: str | None = None
+    rules: PromotionGate, tasks: list[str], candidate: Measured, repeat: Measured | None, metric: str | None = None
 ) -> float | str:
     """How far the tasks' average may lie from itself when it is measured again, or why that cannot be said."""
-    if again is None:
+    if repeat is None:
         return 0.0
-    change = _difference(rules, tasks, again, candidate, rules.confidence, metric)
+    change = _difference(rules, tasks, repeat, candidate, rules.confidence, metric)
     if isinstance(change, str):
         return change
     return max(abs(end) for end in (change.estimate, change.low, change.high) if end is not None)
@@ -252,8 +252,8 @@ def _below_noise(rule: str, limit: str, margin: float, floor: float) -> Check:
     return Check(rule, UNKNOWN, limit, evidence, "unproven")
 
 
-def _noise(again: Measured | None, floor: float) -> str:
-    return "" if again is None else f"; noise {100 * floor:.1f} points"
+def _noise(repeat: Measured | None, floor: float) -> str:
+    return "" if repeat is None else f"; noise {100 * floor:.1f} points"
 
 
 def _mean(model: Measured, tasks: list[str], metric: str) -> float:
@@ -270,15 +270,15 @@ def _fidelity(least: float, fidelity: float | None) -> Check:
     )
 
 
-def _leaks(rules: PromotionGate, candidate: Measured, base: Measured, again: Measured | None) -> Check:
+def _leaks(rules: PromotionGate, candidate: Measured, base: Measured, repeat: Measured | None) -> Check:
     limit = f"at most {_points(rules.max_leaks)} above {base.name}"
-    if candidate.leaks is None or base.leaks is None or (again is not None and again.leaks is None):
+    if candidate.leaks is None or base.leaks is None or (repeat is not None and repeat.leaks is None):
         return Check("leaks", UNKNOWN, limit, "no answers were given", "fail")
-    floor = 0.0 if again is None or again.leaks is None else abs(again.leaks - candidate.leaks)
+    floor = 0.0 if repeat is None or repeat.leaks is None else abs(repeat.leaks - candidate.leaks)
     beyond = candidate.leaks - base.leaks > max(rules.max_leaks, floor)
     if floor > rules.max_leaks and not beyond:
         return _below_noise("leaks", limit, rules.max_leaks, floor)
-    evidence = f"domain answers that mention a reference; {base.name} {base.leaks:.1%}{_noise(again, floor)}"
+    evidence = f"domain answers that mention a reference; {base.name} {base.leaks:.1%}{_noise(repeat, floor)}"
     return Check("leaks", f"{candidate.leaks:.1%}", limit, evidence, "fail" if beyond else "pass")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from raft_tasks.artifacts import batched
 from raft_tasks.decoding import new_cache
 from raft_tasks.sampling import left_pad
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 # (text of context and continuation, tokens of the context, tokens of the continuation), as lm-eval makes it
 Request = tuple[tuple[str, str], list[int], list[int]]
 Score = tuple[float, bool]  # log-probability in nats; whether greedy decoding gives these tokens
-SAVED_TOKENS = 8  # a context that is shorter, over all choices but one, is not worth a pass of its own
+SAVED_TOKENS = 8  # that sharing must save at least: a pass of its own costs something too
 
 
 def by_context(requests: Sequence[Request], longest: int) -> tuple[list[list[int]], list[int]]:
@@ -46,9 +47,13 @@ def score_shared(
     batch_size: int,
     scored: Callable[[int, Score], None],
 ) -> None:
-    """Call `scored` with the number and the score of each request of the groups, whole groups per batch."""
+    """Call `scored` with the number and the score of each request of the groups.
+
+    A batch has at most `batch_size` requests; a group stays together where it fits in one.
+    """
     batch: list[Sequence[int]] = []
-    for group in [*groups, None]:
+    parts: list[Sequence[int] | None] = [part for group in groups for part in batched(group, batch_size)]
+    for group in [*parts, None]:
         if batch and (group is None or sum(map(len, batch)) + len(group) > batch_size):
             contexts = [requests[numbers[0]][1] for numbers in batch]
             choices = [[requests[number][2] for number in numbers] for numbers in batch]

@@ -44,9 +44,9 @@ def evidence(tmp_path):
 
 @pytest.mark.parametrize("right", [45, 0])
 def test_a_file_gives_the_verdict_again(evidence, right, tmp_path):
-    again = measured("raft-0 again", right)
+    repeat = measured("raft-0 repeated", right)
     evidence = replace(
-        evidence, candidate=measured("raft-0", right), champion=measured("raft-archive@v1", 44), again=again
+        evidence, candidate=measured("raft-0", right), champion=measured("raft-archive@v1", 44), repeat=repeat
     )
     verdict = evidence.judge()
     assert verdict.promoted == (right == 45)

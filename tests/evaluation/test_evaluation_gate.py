@@ -195,16 +195,16 @@ def test_of_a_judged_general_task_the_panel_decides():
     assert found.evidence.startswith("90 of 200 items lost, 0 won")
 
 
-AGAIN = replace(model("raft-0 measured again"), bytes=None, seconds=None, prompting=None)
+REPEAT = replace(model("raft-0 repeated"), bytes=None, seconds=None, prompting=None)
 
 
-def noisy(candidate, again, champion=CHAMPION):
-    verdict = check_candidate(RULES, "archive", candidate, BASE, champion, 0.99, again)
+def noisy(candidate, repeat, champion=CHAMPION):
+    verdict = check_candidate(RULES, "archive", candidate, BASE, champion, 0.99, repeat)
     return verdict, {one.rule: one for one in verdict.checks}
 
 
 def test_a_model_that_measures_the_same_again_has_no_noise():
-    verdict, _ = noisy(model("raft-0"), AGAIN)
+    verdict, _ = noisy(model("raft-0"), REPEAT)
     assert verdict.promoted
     judged = [one for one in verdict.checks if one.rule.startswith(("domain", "general", "leaks"))]
     assert len(judged) == 5
@@ -218,8 +218,8 @@ def test_a_model_that_measures_the_same_again_has_no_noise():
     ("task", "rule"), [("instructions", "general: instructions"), ("domain", "domain"), ("recall", "general: recall")]
 )
 def test_a_margin_below_the_evaluators_noise_is_refused_as_undecidable(task, rule):
-    again = replace(AGAIN, items={**AGAIN.items, task: outcomes(task, 176)})  # 190 before
-    verdict, rules = noisy(model("raft-0"), again)
+    repeat = replace(REPEAT, items={**REPEAT.items, task: outcomes(task, 176)})  # 190 before
+    verdict, rules = noisy(model("raft-0"), repeat)
     assert (rules[rule].candidate, rules[rule].result) == ("unknown", "unproven")
     assert rules[rule].evidence.startswith("the margin of 5 points lies below the evaluator's noise, up to ")
     assert {one.rule for one in verdict.checks if one.result != "pass"} <= {rule, "general average"}
@@ -227,7 +227,7 @@ def test_a_margin_below_the_evaluators_noise_is_refused_as_undecidable(task, rul
     assert not verdict.promoted
     assert not verdict.harmful
     wide = RULES.model_copy(update={"domain_margin": 0.15, "general_margin": 0.15})
-    assert check_candidate(wide, "archive", model("raft-0"), BASE, CHAMPION, 0.99, again).promoted
+    assert check_candidate(wide, "archive", model("raft-0"), BASE, CHAMPION, 0.99, repeat).promoted
 
 
 def test_noise_is_what_flips_not_what_is_left_of_it_on_average():
@@ -236,8 +236,8 @@ def test_noise_is_what_flips_not_what_is_left_of_it_on_average():
                enumerate(outcomes("recall", 0))]  # fmt: skip
     candidate = replace(model("raft-0"), items={**BASE.items, "domain": outcomes("domain", 190),
                                                 "recall": outcomes("recall", 180)})  # fmt: skip
-    again = replace(AGAIN, items={**candidate.items, "recall": swapped})
-    verdict, rules = noisy(candidate, again)
+    repeat = replace(REPEAT, items={**candidate.items, "recall": swapped})
+    verdict, rules = noisy(candidate, repeat)
     assert rules["general: recall"].candidate == "unknown"
     assert verdict.undecidable
 
@@ -246,8 +246,8 @@ def test_noise_is_what_flips_not_what_is_left_of_it_on_average():
 def test_a_loss_beyond_the_noise_is_a_loss_one_within_it_is_none(right, result):
     without = check_candidate(RULES, "archive", model("raft-0", instructions=right), BASE, CHAMPION, 0.99)
     assert check(without, "general: instructions").result == "fail"
-    again = replace(AGAIN, items={**AGAIN.items, "instructions": outcomes("instructions", right - 20)})
-    verdict, rules = noisy(model("raft-0", instructions=right), again)
+    repeat = replace(REPEAT, items={**REPEAT.items, "instructions": outcomes("instructions", right - 20)})
+    verdict, rules = noisy(model("raft-0", instructions=right), repeat)
     assert rules["general: instructions"].result == result
     assert verdict.harmful == (result == "fail")
     assert verdict.undecidable == (result == "unproven")
@@ -255,26 +255,26 @@ def test_a_loss_beyond_the_noise_is_a_loss_one_within_it_is_none(right, result):
 
 def test_a_first_candidates_gain_must_exceed_the_noise():
     gained = model("raft-0", domain=20)
-    again = replace(AGAIN, items={**AGAIN.items, "domain": outcomes("domain", 14)})
-    assert noisy(gained, replace(AGAIN, items={**AGAIN.items, "domain": outcomes("domain", 20)}), None)[0].promoted
-    verdict, rules = noisy(gained, again, None)
+    repeat = replace(REPEAT, items={**REPEAT.items, "domain": outcomes("domain", 14)})
+    assert noisy(gained, replace(REPEAT, items={**REPEAT.items, "domain": outcomes("domain", 20)}), None)[0].promoted
+    verdict, rules = noisy(gained, repeat, None)
     assert rules["domain"].result == "unproven"
     assert not verdict.harmful
 
 
 def test_leaks_within_the_noise_are_not_judged():
-    _, rules = noisy(model("raft-0", leaks=0.03), replace(AGAIN, leaks=0.0))
+    _, rules = noisy(model("raft-0", leaks=0.03), replace(REPEAT, leaks=0.0))
     assert rules["leaks"].candidate == "unknown"
-    assert noisy(model("raft-0", leaks=0.08), replace(AGAIN, leaks=0.05))[1]["leaks"].candidate == "8.0%"
-    assert noisy(model("raft-0", leaks=0.08), replace(AGAIN, leaks=0.05))[1]["leaks"].result == "fail"
+    assert noisy(model("raft-0", leaks=0.08), replace(REPEAT, leaks=0.05))[1]["leaks"].candidate == "8.0%"
+    assert noisy(model("raft-0", leaks=0.08), replace(REPEAT, leaks=0.05))[1]["leaks"].result == "fail"
 
 
 def test_a_second_measurement_of_other_items_is_none():
-    again = replace(AGAIN, items={**AGAIN.items, "recall": outcomes("recall", 10, 100)})
-    verdict, rules = noisy(model("raft-0"), again)
+    repeat = replace(REPEAT, items={**REPEAT.items, "recall": outcomes("recall", 10, 100)})
+    verdict, rules = noisy(model("raft-0"), repeat)
     found = rules["general: recall"]
     assert (found.candidate, found.evidence) == (
         "unknown",
-        "raft-0 measured again and raft-0 have different items of recall",
+        "raft-0 repeated and raft-0 have different items of recall",
     )
     assert verdict.undecidable

@@ -55,9 +55,14 @@ def test_a_context_is_read_once_for_its_choices(tmp_path, monkeypatch):
     requests = [(("", ""), CONTEXTS[2], choice) for choice in CHOICES[2]]
     model._loglikelihood_tokens(requests)
     assert shapes == [(1, 31), (4, 8)]
+    shapes.clear()
+    model.batch_size_per_gpu = 3  # memory for so many rows
+    model._loglikelihood_tokens(requests)
+    assert shapes == [(1, 31), (3, 2), (1, 31), (1, 8)]
+    shapes.clear()
     monkeypatch.setattr(chat_model, "is_of_keys", lambda cache: False)  # a model with a recurrent state
     model._loglikelihood_tokens(requests)
-    assert shapes[2:] == [(4, 39)]
+    assert shapes == [(3, 39), (1, 31)]
 
 
 def test_a_sliding_window_sees_what_it_saw_in_one_pass():

@@ -110,6 +110,15 @@ def test_only_prefect_counts_as_a_server_on_its_port(monkeypatch, body, is_prefe
                 ensure_server()
 
 
+def test_a_stranger_that_knows_no_health_page_is_refused(monkeypatch):
+    port = free_port()
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+    with server_after(0.0, port, 404) as ready:
+        ready.wait()
+        with pytest.raises(OperationalError, match="got 'status 404' from its /health"):
+            ensure_server()
+
+
 @pytest.mark.parametrize(("body", "there"), [(b"true", "a Prefect server"), (b"<html>", "another program")])
 def test_a_port_that_is_taken_is_named(body, there):
     port = free_port()
