@@ -2,10 +2,9 @@
 
     python benchmarks/study_tables.py pocket [FOLDER]      FOLDER: where the frontiers' pictures go (docs)
 
-Numbers are means over seeds, in percent; of several domains, over them too, which are fixed: another domain is not
-what an interval speaks of. "general" is the plain average of recall, instructions, reading and rewriting; "kept" is
-general / the base's general. Differences are paired, over the same items and the seeds that both sides have. 95 %
-intervals let items (a fact's go together) and seeds vary. A table of `tables`:
+Numbers are means over seeds and domains, in percent. "general" is the plain average of recall, instructions, reading
+and rewriting; "kept" is general / the base's general. Differences are paired, over the same items and the seeds that
+both sides have. 95 % intervals let items (a fact's go together) and seeds vary, not domains. A table of `tables`:
 
     {title, world, domains, rate, epochs, arms, against}         a line an arm; `seeds: [..]` takes these alone
     {title, ..., by: domain}                                     domain accuracy and general score in each domain
