@@ -6,6 +6,7 @@ A row that ends leaves the batch, and what all prompts begin with (a system prom
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,15 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from raft_tasks.sampling import left_pad
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SAVED_TOKENS = 64  # a pass over the common prefix pays where at least this many tokens are saved
+
+OF_SAMPLING = {  # settings of a GenerationConfig that greedy decoding does not read
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "max_length",
+    "max_new_tokens", "use_cache", "output_attentions", "output_hidden_states", "output_scores", "bos_token_id", "eos_token_id", "pad_token_id",
+    "transformers_version", "_from_model_config",
+}  # fmt: skip
 
 # (logits float32 [B, V], numbers of their rows [B], number of the token) -> the next token of each row [B]
 Choose = Callable[[Tensor, Tensor, int], Tensor]
@@ -36,6 +43,28 @@ def is_of_keys(cache: DynamicCache) -> bool:
 
 def greedy(logits: Tensor, rows: Tensor, step: int) -> Tensor:
     return logits.argmax(-1)
+
+
+def greedy_until(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, end: int) -> Choose:
+    """Greedy decoding; a row that has said one of `texts` ends with its next token, which is `end`."""
+    said: defaultdict[int, list[int]] = defaultdict(list)
+    last = max(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts) + 2  # tokens may overlap a text
+
+    def choose(logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        tokens = logits.argmax(-1)
+        for place, row in enumerate(rows.tolist()):
+            written = tokenizer.decode(said[row][-last:])
+            if any(text in written for text in texts):
+                tokens[place] = end
+            said[row].append(int(tokens[place]))
+        return tokens
+
+    return choose
+
+
+def is_greedy(config: GenerationConfig) -> bool:
+    """Whether decoding without sampling takes the likeliest token: no penalties, beams or bans."""
+    return not config.to_diff_dict().keys() - OF_SAMPLING
 
 
 def decode(

@@ -14,7 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from raft_tasks.decoding import decode, greedy
+from raft_tasks.decoding import decode, greedy, greedy_until, is_greedy
 
 SYSTEM = list(range(20, 44))  # 24 tokens that all prompts share
 PROMPTS = [[*SYSTEM, *rest] for rest in ([5, 6, 7, 8, 9], [10, 11], [12, 13, 14], [15], [16] * 12)]
@@ -101,3 +101,44 @@ def test_a_common_prefix_is_read_once_and_ended_rows_are_not_computed(model, wid
 def test_no_prefix_is_shared_where_padding_would_count_in_a_window(model, widths):
     decode(model, PROMPTS, greedy, STOPS, 1)
     assert widths == [(5, 36)]
+
+
+class Letters:
+    """A tokenizer of one letter a token."""
+
+    def encode(self, text, add_special_tokens):
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+
+def test_a_row_that_has_said_a_stop_text_ends_with_its_next_token():
+    texts = ["one. two", "three", "o.o"]
+
+    def logits(rows, step):
+        likely = torch.tensor([ord(texts[row][step]) if step < len(texts[row]) else ord("z") for row in rows])
+        return torch.nn.functional.one_hot(likely, 128).float()
+
+    choose, answers, rows = greedy_until([".", "re"], Letters(), 0), {0: "", 1: "", 2: ""}, torch.arange(3)
+    for step in range(5):
+        tokens = choose(logits(rows.tolist(), step), rows, step)
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            answers[row] += chr(token)
+        rows = rows[tokens != 0]
+    assert answers == {0: "one.\0", 1: "thre\0", 2: "o.\0"}
+
+
+@pytest.mark.parametrize(
+    "settings, plain",
+    [
+        ({}, True),
+        ({"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20}, True),  # Qwen3's: read when sampling
+        ({"repetition_penalty": 1.05}, False),  # Qwen2.5's: transformers applies it to greedy decoding too
+        ({"num_beams": 4}, False),
+        ({"no_repeat_ngram_size": 3}, False),
+        ({"suppress_tokens": [5]}, False),
+    ],
+)
+def test_what_changes_greedy_decoding_is_seen(settings, plain):
+    assert is_greedy(GenerationConfig(eos_token_id=[2], pad_token_id=1, bos_token_id=0, **settings)) is plain

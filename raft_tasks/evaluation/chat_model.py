@@ -14,10 +14,11 @@ from unittest.mock import patch
 import torch
 from lm_eval.models import huggingface
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+from torch import Tensor
 
 from raft_tasks import chat
 from raft_tasks.config import Model
-from raft_tasks.decoding import is_of_keys, new_cache
+from raft_tasks.decoding import decode, greedy, greedy_until, is_greedy, is_of_keys, new_cache
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.shared_contexts import Request, Score, by_context, score_shared
 from raft_tasks.model_loading import load_network, load_tokenizer
@@ -76,6 +77,22 @@ class ChatModel(huggingface.HFLM):
             Reply.of(postprocess_generated_text(answer, stop, None), opened + turn)
             for answer, stop, turn in zip(answers, stops, turns, strict=True)
         ]
+
+    @torch.inference_mode()
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], *, attention_mask: Tensor, **options: Any
+    ) -> Tensor:
+        """lm-eval's; where decoding is greedy and nothing else, rows leave the batch when they end."""
+        ends: list[int] = self.model.generation_config.eos_token_id
+        if any(options.values()) or not is_greedy(self.model.generation_config):
+            return super()._model_generate(context, max_length, stop, attention_mask=attention_mask, **options)
+        prompts = [row[seen].tolist() for row, seen in zip(context, attention_mask.bool(), strict=True)]
+        stops = [text for text in stop if self.tokenizer.convert_tokens_to_ids(text) not in ends]
+        choose = greedy_until(stops, self.tokenizer, ends[0]) if stops else greedy
+        answers = decode(self.model, prompts, choose, ends, max_length - context.shape[1])
+        longest = max(map(len, answers))
+        padded = [answer + [self.tokenizer.pad_token_id] * (longest - len(answer)) for answer in answers]
+        return torch.cat([context, context.new_tensor(padded)], dim=1)
 
     def _stops(self, options: dict[str, Any]) -> list[str]:
         return list(normalize_gen_kwargs(options, self.max_gen_toks).get("until") or [])
