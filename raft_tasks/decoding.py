@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 SAVED_TOKENS = 64  # a pass over the common prefix pays where at least this many tokens are saved
 
 OF_SAMPLING = {  # settings of a GenerationConfig that greedy decoding does not read
-    "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "max_length",
-    "max_new_tokens", "use_cache", "output_attentions", "output_hidden_states", "output_scores", "bos_token_id", "eos_token_id", "pad_token_id",
-    "transformers_version", "_from_model_config",
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
+    "max_length", "max_new_tokens", "use_cache", "output_attentions", "output_hidden_states", "output_scores",
+    "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config",
 }  # fmt: skip
 
 # (logits float32 [B, V], numbers of their rows [B], number of the token) -> the next token of each row [B]

@@ -130,7 +130,7 @@ def test_a_row_that_has_said_a_stop_text_ends_with_its_next_token():
 
 
 @pytest.mark.parametrize(
-    "settings, plain",
+    ("settings", "plain"),
     [
         ({}, True),
         ({"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20}, True),  # Qwen3's: read when sampling
