@@ -45,7 +45,7 @@ from raft_tasks.config import PAST_ANSWERS, Config, Retrain, load_config
 from raft_tasks.errors import InputError, OperationalError
 from raft_tasks.evaluation.gate import Verdict
 from raft_tasks.generation.response_cache import ResponseCache
-from raft_tasks.registry import Version, champion, promote
+from raft_tasks.registry import Version, champion, promote, released
 from raft_tasks.schemas import Example
 
 P = ParamSpec("P")
@@ -125,7 +125,7 @@ def install_champion(domain: str, version: Version) -> None:
     """Put the model of `version` into champions/<domain>, under DVC."""
     folder = paths.champion(domain)
     shutil.rmtree(folder, ignore_errors=True)
-    DVCFileSystem(rev=version.revision).get(str(version.path), str(folder), recursive=True)
+    DVCFileSystem(rev=version.revision).get(str(released(domain)), str(folder), recursive=True)
     with Repo() as repo:
         repo.add(str(folder))
 

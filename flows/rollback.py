@@ -27,11 +27,11 @@ def roll_back_domain(domain: str, reason: str) -> str:
     if elsewhere:
         git("fetch", "--quiet", "--prune", address, "+refs/tags/*:refs/tags/*")
     before = champion(repository, domain)
-    back, tags = roll_back(repository, domain, reason)
+    back, tag = roll_back(repository, domain, reason)
     if elsewhere:
         try:
-            git("push", "--quiet", "--atomic", address, *tags)
+            git("push", "--quiet", "--atomic", address, tag)
         except GitFailed:
-            git("tag", "--delete", *tags)
+            git("tag", "--delete", tag)
             raise
     return f"{back} is in production again, in the place of {before}"

@@ -33,8 +33,7 @@ class Version:
 
     name: str  # raft-<domain>
     number: str  # v3.0.0; GTO wants three parts
-    revision: str  # the commit that its tag names
-    path: Path  # of the model's folder in that commit
+    revision: str  # the commit that its tag names, where the model lies at `released(domain)`
 
     def __str__(self) -> str:
         return f"{self.name}@{self.number}"
@@ -63,27 +62,18 @@ def promotions(repository: Path, domain: str) -> list[Promotion]:
     """What went into production, oldest first; a version as often as it did."""
     name = name_of(domain)
     assigned = [
-        Promotion(
-            Version(name, version.version, version.commit_hexsha, released(domain)),
-            event.tag,
-            event.created_at,
-            event.message,
-        )
+        Promotion(Version(name, version.version, version.commit_hexsha), event.tag, event.created_at, event.message)
         for version in _versions(repository, name)
         if PRODUCTION in version.stages and version.stages[PRODUCTION].is_active  # not taken out again
         for event in version.stages[PRODUCTION].assignments
     ]
-    return sorted(assigned, key=lambda promotion: _counter(promotion.tag))
-
-
-def assignments(repository: Path, domain: str) -> list[Version]:
-    """The versions of `promotions`."""
-    return [promotion.version for promotion in promotions(repository, domain)]
+    # by the 5 of raft-archive#prod#5: the order in which stages were assigned, whatever the clocks said
+    return sorted(assigned, key=lambda promotion: int(promotion.tag.rsplit("#", 1)[1]))
 
 
 def champion(repository: Path, domain: str) -> Version | None:
     """The version in production, by the repository's own tags; None where none ever was."""
-    return next(reversed(assignments(repository, domain)), None)
+    return next((promotion.version for promotion in reversed(promotions(repository, domain))), None)
 
 
 def promote(repository: Path, domain: str, message: str) -> list[str]:
@@ -97,39 +87,32 @@ def promote(repository: Path, domain: str, message: str) -> list[str]:
     Raises:
         NotStored: if the DVC remote lacks any of the model's files; nothing is tagged then.
     """
-    check_stored(repository, domain)
-    name, repo = name_of(domain), str(repository)
-    version = gto.api.register(repo, name, "HEAD", version=f"v{_newest(repository, name) + 1}.0.0", message=message)
-    assigned = gto.api.assign(repo, name, PRODUCTION, ref="HEAD", message=message)
-    return [version.tag, assigned.tag]
-
-
-def check_stored(repository: Path, domain: str) -> None:
-    """
-    Raises:
-        NotStored: naming what the DVC remote lacks of the domain's released model.
-    """
     target = str(repository / RELEASES / f"{domain}.dvc")
     with Repo(str(repository)) as repo:
         missing = repo.status(targets=[target], cloud=True)
     if missing:
         raise NotStored(f"{target}: the DVC remote lacks {sorted(missing)}; push it before it is tagged")
+    name, folder = name_of(domain), str(repository)
+    numbers = [int(version.version.removeprefix("v").split(".")[0]) for version in _versions(repository, name)]
+    version = gto.api.register(folder, name, "HEAD", version=f"v{max(numbers, default=0) + 1}.0.0", message=message)
+    assigned = gto.api.assign(folder, name, PRODUCTION, ref="HEAD", message=message)
+    return [version.tag, assigned.tag]
 
 
-def roll_back(repository: Path, domain: str, message: str) -> tuple[Version, list[str]]:
+def roll_back(repository: Path, domain: str, message: str) -> tuple[Version, str]:
     """Put the version before the present one into production again; returns it and the new tag.
 
     Raises:
         InputError: if there is no earlier version.
     """
-    history = assignments(repository, domain)
+    history = [promotion.version for promotion in promotions(repository, domain)]
     earlier = [version for version in history if version.number != history[-1].number]
     if not earlier:
         now = f"only {history[-1]} has been" if history else "no model has ever been"
         raise InputError(f"domain {domain!r}: {now} in production, expected an earlier version to go back to")
     back = earlier[-1]
     assigned = gto.api.assign(str(repository), back.name, PRODUCTION, version=back.number, message=message, force=True)
-    return back, [assigned.tag]
+    return back, assigned.tag
 
 
 def _versions(repository: Path, name: str) -> list[Any]:
@@ -146,13 +129,3 @@ def _versions(repository: Path, name: str) -> list[Any]:
     with GitRegistry.from_url(str(repository)) as registry:
         artifact = registry.get_artifacts().get(name)
     return artifact.get_versions() if artifact else []
-
-
-def _newest(repository: Path, name: str) -> int:
-    """3 where raft-archive@v3.0.0 is the newest; 0 where there is none."""
-    return max((int(v.version.removeprefix("v").split(".")[0]) for v in _versions(repository, name)), default=0)
-
-
-def _counter(tag: str) -> int:
-    """5 of raft-archive#prod#5: the order in which stages were assigned, whatever the clocks said."""
-    return int(tag.rsplit("#", 1)[1])

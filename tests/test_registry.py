@@ -9,7 +9,7 @@ import pytest
 from dvc.repo import Repo
 
 from raft_tasks.errors import InputError
-from raft_tasks.registry import NotStored, assignments, champion, promote, roll_back
+from raft_tasks.registry import NotStored, champion, promote, promotions, roll_back
 
 DVC = str(Path(sys.executable).with_name("dvc"))
 
@@ -84,10 +84,10 @@ def test_rolling_back_puts_the_version_before_into_production(repository):
     for text in ("one", "two", "three"):
         release(repository, text)
         promote(repository, "law", text)
-    version, tags = roll_back(repository, "law", "three was bad")
-    assert (str(version), tags) == ("raft-law@v2.0.0", ["raft-law#prod#4"])
+    version, tag = roll_back(repository, "law", "three was bad")
+    assert (str(version), tag) == ("raft-law@v2.0.0", "raft-law#prod#4")
     assert str(champion(repository, "law")) == "raft-law@v2.0.0"
-    assert [one.number for one in assignments(repository, "law")] == ["v1.0.0", "v2.0.0", "v3.0.0", "v2.0.0"]
+    assert [one.version.number for one in promotions(repository, "law")] == ["v1.0.0", "v2.0.0", "v3.0.0", "v2.0.0"]
     release(repository, "four")
     promote(repository, "law", "four")
     assert str(champion(repository, "law")) == "raft-law@v4.0.0"
