@@ -109,8 +109,8 @@ def wait_for_server(url: str) -> None:
         answer = ask_server(url)
     if answer != HEALTHY and not answer.startswith(REFUSALS):
         raise OperationalError(
-            f"PREFECT_API_URL is {url}: got {answer!r:.60} from its /health, expected {HEALTHY!r} of a Prefect server; "
-            "correct or unset the variable"
+            f"PREFECT_API_URL is {url}: got {answer!r:.60} from its /health{proxy_note(url)}, expected {HEALTHY!r} of "
+            "a Prefect server; correct or unset the variable"
         )
 
 

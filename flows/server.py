@@ -12,11 +12,8 @@ import subprocess
 import sys
 import time
 
-import httpx
-
-from flows.environment import HEALTHY, PIPELINE_PID, ask_server, find_server
+from flows.environment import HEALTHY, PIPELINE_PID, ask_server, find_server, wait_for_server
 from raft_tasks.errors import OperationalError
-from raft_tasks.proxies import proxy_note
 
 START_SECONDS = 240
 
@@ -36,12 +33,7 @@ def ensure_server() -> str:
     """
     given = os.environ.get("PREFECT_API_URL")
     if given:
-        answer = ask_server(given)
-        if answer != HEALTHY:
-            raise OperationalError(
-                f"PREFECT_API_URL is {given}: got {answer!r:.60} from its /health{proxy_note(given)}, "
-                f"expected {HEALTHY!r} of a Prefect server; start that server or unset the variable"
-            )
+        wait_for_server(given)
         return given
     running = find_server()
     if running:
@@ -72,16 +64,12 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
     """Return once the server at `url` answers; OperationalError if it ended or took too long."""
     deadline = time.monotonic() + START_SECONDS
-    with httpx.Client(timeout=5, verify=False) as client:  # loopback: reading certificates takes longer than the answer
-        while time.monotonic() < deadline:
-            if server.poll() is not None:
-                raise OperationalError(f"the Prefect server ended with code {server.returncode}; {url} never answered")
-            try:
-                if client.get(f"{url}/health").status_code == 200:
-                    return
-            except httpx.HTTPError:
-                pass  # not up yet; the deadline decides
-            time.sleep(0.1)
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise OperationalError(f"the Prefect server ended with code {server.returncode}; {url} never answered")
+        if ask_server(url) == HEALTHY:
+            return
+        time.sleep(0.1)
     raise OperationalError(f"the Prefect server did not answer on {url} within {START_SECONDS} s")
 
 
