@@ -15,7 +15,7 @@ from flows import paths
 from raft_tasks import reporting
 from raft_tasks.artifacts import atomic_folder, digest, digest_path, read_json, write_json
 from raft_tasks.code_digest import code_digest
-from raft_tasks.config import Config, Domain, Fuse, Judge, Method, Question, Section, resolved
+from raft_tasks.config import Config, Domain, Fuse, Harvest, Judge, Method, Question, Section, resolved
 from raft_tasks.errors import InputError
 from raft_tasks.file_digests import FileDigests
 from raft_tasks.generation.templates import template_text
@@ -47,10 +47,9 @@ def resolve(config: Config) -> None:
 def resolved_files(config: Config, identities: Mapping[str, Any], digests: FileDigests) -> Files:
     """The content of every file in artifacts/resolved."""
     stages = Stages(config, identities, digests)
+    files = stages.data() | stages.refinement() | stages.training() | stages.evaluation()
     return {
-        name: {"code": code_digest(f"flows.{name.partition('-')[0]}"), **content}
-        for part in (stages.data(), stages.refinement(), stages.training(), stages.evaluation())
-        for name, content in part
+        name: {"code": code_digest(f"flows.{name.partition('-')[0]}"), **content} for name, content in files.items()
     }
 
 
@@ -61,34 +60,31 @@ class Stages:
         self.config, self.identities, self.digests = config, identities, digests
         self.methods = {name: config.methods[name] for name in config.run.methods}
 
-    def data(self) -> Iterator[tuple[str, Any]]:
+    def data(self) -> Files:
         config = self.config
-        for domain in config.run.harvest:
-            sources = config.harvest[domain]
-            folders = self.local(*(source.hub.id for source in sources))
-            yield f"harvest-{domain}", {"harvest": [resolved(source) for source in sources], **folders}
-        yield (
-            "question",
-            {
-                "question": resolved(config.question),
-                "models": self.models(
-                    {config.question.model, *(checker.model for checker in config.question.checkers)}
-                ),
-                "templates": template_digests(config.question),
-            },
-        )
-        for name in config.run.domains:
-            yield f"ingest-{name}", self.ingest(config.domains[name])
+        checkers = (checker.model for checker in config.question.checkers)
+        return {
+            **{f"harvest-{domain}": self.harvest(config.harvest[domain]) for domain in config.run.harvest},
+            "question": self.calls("question", {config.question.model, *checkers}),
+            **{f"ingest-{domain}": self.ingest(config.domains[domain]) for domain in config.run.domains},
+        }
+
+    def harvest(self, sources: list[Harvest]) -> dict[str, Any]:
+        folders = self.local(*(source.hub.id for source in sources))
+        return {"harvest": [resolved(source) for source in sources], **folders}
 
     def ingest(self, domain: Domain) -> dict[str, Any]:
         """What decides on a row: also what the base can learn, and the benchmarks where rows may not repeat them."""
-        content = {"ingest": resolved(self.config.ingest), "domain": resolved(domain), **self.local(*_hubs(domain))}
-        content |= {
+        config = self.config
+        return {
+            "ingest": resolved(config.ingest),
+            "domain": resolved(domain),
+            **self.local(domain.hub.id if domain.hub else None),
             "models": self.models({"base"}),
-            "train": _only(self.config.train, "max_length", "too_long", "curve"),
+            "train": _only(config.train, "max_length", "too_long", "curve"),
+            "teachers": self.teachers(),
+            **(self.tasks(config.benchmark.tasks) if domain.hygiene.contamination is not None else {}),
         }
-        content["teachers"] = self.teachers()
-        return content | (self.tasks(self.config.benchmark.tasks) if domain.hygiene.contamination is not None else {})
 
     def teachers(self) -> list[Any]:
         """What the methods' teachers see of a row, each once."""
@@ -99,39 +95,25 @@ class Stages:
         ]
         return sorted({str(kind): kind for kind in kinds}.values(), key=str)
 
-    def refinement(self) -> Iterator[tuple[str, Any]]:
+    def refinement(self) -> Files:
         config = self.config
-        yield (
-            "rewrite",
-            {
-                "rewrite": resolved(config.rewrite),
-                "models": self.models({config.rewrite.model}),
-                "templates": template_digests(config.rewrite),
-            },
-        )
-        encoder = self.local(config.semantic_filter.encoder)
-        checks = self.checks()
-        yield (
-            "semantic_filter",
-            {
+        judges = (judge.model for judge in config.fuse.models)
+        return {
+            "rewrite": self.calls("rewrite", {config.rewrite.model}),
+            "semantic_filter": {
                 "semantic_filter": resolved(config.semantic_filter),
                 "templates": template_digests(config.rewrite),
-                **encoder,
-                **checks,
+                **self.local(config.semantic_filter.encoder),
+                **self.checks(),
             },
-        )
-        yield (
-            "fuse",
-            {
-                "fuse": resolved(config.fuse),
-                "models": self.models({"base", config.fuse.model, *(judge.model for judge in config.fuse.models)}),
-                "templates": template_digests(config.fuse),
+            "fuse": {
+                **self.calls("fuse", {"base", config.fuse.model, *judges}),
                 "calibration": self.calibration(config.fuse),
                 **self.local(config.fuse.encoder),
-                **checks,
+                **self.checks(),
                 "methods": {name: self.training_pairs(method) for name, method in self.methods.items()},
             },
-        )
+        }
 
     def training_pairs(self, method: Method) -> dict[str, Any]:
         """What of a method decides on its training pairs."""
@@ -140,80 +122,71 @@ class Stages:
         replay = resolved(method.replay) if method.replay else None
         return {"target": method.target, "mixed": method.mixing is not None, "replay": replay, "files": files}
 
-    def training(self) -> Iterator[tuple[str, Any]]:
-        config = self.config
-        sets, curve = config.anchor_sets, config.train.curve
-        own = {name: prompts for name in sets if (prompts := config.anchors[name].prompts)}
-        tasks = {task for name in sets for task in self.measured(name)} | set(config.benchmark.tasks if sets else ())
-        yield (
-            "anchors",
-            {
-                "sets": {name: resolved(config.anchors[name]) for name in sets},
-                "methods": {name: method.anchors.set for name, method in self.methods.items() if method.anchors},
-                **({"curve": curve.sets} if curve else {}),
-                "encoder": _only(config.semantic_filter, "encoder", "revision") if sets else None,
-                **self.local(config.semantic_filter.encoder if sets else None),
-                "models": self.models({"base", *(config.anchors[name].model for name in sets)}) if sets else {},
-                "prompts": {name: self.digest(paths.user_turns(file)) for name, file in sorted(own.items())},
-                **self.tasks(sorted(tasks)),
-            },
-        )
-        for name, method in self.methods.items():
-            yield (
-                f"distill-{name}",
-                {
-                    "train": resolved(config.train),
-                    "method": _without(method, "merge"),
-                    "models": self.models({"base"}),
-                    "templates": template_digests(method),
-                    **self.local(method.distillation.teacher_adapter if method.distillation else None),
-                    **(self.checks() if curve else {}),
-                },
-            )
+    def training(self) -> Files:
+        return {"anchors": self.anchors()} | {
+            f"distill-{name}": {
+                "train": resolved(self.config.train),
+                "method": _without(method, "merge"),
+                "models": self.models({"base"}),
+                "templates": template_digests(method),
+                **self.local(method.distillation.teacher_adapter if method.distillation else None),
+                **(self.checks() if self.config.train.curve else {}),
+            }
+            for name, method in self.methods.items()
+        }
 
-    def measured(self, anchors: str) -> list[str]:
-        without = self.config.anchors[anchors].without
-        return without.tasks if without else []
+    def anchors(self) -> dict[str, Any]:
+        config, curve = self.config, self.config.train.curve
+        sets = {name: config.anchors[name] for name in config.anchor_sets}
+        tasks = {task for row in sets.values() if row.without for task in row.without.tasks}
+        tasks |= {*config.benchmark.tasks} if sets else set()
+        return {
+            "sets": {name: resolved(row) for name, row in sets.items()},
+            "methods": {name: method.anchors.set for name, method in self.methods.items() if method.anchors},
+            **({"curve": curve.sets} if curve else {}),
+            "encoder": _only(config.semantic_filter, "encoder", "revision") if sets else None,
+            **self.local(config.semantic_filter.encoder if sets else None),
+            "models": self.models({"base", *(row.model for row in sets.values())}) if sets else {},
+            "prompts": {name: self.digest(paths.user_turns(row.prompts)) for name, row in sets.items() if row.prompts},
+            **self.tasks(tasks),
+        }
 
-    def evaluation(self) -> Iterator[tuple[str, Any]]:
+    def evaluation(self) -> Files:
         config = self.config
         settings = _without(config.benchmark, "validation_tasks")
         common = {"benchmark": settings, "models": self.models({"base"}), **self.checks()}
-        yield "benchmark", common | self.tasks(config.benchmark.tasks)
+        files = {"benchmark": common | self.tasks(config.benchmark.tasks)}
         for name, method in self.methods.items():
             tasks = [*config.benchmark.tasks, *getattr(method.merge, "tasks", [])]
             merge = resolved(method.merge) if method.merge else None
-            yield f"benchmark-{name}", {**common, "merge": merge, **self.tasks(tasks)}
-            yield (
-                f"analyse-{name}",
-                {
-                    "models": self.models({"base"}),
-                    "batch_size": config.benchmark.batch_size,
-                    "templates": template_digests(method),
-                },
-            )
-        yield (
-            "judge",
-            {
-                "judge": resolved(config.judge),
-                "models": self.models({judge.model for judge in config.judge.judges}),
-                "templates": template_digests(config.judge),
-                "calibration": self.calibration(config.judge),
-                "run": _only(config.run, "methods", "seeds"),
-            },
-        )
+            files[f"benchmark-{name}"] = {**common, "merge": merge, **self.tasks(tasks)}
+            files[f"analyse-{name}"] = {
+                "models": self.models({"base"}),
+                "batch_size": config.benchmark.batch_size,
+                "templates": template_digests(method),
+            }
+        files["judge"] = {
+            **self.calls("judge", {judge.model for judge in config.judge.judges}),
+            "calibration": self.calibration(config.judge),
+            "run": _only(config.run, "methods", "seeds"),
+        }
         page = {
             str(file.relative_to(REPORTING)): digest_path(file)
             for file in sorted(REPORTING.rglob("*"))
             if file.is_file() and file.suffix not in (".py", ".pyc")
         }
-        yield "report", {"report": resolved(config.report), "run": resolved(config.run), "page": page}
+        return files | {"report": {"report": resolved(config.report), "run": resolved(config.run), "page": page}}
 
     def checks(self) -> dict[str, Any]:
         """By domain, the checks of those that have some."""
         domains = {name: self.config.domains[name].checks for name in self.config.run.domains}
         rules = {name: {check: resolved(rule) for check, rule in of.items()} for name, of in domains.items() if of}
         return {"checks": rules} if rules else {}
+
+    def calls(self, name: str, roles: set[str]) -> dict[str, Any]:
+        """What a section that asks models depends on."""
+        section: Section = getattr(self.config, name)
+        return {name: resolved(section), "models": self.models(roles), "templates": template_digests(section)}
 
     def models(self, roles: set[str]) -> dict[str, Any]:
         return model_contents({role: self.identities[role] for role in sorted(roles)})
@@ -249,11 +222,6 @@ class Stages:
         files = (file for file in sorted(folder.rglob("*")) if file.is_file())
         kept = (file for file in files if file.suffix not in (".pyc", ".md"))
         return digest({str(file.relative_to(folder)): self.digest(file) for file in kept})
-
-
-def _hubs(domain: Domain) -> list[str]:
-    """The data set that rows come from, where there is one."""
-    return [domain.hub.id] if domain.hub else []
 
 
 def model_contents(identities: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
