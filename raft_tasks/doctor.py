@@ -121,17 +121,18 @@ def check_rows(config: Config) -> Iterator[Fault]:
             continue
         if domain.hub and domain.hub.revision is None and not Path(domain.hub.id).is_dir():
             yield Fault(f"domains.{name}.hub.revision", "null", "a commit of 40 digits", pin(domain.hub.id, "dataset"))
-        if name in config.run.documents or not domain.files:
-            if name in {*config.run.documents} - {*config.run.harvest} and not Path("documents", name).is_dir():
-                yield Fault(f"documents/{name}", "no such folder", "documents", "put them there, or see run.harvest")
-            continue
+        if name in {*config.run.documents} - {*config.run.harvest} and not Path("documents", name).is_dir():
+            yield Fault(f"documents/{name}", "no such folder", "documents", "put them there, or see run.harvest")
+        files: list[Path] = []
         try:
             files = find_files(domain.files, Path())
         except InputError as error:
-            yield Fault(f"domains.{name}.files", str(error), action=f"put question-answer pairs into data/{name}/")
-            continue
+            if name not in config.run.documents:
+                yield Fault(f"domains.{name}.files", str(error), action=f"put question-answer pairs into data/{name}/")
+        made = Path("data", name, "questions.jsonl") if name in config.run.documents else None
         for file in files:
-            yield from _check_file(file, name, domain)
+            if file != made:  # `question` writes it
+                yield from _check_file(file, name, domain)
 
 
 def _check_file(file: Path, name: str, domain: Domain) -> Iterator[Fault]:

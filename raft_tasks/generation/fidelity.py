@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 
-from raft_tasks.checks import Checks, lost_checks
+from raft_tasks.checks import Checks, check, lost_checks
 from raft_tasks.schemas import Example
 
 # One spelling per unit; those not listed in UNIT_WORDS are read as written, since case tells mW from MW.
@@ -107,6 +107,7 @@ _AXES = [
 ]  # fmt: skip
 AXES = [tuple(re.compile(rf"\b(?:{pole})\b", re.IGNORECASE) for pole in axis) for axis in _AXES]
 
+IN_DIGITS = re.compile(r"\d|^[IVX]{2,}$")
 WORD = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)*")
 SENTENCE_START = re.compile(r"(?:^|[.!?:;…\n])[\s\"'“”‘’()\[\]*#>–—•-]*")
 RECORD_SIGN = re.compile(r"\s*(?:::|->|[|=/<>#@→])")  # what follows the subject in records, not in sentences
@@ -130,8 +131,8 @@ class Fact:
 
 
 def lost_from(row: Example, text: str, checks: Checks) -> list[str]:
-    """What `text` has lost of a row's statement: the names of the domain's checks where it has some, else facts."""
-    if checks:
+    """What `text` has lost of a row's statement: names of checks where its answer has their values, else facts."""
+    if any(check(row.answer, row.answer, checks).values()):
         return lost_checks(text, row.statement, row.answer, checks)
     return lost_facts(row.statement, text)
 
@@ -143,6 +144,11 @@ def lost_facts(reference: str, text: str) -> list[str]:
     does a direction whose opposite `text` says instead.
     """
     return _compare(reference, text)[0]
+
+
+def find_additions(text: str, source: str) -> list[str]:
+    """Numbers (in digits, Roman ones too), dates and codes of `text` that `source` does not say, as `text` has them."""
+    return [surface for surface in lost_facts(text, source) if IN_DIGITS.search(surface)]
 
 
 def fidelity_score(reference: str, text: str) -> float:

@@ -44,8 +44,7 @@ def find_framing(rows: Iterable[Rewritten], template: str) -> Framing:
         if len(words) > WORDS and not _speaks_of_row(words[:WORDS], row):
             openings[words[:WORDS]] += 1
     shared = {run for run, count in openings.items() if count >= max(SHARED_ROWS, SHARED * total)}
-    parts = [split_words(part) for part in FIELD.split(template)]
-    return Framing(frozenset(run for part in parts for run in _runs(part)), frozenset(shared))
+    return Framing(template_runs(template), frozenset(shared))
 
 
 def drop_framing(row: Filtered, framing: Framing) -> Filtered:
@@ -59,6 +58,15 @@ def drop_framing(row: Filtered, framing: Framing) -> Filtered:
     if not (repeats or opens):
         return row
     return row.model_copy(update={"passed": False, "chosen": row.answer, "fallback": "framing"})
+
+
+def template_runs(template: str) -> frozenset[Run]:
+    """The runs of a template (its Jinja source), none across a field."""
+    return frozenset(run for part in FIELD.split(template) for run in runs_of(part))
+
+
+def runs_of(text: str) -> set[Run]:
+    return _runs(split_words(text))
 
 
 def split_words(text: str) -> Run:

@@ -20,14 +20,24 @@ from pydantic import BaseModel, Field
 from raft_tasks.config import Question
 from raft_tasks.generation.backend import Backend
 from raft_tasks.generation.data_blocks import guarded
+from raft_tasks.generation.fidelity import find_additions
+from raft_tasks.generation.framing import Run, runs_of, template_runs
 from raft_tasks.generation.structured import Unusable, ask
+from raft_tasks.generation.templates import template_text
 from raft_tasks.schemas import Chunk, DocumentPair, PairFault, Questioned, RejectedPair
 from raft_tasks.seeds import derive_seed
 
 _TEXT = "text|passage|excerpt|paragraph|snippet|chunk|context|extract"
 _PART = f"{_TEXT}|document|article|section|chapter|report|page|table|figure|content|information|material|source|author"
 _AS_SAID = "mentioned|described|stated|discussed|given|listed|shown|defined|provided|outlined|presented|referred\\sto"
-_SAYS = "say|state|mention|describe|discuss|claim|refer|mean|suggest|explain|list|give|provide|indicate|note"
+_SAYS = (
+    "say|state|mention|describe|discuss|claim|refer|mean|suggest|explain|list|give|provide|indicate|note|tell|focuse?"
+)
+_SPEAKER = rf"\b(?:the|this)\s(?:{_TEXT}|author|article|document)s?\s(?:{_SAYS})(?:s|ed|d)?\b"
+_ITSELF = (
+    r"\bthis\s(?:passage|excerpt|paragraph|snippet|chunk|section|chapter)\b"
+    r"|\bthe\s(?:passage|excerpt|snippet)\b(?!\s(?:of|to|through|from|between|by|in)\b)"
+)
 _THE = r"(?:(?:the|this|that|these|those)\s)?(?:(?:above|following|given|provided|preceding)\s)?"
 # What points to the passage instead of naming what it is about: "the report" by itself may be the topic, and
 # "according to the report of the committee" names it.
@@ -36,11 +46,15 @@ POINTS_TO_TEXT = re.compile(
       \b(?:according\sto|based\son|as\s\w+\s(?:in|by)|(?:{_AS_SAID})\s(?:in|by)|from)\s
         {_THE}(?:{_PART})s?\b(?!\s(?:of|by|from|on|about|\d))
     | \b(?:in|of|by|does|do|did)\s(?=the|this|that){_THE}(?:{_TEXT})s?\b
-    | \b(?:the|this)\s(?:{_TEXT}|author|article|document)s?\s(?:{_SAYS})(?:s|ed|d)?\b
+    | {_SPEAKER} | {_ITSELF}
     | \b(?:{_AS_SAID}|see)\s(?:above|below|here|earlier|previously)\b
     | \bthe\s(?:above|following|preceding|aforementioned)\b
     """,
     re.IGNORECASE | re.VERBOSE,
+)
+# An answer may well say "the following" and "in the context of".
+ANSWER_POINTS_TO_TEXT = re.compile(
+    rf"{_SPEAKER}|{_ITSELF}|\b(?:according\sto|based\son)\s(?:the|this)\s(?:{_TEXT}|document|section)\b", re.IGNORECASE
 )
 WORD = re.compile(r"\w+")
 NO_ANSWER = ("no proposal", "no usable check")  # a model's fault, not the pair's
@@ -91,9 +105,9 @@ class _Pair:
         return RejectedPair(file=self.chunk.file, reason=reason, details=details, **self.fields)
 
 
-def points_to_text(question: str) -> str | None:
-    """The words by which a question points to the passage that it was made from, if it does."""
-    match = POINTS_TO_TEXT.search(question)
+def points_to_text(question: str, answer: str = "") -> str | None:
+    """The words by which a question or its answer points to the passage that it was made from, if one does."""
+    match = POINTS_TO_TEXT.search(question) or ANSWER_POINTS_TO_TEXT.search(answer)
     return match.group() if match else None
 
 
@@ -106,6 +120,7 @@ def make_questions(
     A checker without a usable answer votes against it. What comes of a chunk does not depend on the chunks beside it.
     """
     proposals, failures = _propose(chunks, maker, settings)
+    prompt = template_runs(template_text(settings.template))
     rejected: dict[str, list[RejectedPair]] = {chunk.id: [] for chunk in chunks}
     kept: dict[str, list[DocumentPair]] = {chunk.id: [] for chunk in chunks}
     to_check: list[_Pair] = []
@@ -115,7 +130,7 @@ def make_questions(
         asked: set[str] = set()
         for pair in proposals[chunk.id]:
             key = " ".join(WORD.findall(pair.question.casefold()))
-            if fault := _find_fault(pair, key, asked):
+            if fault := _find_fault(pair, key, asked, prompt):
                 rejected[chunk.id].append(pair.reject(*fault))
             else:
                 asked.add(key)
@@ -137,12 +152,17 @@ def make_questions(
     ]
 
 
-def _find_fault(pair: _Pair, key: str, asked: set[str]) -> tuple[PairFault, str] | None:
+def _find_fault(pair: _Pair, key: str, asked: set[str], prompt: frozenset[Run]) -> tuple[PairFault, str] | None:
     """What a rule has against the pair; `key` is its question's words, `asked` those of the chunk so far."""
     if not key or not WORD.search(pair.answer):
         return "empty", "question or answer has no word"
-    if pointing := points_to_text(pair.question):
+    if pointing := points_to_text(pair.question, pair.answer):
         return "refers to the text", pointing
+    source = "\n".join(_passage(pair.chunk).values())
+    if repeated := (runs_of(pair.question) | runs_of(pair.answer)) & prompt - runs_of(source):
+        return "repeats the prompt", " ".join(min(repeated))
+    if added := find_additions(f"{pair.question}\n{pair.answer}", source):
+        return "not grounded", f"not in the passage: {', '.join(added)}"
     return ("duplicate", "the same question of the same chunk") if key in asked else None
 
 

@@ -15,7 +15,7 @@ from raft_tasks.schemas import Example, Split, Turn
 from raft_tasks.sources.cleaning import cleaned, normalised
 from raft_tasks.sources.conversations import Pair, UnusableError, learned_pairs, shown, text_of
 from raft_tasks.sources.files import RawRow
-from raft_tasks.sources.roles import NOT_LEARNED
+from raft_tasks.sources.roles import FROM_DOCUMENT, NOT_LEARNED
 from raft_tasks.thoughts import strip_thoughts
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -34,7 +34,7 @@ def examples_of(row: RawRow, name: str, domain: Domain, ingest: Ingest) -> Itera
             "column to columns.unused",
             NOT_LEARNED,
         )
-    if domain.chat is None:
+    if domain.chat is None or FROM_DOCUMENT in row.values:
         yield _example(row.values, name, domain, ingest)
         return
     pairs = learned_pairs(row.values.get("chat"), domain.chat)
@@ -121,15 +121,16 @@ def _example(
             raise UnusableError(f"no id: column {domain.columns.id!r} is empty")
     # Without a source of its own, a row can still leak through the same question in another split.
     source = _label(values, "source") or normalised(question)
+    from_document = FROM_DOCUMENT in values
     if isinstance(domain.split, SplitBySource):
         split = split_of_source(source, domain.split)
     else:
-        label = _label(values, "split")
+        label = _label(values, "split") or ("train" if from_document else "")
         if label not in SPLITS:
             raise UnusableError(f"split: got {label!r}, expected one of {', '.join(SPLITS)}")
         split = label
     unclear = [check for check, rule in domain.checks.items() if len(extract_values(answer, rule)) != 1]
-    if unclear:
+    if unclear and not (from_document and split == "train"):  # held-out answers are scored by their values
         raise UnusableError(f"checks {unclear}: the answer {shown(answer)} names no value, or several; expected one")
     return Example(
         id=identity,

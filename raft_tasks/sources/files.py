@@ -279,7 +279,7 @@ def read_parquet(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
             optional = roles.optional(names)
             for name in sorted({*names} - roles.columns.keys() - roles.unused - optional):
                 roles.leave(name, str(path))
-            for batch in table.iter_batches(batch_size=1024, columns=sorted({*roles.columns, *optional})):
+            for batch in table.iter_batches(batch_size=1024, columns=sorted(({*roles.columns} & {*names}) | optional)):
                 for record in batch.to_pylist():
                     number += 1
                     values = roles.take(record, f"{path}:{number}")

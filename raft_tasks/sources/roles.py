@@ -29,6 +29,8 @@ _INPUTS = """
 INPUTS = frozenset(_INPUTS.split())
 NOT_LEARNED = "not learned"
 DOCUMENT_PAIR = frozenset({"source", "chunk"})  # of a pair that the stage `question` made
+WHOLE_PAIR = DOCUMENT_PAIR | {"question", "answer", "agreement"}  # such a pair as the stage wrote it
+FROM_DOCUMENT = "from a document"
 # Turns of one conversation, a row each, share a split where no column is named as their source. Plain keys.
 GROUPS = frozenset({"conversationid", "dialogid", "dialogueid", "threadid", "sessionid", "chatid", "messagetreeid"})
 
@@ -75,6 +77,9 @@ class Roles:
             values["question"] = question
         if "source" not in self._single and record.keys() >= DOCUMENT_PAIR:
             values["source"] = record["source"]  # pairs of one document share a split
+        if record.keys() >= WHOLE_PAIR:  # its names are the stage's, whatever the domain's other files call theirs
+            own = {role: record[role] for role in ("id", "question", "answer", "source") if role in record}
+            values = own | values | {FROM_DOCUMENT: True}
         marks: dict[str, Any] = {}
         for column, value in record.items():
             if column in self.columns or column in self.unused:
@@ -95,7 +100,9 @@ class Roles:
         """Those of the columns that decide on a row though no role has them."""
         rest = set(columns) - self.columns.keys() - self.unused
         wanted = {column for column in rest if plain_key(column) in INPUTS | MARKS | GROUPS}
-        return wanted | (rest & DOCUMENT_PAIR if rest | self.columns.keys() >= DOCUMENT_PAIR else set())
+        there = rest | (self.columns.keys() & {*columns})
+        pair = {"id", *WHOLE_PAIR} if there >= WHOLE_PAIR else DOCUMENT_PAIR if there >= DOCUMENT_PAIR else set()
+        return wanted | (rest & pair)
 
     def leave(self, column: str, place: str) -> None:
         """Note a column that is not read."""
@@ -116,7 +123,7 @@ class Roles:
         if twice:
             raise SourceError(f"{place}: column {twice[0]!r} stands twice: {columns}; rename one of them")
         missing = [f"{column!r} (for {role})" for column, role in self.columns.items() if column not in columns]
-        if missing:
+        if missing and not {*columns} >= WHOLE_PAIR:
             separator = next((mark for mark in ";\t|" if any(mark in column for column in columns)), None)
             raise SourceError(
                 f"{place}: no column {', '.join(missing)}; the columns there are {', '.join(map(repr, columns))}; "

@@ -148,6 +148,17 @@ def test_a_domain_without_files_is_named(project):
     assert "put question-answer pairs into data/mine/" in faults[0]
 
 
+def test_the_rows_of_a_domain_that_has_documents_too_are_checked(project):
+    change(run={"documents": ["mine"]})
+    Path("documents/mine").mkdir(parents=True)
+    Path("data/mine/questions.jsonl").write_text("")  # of a run whose checkers approved nothing
+    assert list(checks.check_rows(load_config())) == []
+    Path("data/mine/pairs.csv").write_text("prompt,reply\nWhat is 1?,1.\n")
+    assert ["no column 'completion'" in str(fault) for fault in checks.check_rows(load_config())] == [True]
+    Path("data/mine/pairs.csv").unlink()
+    assert list(checks.check_rows(load_config())) == []
+
+
 def cut(file):
     file.write_bytes(file.read_bytes()[:1000])
 

@@ -65,3 +65,6 @@ def test_a_domain_s_checks_say_what_a_rewrite_has_lost(examples: list[Example]) 
     kept, lost = semantic_filter(rows, [0.9, 0.9], 0.8, True, checks)
     assert (kept.chosen, kept.lost) == (texts[0], [])  # the explanation names no code, and the capital is no fact
     assert (lost.chosen, lost.fallback, lost.lost) == ("5402.31", "fidelity", ["chapter"])
+    plain = examples[0].model_copy(update={"answer": "A rope costs 12 euros."})  # of a document: no check has its value
+    (changed,) = semantic_filter([rewritten(plain, "A rope costs 13 euros.")], [0.9], 0.8, True, checks)
+    assert (changed.fallback, changed.lost) == ("fidelity", ["12 euros"])

@@ -6,7 +6,11 @@ import pytest
 from scripted import Scripted
 
 from raft_tasks.config import Checker, Question
-from raft_tasks.generation.questions import make_questions, points_to_text
+from raft_tasks.generation.judges import Preference, Verdict
+from raft_tasks.generation.questions import Check, Proposal, make_questions, points_to_text
+from raft_tasks.generation.structured import NotTheSchema, parse
+from raft_tasks.generation.templates import template_text
+from raft_tasks.generation.voting import Vote
 from raft_tasks.schemas import Chunk, Questioned
 
 CHECKER = {"max_new_tokens": 90, "repairs": 0}
@@ -107,6 +111,9 @@ def test_rules_reject_before_a_checker_is_asked() -> None:
         {"question": "What is it for?", "answer": " "},
         COST,
         {"question": "what does a CLASS B permit cost", "answer": "Twelve euros."},
+        {"question": "What does it cost?", "answer": "The passage tells us: 12 euros."},
+        {"question": "What is an answer?", "answer": "The answer is a full sentence or several."},
+        {"question": "What costs it since 2019?", "answer": "A permit costs 13 euros by part III and 12 euros."},
     ]
     (fees,) = made(FEES, by=maker(fee=proposed), a=a)
     assert [(out.reason, out.details) for out in fees.rejected] == [
@@ -114,8 +121,24 @@ def test_rules_reject_before_a_checker_is_asked() -> None:
         ("empty", "question or answer has no word"),
         ("empty", "question or answer has no word"),
         ("duplicate", "the same question of the same chunk"),
+        ("refers to the text", "The passage tells"),
+        ("repeats the prompt", "a full sentence or"),
+        ("not grounded", "not in the passage: 2019, 13 euros, III"),
     ]
     assert len(a.prompts) == 1
+
+
+def test_no_form_that_a_template_shows_is_a_reply_when_it_is_copied() -> None:
+    """A real model of 135M parameters answered `{"pairs": [{"question": "...", "answer": "..."}]}`, as it was shown."""
+    forms = {
+        "question": Proposal, "check": Check, "judge": Verdict, "pairwise": Preference, "vote": Vote,
+        "vote_open": Vote,
+    }  # fmt: skip
+    for name, schema in forms.items():
+        text = template_text(f"{name}.jinja")
+        assert '"one or two sentences"' not in text
+        with pytest.raises(NotTheSchema):
+            parse(text, schema)
 
 
 def test_a_chunk_without_a_proposal_and_one_without_questions() -> None:
@@ -128,7 +151,7 @@ def test_a_chunk_without_a_proposal_and_one_without_questions() -> None:
 
 
 def test_a_chunk_does_not_depend_on_its_neighbours_and_ids_differ() -> None:
-    by = maker(fee=[COST, MEETS], board=[COST])
+    by = maker(fee=[COST, MEETS], board=[MEETS])
     together = made(FEES, BOARD, by=by)
     assert together == [*made(FEES, by=by), *made(BOARD, by=by)]
     ids = [pair.id for one in together for pair in one.pairs]
@@ -172,10 +195,28 @@ def test_a_document_that_gives_orders_stands_in_a_block() -> None:
         "What is shown in the table?",
         "From the context, what can be concluded?",
         "What does this article say about bread?",
+        "What is this passage about?",
+        "What is the passage about?",
+        "What is the purpose of this section?",
+        "What does the passage focus on?",
     ],
 )
 def test_questions_that_point_to_the_text(question: str) -> None:
     assert points_to_text(question)
+
+
+@pytest.mark.parametrize(
+    ("answer", "points"),
+    [
+        ("The passage tells us that a permit costs 12 euros.", True),
+        ("This section focuses on permits.", True),
+        ("According to the document, it is 12 euros.", True),
+        ("It has the following parts: a valve and a tube, both made from material of class II.", False),
+        ("In the context of surgery it is a needle, classified based on the risk.", False),
+    ],
+)
+def test_an_answer_that_points_to_the_text(answer: str, points: bool) -> None:
+    assert (points_to_text("What is it?", answer) is not None) == points
 
 
 @pytest.mark.parametrize(
@@ -195,6 +236,7 @@ def test_questions_that_point_to_the_text(question: str) -> None:
         "In which section of the orchestra does the oboe sit?",
         "What information must be given to the tenant?",
         "Which passage connects the Atlantic and the Pacific?",
+        "Who proposed the passage of the Clean Air Act?",
     ],
 )
 def test_questions_that_stand_for_themselves(question: str) -> None:

@@ -11,7 +11,8 @@ import pyarrow
 import pytest
 from qa import GOOD, decided, domain
 
-from raft_tasks.config import Chat, Hub, SplitBySource
+from raft_tasks.config import Chat, Check, Domain, Hub, SplitBySource
+from raft_tasks.config.defaults import catalogue
 from raft_tasks.schemas import DocumentPair, Example, Reject
 from raft_tasks.sources.roles import SourceError
 
@@ -108,6 +109,98 @@ def test_pairs_of_one_document_are_one_source(
     assert (len(examples), rejects) == (120, [])
     assert {len(several) for several in splits_by(examples, 1).values()} == {1}
     assert examples[0].source == "documents/law/0.md"
+
+
+def made_of_a_document(question: str, answer: str) -> dict[str, Any]:
+    return DocumentPair(
+        id=f"c-{question}", question=question, answer=answer, source="documents/law/act.md", chunk="c", page=None,
+        start=0, end=9, agreement=1.0,
+    ).model_dump()  # fmt: skip
+
+
+LETTER = {"letter": Check(patterns=[r"\bclass (\w)\b"])}
+HELD_OUT = "Which class has the permit of the Figin bridge in winter?"
+
+
+@pytest.mark.parametrize("reader", ["jsonl", "csv", "parquet"])
+def test_rows_and_documents_make_one_domain_and_no_pair_repeats_a_held_out_row(tmp_path: Path, reader: str) -> None:
+    """The rows name id, split and meaning in columns of their own, and checks want a class: pairs have none of it."""
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(
+            json.dumps({"code": f"r{n}", "device": question, "label": f"class {letter}", "part": part}) + "\n"
+            for n, (question, letter, part) in enumerate(
+                [("Which class has rope?", "A", "train"), (HELD_OUT, "B", "test"), ("And salt?", "C", "validation")]
+            )
+        )
+    )
+    pairs = [
+        made_of_a_document("What is a permit for?", "A permit is for a bridge."),
+        made_of_a_document("which class has the permit of the Figin bridge in winter", "The bridge has class B."),
+        made_of_a_document(f"{HELD_OUT[:-1]} now?", "class B"),
+        made_of_a_document("And salt?", "Salt has class C."),
+    ]
+    rows = domain(
+        files=["pairs.jsonl", *written(tmp_path, reader, pairs)["files"]],
+        columns={"id": "code", "question": "device", "answer": "label", "split": "part"},
+        contamination=0.5,
+        near_duplicates=0.6,
+    ).model_copy(update={"checks": LETTER})
+    work = decided(tmp_path, rows)
+    decisions = list(work)
+    work.close()
+    assert [(row.id, row.split) for row in decisions if isinstance(row, Example)] == [
+        ("r0", "train"), ("r1", "test"), ("r2", "validation"), ("c-What is a permit for?", "train"),
+    ]  # fmt: skip
+    reasons = [(row.rule, row.reason.split(" pairs.jsonl")[0]) for row in decisions if isinstance(row, Reject)]
+    assert [rule for rule, _ in reasons] == ["contamination"] * 3
+    assert [reason for _, reason in reasons] == [
+        f"contamination: the question of the held-out row {tmp_path}/pairs.jsonl:2",
+        f"contamination: near the held-out row {tmp_path}/pairs.jsonl:2 (0.64 of their word triples shared)",
+        f"contamination: the question of the held-out row {tmp_path}/pairs.jsonl:3",
+    ]
+
+
+def test_fda_devices_out_of_rows_and_documents_tests_on_rows_that_no_pair_repeats(tmp_path: Path) -> None:
+    source = Path(__file__).parents[2] / "data" / "fda_devices" / "pairs.jsonl.gz"
+    lines = gzip.decompress(source.read_bytes()).decode().splitlines()
+    held_out = [row for row in map(json.loads, lines) if row["split"] != "train"]
+    pairs = [made_of_a_document("What does a chronaximeter measure?", "It measures neuromuscular excitability.")]
+    pairs += [made_of_a_document(row["question"], f"The answer is {row['explanation']}.") for row in held_out]
+    (tmp_path / "pairs.jsonl.gz").write_bytes(source.read_bytes())
+    files = ["pairs.jsonl.gz", *written(tmp_path, "jsonl", pairs)["files"]]
+    work = decided(tmp_path, Domain.model_validate({"files": files, **catalogue()["domains"]["fda_devices"]}))
+    decisions = list(work)
+    work.close()
+    rejects = [row for row in decisions if isinstance(row, Reject)]
+    assert [row.rule for row in rejects if row.file.endswith("rows.jsonl")] == ["contamination"] * len(held_out)
+    assert all("/pairs.jsonl.gz:" in row.reason for row in rejects)  # no row goes for a pair's sake
+    kept = [row for row in decisions if isinstance(row, Example)]
+    assert [row.split for row in kept if row.source == "documents/law/act.md"] == ["train"]
+    assert {row.id for row in kept if row.split != "train"} <= {row["id"] for row in held_out}
+
+
+def test_pairs_of_documents_keep_the_split_that_somebody_gave_them_and_then_need_their_checks(tmp_path: Path) -> None:
+    pairs = [
+        made_of_a_document("Which class has rope?", "Rope has class A.") | {"split": "test"},
+        made_of_a_document("What is a permit for?", "A permit is for a bridge.") | {"split": "test"},
+        made_of_a_document("Which class has salt?", "Salt has class C.") | {"source": "documents/law/salt.md"},
+    ]
+    rows = domain(**written(tmp_path, "jsonl", pairs), columns={"question": "question", "answer": "answer"})
+    work = decided(tmp_path, rows.model_copy(update={"checks": LETTER}))
+    decisions = list(work)
+    work.close()
+    assert [row.split for row in decisions if isinstance(row, Example)] == ["test", "train"]
+    assert ["checks ['letter']" in row.reason for row in decisions if isinstance(row, Reject)] == [True]
+
+
+def test_pairs_of_documents_stand_beside_conversations(tmp_path: Path) -> None:
+    turns = [[{"role": "user", "content": f"Case {n}?"}, {"role": "assistant", "content": "Yes."}] for n in range(30)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": own}) + "\n" for own in turns))
+    files = ["chats.jsonl", *written(tmp_path, "jsonl", [made_of_a_document("Why?", "Because.")])["files"]]
+    work = decided(tmp_path, domain(files, chat=Chat(), split=SPLIT, columns={"split": None}))
+    decisions = list(work)
+    work.close()
+    assert len([row for row in decisions if isinstance(row, Example)]) == 31
 
 
 @pytest.mark.parametrize("reader", READERS)
