@@ -11,6 +11,7 @@ ledger     REACTOR/FIGIN: rope. Ref. log 12.
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from pocket_world.world import Fact
 
@@ -50,12 +51,7 @@ def parse(text: str, style: str) -> Fact | None:
     """The fact that `text` words in `style` ("own" or a domain's), or None if it is not that style."""
     templates = [OWN, OWN_COMPLETE] if style == "own" else [FOREIGN[style]]
     for template in templates:
-        pattern = re.sub(
-            r"\\\{(\w+)\\\}",
-            lambda slot: rf"(?P<{slot[1]}>\d+)" if slot[1] == "record" else rf"(?P<{slot[1]}>[A-Za-z]+)",
-            re.escape(template),
-        )
-        found = re.fullmatch(pattern, text)
+        found = _pattern(template).fullmatch(text)
         if found:
             slots = found.groupdict()
             entity = slots.get("entity") or slots["ENTITY"].capitalize()
@@ -63,3 +59,13 @@ def parse(text: str, style: str) -> Fact | None:
             record = slots.get("record")
             return Fact(entity, attribute, slots["value"], None if record is None else int(record))
     return None
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    pattern = re.sub(
+        r"\\\{(\w+)\\\}",
+        lambda slot: rf"(?P<{slot[1]}>\d+)" if slot[1] == "record" else rf"(?P<{slot[1]}>[A-Za-z]+)",
+        re.escape(template),
+    )
+    return re.compile(pattern)
