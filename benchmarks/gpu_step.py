@@ -52,7 +52,7 @@ class Ceilings:
 
 
 def measured_ceilings(device: str, dtype: torch.dtype) -> Ceilings:
-    size, elements = (8_192, 2**30) if device == "cuda" else (1_024, 2**24)
+    size, elements = (8_192, 2**30) if device == "cuda" else (256, 2**22)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     source = torch.randn(elements, device=device)
     target = torch.empty_like(source)

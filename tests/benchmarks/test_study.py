@@ -65,9 +65,10 @@ def test_every_study_of_the_repository_can_be_run(script):
         document = yaml.safe_load(path.read_text())
         named = {arm for run in document["runs"] for arm in run["arms"]}
         assert named == document["arms"].keys()
-        for cell in study.cells_of(document):
+        cells = study.cells_of(document)
+        for cell in {cell[:1] + cell[2:5]: cell for cell in cells}.values():  # domain and seed set nothing
             study.config_of(document, cell)
-        assert all(key in {cell.key for cell in study.cells_of(document)} for key in study.results_of(path.stem))
+        assert study.results_of(path.stem).keys() <= {cell.key for cell in cells}
 
 
 def test_two_processes_never_do_the_same_cell(script, tmp_path, monkeypatch):
