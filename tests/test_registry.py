@@ -1,17 +1,14 @@
 """The registry, on real git and DVC repositories."""
 
 import subprocess
-import sys
 from contextlib import chdir
-from pathlib import Path
 
+import dvc.cli
 import pytest
 from dvc.repo import Repo
 
 from raft_tasks.errors import InputError
 from raft_tasks.registry import NotStored, champion, promote, promotions, roll_back
-
-DVC = str(Path(sys.executable).with_name("dvc"))
 
 
 def git(folder, *arguments):
@@ -64,13 +61,10 @@ def test_a_promoted_version_can_be_fetched_by_name(repository, tmp_path):
     found = champion(repository, "law")
     assert (str(found), found.revision) == ("raft-law@v2.0.0", git(repository, "rev-parse", "HEAD"))
     release(repository, "three")  # never promoted
-    for number, out in (("v1.0.0", "one"), ("v2.0.0", "two")):
-        command = [DVC, "artifacts", "get", str(repository), "raft-law", "--rev", number, "-o", str(tmp_path / out)]
-        assert subprocess.run(command, capture_output=True).returncode == 0
-        assert (tmp_path / out / "weights").read_text() == out
-    command = [DVC, "artifacts", "get", str(repository), "raft-law", "--stage", "prod", "-o", str(tmp_path / "prod")]
-    assert subprocess.run(command, capture_output=True).returncode == 0
-    assert (tmp_path / "prod/weights").read_text() == "two"
+    for option, name, text in (("--rev", "v1.0.0", "one"), ("--rev", "v2.0.0", "two"), ("--stage", "prod", "two")):
+        out = tmp_path / name
+        assert dvc.cli.main(["artifacts", "get", str(repository), "raft-law", option, name, "-o", str(out)]) == 0
+        assert (out / "weights").read_text() == text
 
 
 def test_nothing_is_tagged_before_it_is_stored(repository):

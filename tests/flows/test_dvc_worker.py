@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from flows.dvc_worker import DvcWorker
 
@@ -25,7 +26,7 @@ stages:
 def dvc(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     subprocess.run(["git", "init", "-q"], check=True)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], check=True)
+    Repo.init().close()
     Path("dvc.yaml").write_text(GRAPH)
     dvc = DvcWorker({**os.environ, "PYTHONPATH": str(ROOT)})
     yield dvc
