@@ -26,14 +26,19 @@ def rows(name):
         return [json.loads(line) for line in lines]
 
 
+def told(pairs):
+    """Every different answer with its explanation: banking77's 13,083 rows have 77 answers."""
+    return {(row["answer"], row["explanation"]) for row in pairs}
+
+
 @pytest.mark.parametrize("name", ["hs_codes", "fda_devices", "banking77"])
 def test_every_reference_passes_its_own_checks_and_others_do_not(name):
     checks, pairs = domain(name).checks, rows(name)
     assert len({row["id"] for row in pairs}) == len(pairs)
-    for row in pairs:
-        assert all(check(row["answer"], row["answer"], checks).values()), row
-        primary = next(iter(checks))
-        assert check(row["explanation"], row["answer"], checks)[primary], row  # what rewrites are made of
+    primary = next(iter(checks))
+    for answer, explanation in told(pairs):
+        assert all(check(answer, answer, checks).values()), answer
+        assert check(explanation, answer, checks)[primary], explanation  # what rewrites are made of
     hardest = list(checks)[-1]
     others = zip(pairs[:200], pairs[-200:], strict=True)
     assert not any(
@@ -53,8 +58,8 @@ def test_every_reference_passes_its_own_checks_and_others_do_not(name):
 )
 def test_an_explanation_says_what_its_answer_says(name, passed):
     checks = domain(name).checks
-    for row in rows(name):
-        assert check(row["explanation"], row["answer"], checks) == passed, row
+    for answer, explanation in told(rows(name)):
+        assert check(explanation, answer, checks) == passed, explanation
 
 
 @pytest.mark.parametrize(

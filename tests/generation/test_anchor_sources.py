@@ -17,7 +17,7 @@ from raft_tasks.generation.anchors import generate_anchors, user_prefix
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.model_loading import load_model
 from raft_tasks.sampling import SamplingParams, uniform_draws
-from raft_tasks.schemas import Anchor, Turn
+from raft_tasks.schemas import Anchor, GeneratedAnchor, Turn
 from raft_tasks.seeds import derive_seed
 from raft_tasks.training.anchor_logits import ROWS, AnchorLogits, encode_anchors, is_encodable, write_anchors
 from raft_tasks.training.conversations import ConversationError, Encoder
@@ -31,6 +31,16 @@ BEGINNING = with_settings(prompt_source="beginning", unfinished="keep", answer_m
 @pytest.fixture(scope="module")
 def pocket() -> TransformersBackend:
     return TransformersBackend(POCKET)
+
+
+@pytest.fixture(scope="module")
+def dialogues(pocket: TransformersBackend) -> list[GeneratedAnchor]:
+    return generate_anchors(range(24), pocket, DIALOGUE)
+
+
+@pytest.fixture(scope="module")
+def texts(pocket: TransformersBackend) -> list[GeneratedAnchor]:
+    return generate_anchors(range(40), pocket, BEGINNING)
 
 
 def test_new_sources_leave_the_settings_of_finished_sets_and_cached_calls_as_they_are() -> None:
@@ -55,14 +65,15 @@ def test_a_second_turn_begins_where_the_template_puts_a_users_words(name: str) -
     assert len(prefix) > len(user_prefix(tokenizer, "Be brief."))
 
 
-def test_a_dialogue_keeps_the_first_turn_and_answer_as_its_history(pocket: TransformersBackend) -> None:
+def test_a_dialogue_keeps_the_first_turn_and_answer_as_its_history(
+    pocket: TransformersBackend, dialogues: list[GeneratedAnchor]
+) -> None:
     once = DIALOGUE.model_copy(update={"prompt_source": "generated"})
     first = {row.id: row for row in generate_anchors(range(24), pocket, once)}
-    rows = generate_anchors(range(24), pocket, DIALOGUE)
-    assert [row.id.removesuffix("-second") for row in rows] == list(first)
-    continued = [row for row in rows if row.id.endswith("-second")]
+    assert [row.id.removesuffix("-second") for row in dialogues] == list(first)
+    continued = [row for row in dialogues if row.id.endswith("-second")]
     assert len(continued) > 15
-    for row in rows:
+    for row in dialogues:
         opening = first[row.id.removesuffix("-second")]
         if row not in continued:
             assert row == opening
@@ -79,17 +90,18 @@ def test_a_dialogue_keeps_the_first_turn_and_answer_as_its_history(pocket: Trans
     prompts = [[*row.history, Turn(role="user", content=row.prompt)] for row in answered]
     again = pocket.generate(prompts, params, [derive_seed(0, "anchor-answer", row.id) for row in answered])
     assert [text.text.strip() for text in again] == [row.answer for row in answered]
-    assert generate_anchors([17, 3], pocket, DIALOGUE) == [rows[17], rows[3]]
+    assert generate_anchors([17, 3], pocket, DIALOGUE) == [dialogues[17], dialogues[3]]
 
 
-def test_a_dialogue_is_cleaned_and_encoded_with_its_history(pocket: TransformersBackend) -> None:
-    rows = generate_anchors(range(24), pocket, DIALOGUE)
-    kept, _, statistics = clean_anchors(rows, Cleaning(DIALOGUE))
+def test_a_dialogue_is_cleaned_and_encoded_with_its_history(
+    pocket: TransformersBackend, dialogues: list[GeneratedAnchor]
+) -> None:
+    kept, _, statistics = clean_anchors(dialogues, Cleaning(DIALOGUE))
     assert len(kept) > 10
     assert statistics.kept == len(kept)
     told = next(row for row in kept if row.history)
     held_out = [str(told.history[0]["content"])]
-    near = {row.id: row.near for row in clean_anchors(rows, Cleaning(DIALOGUE, held_out))[1]}
+    near = {row.id: row.near for row in clean_anchors(dialogues, Cleaning(DIALOGUE, held_out))[1]}
     assert near[told.id] == held_out[0]  # an earlier turn tells it
     tokenizer = pocket.tokenizer
     [encoded] = encode_anchors([told], Encoder(tokenizer, 512))
@@ -97,8 +109,10 @@ def test_a_dialogue_is_cleaned_and_encoded_with_its_history(pocket: Transformers
     assert tokenizer.decode(encoded.completion_ids) == f"{told.answer}<|im_end|>"  # the last answer alone
 
 
-def test_a_text_is_what_a_plain_loop_draws_past_every_end(pocket: TransformersBackend) -> None:
-    rows = generate_anchors(range(6), pocket, BEGINNING)
+def test_a_text_is_what_a_plain_loop_draws_past_every_end(
+    pocket: TransformersBackend, texts: list[GeneratedAnchor]
+) -> None:
+    rows = texts[:6]
     tokenizer, model = pocket.tokenizer, pocket.model
     for number in (0, 4):
         draws = uniform_draws([derive_seed(0, "anchor-text", f"anchor-{number:05d}")], 50)[0]
@@ -126,10 +140,10 @@ def test_the_beginning_of_a_text_is_its_own_token_or_the_templates_first(pocket:
 
 
 def test_every_token_of_a_text_is_regularised_and_texts_are_told_apart(
-    pocket: TransformersBackend, tmp_path: Path
+    texts: list[GeneratedAnchor], tmp_path: Path
 ) -> None:
-    rows = generate_anchors(range(40), pocket, BEGINNING)
-    kept, _, statistics = clean_anchors([*rows, rows[0].model_copy(update={"id": "again"})], Cleaning(BEGINNING))
+    again = texts[0].model_copy(update={"id": "again"})
+    kept, _, statistics = clean_anchors([*texts, again], Cleaning(BEGINNING))
     assert len(kept) > 20
     assert statistics.rejected["duplicate"] == 1
     assert statistics.distinct_1 > 0
