@@ -28,8 +28,10 @@ def distill(domain: str, method: str, seed: int) -> None:
 def training_job(domain: str, method: str, seed: int) -> TrainingJob:
     config = load_config()
     row = config.methods[method]
+    learned = read_rows(paths.training(domain) / f"{method}.{config.run.rows}", TrainingPair)
     return TrainingJob(
-        pairs=read_rows(paths.training(domain) / f"{method}.{config.run.rows}", TrainingPair),
+        pairs=[pair for pair in learned if not pair.document],
+        documents=[pair for pair in learned if pair.document],
         model=config.base,
         method=row,
         train=config.train,
@@ -72,8 +74,12 @@ def print_plans(domain: str | None, method: str | None, seed: int) -> None:
 
 
 def _plan(job: TrainingJob) -> str:
+    from raft_tasks.training.injection import injection_job
     from raft_tasks.training.plan import plan, report
 
+    if job.method.injection:
+        alone = replace(job, method=job.method.model_copy(update={"injection": None}))
+        return f"injection\n{_plan(injection_job(job, job.output))}\nthen\n{_plan(alone)}"
     job = replace(job, mixed=job.method.mixing is not None)  # as long as the targets that they are made from
     with TemporaryDirectory() as folder:
         return report(plan(job, Path(folder)))

@@ -12,9 +12,11 @@ from flows.task_cache import call_cached
 from raft_tasks.artifacts import atomic_folder, count_rows, iter_rows, read_rows, write_json, write_rows
 from raft_tasks.config import DomainFuse, load_config
 from raft_tasks.fuse import (
+    document_pairs,
     failure,
     fuse_chunk,
     judge_labels,
+    read_documents,
     replay_pairs,
     summarize_judging,
     think_chunk,
@@ -47,6 +49,11 @@ def fuse(domain: str) -> None:
         if counts["abstained"]:
             texts = summary["agreement"]["texts"]
             print(f"{label}: judge {name} abstained from {counts['abstained']} of {texts}", flush=True)
+    documents = list[tuple[str, str]]()
+    if any(config.methods[name].injection for name in config.run.methods):
+        documents, left_out = read_documents(paths.documents(domain), config.domains[domain].hygiene.privacy)
+        for reason in left_out:
+            print(f"{label}: not injected: {reason}", flush=True)
     with atomic_folder(paths.training(domain)) as folder:
         for name in config.run.methods:
             method = config.methods[name]
@@ -59,7 +66,8 @@ def fuse(domain: str) -> None:
                 progress = ProgressReporter(label, at_most, pool.calls, f"rows of {name}")
                 learned = list(map_chunks(think_chunk, alone, settings, pool, config.resources.chunks, progress))
                 report_thoughts(f"{label}, {name}", learned)
-            write_rows(folder / f"{name}.{config.run.rows}", learned)
+            injected = document_pairs(documents, method.injection) if method.injection else ()
+            write_rows(folder / f"{name}.{config.run.rows}", chain(learned, injected))
 
 
 def report_thoughts(label: str, pairs: Sequence[TrainingPair]) -> None:

@@ -20,6 +20,7 @@ from raft_tasks.errors import InputError
 from raft_tasks.file_digests import FileDigests
 from raft_tasks.generation.templates import template_text
 from raft_tasks.models import identify
+from raft_tasks.sources.files import find_documents
 
 REPORTING = Path(reporting.__path__[0])  # templates, style and the paper's numbers are files of the report too
 STRUCTURED_TEMPLATES = ("data_rule.jinja", "repair.jinja")  # of every call that wants an answer by a schema
@@ -120,7 +121,20 @@ class Stages:
         patterns = method.replay.patterns if method.replay else []
         files = {str(file): self.digest(file) for pattern in patterns for file in sorted(Path().glob(pattern))}
         replay = resolved(method.replay) if method.replay else None
-        return {"target": method.target, "mixed": method.mixing is not None, "replay": replay, "files": files}
+        rows = {"target": method.target, "mixed": method.mixing is not None, "replay": replay, "files": files}
+        if method.injection:
+            documents = {name: self.documents(name) for name in self.config.run.domains}
+            rows |= {"instruction": method.injection.instruction, "documents": documents}
+        return rows
+
+    def documents(self, domain: str) -> dict[str, Any]:
+        """What decides on a domain's documents; of those that `harvest` is about to write, what decides on them."""
+        folder, sources = paths.documents(domain), []
+        if domain in self.config.run.harvest:
+            sources = [resolved(source) for source in self.config.harvest[domain]]
+        files = find_documents(folder) if folder.is_dir() or not sources else []
+        digests = {str(file): self.digest(file) for file in files if not sources or file != paths.harvested(domain)}
+        return {"files": digests, "harvest": sources, "privacy": self.config.domains[domain].hygiene.privacy}
 
     def training(self) -> Files:
         return {"anchors": self.anchors()} | {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prefect import task
@@ -38,6 +39,18 @@ def with_mixed_targets(job: TrainingJob, identity: dict[str, str | None]) -> Tra
     return replace(job, pairs=read_rows(file, TrainingPair), mixed=True)
 
 
+def run_training(job: TrainingJob, progress: Progress) -> TrainingSummary:
+    """In this process, or in as many as `train.launch` says."""
+    from raft_tasks.training.launch import train_in_processes
+    from raft_tasks.training.train import train_model
+
+    if job.train.launch.processes > 1:
+        return train_in_processes(job, job.checkpoints / "job", progress)
+    summary = train_model(job, progress)
+    assert summary is not None  # this is the only process
+    return summary
+
+
 @task(cache_policy=NO_CACHE)  # its files are DVC's; what an interrupted training has done is in its checkpoints
 def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress) -> TrainingSummary:
     """Train one model into `job.output` (model/, steps.csv, curve.csv); returns the summary.
@@ -45,8 +58,7 @@ def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress)
     A run that was killed continues from its last checkpoint under `job.checkpoints`/<digest of what determines the
     result>; `identity` is the base model's.
     """
-    from raft_tasks.training.launch import train_in_processes
-    from raft_tasks.training.train import train_model
+    from raft_tasks.training.injection import inject
 
     job = replace(job, method=job.method.model_copy(update={"merge": None}))  # merging does not change the training
     asked = len(job.pairs)
@@ -56,15 +68,13 @@ def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress)
         print(f"mixing left out {left_out} of {asked} rows: no drawn answer said what their reference says", flush=True)
     anchors = None if job.anchors is None else digest_path(job.anchors)
     parts = [job.pairs, identity, job.method, job.train, job.template_text, job.seed, code_digest(__name__), anchors]
+    parts += [job.documents] if job.documents else []
     key = digest(parts if job.curve is None else [*parts, job.curve.digest])
     folder = job.checkpoints / key[:16]
-    with atomic_folder(job.output) as partial:
-        job = replace(job, output=partial, checkpoints=folder)
-        if job.train.launch.processes == 1:
-            summary = train_model(job, progress)
-            assert summary is not None  # this is the only process
-        else:
-            summary = train_in_processes(job, folder / "job", progress)
+    run = partial(run_training, progress=progress)
+    job = inject(replace(job, checkpoints=folder), run)
+    with atomic_folder(job.output) as unfinished:
+        summary = run(replace(job, output=unfinished))
     shutil.rmtree(folder, ignore_errors=True)
     summary["rows_left_out"] = left_out
     return summary

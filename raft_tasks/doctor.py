@@ -29,7 +29,7 @@ from raft_tasks.config.faults import explain
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.task_files import missing_data
 from raft_tasks.proxies import is_loopback, proxy_note
-from raft_tasks.sources.files import RawRow, find_files, read_file
+from raft_tasks.sources.files import RawRow, find_documents, find_files, read_file
 from raft_tasks.sources.roles import roles_of
 from raft_tasks.template_file import TemplateFile
 
@@ -109,7 +109,7 @@ def _by_section(document: Any) -> Config | None:
 
 def check_files(config: Config) -> list[Fault]:
     """Data, models, templates and benchmarks."""
-    checks = (check_rows, check_models, check_templates, check_benchmarks)
+    checks = (check_rows, check_documents, check_models, check_templates, check_benchmarks)
     return [fault for check in checks for fault in check(config)]
 
 
@@ -133,6 +133,18 @@ def check_rows(config: Config) -> Iterator[Fault]:
         for file in files:
             if file != made:  # `question` writes it
                 yield from _check_file(file, name, domain)
+
+
+def check_documents(config: Config) -> Iterator[Fault]:
+    """The run's domains have documents where one of its methods learns them."""
+    injecting = [name for name in config.run.methods if name in config.methods and config.methods[name].injection]
+    for domain in config.run.domains if injecting else []:
+        try:
+            if domain not in config.run.harvest:
+                find_documents(Path("documents", domain))
+        except InputError as error:
+            action = f"put its documents there, or take {', '.join(injecting)} out of run.methods"
+            yield Fault(f"methods.{injecting[0]}.injection", str(error), action=action)
 
 
 def _check_file(file: Path, name: str, domain: Domain) -> Iterator[Fault]:
@@ -259,9 +271,10 @@ def disk_of_run(
         merged = WIDTH[dtype] * parameters if row.merge is not None else 0
         trainings += len(models)
         artifacts += 2 * len(models) * (size + merged)
-        # weights and AdamW's two moments, all float32
+        # weights and AdamW's two moments, all float32; and what the injection ended with
         trained = size if row.lora else WIDTH["float32"] * parameters
-        checkpoint = max(checkpoint, 3 * trained if models else 0)
+        copies = 4 if row.injection else 3
+        checkpoint = max(checkpoint, copies * trained if models else 0)
     return trainings, artifacts, config.resources.processes * checkpoint
 
 

@@ -8,13 +8,17 @@ from typing import Any
 
 from raft_tasks import config
 from raft_tasks.artifacts import iter_rows
+from raft_tasks.control_tokens import CONTROL, break_up
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.agreement import compare_with_people, panel_agreement
 from raft_tasks.generation.cached_backend import CachedBackend, ModelPool
 from raft_tasks.generation.fusing import fuse
 from raft_tasks.generation.judges import SCALE, Judge, build_panel
 from raft_tasks.generation.thinking import think_first
-from raft_tasks.schemas import Filtered, Fused, Labelled, TrainingPair
+from raft_tasks.schemas import Filtered, Fused, Labelled, Reject, TrainingPair
+from raft_tasks.sources.documents import texts
+from raft_tasks.sources.files import find_documents
+from raft_tasks.sources.privacy import findings
 
 
 def fuse_chunk(rows: list[Filtered], settings: config.DomainFuse, pool: ModelPool) -> list[Fused]:
@@ -75,6 +79,31 @@ def training_pairs(rows: Iterable[Fused], method: config.Method) -> Iterator[Tra
             id=row.id, question=row.question, answer=answer[method.target](row),
             expected=row.expected if method.mixing else [], history=row.history,
         )  # fmt: skip
+
+
+def read_documents(folder: Path, privacy: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """(name, text) of a domain's documents, marks of turns broken up; and which are left out, with the reason.
+
+    Raises:
+        InputError: there are none, or none is left.
+    """
+    documents, left_out = [], []
+    for document in texts(find_documents(folder)):
+        if isinstance(document, Reject):
+            left_out.append(f"{document.file}: {document.reason}")
+        elif privacy == "reject" and (private := findings(document[1])):
+            left_out.append(f"{document[0]}: hygiene.privacy is reject, and it holds: {private[0].rule}")
+        else:
+            documents.append((document[0], break_up(CONTROL, document[1])))
+    if not documents:
+        raise InputError(f"{folder}: none of the documents can be injected: {'; '.join(left_out) or 'they are empty'}")
+    return documents, left_out
+
+
+def document_pairs(documents: Iterable[tuple[str, str]], injection: config.Injection) -> Iterator[TrainingPair]:
+    """The documents as answers, marked as such."""
+    for name, text in documents:
+        yield TrainingPair(id=name, question=injection.instruction, answer=text, document=True)
 
 
 def replay_pairs(replay: config.Replay, domain_pairs: Iterable[TrainingPair]) -> Iterator[TrainingPair]:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from raft_tasks import config
-from raft_tasks.errors import InputError
 from raft_tasks.generation.cached_backend import ModelPool
 from raft_tasks.generation.questions import make_questions
 from raft_tasks.schemas import Chunk, Questioned, Reject, RejectedPair
 from raft_tasks.sources.documents import chunks
-from raft_tasks.sources.files import check_inside
+from raft_tasks.sources.files import find_documents
 
 
 def read_chunks(folder: Path, settings: config.Question) -> tuple[list[Chunk], list[RejectedPair]]:
@@ -22,14 +21,10 @@ def read_chunks(folder: Path, settings: config.Question) -> tuple[list[Chunk], l
     Raises:
         InputError: there is no document, or one is a link that leads out of `folder`.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    if not files:
-        raise InputError(f"{folder} holds no documents; put files there, or take the domain out of run.documents")
-    for path in files:
-        check_inside(path, folder)
     pieces: list[Chunk] = []
     unreadable: list[RejectedPair] = []
-    for piece in chunks(files, min_characters=settings.min_characters, max_characters=settings.max_characters):
+    files, least, most = find_documents(folder), settings.min_characters, settings.max_characters
+    for piece in chunks(files, min_characters=least, max_characters=most):
         if isinstance(piece, Reject):
             unreadable.append(_unreadable(piece))
         else:

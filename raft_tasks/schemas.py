@@ -43,6 +43,7 @@ class Turn(TypedDict):
 # field out where it is written.
 History = Annotated[list[Turn], Field(exclude_if=not_)]
 Thought = Annotated[str, Field(exclude_if=not_)]  # with its tags; left out likewise
+Mark = Annotated[bool, Field(exclude_if=not_)]  # likewise
 Prompt = str | list[Turn]  # one user turn, or a conversation that a user turn ends
 
 
@@ -157,6 +158,7 @@ class TrainingPair(Row):
     question: str
     answer: str
     replay: bool = False  # a general row of the user's, learned beside the domain's
+    document: Mark = False  # `answer` is the text of a document: it is learned first, in windows (injection)
     finished: bool = True  # False: the answer was cut, and its end is not learned
     expected: list[str] = []  # strings that a right answer must say; only where the method mixes its targets
     history: History = []

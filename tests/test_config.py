@@ -181,6 +181,9 @@ def test_names_must_be_known():
         ({"sft": False, "distillation": {"kl_weight": 1.0}, "token_weighting": "dft"}, "token_weighting 'dft'"),
         ({"sft": False, "distillation": {"kl_weight": 1.0}, "anchors": {"weight": "ema"}}, "anchors.weight 'ema'"),
         ({"anchors": {"logits": "teacher"}}, "anchors.logits 'teacher' without distillation"),
+        ({"osf": {}, "injection": {}}, "osf and injection: expected one of them"),
+        ({"injection": {"epochs": 0}}, "methods.mine.injection.epochs"),
+        ({"injection": {"instruction": ""}}, "methods.mine.injection.instruction"),
         ({"lora": {}, "distillation": {"teacher_dtype": "bfloat16"}}, "both must be null"),
     ],
 )
@@ -257,7 +260,18 @@ def test_resolved_values_leave_an_added_key_out_where_it_changes_nothing():
 
     assert resolved(Outer(rows=[Inner(new=True)])) == {"inner": {"old": 1}, "rows": [{"old": 1, "new": True}]}
     method = parse_config(small()).methods["raft"]
-    assert resolved(method) == method.model_dump(mode="json")
+    assert resolved(method) == method.model_dump(mode="json", exclude={"injection"})
+    assert resolved(parse_config(small()).methods["raft_injected"])["injection"]["epochs"] == 3
+
+
+def test_harvested_documents_are_injected_where_they_are_there_in_time():
+    document = small(harvest={"mine": [{"hub": {"id": "a/b", "revision": "0" * 40}, "text": "text"}]})
+    document["run"] |= {"methods": ["raft_injected"], "harvest": ["mine"], "documents": []}
+    assert "run.documents: got no 'mine', which is in run.harvest, with methods.raft_injected.injection" in message_of(
+        document
+    )
+    document["run"]["documents"] = ["mine"]
+    parse_config(document)
 
 
 @pytest.mark.parametrize("key", ["limit", "max_tokens"])

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from raft_tasks.config import DomainFuse, PromptedCall, load_config
-from raft_tasks.fuse import fuse_chunk, judge_labels, summarize_judging
+from raft_tasks.config import DomainFuse, Injection, PromptedCall, load_config
+from raft_tasks.errors import InputError
+from raft_tasks.fuse import document_pairs, fuse_chunk, judge_labels, read_documents, summarize_judging
 from raft_tasks.schemas import Candidate, Filtered, Fused, Labelled
 
 sys.path.insert(0, str(Path(__file__).parent / "generation"))
@@ -77,6 +78,29 @@ def test_agreement_counts_each_text_of_a_row_once():
     assert summary["agreement"]["texts"] == 3
     assert summary["agreement"]["judges"]["qwen"]["abstained"] == 1
     assert summary["agreement"]["fleiss_kappa"] == 1
+
+
+def test_documents_are_injected_once_without_marks_and_private_data(tmp_path):
+    (tmp_path / "a.md").write_text("The fee is 12 euros.<|im_end|>\n")
+    (tmp_path / "b.txt").write_text("Write to figin@example.org.")
+    (tmp_path / "c.txt").write_text("Write to figin@example.org.")  # the same once more
+    (tmp_path / "d.doc").write_text("?")
+    documents, left_out = read_documents(tmp_path, "flag")
+    assert [(Path(name).name, text) for name, text in documents] == [
+        ("a.md", "The fee is 12 euros.< |im_end|>"), ("b.txt", "Write to figin@example.org."),
+    ]  # fmt: skip
+    (reason,) = left_out
+    assert "d.doc: got the ending '.doc'" in reason
+    pairs = list(document_pairs(documents, Injection(instruction="Write.")))
+    assert [(pair.question, pair.answer, pair.document) for pair in pairs][1] == (
+        "Write.", "Write to figin@example.org.", True,
+    )  # fmt: skip
+    documents, left_out = read_documents(tmp_path, "reject")
+    assert [Path(name).name for name, _ in documents] == ["a.md"]
+    assert "b.txt: hygiene.privacy is reject, and it holds: e-mail address" in left_out[0]
+    (tmp_path / "a.md").unlink()
+    with pytest.raises(InputError, match=r"none of the documents can be injected: .*b\.txt"):
+        read_documents(tmp_path, "reject")
 
 
 def test_rows_are_fused_and_judged_by_models_through_the_calls():

@@ -59,6 +59,7 @@ from raft_tasks.config.training import (
     Curve,
     Distillation,
     Generate,
+    Injection,
     Interpolate,
     Launch,
     Lora,

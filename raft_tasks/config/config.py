@@ -111,6 +111,12 @@ class Config(Section):
                 wrong.append(
                     f"train.curve.sets: got {method.anchors.set!r}, from which methods.{name} learns; expected others"
                 )
+            if method and method.injection:
+                wrong += [
+                    f"run.documents: got no {domain!r}, which is in run.harvest, with methods.{name}.injection; "
+                    "expected it: else the method's rows are written before its documents are there"
+                    for domain in sorted({*self.run.domains} & {*self.run.harvest} - {*self.run.documents})
+                ]
         for name, source in self.retrain.fetch.items():
             if source.kind == "hub" and name in self.domains and self.domains[name].hub is None:
                 wrong.append(f"retrain.fetch.{name}: got kind hub, but domains.{name}.hub is null")

@@ -142,6 +142,16 @@ class Mixing(Section):
     template: str = key("teacher.jinja", "prompt template that shows the base the target")
 
 
+class Injection(Section):
+    """A training of its own before `target` is learned: the student learns to write the domain's documents
+    (arXiv:2608.20281: inject, align, recover; `merge` recovers)."""
+
+    epochs: PositiveInt = key(3, "passes over the documents")
+    learning_rate_scale: PositiveFloat = key(1.0, "multiple of train.learning_rate")
+    max_length: PositiveInt = key(1024, "tokens of a window of a document, prompt included, within train.max_length")
+    instruction: str = key("Write down a document that you have read.", "user turn before every window", min_length=1)
+
+
 class Prune(Section):
     """FAPM (arXiv:2509.08255): only the best-scored share of each tensor's change stays."""
 
@@ -201,6 +211,7 @@ class Method(Section):
     osf: Osf | None = key(None, "orthogonal subspace fine-tuning, in place of `lora`")
     replay: Replay | None = key(None, "general rows of yours")
     anchors: AnchorLoss | None = key(None, "regularisation towards the base on anchors")
+    injection: Injection | None = added_key(None, "first learns the texts of documents/<domain>; null: does not", None)
     merge: Merge | None = key(None, "what of the change stays after training; null: all of it")
 
     @property
@@ -241,6 +252,8 @@ class Method(Section):
     def adapters_fit_the_teacher_and_the_sampler(self) -> Method:
         if self.lora and self.osf:
             raise ValueError("lora and osf: expected one of them")
+        if self.osf and self.injection:
+            raise ValueError("osf and injection: expected one of them: osf would preserve the injected weights")
         if self.osf and self.distillation and self.distillation.sampler.kind in ("vllm", "vllm_server"):
             raise ValueError("osf with a sampler of vLLM, which takes LoRA alone: expected another sampler")
         copied = self.distillation and (self.distillation.teacher_dtype or self.distillation.teacher_device)

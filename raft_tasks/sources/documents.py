@@ -62,6 +62,19 @@ def chunks(paths: Iterable[Path], *, min_characters: int, max_characters: int) -
             yield reject(str(path), 1, str(error), "")
 
 
+def texts(paths: Iterable[Path]) -> Iterator[tuple[str, str] | Reject]:
+    """(name, extracted text) of every document, in order; a text that occurs twice comes once."""
+    seen: set[str] = set()
+    for path in paths:
+        try:
+            for name, text, *_ in _documents(path):
+                if text.strip() and text not in seen:
+                    seen.add(text)
+                    yield name, text
+        except (UnreadableError, OSError) as error:
+            yield reject(str(path), 1, str(error), "")
+
+
 def _documents(path: Path) -> Iterator[tuple[str, str, list[Block], list[int]]]:
     """Yield (name, text, blocks, where each page begins) of every document in the file; without pages, nowhere."""
     ending = path.suffix.lower()

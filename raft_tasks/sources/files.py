@@ -101,6 +101,23 @@ def check_inside(path: Path, workspace: Path) -> None:
         )
 
 
+def find_documents(folder: Path) -> list[Path]:
+    """The files under `folder`, in the order of their names, without hidden ones.
+
+    Raises:
+        SourceError: there is none, or one is a link that leads out of `folder`.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    if not files:
+        raise SourceError(
+            f"{folder} holds no documents; put files there, or take the domain out of run.documents (and methods with "
+            "`injection` out of run.methods)"
+        )
+    for path in files:
+        check_inside(path, folder)
+    return files
+
+
 def read_file(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
     """Yield the rows of one file in their order, holding a small part of it in memory.
 

@@ -19,7 +19,7 @@ learned, nor does a teacher that sees the reference go on in it. Of an anchor th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -97,7 +97,7 @@ class Encoder:
         for pair in pairs:
             row, of_row = self.encode(pair, end)
             problems += [f"{pair.id}: {text}" for text in of_row]
-            rows.append(row)
+            rows += self.windows(row) if pair.document and not of_row else [row]
         if problems:
             more = f"\n  ... and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
             raise ConversationError(
@@ -119,9 +119,20 @@ class Encoder:
         prompt = self.ids(text)
         answer = self.answer_ids(words, text, prompt)
         row = Encoded(pair.id, prompt, [*answer, end] if pair.finished else answer, self.teacher_ids(pair))
+        if pair.document:
+            problems = self.answer_problems(pair, answer)
+            if len(prompt) >= self.max_length:
+                problems.append(f"the prompt alone has {len(prompt)} tokens")
+            return row, problems
         if self.too_long == "cut" and self.overlong(row):
             row = self.truncate(row, pair) or row
         return row, [*self.answer_problems(pair, answer), *self.overlong(row)]
+
+    def windows(self, row: Encoded) -> list[Encoded]:
+        """A document in rows that fit: all its tokens once, in order, each window behind the prompt."""
+        size, tokens = self.max_length - len(row.prompt_ids), row.completion_ids
+        starts = range(0, len(tokens), size)
+        return [replace(row, id=f"{row.id}:{at}", completion_ids=tokens[at : at + size]) for at in starts]
 
     def ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -43,6 +43,8 @@ class TrainingJob:
     output: Path
     checkpoints: Path  # of this training alone; the caller removes it after success
     mixed: bool = False  # `pairs` are what the method's `mixing` makes of them
+    documents: list[TrainingPair] = field(default_factory=list)  # what the method's `injection` learns first
+    injected: Path | None = None  # folder of `injection.inject`, with whose weights the student starts
     anchors: Path | None = None  # folder of the set that the method names, if it names one
     curve: CurveInputs | None = None  # exactly where `train.curve` is set
     trackers: tuple[str, ...] = ()  # names of `trackers.report_to`

@@ -66,6 +66,7 @@ def model_card(job: TrainingJob, data: TrainingData) -> str:
         "distillation": method.distillation,
         "target_kl": method.target_kl,
         "mixing": method.mixing,
+        "injection": method.injection,
         "replay": method.replay,
         "anchors": method.anchors,
         "lora": method.lora,
@@ -81,18 +82,23 @@ def model_card(job: TrainingJob, data: TrainingData) -> str:
         revision=model.revision,
         thinking="as the request says (`enable_thinking`)" if model.thinking == "both" else model.thinking,
         system="the template's own" if model.system is None else f"`{model.system!r}`",
-        answers=f"{method.target}, rewritten token by token by the base (MixSD)" if method.mixing else method.target,
+        answers=learned_answers(method),
         teacher=TEACHERS[method.teacher],
         balance=None if method.distillation is None else method.distillation.kl_weight,
         trained=trained_weights(method),
         rows=len(data.rows),
         answer_tokens=sum(len(row.completion_ids) for row in data.rows),
-        data_digest=digest([job.pairs]),
+        data_digest=digest([job.pairs, job.documents] if job.documents else [job.pairs]),
         base_digest=data.base_digest,
         seed=job.seed,
         loss=" + ".join(loss_terms(method)),
         settings=json.dumps(settings, indent=2),
     )
+
+
+def learned_answers(method: Method) -> str:
+    mixed = ", rewritten token by token by the base (MixSD)" if method.mixing else ""
+    return f"{method.target}{mixed}{', after the texts of the documents' if method.injection else ''}"
 
 
 def trained_weights(method: Method) -> str:

@@ -21,6 +21,7 @@ from raft_tasks.training.completion_forward import output_head
 from raft_tasks.training.conversations import Encoded, Encoder, teacher_turn
 from raft_tasks.training.divergence import weights_digest
 from raft_tasks.training.forgetting import CurveData, load_curve_data
+from raft_tasks.training.injection import load_injected
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.teacher import Teacher, WithoutAdapter, frozen_copy
 
@@ -50,6 +51,11 @@ def prepare(job: TrainingJob) -> tuple[PreTrainedModel, TrainingData]:
         raise InputError(
             f"got {'mixed' if job.mixed else 'unmixed'} pairs with mixing {method.mixing!r}; expected mixed ones "
             "exactly where the method mixes: generation.mixing.mix_answers makes them"
+        )
+    if (method.injection is None) != (job.injected is None):
+        raise InputError(
+            f"got injection {method.injection!r} with the injected weights {job.injected}; expected some exactly where "
+            "the method injects: training.injection.inject makes them"
         )
     # AdamW's steps vanish in bfloat16 weights, so what is trained is float32; train.precision says how it computes
     dtype = torch.float32 if method.lora is None else getattr(torch, job.model.dtype)
@@ -101,6 +107,8 @@ def fingerprint(job: TrainingJob, base_digest: str) -> str:
     template = job.template_text if job.method.teacher == "answer_conditioned" else None
     anchors = None if job.anchors is None else digest_path(job.anchors)
     parts = [resolved(job.model), job.method, job.train, template, job.seed, digest([job.pairs]), base_digest, anchors]
+    if job.injected is not None:
+        parts.append(digest_path(job.injected))
     return digest(parts if job.curve is None else [*parts, job.curve.digest])
 
 
@@ -130,6 +138,8 @@ def make_pair(network: PreTrainedModel, job: TrainingJob, device: torch.device) 
         teacher = WithoutAdapter(teacher_adapter is not None) if distillation else None
     elif distillation is not None:
         teacher = frozen_copy(network, distillation, job.model.dtype, device)
+    if job.injected is not None:  # after the teacher, which is the base
+        load_injected(student, job)
     if job.train.gradient_checkpointing:
         with without_peft_warnings():
             network.gradient_checkpointing_enable({"use_reentrant": False})

@@ -30,11 +30,22 @@ class LambdaSummary(TypedDict):
     last: float
 
 
+class InjectionSummary(TypedDict):
+    """The training on documents before the method's own."""
+
+    rows: int  # windows
+    steps: int
+    seconds: float
+    tokens_trained: int  # over all epochs
+    nll: float | None  # of the last step
+
+
 TrainingSummary = TypedDict(
     "TrainingSummary",
     {
         "steps": int,
-        "seconds": float,
+        "seconds": float,  # of its steps, those of the injection included
+        "injection": NotRequired[InjectionSummary],  # where the method has one
         "parameters": int,
         "trainable_parameters": int,
         "rows": int,

@@ -14,6 +14,7 @@ from raft_tasks.training.adapters import STUDENT, save_adapter
 from raft_tasks.training.checkpoints import last_complete
 from raft_tasks.training.divergence import relative_distance
 from raft_tasks.training.forgetting import write_curve
+from raft_tasks.training.injection import injection_summary
 from raft_tasks.training.interruption import TrainingInterrupted
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.licence import copy_licence
@@ -76,6 +77,9 @@ def train_model(job: TrainingJob, progress: Progress | None = None) -> TrainingS
         write_curve(job.output / "curve.csv", [])
     else:
         summary["curve"] = trainer.curve.summary(summary["seconds"])
+    if job.injected is not None:
+        summary["injection"] = injection_summary(job.injected)
+        summary["seconds"] += summary["injection"]["seconds"]
     return summary
 
 

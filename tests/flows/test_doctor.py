@@ -141,6 +141,16 @@ def test_files_without_pairs_are_named(project, content, words):
     assert words in faults[0] or "no rows" in faults[0]
 
 
+def test_a_method_that_injects_needs_documents(project):
+    change(run={"methods": ["sft", "raft_injected"]})
+    (fault,) = checks.check_documents(load_config())
+    assert "methods.raft_injected.injection: documents/mine holds no documents" in str(fault)
+    assert "take raft_injected out of run.methods" in str(fault)
+    Path("documents/mine").mkdir(parents=True)
+    Path("documents/mine/a.md").write_text("text")
+    assert not [*checks.check_documents(load_config())]
+
+
 def test_a_domain_without_files_is_named(project):
     Path("data/mine/pairs.csv").unlink()
     faults = [str(fault) for fault in find_faults()]

@@ -117,6 +117,46 @@ def test_a_folder_where_a_hub_id_could_stand_counts_by_its_content(changed, tmp_
     assert {name for name in before if before[name] != after[name]} == stages
 
 
+def test_documents_concern_methods_that_inject_and_no_other(tmp_path, monkeypatch):
+    """Through `fuse`, which writes what each method learns: the other methods' rows stay as they are."""
+    document = yaml.safe_load(Path("params.yaml").read_text())
+    plain = files_of(parse_config(document), tmp_path)
+    assert "injection" not in json.dumps([plain[f"distill-{method}"] for method in METHODS])
+    assert "documents" not in plain["fuse"]["methods"]["raft"]
+    document["run"] |= {"methods": [*METHODS, "raft_injected"]}
+    config = parse_config(document)
+    folder = tmp_path / "documents" / "archive"
+    monkeypatch.setattr(paths, "documents", lambda domain: folder)
+    with pytest.raises(InputError, match="archive holds no documents"):
+        files_of(config, tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "a.md").write_text("one")
+    before = files_of(config, tmp_path)
+    assert {name for name in plain if before[name] != plain[name]} == {"fuse", "ingest-archive"}  # and its teacher's
+    assert before["distill-raft_injected"]["method"]["injection"]["epochs"] == 3
+    (folder / "a.md").write_text("two")
+    after = files_of(config, tmp_path)
+    assert {name for name in before if after[name] != before[name]} == {"fuse"}
+    rows = {name: (before["fuse"]["methods"][name], after["fuse"]["methods"][name]) for name in config.run.methods}
+    assert [name for name, (old, new) in rows.items() if old != new] == ["raft_injected"]
+
+
+def test_of_a_harvest_counts_what_decides_on_its_documents(tmp_path, monkeypatch):
+    """They are written after `resolve`, so their bytes would be those of the run before."""
+    document = yaml.safe_load(Path("params.yaml").read_text())
+    document["run"] |= {"methods": ["raft_injected"], "harvest": ["archive"], "documents": ["archive"]}
+    hub = {"id": "a/b", "revision": "0" * 40, "limit": 5}
+    document["harvest"] = {"archive": [{"hub": hub, "text": "text"}]}
+    folder = tmp_path / "documents" / "archive"
+    monkeypatch.setattr(paths, "documents", lambda domain: folder)
+    before = files_of(parse_config(document), tmp_path)["fuse"]
+    folder.mkdir(parents=True)
+    paths.harvested("archive").write_bytes(b"rows")
+    assert files_of(parse_config(document), tmp_path)["fuse"] == before
+    hub["limit"] = 6
+    assert files_of(parse_config(document), tmp_path)["fuse"] != before
+
+
 def test_a_file_that_is_not_there_is_named(changed):
     with pytest.raises(InputError, match=r"data/calibration/none\.jsonl, which is not there"):
         changed("fuse.calibration", "none.jsonl")

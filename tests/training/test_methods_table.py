@@ -8,6 +8,7 @@ from tiny import job, pairs, save_anchors, train
 from flows.init import params_text
 from raft_tasks.artifacts import parse_yaml
 from raft_tasks.config import load_config, parse_config
+from raft_tasks.training.injection import inject
 from raft_tasks.training.train import train_model
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,10 @@ def test_every_row_trains(name, row, tiny_model, tiny_folder, tmp_path):
     settings = train(epochs=1, batch_size=4)
     anchors = save_anchors(tmp_path / "set", tiny_folder) if row.anchors else None
     made = {"train": settings, "anchors": anchors, "mixed": row.mixing is not None}
-    summary = train_model(job(tiny_model, tmp_path, row, pairs=rows, **made))
+    if row.injection is not None:
+        row = row.model_copy(update={"injection": row.injection.model_copy(update={"instruction": "what is the ?"})})
+        made["documents"] = [pair.model_copy(update={"document": True}) for pair in rows[:4]]
+    summary = train_model(inject(job(tiny_model, tmp_path, row, pairs=rows, **made), train_model))
     assert summary["steps"] == 2
     assert summary["distance"]["total"] > 0
     assert (summary["final"]["l_sft"] is None) == (not row.sft)
@@ -46,3 +50,4 @@ def test_every_row_trains(name, row, tiny_model, tiny_folder, tmp_path):
     assert (summary["final"]["l_replay"] is None) == (row.replay is None)
     assert (summary["final"]["l_target_kl"] is None) == (row.target_kl is None)
     assert (summary["final"]["l_anchor"] is None) == (row.anchors is None)
+    assert ("injection" in summary) == (row.injection is not None)
