@@ -121,7 +121,12 @@ class Stages:
         patterns = method.replay.patterns if method.replay else []
         files = {str(file): self.digest(file) for pattern in patterns for file in sorted(Path().glob(pattern))}
         replay = resolved(method.replay) if method.replay else None
-        rows = {"target": method.target, "mixed": method.mixing is not None, "replay": replay, "files": files}
+        rows: dict[str, Any] = {
+            "target": method.target,
+            "mixed": method.mixing is not None,
+            "replay": replay,
+            "files": files,
+        }
         if method.injection:
             documents = {name: self.documents(name) for name in self.config.run.domains}
             rows |= {"instruction": method.injection.instruction, "documents": documents}

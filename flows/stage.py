@@ -116,7 +116,7 @@ class Progress:
         self.printed = now = time.monotonic()
         began, before = self.origin
         left = f", about {(now - began) / (done - before) * (self.total - done):.0f} s left" if done > before else ""
-        if self.origin == (self.started, 0):
+        if self.origin == (self.started, 0) or done < before:  # at first, and where one training follows another
             self.origin = (now, done)
         text = f"{done}/{self.total} {self.unit}{left}{shown and '; '}{shown}"
         if not self.terminal:

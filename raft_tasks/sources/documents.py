@@ -68,9 +68,9 @@ def texts(paths: Iterable[Path]) -> Iterator[tuple[str, str] | Reject]:
     for path in paths:
         try:
             for name, text, *_ in _documents(path):
-                if text.strip() and text not in seen:
-                    seen.add(text)
-                    yield name, text
+                if (stripped := text.strip()) and stripped not in seen:
+                    seen.add(stripped)
+                    yield name, stripped
         except (UnreadableError, OSError) as error:
             yield reject(str(path), 1, str(error), "")
 

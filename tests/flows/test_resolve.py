@@ -132,7 +132,7 @@ def test_documents_concern_methods_that_inject_and_no_other(tmp_path, monkeypatc
     folder.mkdir(parents=True)
     (folder / "a.md").write_text("one")
     before = files_of(config, tmp_path)
-    assert {name for name in plain if before[name] != plain[name]} == {"fuse", "ingest-archive"}  # and its teacher's
+    assert {name for name in plain if before[name] != plain[name]} == {"fuse", "judge", "report"}
     assert before["distill-raft_injected"]["method"]["injection"]["epochs"] == 3
     (folder / "a.md").write_text("two")
     after = files_of(config, tmp_path)
