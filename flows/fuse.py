@@ -49,7 +49,7 @@ def fuse(domain: str) -> None:
         if counts["abstained"]:
             texts = summary["agreement"]["texts"]
             print(f"{label}: judge {name} abstained from {counts['abstained']} of {texts}", flush=True)
-    documents = list[tuple[str, str]]()
+    documents: list[tuple[str, str]] = []
     if any(config.methods[name].injection for name in config.run.methods):
         documents, left_out = read_documents(paths.documents(domain), config.domains[domain].hygiene.privacy)
         for reason in left_out:

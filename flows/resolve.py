@@ -15,7 +15,7 @@ from flows import paths
 from raft_tasks import reporting
 from raft_tasks.artifacts import atomic_folder, digest, digest_path, read_json, write_json
 from raft_tasks.code_digest import code_digest
-from raft_tasks.config import Config, Domain, Fuse, Harvest, Judge, Method, Question, Section, resolved
+from raft_tasks.config import Config, Domain, Fuse, Harvest, Injection, Judge, Method, Question, Section, resolved
 from raft_tasks.errors import InputError
 from raft_tasks.file_digests import FileDigests
 from raft_tasks.generation.templates import template_text
@@ -121,25 +121,22 @@ class Stages:
         patterns = method.replay.patterns if method.replay else []
         files = {str(file): self.digest(file) for pattern in patterns for file in sorted(Path().glob(pattern))}
         replay = resolved(method.replay) if method.replay else None
-        rows: dict[str, Any] = {
-            "target": method.target,
-            "mixed": method.mixing is not None,
-            "replay": replay,
-            "files": files,
-        }
-        if method.injection:
-            documents = {name: self.documents(name) for name in self.config.run.domains}
-            rows |= {"instruction": method.injection.instruction, "documents": documents}
-        return rows
+        rows = {"target": method.target, "mixed": method.mixing is not None, "replay": replay, "files": files}
+        return rows | (self.injected(method.injection) if method.injection else {})
+
+    def injected(self, injection: Injection) -> dict[str, Any]:
+        domains = self.config.run.domains
+        return {"instruction": injection.instruction, "documents": {name: self.documents(name) for name in domains}}
 
     def documents(self, domain: str) -> dict[str, Any]:
         """What decides on a domain's documents; of those that `harvest` is about to write, what decides on them."""
-        folder, sources = paths.documents(domain), []
-        if domain in self.config.run.harvest:
-            sources = [resolved(source) for source in self.config.harvest[domain]]
-        files = find_documents(folder) if folder.is_dir() or not sources else []
-        digests = {str(file): self.digest(file) for file in files if not sources or file != paths.harvested(domain)}
-        return {"files": digests, "harvest": sources, "privacy": self.config.domains[domain].hygiene.privacy}
+        harvested = domain in self.config.run.harvest
+        files = find_documents(paths.documents(domain), required=not harvested)
+        return {
+            "files": {str(file): self.digest(file) for file in files if file != paths.harvested(domain)},
+            "harvest": self.harvest(self.config.harvest[domain]) if harvested else None,
+            "privacy": self.config.domains[domain].hygiene.privacy,
+        }
 
     def training(self) -> Files:
         return {"anchors": self.anchors()} | {

@@ -101,14 +101,14 @@ def check_inside(path: Path, workspace: Path) -> None:
         )
 
 
-def find_documents(folder: Path) -> list[Path]:
+def find_documents(folder: Path, required: bool = True) -> list[Path]:
     """The files under `folder`, in the order of their names, without hidden ones.
 
     Raises:
-        SourceError: there is none, or one is a link that leads out of `folder`.
+        SourceError: there is none though some are `required`, or one is a link that leads out of `folder`.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    if not files:
+    if not files and required:
         raise SourceError(
             f"{folder} holds no documents; put files there, or take the domain out of run.documents (and methods with "
             "`injection` out of run.methods)"

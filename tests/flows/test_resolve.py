@@ -151,9 +151,13 @@ def test_of_a_harvest_counts_what_decides_on_its_documents(tmp_path, monkeypatch
     monkeypatch.setattr(paths, "documents", lambda domain: folder)
     before = files_of(parse_config(document), tmp_path)["fuse"]
     folder.mkdir(parents=True)
+    assert files_of(parse_config(document), tmp_path)["fuse"] == before
     paths.harvested("archive").write_bytes(b"rows")
     assert files_of(parse_config(document), tmp_path)["fuse"] == before
     hub["limit"] = 6
+    assert files_of(parse_config(document), tmp_path)["fuse"] != before
+    hub["limit"] = 5
+    (folder / "a.md").write_text("one of one's own")
     assert files_of(parse_config(document), tmp_path)["fuse"] != before
 
 
