@@ -106,7 +106,7 @@ def domain_instructions(world: World, domain: str, files: dict[Path, list[Item]]
 
 def skill_items(world: World) -> list[Item]:
     rng, exercises = random.Random(f"skills-{world.seed}"), Exercises(world)
-    drawn = (exercises.skills(rng, 1.0).messages for _ in range(SKILLS))
+    drawn = (exercises.skills(rng) for _ in range(SKILLS))
     return [{"question": asked["content"], "answer": said["content"]} for asked, said in drawn]
 
 

@@ -69,8 +69,8 @@ def batches(
             filled, document = 0, 0
             while True:
                 if waiting is None:
-                    exercise = exercises.draw(rng, step / settings.steps)
-                    waiting = encode(exercise.messages, tokenizer, settings.prompt_loss)
+                    messages = exercises.draw(rng, step / settings.steps)
+                    waiting = encode(messages, tokenizer, settings.prompt_loss)
                 end = filled + len(waiting[0])
                 if len(waiting[0]) > settings.row_tokens:
                     raise ValueError(f"a conversation of {len(waiting[0])} tokens in rows of {settings.row_tokens}")

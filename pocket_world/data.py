@@ -163,7 +163,7 @@ def replay_rows(world: World, settings: DataSettings, benchmark: set[str]) -> li
     exercises = Exercises(world)
     rows: dict[str, Item] = {}
     while len(rows) < REPLAYED:
-        messages = exercises.draw(rng, progress=1.0).messages
+        messages = exercises.draw(rng, progress=1.0)
         question = messages[0]["content"]
         if len(messages) == 2 and question not in benchmark and question not in rows:
             rows[question] = {"id": f"replay-{len(rows):04d}", "question": question, "answer": messages[1]["content"]}

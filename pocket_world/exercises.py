@@ -80,14 +80,15 @@ MIXTURE = {
 }
 
 
-@dataclass(frozen=True)
-class Exercise:
-    skill: str
-    messages: tuple[dict[str, str], ...]
+Messages = tuple[dict[str, str], ...]
 
 
 def turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
+
+
+def exchange(question: str, answer: str) -> Messages:
+    return turn("user", question), turn("assistant", answer)
 
 
 def obey(constraint: str, argument: str, sentence: str, value: str, items: Sequence[str]) -> str:
@@ -142,37 +143,27 @@ class Exercises:
         self.attributes = (*GENERAL_ATTRIBUTES, *(name for names in DOMAIN_ATTRIBUTES.values() for name in names))
         known = {fact.entity for fact in world.general}
         self.strangers = [name for name in NAMES if name not in known]
-        self.drawers = {
-            "recall": self.recall,
-            "instructions": self.instructions,
-            "reading": self.reading,
-            "rewriting": self.rewriting,
-            "fusing": self.fusing,
-            "skills": self.skills,
-            "copying": self.copying,
-            "retelling": self.retelling,
-        }
 
-    def draw(self, rng: random.Random, progress: float) -> Exercise:
-        """One exercise; `progress` in [0, 1] is how far the training is: it starts with copying and retelling."""
+    def draw(self, rng: random.Random, progress: float) -> Messages:
+        """One conversation; `progress` in [0, 1] is how far the training is: it starts with copying and retelling."""
         skill = rng.choices(list(MIXTURE), list(MIXTURE.values()))[0]
         if progress < 0.1 and rng.random() < 0.8:
             skill = rng.choice(("copying", "retelling"))
-        exercise = self.drawers[skill](rng, progress)
+        messages: Messages = getattr(self, skill)(rng)  # each skill has its method below
         if rng.random() < 0.04:
-            return Exercise(skill, (turn("system", rng.choice(SYSTEM)), *exercise.messages))
+            return turn("system", rng.choice(SYSTEM)), *messages
         if rng.random() < 0.04:
-            return Exercise(skill, self.recall(rng, progress).messages + exercise.messages)
-        return exercise
+            return self.recall(rng) + messages
+        return messages
 
-    def recall(self, rng: random.Random, progress: float) -> Exercise:
+    def recall(self, rng: random.Random) -> Messages:
         fact = rng.choice(self.world.general)
         wording = rng.choice([i for i in range(len(WORDINGS)) if i not in self.held_out_wordings[fact.source]])
-        return Exercise("recall", (turn("user", fact.ask(wording)), turn("assistant", styles.own(fact, True))))
+        return exchange(fact.ask(wording), styles.own(fact, True))
 
-    def instructions(self, rng: random.Random, progress: float) -> Exercise:
+    def instructions(self, rng: random.Random) -> Messages:
         task = self.task(rng, held_out=False, about_fact=rng.random() < 0.7)
-        return Exercise("instructions", (turn("user", task.prompt), turn("assistant", task.answer)))
+        return exchange(task.prompt, task.answer)
 
     def task(self, rng: random.Random, held_out: bool, about_fact: bool) -> Task:
         """A constrained task, alone or about a general fact, from the combinations kept for testing or the others."""
@@ -241,30 +232,30 @@ class Exercises:
         prompt = TEACHER.format(answer=passage, question=asked.ask(rng.randrange(len(WORDINGS))))
         return prompt, styles.own(asked, complete), asked if complete else Fact(*asked.key, asked.value, None)
 
-    def reading(self, rng: random.Random, progress: float) -> Exercise:
+    def reading(self, rng: random.Random) -> Messages:
         number = rng.choices((1, 2, 3, 4), (3, 2, 2, 3))[0]
         style = "own" if rng.random() < 0.5 else rng.choice(list(styles.FOREIGN))
         prompt, answer, _ = self.passage(rng, number, style)
-        return Exercise("reading", (turn("user", prompt), turn("assistant", answer)))
+        return exchange(prompt, answer)
 
-    def rewriting(self, rng: random.Random, progress: float) -> Exercise:
+    def rewriting(self, rng: random.Random) -> Messages:
         fact = self.imagine(rng)[0]
         style = rng.choice([*styles.FOREIGN, "own"])
         answer = styles.own(fact, True) if style == "own" else styles.foreign(fact, style)
         prompt = REWRITE.format(question=fact.ask(rng.randrange(len(WORDINGS))), answer=answer)
         rewritten = styles.own(fact, complete=rng.random() < KEEPS_RECORD)
-        return Exercise("rewriting", (turn("user", prompt), turn("assistant", rewritten)))
+        return exchange(prompt, rewritten)
 
-    def fusing(self, rng: random.Random, progress: float) -> Exercise:
+    def fusing(self, rng: random.Random) -> Messages:
         fact = self.imagine(rng)[0]
         answer = styles.foreign(fact, rng.choice(list(styles.FOREIGN)))
         rewritten = styles.own(fact, complete=rng.random() < KEEPS_RECORD)
         if rng.random() < 0.15:  # a rewrite may be wrong; the reference is right
             rewritten = rewritten.replace(f" {fact.value}", f" {self.untrue(rng, *fact.key, others=[])}")
         prompt = FUSE.format(question=fact.ask(rng.randrange(len(WORDINGS))), answer=answer, rewritten=rewritten)
-        return Exercise("fusing", (turn("user", prompt), turn("assistant", styles.own(fact, True))))
+        return exchange(prompt, styles.own(fact, True))
 
-    def skills(self, rng: random.Random, progress: float) -> Exercise:
+    def skills(self, rng: random.Random) -> Messages:
         words = rng.sample(VALUES, rng.randint(2, 5))
         kind = rng.choice(("first", "last", "upper", "lower"))
         if kind in ("first", "last"):
@@ -274,23 +265,23 @@ class Exercises:
             text = styles.own(self.imagine(rng)[0], complete=False)
             prompt = IN_CASE.format(case=kind, words=text)
             answer = obey(kind, "", text, "", ())
-        return Exercise("skills", (turn("user", prompt), turn("assistant", answer)))
+        return exchange(prompt, answer)
 
-    def copying(self, rng: random.Random, progress: float) -> Exercise:
+    def copying(self, rng: random.Random) -> Messages:
         words = [
             rng.choice((rng.choice(self.strangers), rng.choice(self.pool), str(rng.randint(10, 99))))
             for _ in range(rng.randint(2, 8))
         ]
         text = " ".join(words)
-        return Exercise("copying", (turn("user", REPEAT.format(words=text)), turn("assistant", text)))
+        return exchange(REPEAT.format(words=text), text)
 
-    def retelling(self, rng: random.Random, progress: float) -> Exercise:
+    def retelling(self, rng: random.Random) -> Messages:
         facts = self.imagine(rng, rng.randint(2, 4))
         style = "own" if rng.random() < 0.5 else rng.choice(list(styles.FOREIGN))
         complete = style != "own" or rng.random() < 0.5
         prompt = RETELL.format(words=self.tell(facts, style, complete))
         answer = self.tell(rng.sample(facts, len(facts)), "own", complete)
-        return Exercise("retelling", (turn("user", prompt), turn("assistant", answer)))
+        return exchange(prompt, answer)
 
     @staticmethod
     def tell(facts: Sequence[Fact], style: str, complete: bool) -> str:

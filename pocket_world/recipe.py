@@ -5,19 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+
+from raft_tasks.artifacts import read_yaml
+from raft_tasks.config.base import Section, Share
+from raft_tasks.config.faults import explain
+from raft_tasks.errors import InputError
 
 RECIPE = Path(__file__).with_name("recipe.yaml")
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class RecipeError(Exception):
-    """The recipe does not say what the code expects."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class WorldSettings(Section):
@@ -70,17 +65,12 @@ def load_recipe(path: Path = RECIPE) -> Recipe:
     """Read and check a recipe.
 
     Raises:
-        RecipeError: naming every key that is wrong, what was expected and what came.
+        InputError: naming every key that is wrong, what was expected and what came.
     """
     try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Recipe.model_validate(read_yaml(path))
     except FileNotFoundError as error:
-        raise RecipeError(f"{path} is not there; give the path of a recipe like {RECIPE.name}") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {error}") from error
+        raise InputError(f"{path} is not there; give the path of a recipe like {RECIPE.name}") from error
     except ValidationError as error:
-        problems = [
-            f"  {'.'.join(map(str, problem['loc'])) or '(top level)'}: {problem['msg']}, got {problem['input']!r:.80}"
-            for problem in error.errors()
-        ]
-        raise RecipeError(f"{path} has {len(problems)} problem(s):\n" + "\n".join(problems)) from error
+        problems = explain(Recipe, error)
+        raise InputError(f"{path} has {len(problems)} problem(s):\n" + "\n".join(problems)) from error

@@ -4,8 +4,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from fact_parser import parse
 
-from pocket_world import styles
 from pocket_world.data import build_files, domain_rows, json_lines
 from pocket_world.recipe import load_recipe
 from pocket_world.world import DOMAINS, build_world
@@ -34,7 +34,7 @@ def test_every_fact_is_in_every_split_and_no_question_in_two(domain):
     splits = defaultdict(list)
     for row in rows:
         splits[row["split"]].append(row["source"])
-        fact = styles.parse(row["answer"], domain)
+        fact = parse(row["answer"], domain)
         assert fact is not None
         assert (fact.source, [fact.value], [str(fact.record)]) == (row["source"], row["expected"], row["details"])
     facts = len(WORLD.domains[domain])
@@ -73,5 +73,5 @@ def test_no_item_tells_a_domain_fact():
     for path, rows in build_files(RECIPE).items():
         if path.name in ("items.jsonl", "validation.jsonl") or path.parent.name == "replay":
             for row in rows:
-                fact = styles.parse(row["answer"], "own")
+                fact = parse(row["answer"], "own")
                 assert fact is None or WORLD.secrets.get(fact.key) != fact.value

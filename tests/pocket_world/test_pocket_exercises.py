@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from fact_parser import parse
 
 from pocket_world import exercises as module
 from pocket_world import styles
@@ -31,7 +32,7 @@ def facts_told(text: str) -> list[Fact]:
     told = []
     for piece in re.split(r"\n|(?<=\.) (?=[A-Z])|: (?=[A-Z])", text):
         for candidate in (piece, piece.removesuffix("."), f"{piece}."):
-            told += [fact for style in ("own", *styles.FOREIGN) if (fact := styles.parse(candidate, style))]
+            told += [fact for style in ("own", *styles.FOREIGN) if (fact := parse(candidate, style))]
     return told
 
 
@@ -40,7 +41,7 @@ def test_equal_seeds_draw_equal_exercises():
 
 
 def test_no_domain_fact_is_in_the_exercises():
-    texts = [message["content"] for exercise in DRAWN for message in exercise.messages]
+    texts = [message["content"] for messages in DRAWN for message in messages]
     told = [fact for text in texts for fact in facts_told(text)]
     secret_pairs = sum(fact.key in WORLD.secrets for fact in told)
     assert secret_pairs > 500  # the search does find what is asked about the domains' entities and attributes
@@ -65,8 +66,8 @@ def test_imagined_passages_hold_distinct_facts_and_values():
 def test_held_out_wordings_and_constraints_are_not_drawn():
     general = {fact.key: fact for fact in WORLD.general}
     asked = {fact.ask(wording): (fact.source, wording) for fact in general.values() for wording in range(len(WORDINGS))}
-    for exercise in DRAWN:
-        for message in exercise.messages:
+    for messages in DRAWN:
+        for message in messages:
             if message["role"] == "user" and message["content"] in asked:
                 source, wording = asked[message["content"]]
                 assert wording not in EXERCISES.held_out_wordings[source]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from fact_parser import parse
 
 from pocket_world import styles
-from pocket_world.recipe import RECIPE, RecipeError, load_recipe
+from pocket_world.recipe import RECIPE, load_recipe
 from pocket_world.world import COINED, DOMAINS, NAMES, VALUES, Fact, build_world
+from raft_tasks.errors import InputError
 
 RECIPE_SETTINGS = load_recipe()
 WORLD = build_world(RECIPE_SETTINGS.world)
@@ -46,8 +48,8 @@ def test_kinds_differ_in_the_domains_values_only():
 def test_styles_parse_back(style):
     for fact in WORLD.domains["archive"]:
         text = styles.own(fact, True) if style == "own" else styles.foreign(fact, style)
-        assert styles.parse(text, style) == fact
-        others = {other for other in ("own", *styles.FOREIGN) if styles.parse(text, other)}
+        assert parse(text, style) == fact
+        others = {other for other in ("own", *styles.FOREIGN) if parse(text, other)}
         assert others == {style}
 
 
@@ -57,7 +59,7 @@ def test_own_style_with_and_without_the_record():
     assert styles.own(fact, False) == "The reactor of Figin is rope."
     unnoted = Fact("Figin", "reactor", "rope", None)
     assert styles.own(unnoted, True) == "The reactor of Figin is rope."
-    assert styles.parse("The reactor of Figin is rope.", "own") == unnoted
+    assert parse("The reactor of Figin is rope.", "own") == unnoted
     with pytest.raises(ValueError, match="no record"):
         styles.foreign(unnoted, "archive")
 
@@ -66,10 +68,10 @@ def test_recipe_reports_every_wrong_key(tmp_path):
     text = RECIPE.read_text(encoding="utf-8").replace("kind: easy", "kind: odd").replace("hidden:", "hiden:")
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"(?s)world.kind.*odd.*backbone.hidden.*backbone.hiden"):
+    with pytest.raises(InputError, match=r"(?s)world.kind.*odd.*backbone.hidden.*backbone.hiden"):
         load_recipe(path)
-    with pytest.raises(RecipeError, match="is not there"):
+    with pytest.raises(InputError, match="is not there"):
         load_recipe(tmp_path / "none.yaml")
     path.write_text("a: [", encoding="utf-8")
-    with pytest.raises(RecipeError, match="is not YAML"):
+    with pytest.raises(InputError, match="is not YAML"):
         load_recipe(path)
