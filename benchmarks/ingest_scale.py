@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 from raft_tasks.config import Columns, Domain, Hygiene, Ingest, SplitBySource
-from raft_tasks.sources.contamination import BenchmarkIndex, Item
+from raft_tasks.sources.contamination import BenchmarkIndex
 from raft_tasks.sources.ingestion import ingest_rows
 
 SIZES = [50_000, 200_000, 1_000_000]
@@ -38,10 +38,10 @@ def sentence(rng: random.Random, words: list[str], length: int) -> str:
     return " ".join(rng.choices(words, k=length)).capitalize() + "."
 
 
-def benchmark_items() -> list[Item]:
+def benchmark_items() -> list[tuple[str, str]]:
     rng = random.Random(1)
     words = vocabulary(rng)
-    return [Item(f"made_up item {n}", sentence(rng, words, 25)) for n in range(ITEMS)]
+    return [(f"made_up item {n}", sentence(rng, words, 25)) for n in range(ITEMS)]
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -59,7 +59,7 @@ def write_rows(path: Path, count: int) -> None:
                 row = rng.choice(recent) | {"a": rng.choice(recent)["a"] + " " + rng.choice(words)}
                 row["q"] = next(r["q"] for r in recent if row["a"].startswith(r["a"]))
             elif kind == 30:
-                row["a"] = row["a"] + " " + rng.choice(items).text
+                row["a"] = row["a"] + " " + rng.choice(items)[1]
             elif kind == 40:
                 row["a"] = row["a"] + " Write to someone@example.org."
             elif kind == 50:

@@ -67,22 +67,23 @@ def write_set(
 
 def held_out_texts(questions: Path, benchmark: config.Benchmark, tasks_folder: Path) -> list[str]:
     """What no anchor may come near: the domains' validation and test questions, the items of the benchmarks."""
-    from raft_tasks.evaluation.harness import item_texts
+    from raft_tasks.evaluation.harness import load_items
 
     questions_of_domains = [
         row.question for path in sorted(questions.glob("*.jsonl")) for row in read_rows(path, HeldOut)
     ]
-    return [*questions_of_domains, *(text for _, text in item_texts(benchmark.tasks, tasks_folder, benchmark.data))]
+    items = load_items(benchmark.tasks, tasks_folder, benchmark.data)
+    return [*questions_of_domains, *(question for _, question, _ in items)]
 
 
 def measured_texts(settings: config.AnchorSet, benchmark: config.Benchmark, tasks_folder: Path) -> list[str]:
     """What the anchors of a set must not tell beyond that: questions and answers of the tasks of `without`."""
-    from raft_tasks.evaluation.harness import item_targets, item_texts
+    from raft_tasks.evaluation.harness import load_items
 
     if settings.without is None:
         return []
-    tasks = settings.without.tasks
-    return [text for of in (item_texts, item_targets) for _, text in of(tasks, tasks_folder, benchmark.data)]
+    items = list(load_items(settings.without.tasks, tasks_folder, benchmark.data))
+    return [*(question for _, question, _ in items), *(answer for _, _, answer in items)]
 
 
 def identity_of(sets: Path, method: config.Method, curve: config.Curve | None) -> dict[str, str] | None:

@@ -17,7 +17,7 @@ from raft_tasks.chat import check_chat, end_of_turn
 from raft_tasks.errors import InputError
 from raft_tasks.generation.templates import template_text
 from raft_tasks.schemas import Example, Reject, Split, TrainingPair
-from raft_tasks.sources.contamination import BenchmarkIndex, Item
+from raft_tasks.sources.contamination import BenchmarkIndex
 from raft_tasks.sources.ingestion import Ingested, ingest_rows
 
 SHOWN = 10  # rejects in the error
@@ -82,10 +82,10 @@ def ingest_domain(name: str, config: config.Config, tasks_folder: Path, work: Pa
     domain, ingest, benchmark = config.domains[name], config.ingest, config.benchmark
     index = None
     if domain.hygiene.contamination is not None:
-        from raft_tasks.evaluation.harness import item_texts  # lm-eval takes seconds: only where it is asked for
+        from raft_tasks.evaluation.harness import load_items  # lm-eval takes seconds: only where it is asked for
 
-        items = (Item(item, text) for item, text in item_texts(benchmark.tasks, tasks_folder, benchmark.data))
-        index = BenchmarkIndex(items, domain.hygiene.contamination)
+        items = load_items(benchmark.tasks, tasks_folder, benchmark.data)
+        index = BenchmarkIndex(((item, question) for item, question, _ in items), domain.hygiene.contamination)
     ingested = ingest_rows(name, domain, ingest, Path(), work, index, learning_check(config))
     total = len(ingested.state)
     rejected = total - sum(ingested.sizes().values())

@@ -207,36 +207,20 @@ def draw_items(items: int, count: int) -> list[int]:
     return sorted(places[:count])
 
 
-def item_texts(tasks: list[str], tasks_folder: Path, data: Mapping[str, BenchmarkData]) -> Iterator[tuple[str, str]]:
-    """(task and number, question) of every item of lm-eval tasks: no training row may repeat one.
+def load_items(
+    tasks: list[str], tasks_folder: Path, data: Mapping[str, BenchmarkData]
+) -> Iterator[tuple[str, str, str]]:
+    """(task and number, question, right answer) of every item of lm-eval tasks; of a choice the answer is its text.
 
     Raises:
         InputError: an unknown task, or one whose items cannot be loaded.
     """
-    for name, task, doc in _tasks_items(tasks, tasks_folder, data):
-        yield name, str(task.doc_to_text(doc))
-
-
-def item_targets(tasks: list[str], tasks_folder: Path, data: Mapping[str, BenchmarkData]) -> Iterator[tuple[str, str]]:
-    """(task and number, right answer) of every item, the text of a choice where the answer is one.
-
-    Raises:
-        InputError: as `item_texts`.
-    """
-    for name, task, doc in _tasks_items(tasks, tasks_folder, data):
-        yield name, target_of(task, doc)
-
-
-def _tasks_items(
-    tasks: list[str], tasks_folder: Path, data: Mapping[str, BenchmarkData]
-) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """(task and number, lm-eval's task, item) of every item."""
     with _quiet(), tempfile.TemporaryDirectory() as work:
         manager = task_manager(tasks, [tasks_folder], data, Path(work))
         for name in tasks:
             for task_name, task in _load(manager, name)["tasks"].items():
                 for number, doc in enumerate(task.eval_docs, start=1):
-                    yield f"{task_name} item {number}", task, doc
+                    yield f"{task_name} item {number}", str(task.doc_to_text(doc)), target_of(task, doc)
 
 
 def _load(manager: TaskManager, name: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,37 +16,32 @@ from raft_tasks.ngrams import Hashes, concatenate, hash_ngrams, hash_words
 LENGTH = 8  # words of an n-gram
 
 
-@dataclass(frozen=True)
-class Item:
-    """What a benchmark asks: `name` says the task and the item's number."""
-
-    name: str
-    text: str
-
-
 class BenchmarkIndex:
-    """The n-grams of a benchmark's items; 12 bytes each."""
+    """The n-grams of a benchmark's items; 12 bytes each.
 
-    def __init__(self, items: Iterable[Item], share: float) -> None:
+    Args:
+        items: (task and number, question).
+        share: of an item's n-grams from which a row repeats it.
+    """
+
+    def __init__(self, items: Iterable[tuple[str, str]], share: float) -> None:
         self.share = share
         self.names: list[str] = []
         self._sizes: list[int] = []  # distinct n-grams of each item
         self._whole: dict[tuple[int, ...], int] = {}  # an item's words -> the item
         hashes, owners = [], []
-        for item in items:
-            words = hash_words(item.text)
+        for name, question in items:
+            words = hash_words(question)
             number = len(self.names)
-            self.names.append(item.name)
+            self.names.append(name)
             if words:
                 self._whole.setdefault(tuple(words), number)
-            found = (
-                np.unique(hash_ngrams(*concatenate([words], LENGTH), LENGTH)[0])
-                if len(words) >= LENGTH
-                else np.zeros(0)
-            )
-            self._sizes.append(len(found))
-            hashes.append(found.astype(np.uint64))
-            owners.append(np.full(len(found), number, dtype=np.int32))
+            grams = np.zeros(0, dtype=np.uint64)
+            if len(words) >= LENGTH:
+                grams = np.unique(hash_ngrams(*concatenate([words], LENGTH), LENGTH)[0])
+            self._sizes.append(len(grams))
+            hashes.append(grams)
+            owners.append(np.full(len(grams), number, dtype=np.int32))
         flat = np.concatenate([np.zeros(0, dtype=np.uint64), *hashes])
         order = np.argsort(flat, kind="stable")
         self._hashes: Hashes = flat[order]

@@ -9,7 +9,7 @@ import pytest
 from flows import paths
 from raft_tasks.config import BenchmarkData
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.harness import item_targets, item_texts
+from raft_tasks.evaluation.harness import load_items
 
 
 def conversation(question, answer, system=False):
@@ -24,7 +24,7 @@ def mirrored(folder, rows):
 
 
 def drawn(data):
-    return [text for _, text in item_texts(["ms_bench"], paths.BENCHMARK_TASKS, data)]
+    return [(question, answer) for _, question, answer in load_items(["ms_bench"], paths.BENCHMARK_TASKS, data)]
 
 
 def test_the_same_200_rows_whatever_their_order(tmp_path):
@@ -36,13 +36,11 @@ def test_the_same_200_rows_whatever_their_order(tmp_path):
         [{"from": "assistant", "value": "alone"}],
     ]
     first = drawn(mirrored(tmp_path / "a", rows))
-    assert first == sorted(questions, key=lambda text: hashlib.sha256(text.encode()).hexdigest())[:200]
+    expected = sorted(questions, key=lambda text: hashlib.sha256(text.encode()).hexdigest())[:200]
+    assert first == [(text, f"It is {text}") for text in expected]
     random.Random(0).shuffle(rows)
     data = mirrored(tmp_path / "b", rows + rows[:50])
     assert drawn(data) == first
-    assert [text for _, text in item_targets(["ms_bench"], paths.BENCHMARK_TASKS, data)] == [
-        f"It is {q}" for q in first
-    ]
 
 
 def test_a_part_of_the_data_set_is_refused(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 from qa import GOOD, STRADDLE, decided, domain, ingest
 
 from raft_tasks.sources.cleaning import cleaned
-from raft_tasks.sources.contamination import BenchmarkIndex, Item
+from raft_tasks.sources.contamination import BenchmarkIndex
 from raft_tasks.sources.language import other_language
 from raft_tasks.sources.spool import Spool
 
@@ -49,7 +49,7 @@ def test_a_held_out_question_in_training_is_contamination(tmp_path: Path) -> Non
 
 
 def test_a_benchmarks_item_is_reported_and_removed(tmp_path: Path) -> None:
-    items = [Item("law item 1", LONG), Item("law item 2", "By whom?"), Item("law item 3", "")]
+    items = [("law item 1", LONG), ("law item 2", "By whom?"), ("law item 3", "")]
     index = BenchmarkIndex(items, 0.5)
     rows = [
         row("When?", f"It says: {LONG.upper()}"),

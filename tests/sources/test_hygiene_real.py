@@ -8,7 +8,7 @@ from qa import decided, domain
 
 from raft_tasks.config import SplitBySource
 from raft_tasks.schemas import Example, Reject
-from raft_tasks.sources.contamination import BenchmarkIndex, Item
+from raft_tasks.sources.contamination import BenchmarkIndex
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 DOLLY, IFEVAL = DATA / "dolly" / "dolly_2000.json", DATA / "ifeval" / "input_data.jsonl"
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not (DOLLY.exists() and IFEVAL.exists()), reason
 
 def test_what_real_text_repeats_is_found_and_little_else(tmp_path: Path) -> None:
     prompts = [json.loads(line)["prompt"] for line in IFEVAL.read_text(encoding="utf-8").splitlines()]
-    index = BenchmarkIndex((Item(f"ifeval item {n}", prompt) for n, prompt in enumerate(prompts, start=1)), 0.5)
+    index = BenchmarkIndex(((f"ifeval item {n}", prompt) for n, prompt in enumerate(prompts, start=1)), 0.5)
     rows = json.loads(DOLLY.read_text(encoding="utf-8"))
     pairs = [{"q": f"{row['instruction']}\n\n{row['input']}".strip(), "a": row["output"]} for row in rows]
     pairs += [{"q": f"Please do this. {prompt}", "a": "Done."} for prompt in prompts[:20]]
