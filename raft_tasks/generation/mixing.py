@@ -10,18 +10,19 @@ and the rejection are those of the authors' code (github.com/jiarui-liu/MixSD); 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raft_tasks.chat import prompt_ids, stop_ids
 from raft_tasks.config import Mixing, Model
 from raft_tasks.errors import InputError
 from raft_tasks.generation.fidelity import lost_facts
 from raft_tasks.model_loading import load_model
-from raft_tasks.sampling import left_pad, longest_first, uniform_draws
+from raft_tasks.sampling import longest_first, uniform_draws
 from raft_tasks.schemas import TrainingPair, end_with
 from raft_tasks.seeds import derive_seed
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -38,29 +39,18 @@ def mix_tokens(
     """
     import torch
 
-    naive, expert = zip(*prompts, strict=True)
-    ids, mask = left_pad([*naive, *expert], min(ends), model.device)
+    from raft_tasks.decoding import decode
+
     choices = uniform_draws(seeds, settings.max_new_tokens).to(model.device) < settings.naive_share
-    answers: list[list[int]] = [[] for _ in prompts]
-    cache = None
-    for step in range(settings.max_new_tokens):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        with torch.no_grad():
-            output: Any = model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-                logits_to_keep=1,
-            )  # fmt: skip
-        cache = output.past_key_values
-        without, with_reference = output.logits[:, -1].argmax(-1).chunk(2)
-        tokens = torch.where(choices[:, step], without, with_reference)
-        for answer, token in zip(answers, tokens.tolist(), strict=True):
-            if not answer or answer[-1] not in ends:
-                answer.append(token)
-        if all(answer[-1] in ends for answer in answers):
-            break
-        ids = tokens.repeat(2)[:, None]
-        mask = torch.cat([mask, torch.ones_like(ids)], dim=-1)
-    return answers
+
+    def choose(logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        """A row's prompts stand in the first and the second half; as they get the same token, they end together."""
+        naive, expert = logits.argmax(-1).chunk(2)
+        return torch.where(choices[rows[: len(naive)], step], naive, expert).repeat(2)
+
+    naive, expert = zip(*prompts, strict=True)
+    with torch.no_grad():
+        return decode(model, [*naive, *expert], choose, ends, settings.max_new_tokens)[: len(prompts)]
 
 
 def is_right(pair: TrainingPair, text: str) -> bool:
