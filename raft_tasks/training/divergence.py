@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raft_tasks.artifacts import digest
+from raft_tasks.sampling import longest_first
 from raft_tasks.training.completion_forward import completion_states, output_head
 from raft_tasks.training.logits import Head, tiles
 
@@ -56,8 +57,7 @@ def kl_by_position(base_hidden: Tensor, base_head: Head, hidden: Tensor, head: H
 
 def answer_batches(rows: Sequence[BaseAnswer], batch_size: int) -> list[list[int]]:
     """Row numbers, batch by batch, the longest rows first."""
-    order = sorted(range(len(rows)), key=lambda row: -sum(map(len, rows[row])))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return longest_first([sum(map(len, row)) for row in rows], batch_size)
 
 
 def answer_states(model: PreTrainedModel, rows: Sequence[BaseAnswer], batch_size: int) -> Iterator[Tensor]:

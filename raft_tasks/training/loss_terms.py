@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ from raft_tasks.training.probe import base_top_k, kl_to_base, token_log_probs
 from raft_tasks.training.rollouts import Rollout
 from raft_tasks.training.teacher import Teacher
 from raft_tasks.training.token_weights import TokenWeights
+
+ResultT = TypeVar("ResultT")
 
 MASS_EVERY = 7  # where the student's mass in the top K costs a product with the head: a prime, so all phases are met
 
@@ -76,27 +78,28 @@ class LossTerms:
         dtype: torch.dtype | None,
         autocast: Callable[[], AbstractContextManager],
     ) -> None:
-        self.distillation, self.teacher, self.device, self.dtype, self.autocast = (
-            distillation,
-            teacher,
-            device,
-            dtype,
-            autocast,
-        )
+        self._distillation, self.teacher = distillation, teacher
+        self.device, self.dtype, self.autocast = device, dtype, autocast
+
+    @property
+    def distillation(self) -> Distillation:
+        assert self._distillation is not None  # the callers have checked
+        return self._distillation
 
     def forward_completions(
-        self, model: Any, prompts: list[list[int]], completions: list[list[int]], head_fn: Callable[..., Any]
-    ) -> Any:
+        self, model: Any, prompts: list[list[int]], completions: list[list[int]], head_fn: Callable[..., ResultT]
+    ) -> ResultT:
         """What `head_fn` computes from hidden states and head, of one forward pass."""
         with self.autocast():
-            return model(completion_forward=CompletionForward(prompts, completions, head_fn, self.dtype))
+            result: ResultT = model(completion_forward=CompletionForward(prompts, completions, head_fn, self.dtype))
+        return result
 
     def forward_teacher(
         self, model: Any, prompts: list[list[int]], completions: list[list[int]], head_fn: Callable[..., TopK]
     ) -> TopK:
         """`forward_completions` of the teacher; the result is moved to the student's device."""
         assert self.teacher is not None  # the caller has checked
-        top_k: TopK = self.forward_completions(partial(self.teacher, model), prompts, completions, head_fn)
+        top_k = self.forward_completions(partial(self.teacher, model), prompts, completions, head_fn)
         return TopK(*(None if tensor is None else tensor.to(self.device) for tensor in top_k))  # type: ignore[arg-type]
 
     def answers(
@@ -113,10 +116,7 @@ class LossTerms:
             loss, per_token = chunked_mean_cross_entropy(hidden, head, labels, count, token_weights)
             return loss, per_token.sum() / count, None if base is None else base_kl(hidden, head, base, count)
 
-        result: tuple[Tensor, Tensor, Tensor | None] = self.forward_completions(
-            model, [row.prompt_ids for row in rows], answers, head_fn
-        )
-        return result
+        return self.forward_completions(model, [row.prompt_ids for row in rows], answers, head_fn)
 
     @torch.no_grad()
     def row_losses(self, model: Any, batches: list[tuple[list[Encoded], bool]]) -> list[float]:
@@ -125,7 +125,7 @@ class LossTerms:
         for rows, counts in batches:
             answers = [row.completion_ids for row in rows]
             head_fn = partial(token_losses, labels=self.labels(answers))
-            per_token: Tensor = self.forward_completions(model, [row.prompt_ids for row in rows], answers, head_fn)
+            per_token = self.forward_completions(model, [row.prompt_ids for row in rows], answers, head_fn)
             if counts:
                 result += [losses.mean().item() for losses in per_token.split([*map(len, answers)])]
         return result
@@ -138,15 +138,11 @@ class LossTerms:
             return self.answers(model, rows, count, None)[0]
         base = anchors.top_k_at(numbers, self.device)
         if base is None:
-            assert self.distillation is not None  # config.Method checks
             base = self.forward_teacher(model, prompts, answers, partial(chunked_top_k, k=self.distillation.top_k))
-
-        loss: Tensor = self.forward_completions(model, prompts, answers, partial(base_kl, base=base, count=count))
-        return loss
+        return self.forward_completions(model, prompts, answers, partial(base_kl, base=base, count=count))
 
     def teacher_top_k(self, model: Any, batch: Sampled) -> TopK:
         """The teacher's top K at the positions of the rollouts (Eqs. 7-9)."""
-        assert self.distillation is not None  # the caller has checked
         head_fn = partial(chunked_top_k, k=self.distillation.top_k, tail_temperature=self.tail_temperature)
         prompts = [row.teacher_prompt_ids or [] for row in batch.rows]
         return self.forward_teacher(model, prompts, batch.tokens, head_fn)
@@ -155,7 +151,6 @@ class LossTerms:
         self, model: Any, batch: Sampled, teacher: TopK, samples: int, positions: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """L_KL (Eqs. 8-10), student's and teacher's mean mass in the top K; the step has `samples` and `positions`."""
-        assert self.distillation is not None  # the caller has checked
         temperature, tokens = self.distillation.temperature, batch.tokens
 
         def head_fn(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,8 +163,7 @@ class LossTerms:
             masses = [side.log_mass.exp().mean() * (len(flat) / positions) for side in (student, teacher)]
             return loss, masses[0], masses[1]
 
-        result: tuple[Tensor, Tensor, Tensor] = self.forward_completions(model, batch.prompts, tokens, head_fn)
-        return result
+        return self.forward_completions(model, batch.prompts, tokens, head_fn)
 
     @torch.no_grad()
     def probe(
@@ -179,7 +173,6 @@ class LossTerms:
 
         `phase` times teacher and student.
         """
-        assert self.distillation is not None  # the caller has checked
         settings, tokens = self.distillation, self.labels(batch.tokens)
         with phase("teacher"):
             base = self.forward_teacher(model, batch.prompts, batch.tokens, partial(base_top_k, k=settings.top_k))
@@ -195,7 +188,6 @@ class LossTerms:
 
     @property
     def tail_temperature(self) -> float | None:
-        assert self.distillation is not None  # the caller has checked
         return self.distillation.temperature if self.distillation.tail_bucket else None
 
     def labels(self, completions: list[list[int]]) -> Tensor:
