@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -149,13 +149,14 @@ def check_candidate(
     general = [task for task in base.items if task not in DOMAIN_TASKS]
     of_each = 1 - (1 - rules.confidence) / max(len(general), 1)
     thoughtful = [task for task, rows in base.items.items() if any(THOUGHT_METRICS[0] in row.metrics for row in rows)]
+    comparison = _Comparison(rules, candidate, base, repeat)
     checks = [
-        *(_domain(rules, candidate, champion, base, task, repeat) for task in DOMAIN_TASKS if task in base.items),
-        *(_general(rules, [task], candidate, base, of_each, repeat) for task in general),
-        *([_general(rules, general, candidate, base, rules.confidence, repeat)] if len(general) > 1 else []),
-        *([_thoughts(rules, thoughtful, candidate, base, repeat)] if thoughtful else []),
+        *(comparison.domain(task, champion) for task in DOMAIN_TASKS if task in base.items),
+        *(comparison.general([task], of_each) for task in general),
+        *([comparison.general(general, rules.confidence)] if len(general) > 1 else []),
+        *([comparison.thoughts(thoughtful)] if thoughtful else []),
         *([] if rules.min_fidelity is None else [_fidelity(rules.min_fidelity, fidelity)]),
-        _leaks(rules, candidate, base, repeat),
+        comparison.leaks(),
         _prompting(candidate),
         _ratio("size", "bytes of weights", candidate.bytes, base.bytes, rules.max_size_ratio),
         _ratio("latency", "seconds an answer", candidate.seconds, base.seconds, rules.max_latency_ratio),
@@ -163,85 +164,137 @@ def check_candidate(
     return Verdict(domain, candidate.name, champion.name if champion else None, tuple(checks))
 
 
-def _domain(
-    rules: PromotionGate,
-    candidate: Measured,
-    champion: Measured | None,
-    base: Measured,
-    task: str,
-    repeat: Measured | None,
-) -> Check:
-    other = champion or base
-    gains = champion is None and task == DOMAIN_TASK  # there is nothing yet that knows the domain
-    margin = 0.0 if gains else -rules.domain_margin
-    limit = f"at least {_points(margin)} against {other.name}, with {rules.confidence:.0%} confidence"
-    change = _difference(rules, [task], candidate, other, rules.confidence)
-    floor = _floor(rules, [task], candidate, repeat)
-    if isinstance(change, str) or isinstance(floor, str):
-        return Check(task, UNKNOWN, limit, change if isinstance(change, str) else str(floor), "fail")
-    low, high = -1.0 if change.low is None else change.low, 1.0 if change.high is None else change.high
-    if not gains and floor > rules.domain_margin and high >= -floor:
-        return _below_noise(task, limit, rules.domain_margin, floor)
-    result: Result = "unproven" if high >= -floor else "fail"
-    if low > floor if gains else low >= margin:
-        result = "pass"
-    return Check(task, _interval(change), limit, _flips(rules, task, candidate, other) + _noise(repeat, floor), result)
+class _Change(NamedTuple):
+    """A paired difference, and how far it may lie from itself when it is measured again."""
+
+    estimate: float
+    low: float  # where there is no interval, the least and the most that there can be
+    high: float
+    floor: float
+    text: str
 
 
-def _general(
-    rules: PromotionGate,
-    tasks: list[str],
-    candidate: Measured,
-    base: Measured,
-    confidence: float,
-    repeat: Measured | None,
-) -> Check:
-    name = f"general: {tasks[0]}" if len(tasks) == 1 else "general average"
-    limit = f"not significantly below {_points(-rules.general_margin)} against {base.name} ({confidence:.2%} interval)"
-    change = _difference(rules, tasks, candidate, base, confidence)
-    floor = _floor(rules, tasks, candidate, repeat)
-    if isinstance(change, str) or isinstance(floor, str):
-        return Check(name, UNKNOWN, limit, change if isinstance(change, str) else str(floor), "fail")
-    result: Result = "pass"
-    if (1.0 if change.high is None else change.high) < -max(rules.general_margin, floor):
-        result = "near miss" if change.estimate >= -rules.general_margin - rules.near_miss else "fail"
-    elif floor > rules.general_margin:
-        return _below_noise(name, limit, rules.general_margin, floor)
-    evidence = _flips(rules, tasks[0], candidate, base) if len(tasks) == 1 else f"{len(tasks)} tasks"
-    return Check(name, _interval(change), limit, evidence + _noise(repeat, floor), result)
+@dataclass(frozen=True)
+class _Comparison:
+    """The rules on what is measured of a candidate and of other models; the noise is 0 without a `repeat`."""
 
+    rules: PromotionGate
+    candidate: Measured
+    base: Measured
+    repeat: Measured | None
 
-def _thoughts(
-    rules: PromotionGate, tasks: list[str], candidate: Measured, base: Measured, repeat: Measured | None
-) -> Check:
-    """Of the tasks that were answered with thinking on."""
-    finished, unfinished = THOUGHT_METRICS
-    limit = f"not significantly below {_points(-rules.general_margin)} against {base.name}"
-    change = _difference(rules, tasks, candidate, base, rules.confidence, finished)
-    floor = _floor(rules, tasks, candidate, repeat, finished)
-    if isinstance(change, str) or isinstance(floor, str):
-        return Check("thoughts", UNKNOWN, limit, change if isinstance(change, str) else str(floor), "fail")
-    lost = (1.0 if change.high is None else change.high) < -max(rules.general_margin, floor)
-    if floor > rules.general_margin and not lost:
-        return _below_noise("thoughts", limit, rules.general_margin, floor)
-    shares = [
-        f"{model.name} {_mean(model, tasks, finished):.1%}, unfinished {_mean(model, tasks, unfinished):.1%}"
-        for model in (candidate, base)
-    ]
-    evidence = f"answers with a finished thought: {'; '.join(shares)}{_noise(repeat, floor)}"
-    return Check("thoughts", _interval(change), limit, evidence, "fail" if lost else "pass")
+    def domain(self, task: str, champion: Measured | None) -> Check:
+        rules, other = self.rules, champion or self.base
+        gains = champion is None and task == DOMAIN_TASK  # there is nothing yet that knows the domain
+        margin = 0.0 if gains else -rules.domain_margin
+        limit = f"at least {_points(margin)} against {other.name}, with {rules.confidence:.0%} confidence"
+        change = self.change([task], other, rules.confidence)
+        if isinstance(change, str):
+            return Check(task, UNKNOWN, limit, change, "fail")
+        if not gains and change.floor > rules.domain_margin and change.high >= -change.floor:
+            return _below_noise(task, limit, rules.domain_margin, change.floor)
+        result: Result = "unproven" if change.high >= -change.floor else "fail"
+        if change.low > change.floor if gains else change.low >= margin:
+            result = "pass"
+        return Check(task, change.text, limit, self.flips(task, other) + self.noise(change.floor), result)
 
+    def general(self, tasks: list[str], confidence: float) -> Check:
+        rule, margin = f"general: {tasks[0]}" if len(tasks) == 1 else "general average", self.rules.general_margin
+        limit = f"not significantly below {_points(-margin)} against {self.base.name} ({confidence:.2%} interval)"
+        change = self.change(tasks, self.base, confidence)
+        if isinstance(change, str):
+            return Check(rule, UNKNOWN, limit, change, "fail")
+        result: Result = "pass"
+        if change.high < -max(margin, change.floor):
+            result = "near miss" if change.estimate >= -margin - self.rules.near_miss else "fail"
+        elif change.floor > margin:
+            return _below_noise(rule, limit, margin, change.floor)
+        evidence = self.flips(tasks[0], self.base) if len(tasks) == 1 else f"{len(tasks)} tasks"
+        return Check(rule, change.text, limit, evidence + self.noise(change.floor), result)
 
-def _floor(
-    rules: PromotionGate, tasks: list[str], candidate: Measured, repeat: Measured | None, metric: str | None = None
-) -> float | str:
-    """How far the tasks' average may lie from itself when it is measured again, or why that cannot be said."""
-    if repeat is None:
-        return 0.0
-    change = _difference(rules, tasks, repeat, candidate, rules.confidence, metric)
-    if isinstance(change, str):
-        return change
-    return max(abs(end) for end in (change.estimate, change.low, change.high) if end is not None)
+    def thoughts(self, tasks: list[str]) -> Check:
+        """Of the tasks that were answered with thinking on."""
+        (finished, unfinished), margin = THOUGHT_METRICS, self.rules.general_margin
+        limit = f"not significantly below {_points(-margin)} against {self.base.name}"
+        change = self.change(tasks, self.base, self.rules.confidence, finished)
+        if isinstance(change, str):
+            return Check("thoughts", UNKNOWN, limit, change, "fail")
+        lost = change.high < -max(margin, change.floor)
+        if change.floor > margin and not lost:
+            return _below_noise("thoughts", limit, margin, change.floor)
+        shares = [
+            f"{model.name} {_mean(model, tasks, finished):.1%}, unfinished {_mean(model, tasks, unfinished):.1%}"
+            for model in (self.candidate, self.base)
+        ]
+        evidence = f"answers with a finished thought: {'; '.join(shares)}{self.noise(change.floor)}"
+        return Check("thoughts", change.text, limit, evidence, "fail" if lost else "pass")
+
+    def leaks(self) -> Check:
+        margin, leaks, of_base = self.rules.max_leaks, self.candidate.leaks, self.base.leaks
+        limit = f"at most {_points(margin)} above {self.base.name}"
+        again = leaks if self.repeat is None else self.repeat.leaks
+        if leaks is None or of_base is None or again is None:
+            return Check("leaks", UNKNOWN, limit, "no answers were given", "fail")
+        floor = abs(again - leaks)
+        beyond = leaks - of_base > max(margin, floor)
+        if floor > margin and not beyond:
+            return _below_noise("leaks", limit, margin, floor)
+        evidence = f"domain answers that mention a reference; {self.base.name} {of_base:.1%}{self.noise(floor)}"
+        return Check("leaks", f"{leaks:.1%}", limit, evidence, "fail" if beyond else "pass")
+
+    def change(self, tasks: list[str], other: Measured, confidence: float, metric: str | None = None) -> _Change | str:
+        """The tasks' average, candidate against `other`, or why there is none."""
+        change = self.difference(tasks, self.candidate, other, confidence, metric)
+        noise = None
+        if self.repeat is not None:
+            noise = self.difference(tasks, self.repeat, self.candidate, self.rules.confidence, metric)
+        if isinstance(change, str) or isinstance(noise, str):
+            return change if isinstance(change, str) else str(noise)
+        ends = (noise.estimate, noise.low, noise.high) if noise else (0.0,)
+        floor = max(abs(end) for end in ends if end is not None)
+        low, high = -1.0 if change.low is None else change.low, 1.0 if change.high is None else change.high
+        return _Change(change.estimate, low, high, floor, _interval(change))
+
+    def difference(
+        self, tasks: list[str], model: Measured, other: Measured, confidence: float, metric: str | None
+    ) -> Estimate | str:
+        """The paired difference of the tasks' average by `metric`, else by what decides, or why there is none."""
+        ours: list[Outcomes] = []
+        theirs: list[Outcomes] = []
+        for task in tasks:
+            by = metric or self.metric(task, other)
+            rows = [[row for row in side.items.get(task, ()) if by in row.metrics] for side in (model, other)]
+            if not all(rows):
+                return f"no outcomes of {task} by {by} for {other.name if rows[0] else model.name}"
+            if [row.id for row in rows[0]] != [row.id for row in rows[1]]:
+                return f"{model.name} and {other.name} have different items of {task}"
+            for side, of_model in zip((ours, theirs), rows, strict=True):
+                values = np.array([[row.metrics[by] for row in of_model]])
+                side.append(Outcomes(values, (None,), tuple(row.source for row in of_model)))
+        return difference(ours, theirs, Bootstrap(confidence, self.rules.bootstrap_samples, self.rules.seed))
+
+    def metric(self, task: str, model: Measured) -> str:
+        """What decides: of the domain, rules.domain_metric; of a general task, its main metric."""
+        if task in DOMAIN_TASKS:
+            return self.rules.domain_metric
+        metrics = {metric: None for row in model.items.get(task, ()) for metric in row.metrics}
+        return main_metric(metrics or ["acc"])
+
+    def flips(self, task: str, other: Measured) -> str:
+        """How many items were lost and won, and of which sources the most were lost."""
+        metric = self.metric(task, other)
+        pairs = [
+            (row.source, row.metrics[metric] - before.metrics[metric])
+            for row, before in zip(self.candidate.items[task], other.items[task], strict=True)
+            if metric in row.metrics and metric in before.metrics
+        ]
+        lost = Counter(source for source, change in pairs if change < 0)
+        won = sum(change > 0 for _, change in pairs)
+        sources = ", ".join(f"{source} ({count})" for source, count in lost.most_common(NAMED))
+        return f"{lost.total()} of {len(pairs)} items lost, {won} won" + (f"; lost most: {sources}" if lost else "")
+
+    def noise(self, floor: float) -> str:
+        return "" if self.repeat is None else f"; noise {100 * floor:.1f} points"
 
 
 def _below_noise(rule: str, limit: str, margin: float, floor: float) -> Check:
@@ -250,10 +303,6 @@ def _below_noise(rule: str, limit: str, margin: float, floor: float) -> Check:
         "between two measurements of the candidate: measure more items, or raise the margin"
     )
     return Check(rule, UNKNOWN, limit, evidence, "unproven")
-
-
-def _noise(repeat: Measured | None, floor: float) -> str:
-    return "" if repeat is None else f"; noise {100 * floor:.1f} points"
 
 
 def _mean(model: Measured, tasks: list[str], metric: str) -> float:
@@ -268,18 +317,6 @@ def _fidelity(least: float, fidelity: float | None) -> Check:
     return Check(
         "fidelity", f"{fidelity:.1%}", limit, "refined answers that keep every fact of their reference", result
     )
-
-
-def _leaks(rules: PromotionGate, candidate: Measured, base: Measured, repeat: Measured | None) -> Check:
-    limit = f"at most {_points(rules.max_leaks)} above {base.name}"
-    if candidate.leaks is None or base.leaks is None or (repeat is not None and repeat.leaks is None):
-        return Check("leaks", UNKNOWN, limit, "no answers were given", "fail")
-    floor = 0.0 if repeat is None or repeat.leaks is None else abs(repeat.leaks - candidate.leaks)
-    beyond = candidate.leaks - base.leaks > max(rules.max_leaks, floor)
-    if floor > rules.max_leaks and not beyond:
-        return _below_noise("leaks", limit, rules.max_leaks, floor)
-    evidence = f"domain answers that mention a reference; {base.name} {base.leaks:.1%}{_noise(repeat, floor)}"
-    return Check("leaks", f"{candidate.leaks:.1%}", limit, evidence, "fail" if beyond else "pass")
 
 
 def _prompting(candidate: Measured) -> Check:
@@ -299,52 +336,6 @@ def _ratio(rule: str, unit: str, candidate: float | None, base: float | None, li
         return Check(rule, UNKNOWN, shown, f"{unit} were not measured", "fail")
     result: Result = "pass" if candidate / base <= limit else "fail"
     return Check(rule, f"{candidate / base:.2f} times", shown, f"{unit}: {candidate:.6g} against {base:.6g}", result)
-
-
-def _difference(
-    rules: PromotionGate,
-    tasks: list[str],
-    candidate: Measured,
-    other: Measured,
-    confidence: float,
-    metric: str | None = None,
-) -> Estimate | str:
-    """The paired difference of the tasks' average by `metric`, else by what decides, or why there is none."""
-    ours: list[Outcomes] = []
-    theirs: list[Outcomes] = []
-    for task in tasks:
-        by = metric or _metric(rules, task, other)
-        rows = [[row for row in model.items.get(task, ()) if by in row.metrics] for model in (candidate, other)]
-        if not all(rows):
-            return f"no outcomes of {task} by {by} for {other.name if rows[0] else candidate.name}"
-        if [row.id for row in rows[0]] != [row.id for row in rows[1]]:
-            return f"{candidate.name} and {other.name} have different items of {task}"
-        for side, of_model in zip((ours, theirs), rows, strict=True):
-            values = np.array([[row.metrics[by] for row in of_model]])
-            side.append(Outcomes(values, (None,), tuple(row.source for row in of_model)))
-    return difference(ours, theirs, Bootstrap(confidence, rules.bootstrap_samples, rules.seed))
-
-
-def _metric(rules: PromotionGate, task: str, model: Measured) -> str:
-    """What decides: of the domain, rules.domain_metric; of a general task, its main metric."""
-    if task in DOMAIN_TASKS:
-        return rules.domain_metric
-    metrics = {metric: None for row in model.items.get(task, ()) for metric in row.metrics}
-    return main_metric(metrics or ["acc"])
-
-
-def _flips(rules: PromotionGate, task: str, candidate: Measured, other: Measured) -> str:
-    """How many items were lost and won, and of which sources the most were lost."""
-    metric = _metric(rules, task, other)
-    pairs = [
-        (row.source, row.metrics[metric] - before.metrics[metric])
-        for row, before in zip(candidate.items[task], other.items[task], strict=True)
-        if metric in row.metrics and metric in before.metrics
-    ]
-    lost = Counter(source for source, change in pairs if change < 0)
-    won = sum(change > 0 for _, change in pairs)
-    sources = ", ".join(f"{source} ({count})" for source, count in lost.most_common(NAMED))
-    return f"{lost.total()} of {len(pairs)} items lost, {won} won" + (f"; lost most: {sources}" if lost else "")
 
 
 def _points(share: float) -> str:
