@@ -1,26 +1,14 @@
-"""What IFEval's checkers need beside lm-eval: packages, and nltk's sentence splitter."""
+"""What IFEval's checkers need beside lm-eval: nltk's sentence splitter."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
+from collections.abc import Iterable
 from typing import Any
 
 from raft_tasks.errors import InputError
 
-PACKAGES = ("langdetect", "immutabledict", "nltk")
 PUNKT_NEEDED = frozenset({"length_constraints:number_sentences", "change_case:capital_word_frequency"})  # constraints
-
-
-def missing_resources(tasks: Sequence[str]) -> list[str]:
-    """One message per package or data package that `tasks` need and that is not installed; imports no lm-eval."""
-    if not any("ifeval" in task for task in tasks):
-        return []
-    missing = [package for package in PACKAGES if find_spec(package) is None]
-    if missing:
-        return [f"the benchmark ifeval needs the packages {missing}: `pip install {' '.join(missing)}`"]
-    return [] if _has_punkt() else [_without_punkt("64 of its 541 prompts")]
 
 
 def check_ifeval(tasks: Iterable[Any]) -> None:
@@ -38,34 +26,20 @@ def check_ifeval(tasks: Iterable[Any]) -> None:
     if not any(name.startswith("lm_eval.tasks.ifeval.") for name in sys.modules):
         return
     import langdetect
+    import nltk
 
     langdetect.DetectorFactory.seed = 0  # it draws at random, and would score an answer differently from run to run
-    if _has_punkt():
-        return
     docs = (doc for task in tasks for doc in task.eval_docs)
     kinds = PUNKT_NEEDED.intersection(kind for doc in docs for kind in doc.get("instruction_id_list", ()))
-    if kinds:
-        raise InputError(_without_punkt(f"its constraints {sorted(kinds)}"))
-
-
-def _has_punkt() -> bool:
-    import nltk
-
     try:
         nltk.data.find("tokenizers/punkt_tab")
-    except LookupError:
-        return False
-    return True
-
-
-def _without_punkt(part: str) -> str:
-    import nltk
-
-    return (
-        f"the benchmark ifeval needs nltk's data package punkt_tab for {part}, and none of {nltk.data.path} has it. "
-        "`raft mirror ifeval` or `python -m nltk.downloader punkt_tab` fetches it; without a network set NLTK_DATA to "
-        "a folder with "
-        "tokenizers/punkt_tab (the package llama-index-core ships one, as does "
-        "https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/tokenizers/punkt_tab.zip). Or take ifeval "
-        "out of benchmark.tasks"
-    )
+    except LookupError as error:
+        if kinds:
+            raise InputError(
+                f"the benchmark ifeval needs nltk's data package punkt_tab for its constraints {sorted(kinds)}, and "
+                f"none of {nltk.data.path} has it. `raft mirror ifeval` or `python -m nltk.downloader punkt_tab` "
+                "fetches it; without a network set NLTK_DATA to a folder with tokenizers/punkt_tab (the package "
+                "llama-index-core ships one, as does "
+                "https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/tokenizers/punkt_tab.zip). Or take "
+                "ifeval out of benchmark.tasks"
+            ) from error
