@@ -28,16 +28,14 @@ from raft_tasks.training.logits import (
 TokenWeights = Callable[[Tensor, Tensor], Tensor]  # cross-entropy [t], logits [t, V] -> weights [t]
 
 
-def chunked_top_k(
-    hidden: Tensor, head: Head, k: int, tail_temperature: float | None = None, tile: int | None = None
-) -> TopK:
+def chunked_top_k(hidden: Tensor, head: Head, k: int, tail_temperature: float | None = None) -> TopK:
     """The teacher's side of Eq. 9: hidden [T, H] -> its k most likely tokens per position. No gradient.
 
-    With `tail_temperature` also the tail there. `tile`: positions per tile, by default as TILE_ELEMENTS allows.
+    With `tail_temperature` also the tail there.
     """
     parts = []
     with torch.no_grad():
-        for _, logits in tiles(hidden, head, tile):
+        for _, logits in tiles(hidden, head):
             ids, kept = top_k(logits, k)
             tail = None if tail_temperature is None else log_mass_outside(logits, ids, tail_temperature)
             parts.append(TopK(ids.int(), kept, kept.logsumexp(-1) - log_sum_exp(logits), tail))
@@ -45,12 +43,7 @@ def chunked_top_k(
 
 
 def chunked_logits_at(
-    hidden: Tensor,
-    head: Head,
-    ids: Tensor,
-    tail_temperature: float | None = None,
-    mass_every: int = 1,
-    tile: int | None = None,
+    hidden: Tensor, head: Head, ids: Tensor, tail_temperature: float | None = None, mass_every: int = 1
 ) -> TopK:
     """The student's side of Eq. 9: hidden [T, H] -> its logits at the teacher's ids [T, K].
 
@@ -59,18 +52,13 @@ def chunked_logits_at(
     Neither has the forward pass, except for the mass, which takes no part in the loss: where K rows of the head are
     enough for the loss, `log_mass` is computed at every `mass_every`-th position, the first included; elsewhere at all.
     """
-    settings = (head.scale, head.soft_cap, tail_temperature, mass_every, tile)
+    settings = (head.scale, head.soft_cap, tail_temperature, mass_every)
     kept, log_mass, tail = _LogitsAt.apply(hidden, head.weight, head.bias, ids, settings)
     return TopK(ids, kept, log_mass, None if tail_temperature is None else tail)
 
 
 def chunked_mean_cross_entropy(
-    hidden: Tensor,
-    head: Head,
-    labels: Tensor,
-    count: int,
-    token_weights: TokenWeights | None = None,
-    tile: int | None = None,
+    hidden: Tensor, head: Head, labels: Tensor, count: int, token_weights: TokenWeights | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sum of weight x `cross_entropy` over the positions, divided by `count`.
 
@@ -82,12 +70,11 @@ def chunked_mean_cross_entropy(
         labels: [T].
         count: tokens of the whole optimiser step, of which these may be a part.
         token_weights: constants to the gradient; by default 1.
-        tile: positions per tile.
 
     Returns:
         The scalar with the gradient, once; and the unweighted cross-entropy [T] without one.
     """
-    settings = _CrossEntropySettings(head.scale, head.soft_cap, count, token_weights, tile, torch.is_grad_enabled())
+    settings = _CrossEntropySettings(head.scale, head.soft_cap, count, token_weights, torch.is_grad_enabled())
     return _MeanCrossEntropy.apply(hidden, head.weight, head.bias, labels, settings)
 
 
@@ -96,7 +83,6 @@ class _CrossEntropySettings(NamedTuple):
     soft_cap: float | None
     n_answer_tokens: int
     token_weights: TokenWeights | None
-    tile: int | None
     with_gradient: bool
 
 
@@ -172,16 +158,16 @@ class _LogitsAt(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, settings: tuple[Any, ...]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        scale, soft_cap, temperature, mass_every, tile = settings
+        scale, soft_cap, temperature, mass_every = settings
         head = Head(weight, bias, scale, soft_cap)
         tail = None
         if mass_every > 1 and temperature is None and reads_few(hidden, head, ids):
             kept = few_logits(hidden, head, ids)
-            normalisers = [log_sum_exp(logits) for _, logits in tiles(hidden[::mass_every], head, tile)]
+            normalisers = [log_sum_exp(logits) for _, logits in tiles(hidden[::mass_every], head)]
             log_mass = kept[::mass_every].logsumexp(-1) - torch.cat(normalisers)
         else:
             parts = []
-            for rows, logits in tiles(hidden, head, tile):
+            for rows, logits in tiles(hidden, head):
                 at = ids[rows].long()
                 near = logits.gather(-1, at)
                 outside = None if temperature is None else log_mass_outside(logits, at, temperature)
@@ -195,10 +181,10 @@ class _LogitsAt(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_kept: Tensor, _: Tensor, grad_tail: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, ids, kept, tail = ctx.saved_tensors
-        scale, soft_cap, temperature, _, tile = ctx.settings
+        scale, soft_cap, temperature, _ = ctx.settings
         gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad[:3])
         if temperature is not None and grad_tail is not None:
-            for rows, logits in tiles(hidden, Head(weight, bias, scale, soft_cap), tile):
+            for rows, logits in tiles(hidden, Head(weight, bias, scale, soft_cap)):
                 # d log_mass_outside / d logit = softmax over what is outside / temperature; none at K = V
                 share = (logits / temperature - tail[rows, None]).exp_().scatter_(-1, ids[rows].long(), 0.0)
                 grad = share * (grad_tail[rows, None] / temperature)
@@ -214,7 +200,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad[:3])
         losses, shares = [], []
-        for rows, logits in tiles(hidden, Head(weight, bias, settings.scale, settings.soft_cap), settings.tile):
+        for rows, logits in tiles(hidden, Head(weight, bias, settings.scale, settings.soft_cap)):
             normaliser = log_sum_exp(logits)
             loss = normaliser - logits.gather(-1, labels[rows, None]).squeeze(-1)
             weights = torch.ones_like(loss) if settings.token_weights is None else settings.token_weights(loss, logits)

@@ -35,7 +35,7 @@ def encode_answer(prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) 
     return BaseAnswer(*(list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, answer)))
 
 
-def kl_by_position(base_hidden: Tensor, base_head: Head, hidden: Tensor, head: Head, tile: int | None = None) -> Tensor:
+def kl_by_position(base_hidden: Tensor, base_head: Head, hidden: Tensor, head: Head) -> Tensor:
     """KL(base || tuned) [T], in nats, of hidden states [T, H] and output heads. No [T, V] tensor outlives its tile.
 
     Raises:
@@ -47,9 +47,7 @@ def kl_by_position(base_hidden: Tensor, base_head: Head, hidden: Tensor, head: H
             "expected equal ones"
         )
     parts = []
-    for (_, base_logits), (_, logits) in zip(
-        tiles(base_hidden, base_head, tile), tiles(hidden, head, tile), strict=True
-    ):
+    for (_, base_logits), (_, logits) in zip(tiles(base_hidden, base_head), tiles(hidden, head), strict=True):
         log_q, log_p = base_logits.log_softmax(-1), logits.log_softmax(-1)
         parts.append((log_q.exp() * (log_q - log_p)).sum(-1))
     return torch.cat(parts)

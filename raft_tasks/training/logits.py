@@ -93,11 +93,11 @@ def apply_bias_scale_cap(product: Tensor, bias: Tensor | None, head: Head) -> Te
     return logits
 
 
-def tiles(hidden: Tensor, head: Head, tile: int | None) -> Iterator[tuple[slice, Tensor]]:
+def tiles(hidden: Tensor, head: Head) -> Iterator[tuple[slice, Tensor]]:
     """Tile by tile, the positions and their logits [t, V]. The next tile overwrites them; outside autograd only."""
     vocabulary = len(head.weight)
     head = head._replace(weight=head.weight.detach().to(hidden.dtype))
-    size = min(tile or max(1, TILE_ELEMENTS // vocabulary), len(hidden))
+    size = min(max(1, TILE_ELEMENTS // vocabulary), len(hidden))
     dtype = accumulation_dtype(hidden.dtype) if hidden.is_cuda else hidden.dtype
     buffer = hidden.new_empty(size, vocabulary, dtype=dtype)
     for start in range(0, len(hidden), size):

@@ -32,6 +32,12 @@ ARCHITECTURES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Of three positions or fewer."""
+    monkeypatch.setattr("raft_tasks.training.logits.TILE_ELEMENTS", 3 * 50)
+
+
 def own_logits(model):
     """The model's own logits [T, V] at the completions, row by row."""
     rows = []
@@ -60,13 +66,13 @@ def forward(model, head_fn):
 def chunked_losses(model, teacher, tail):
     tempered = TEMPERATURE if tail else None
     with torch.no_grad():
-        top = forward(teacher, lambda hidden, head: chunked_top_k(hidden, head, K, tempered, tile=3))
+        top = forward(teacher, lambda hidden, head: chunked_top_k(hidden, head, K, tempered))
     assert (top.ids.dtype, top.logits.dtype) == (torch.int32, torch.float32)
 
     def head_fn(hidden, head):
-        student = chunked_logits_at(hidden, head, top.ids, tempered, tile=3)
+        student = chunked_logits_at(hidden, head, top.ids, tempered)
         kl = top_k_forward_kl(student.logits, top.logits, TEMPERATURE, (student.tail, top.tail) if tail else None)
-        return chunked_mean_cross_entropy(hidden, head, LABELS, len(LABELS), tile=3)[0] + kl.mean()
+        return chunked_mean_cross_entropy(hidden, head, LABELS, len(LABELS))[0] + kl.mean()
 
     return forward(model, head_fn)
 

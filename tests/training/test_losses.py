@@ -183,7 +183,7 @@ def leaves(hidden, head):
 @pytest.mark.parametrize("settings", HEADS)
 @pytest.mark.parametrize("tile", [1, 4, 100])
 @pytest.mark.parametrize("tail", [False, True])
-def test_lean_distillation_equals_the_plain_one(settings, tile, tail):
+def test_lean_distillation_equals_the_plain_one(settings, tile, tail, monkeypatch):
     k, temperature = 5, 1.5
     tail_temperature = temperature if tail else None
     head = make_head(**settings)
@@ -194,8 +194,9 @@ def test_lean_distillation_equals_the_plain_one(settings, tile, tail):
     student = losses.head_logits(hidden, head)
     plain = reference_kl(student, teacher, k, temperature, tail)
 
-    taught = losses.chunked_top_k(teacher_hidden, teacher_head, k, tail_temperature, tile=tile)
-    own = losses.chunked_logits_at(hidden, head, taught.ids, tail_temperature, tile=tile)
+    monkeypatch.setattr(head_logits, "TILE_ELEMENTS", tile * len(head.weight))
+    taught = losses.chunked_top_k(teacher_hidden, teacher_head, k, tail_temperature)
+    own = losses.chunked_logits_at(hidden, head, taught.ids, tail_temperature)
     chunked = losses.top_k_forward_kl(own.logits, taught.logits, temperature, (own.tail, taught.tail) if tail else None)
     assert torch.allclose(chunked, plain, atol=1e-9)
     assert taught.ids.dtype == torch.int32
@@ -213,7 +214,7 @@ def test_lean_distillation_equals_the_plain_one(settings, tile, tail):
 @pytest.mark.parametrize("settings", HEADS)
 @pytest.mark.parametrize("tile", [1, 4, 100])
 @pytest.mark.parametrize("weigh", [None, lambda losses, logits: (-losses).exp() + logits.amax(-1)])
-def test_mean_cross_entropy_equals_the_plain_one(settings, tile, weigh):
+def test_mean_cross_entropy_equals_the_plain_one(settings, tile, weigh, monkeypatch):
     head = make_head(**settings)
     hidden = random_logits(9, 6, seed=7, scale=1.0).requires_grad_()
     labels = torch.arange(9) % 23
@@ -221,7 +222,8 @@ def test_mean_cross_entropy_equals_the_plain_one(settings, tile, weigh):
     each = losses.cross_entropy(logits, labels)
     weights = torch.ones(9, dtype=DOUBLE) if weigh is None else weigh(each, logits).detach()
     plain = (weights * each).sum() / 20
-    chunked, apart = losses.chunked_mean_cross_entropy(hidden, head, labels, 20, weigh, tile=tile)
+    monkeypatch.setattr(head_logits, "TILE_ELEMENTS", tile * len(head.weight))
+    chunked, apart = losses.chunked_mean_cross_entropy(hidden, head, labels, 20, weigh)
     assert chunked.item() == pytest.approx(plain.item(), abs=1e-12)
     assert torch.allclose(apart, each, atol=1e-10)
     assert not apart.requires_grad
@@ -271,13 +273,14 @@ def test_top_k_by_groups_finds_what_sorting_finds(k, vocabulary):
 
 
 @pytest.mark.parametrize("tail", [None, 1.5])
-def test_gradcheck(tail):
+def test_gradcheck(tail, monkeypatch):
     head = make_head(vocabulary=7, hidden=3, bias=True, scale=0.5, soft_cap=4.0)
     hidden = random_logits(4, 3, seed=10, scale=1.0).requires_grad_()
     ids = losses.top_k(losses.head_logits(hidden, head).detach(), 3)[0]
+    monkeypatch.setattr(head_logits, "TILE_ELEMENTS", 3 * 7)  # three positions
 
     def at_ids(hidden, weight, bias):
-        own = losses.chunked_logits_at(hidden, Head(weight, bias, 0.5, 4.0), ids, tail, tile=3)
+        own = losses.chunked_logits_at(hidden, Head(weight, bias, 0.5, 4.0), ids, tail)
         return own.logits if tail is None else (own.logits, own.tail)
 
     assert torch.autograd.gradcheck(at_ids, (hidden, head.weight, head.bias))
@@ -296,26 +299,29 @@ def test_only_what_requires_a_gradient_gets_one(frozen):
     assert (head.weight.grad is None) == (frozen == "weight")
 
 
-def test_tied_embedding_gets_both_gradients():
+def test_tied_embedding_gets_both_gradients(monkeypatch):
     embedding = make_head().weight
     tokens, labels = torch.tensor([1, 2, 3]), torch.tensor([2, 3, 4])
+    monkeypatch.setattr(head_logits, "TILE_ELEMENTS", 2 * len(embedding))
 
     def total(chunked):
         hidden = torch.tanh(embedding[tokens])
         if chunked:
-            return losses.chunked_mean_cross_entropy(hidden, Head(embedding), labels, 1, tile=2)[0]
+            return losses.chunked_mean_cross_entropy(hidden, Head(embedding), labels, 1)[0]
         return losses.cross_entropy(hidden @ embedding.T, labels).sum()
 
     chunked, plain = (torch.autograd.grad(total(chunked), embedding)[0] for chunked in (True, False))
     assert torch.allclose(chunked, plain, atol=1e-10)
 
 
-def test_bfloat16_accumulates_in_float32():
+def test_bfloat16_accumulates_in_float32(monkeypatch):
     head = Head(random_logits(300, 32, seed=5, scale=0.3).bfloat16().requires_grad_())
     hidden = random_logits(64, 32, seed=6, scale=1.0).bfloat16().requires_grad_()
     labels = torch.arange(64)
     exact = losses.cross_entropy(hidden.double() @ head.weight.double().T, labels)
-    value, each = losses.chunked_mean_cross_entropy(hidden, head, labels, len(labels), tile=7)
+    with monkeypatch.context() as patch:
+        patch.setattr(head_logits, "TILE_ELEMENTS", 7 * 300)
+        value, each = losses.chunked_mean_cross_entropy(hidden, head, labels, len(labels))
     assert value.dtype == each.dtype == torch.float32
     assert torch.allclose(each.double(), exact, atol=0.03)
     value.backward()
@@ -330,17 +336,18 @@ def test_bfloat16_accumulates_in_float32():
     assert torch.equal(own.logits.detach(), taught.logits)
 
 
-def test_no_positions_by_vocabulary_tensor_outlives_its_tile():
+def test_no_positions_by_vocabulary_tensor_outlives_its_tile(monkeypatch):
     """Counts live bytes: what is kept for the backward pass is of size T x K, not T x V."""
     vocabulary, positions, k = 4000, 256, 8
     head = Head(torch.randn(vocabulary, 16))
+    monkeypatch.setattr(head_logits, "TILE_ELEMENTS", 16 * vocabulary)
     hidden = torch.randn(positions, 16, requires_grad=True)
-    taught = losses.chunked_top_k(hidden.detach(), head, k, tile=16)
+    taught = losses.chunked_top_k(hidden.detach(), head, k)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        own = losses.chunked_logits_at(hidden, head, taught.ids, tile=16)
+        own = losses.chunked_logits_at(hidden, head, taught.ids)
         kl = losses.top_k_forward_kl(own.logits, taught.logits, 1.5)
-        ce, _ = losses.chunked_mean_cross_entropy(hidden, head, torch.arange(positions), positions, tile=16)
+        ce, _ = losses.chunked_mean_cross_entropy(hidden, head, torch.arange(positions), positions)
     (kl.sum() + ce).backward()
     largest = max(t.numel() for t in saved if t.data_ptr() != head.weight.data_ptr())
     assert largest <= positions * 16
