@@ -43,7 +43,6 @@ from raft_tasks.training.loss_terms import LossTerms, Sampled
 from raft_tasks.training.preparation import TrainingData
 from raft_tasks.training.probe import StaleRollouts
 from raft_tasks.training.rollout_buffer import RolloutBuffer, make_sampler
-from raft_tasks.training.rollouts import Sampler
 from raft_tasks.training.speed import ModelFlops
 from raft_tasks.training.step_metrics import COLUMNS, Progress, StepMetrics, add_to_table
 from raft_tasks.training.teacher import Teacher
@@ -53,8 +52,7 @@ from raft_tasks.training.token_weights import TOKEN_WEIGHTS, adaptive
 class RaftTrainer(Trainer):
     """The Trainer with the losses of one method. Batches are lists of `Encoded`, tensors are made where they are used.
 
-    `student` (a causal language model, with an adapter or not) is trained in place; `sampler` takes the place of the
-    one that the method names.
+    `student` (a causal language model, with an adapter or not) is trained in place.
     """
 
     def __init__(
@@ -65,7 +63,6 @@ class RaftTrainer(Trainer):
         data: TrainingData,
         arguments: TrainingArguments,
         progress: Progress | None = None,
-        sampler: Sampler | None = None,
     ) -> None:
         self.interruption = Interruption()
         self.curve = ForgettingCurve(self, job, data.curve) if data.curve else None
@@ -96,7 +93,7 @@ class RaftTrainer(Trainer):
         dtype = torch.bfloat16 if arguments.bf16 else None
         self.terms = LossTerms(method.distillation, teacher, arguments.device, dtype, self.accelerator.autocast)
         if method.distillation is not None:
-            sampler = sampler or make_sampler(
+            sampler = make_sampler(
                 method.distillation,
                 student,
                 rollout_ends(data.tokenizer, network_of(student).generation_config.eos_token_id),

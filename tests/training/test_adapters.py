@@ -53,10 +53,10 @@ def lora_trainer(model, folder, row, settings=None):
     wanted = job(model, folder, row, train=settings, output=folder, checkpoints=folder)
     arguments = training_arguments(wanted, len(rows))
     student, teacher = make_pair(network, wanted, arguments.device)
-    return RaftTrainer(
-        wanted, student, teacher, TrainingData(tokenizer, rows), arguments,
-        sampler=lambda prompts, seeds: ROLLOUTS[: len(prompts)],
-    )  # fmt: skip
+    trainer = RaftTrainer(wanted, student, teacher, TrainingData(tokenizer, rows), arguments)
+    if row.distillation:
+        trainer.rollout_buffer.sampler = lambda prompts, seeds: ROLLOUTS[: len(prompts)]
+    return trainer
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

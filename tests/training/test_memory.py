@@ -79,7 +79,9 @@ def make_trainer(model, method, settings, folder):
     def sampler(prompts, seeds):
         return [Rollout([7] * DRAWN, True, [-1.0] * DRAWN) for _ in prompts]
 
-    return RaftTrainer(wanted, student, teacher, TrainingData(tokenizer, rows), arguments, sampler=sampler)
+    trainer = RaftTrainer(wanted, student, teacher, TrainingData(tokenizer, rows), arguments)
+    trainer.rollout_buffer.sampler = sampler
+    return trainer
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,10 @@ def make_trainer(model, folder, method, settings, rollouts):
         )
     rows = Encoder(tokenizer, settings.max_length, teacher_turn(method, TEACHER), limit)(pairs())
     row = job(model, folder, method, train=settings, output=folder, checkpoints=folder)
-    return RaftTrainer(
-        row, student, teacher, TrainingData(tokenizer, rows), training_arguments(row, len(rows)),
-        sampler=lambda prompts, seeds: rollouts[: len(prompts)],
-    )  # fmt: skip
+    trainer = RaftTrainer(row, student, teacher, TrainingData(tokenizer, rows), training_arguments(row, len(rows)))
+    if method.distillation:
+        trainer.rollout_buffer.sampler = lambda prompts, seeds: rollouts[: len(prompts)]
+    return trainer
 
 
 def one_step(trainer, rows):
