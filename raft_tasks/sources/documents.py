@@ -15,11 +15,12 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from raft_tasks.model_files import is_pointer
 from raft_tasks.schemas import Chunk, Reject
-from raft_tasks.sources.extraction import Block, UnreadableError, html, markdown, pages, plain_text
+from raft_tasks.sources.extraction import Block, UnreadableError, html, markdown, pages, plain_text, strip_span
 from raft_tasks.sources.files import reject
 from raft_tasks.sources.pdf import page_texts
 
@@ -53,11 +54,11 @@ def chunks(paths: Iterable[Path], *, min_characters: int, max_characters: int) -
         try:
             for name, text, blocks, pages_at in _documents(path):
                 for start, end, heading in _cut(text, blocks, min_characters, max_characters):
-                    page = bisect_right(pages_at, start) or None
-                    chunk = _chunk(name, text, start, end, heading, page)
-                    if chunk.id not in seen:
-                        seen.add(chunk.id)
-                        yield chunk
+                    part, page = text[start:end], bisect_right(pages_at, start) or None
+                    id = hashlib.sha256(json.dumps([heading, part]).encode()).hexdigest()[:16]
+                    if id not in seen:
+                        seen.add(id)
+                        yield Chunk(id=id, text=part, file=name, page=page, start=start, end=end, heading=heading)
         except (UnreadableError, OSError) as error:
             yield reject(str(path), 1, str(error), "")
 
@@ -132,19 +133,6 @@ def _parquet_texts(path: Path) -> Iterator[tuple[int, str]]:
         raise UnreadableError(f"not readable as Parquet after row {row}: {error}") from error
 
 
-def _chunk(name: str, text: str, start: int, end: int, heading: list[str], page: int | None) -> Chunk:
-    identity = json.dumps([heading, text[start:end]])
-    return Chunk(
-        id=hashlib.sha256(identity.encode()).hexdigest()[:16],
-        text=text[start:end],
-        file=name,
-        page=page,
-        start=start,
-        end=end,
-        heading=heading,
-    )
-
-
 def _cut(text: str, blocks: list[Block], least: int, most: int) -> Iterator[tuple[int, int, list[str]]]:
     """(start, end, heading path) of each chunk: pieces that stand one after the other, as many as fit."""
     begun: tuple[int, int, list[str]] | None = None
@@ -155,7 +143,8 @@ def _cut(text: str, blocks: list[Block], least: int, most: int) -> Iterator[tupl
             yield begun
             begun = start, end, heading
         else:
-            begun = begun[0], end, _common(begun[2], heading)
+            both = takewhile(lambda titles: titles[0] == titles[1], zip(begun[2], heading, strict=False))
+            begun = begun[0], end, [title for title, _ in both]
     if begun is not None:
         yield begun
 
@@ -216,18 +205,9 @@ def sentence_ends(text: str) -> list[int]:
 
 
 def _stripped(part: str, begin: int, end: int, shift: int) -> Iterator[tuple[int, int]]:
-    piece = part[begin:end]
-    if piece.strip():
-        left = begin + len(piece) - len(piece.lstrip())
-        yield left + shift, begin + len(piece.rstrip()) + shift
-
-
-def _common(first: list[str], second: list[str]) -> list[str]:
-    """The path that both headings share."""
-    same = 0
-    while same < min(len(first), len(second)) and first[same] == second[same]:
-        same += 1
-    return first[:same]
+    begin, end = strip_span(part, begin, end)
+    if begin < end:
+        yield begin + shift, end + shift
 
 
 def _title(heading: str) -> str:

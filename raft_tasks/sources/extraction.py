@@ -72,7 +72,7 @@ def markdown(text: str) -> tuple[str, list[Block]]:
         elif token.type in ("table_open", "fence", "code_block", "bullet_list_open", "ordered_list_open"):
             kind = "whole"
         level = int(token.tag[1]) if kind == "heading" else 0
-        blocks.append(_trimmed(text, Block(kind, start, end, level)))
+        blocks.append(Block(kind, *strip_span(text, start, end), level))
     return text, [block for block in blocks if block.start < block.end]
 
 
@@ -139,18 +139,13 @@ def _html_text(name: str, text: str) -> str:
 
 
 def _paragraphs(text: str, shift: int) -> list[Block]:
-    blocks, start = [], 0
-    for match in re.finditer(r"\n[ \t]*\n\s*", text):
-        blocks.append(Block("paragraph", start, match.start()))
-        start = match.end()
-    blocks.append(Block("paragraph", start, len(text)))
-    trimmed = (_trimmed(text, block, shift) for block in blocks)
-    return [block for block in trimmed if block.start < block.end]
+    breaks = [match.span() for match in re.finditer(r"\n[ \t]*\n\s*", text)]
+    starts, ends = [0, *(end for _, end in breaks)], [*(start for start, _ in breaks), len(text)]
+    spans = (strip_span(text, start, end) for start, end in zip(starts, ends, strict=True))
+    return [Block("paragraph", start + shift, end + shift) for start, end in spans if start < end]
 
 
-def _trimmed(text: str, block: Block, shift: int = 0) -> Block:
-    """Without the white space at its ends, moved by `shift`."""
-    part = text[block.start : block.end]
-    start = block.start + len(part) - len(part.lstrip())
-    end = max(start, block.start + len(part.rstrip()))
-    return Block(block.kind, start + shift, end + shift, block.level)
+def strip_span(text: str, start: int, end: int) -> tuple[int, int]:
+    """Start and end of `text[start:end]` without the white space at its ends."""
+    part = text[start:end]
+    return end - len(part.lstrip()), max(end - len(part.lstrip()), start + len(part.rstrip()))
