@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -53,13 +54,9 @@ def user_prefix(
             or begins with them.
     """
     before, _ = _split_at_user_words(tokenizer, system, hint, history)
-    alone, followed = _tokens(tokenizer, before), _tokens(tokenizer, before + MARKER)
     # Where the last token before the words would merge with them ("[INST] " + "What"), it is left to the model.
-    prefix = []
-    for token, same in zip(alone, followed, strict=False):
-        if token != same:
-            break
-        prefix.append(token)
+    both = zip(_tokens(tokenizer, before), _tokens(tokenizer, before + MARKER), strict=False)
+    prefix = [token for token, _ in takewhile(lambda tokens: tokens[0] == tokens[1], both)]
     if not prefix:
         raise InputError(
             f"the chat template of {tokenizer.name_or_path!r} begins with the user's words; expected a mark before "

@@ -46,7 +46,8 @@ def mark_for(seed: int, *texts: str) -> str:
     """Hexadecimal digits that stand in none of the texts, and that nobody who writes one of them can know."""
     number = 0
     while True:
-        parts = [str(seed), str(number), *(hashlib.sha256(_bytes(text)).hexdigest() for text in texts)]
+        digests = (hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in texts)
+        parts = [str(seed), str(number), *digests]
         mark = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:MARK_DIGITS]
         if not any(mark in text for text in texts):
             return mark
@@ -68,7 +69,3 @@ def neutral(text: str) -> str:
         if character in "\n\t" or character in JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
     )
     return CHAT_TOKEN.sub(lambda match: f"{match.group()} ", text)
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", errors="surrogatepass")
