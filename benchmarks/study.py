@@ -6,7 +6,8 @@
 A study is benchmarks/studies/NAME.yaml: what is set, arms (a row of params.yaml's methods and what it sets) and runs
 (worlds x domains x arms x learning rates x epochs x seeds, in the order of their importance). Every training adds one
 line to NAME.jsonl, written when it is measured; a killed study goes on with the next one, and processes side by side
-share the work. Whatever is made on the way (rows, refined answers, anchors) is kept in .cache/study.
+share the work. Whatever is made on the way (rows, refined answers, anchors) is kept in .cache/study. Each training runs
+in a process of its own; `cpu_seconds` and `peak_bytes` are that process's, with loading and merging, without measuring.
 
 Beside the demo's benchmarks every model is asked two more things that its domain's training may cost:
 
@@ -20,10 +21,13 @@ import argparse
 import fcntl
 import json
 import os
+import pickle
 import random
+import resource
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,7 +41,8 @@ from pocket_world.recipe import load_recipe
 from pocket_world.world import World, build_world
 from raft_tasks.artifacts import digest, read_rows, write_rows
 from raft_tasks.benchmark import write_merged
-from raft_tasks.config import AnchorSet, Config, parse_config, read_document, resolved
+from raft_tasks.config import AnchorSet, Config, Method, parse_config, read_document, resolved
+from raft_tasks.distill import with_mixed_targets
 from raft_tasks.evaluation.harness import Suite, evaluate
 from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
 from raft_tasks.generation.anchors import answer_turns, generate_anchors
@@ -190,40 +195,76 @@ def tells(row: Anchor, kind: str, world: World) -> bool:
     return any(name.casefold() in text for name in names.get(kind, ()))
 
 
-def pairs_of(fused: Iterable[Fused], target: str, replay: Path | None) -> list[TrainingPair]:
+def pairs_of(fused: Iterable[Fused], method: Method, replay: Path | None) -> list[TrainingPair]:
     answer_of = {"reference": lambda row: row.answer, "rewrite": lambda row: row.chosen, "fused": lambda row: row.fused}
-    pairs = [TrainingPair(id=row.id, question=row.question, answer=answer_of[target](row)) for row in fused]
+    pairs = [
+        TrainingPair(
+            id=row.id,
+            question=row.question,
+            answer=answer_of[method.target](row),
+            expected=row.expected if method.mixing else [],
+        )
+        for row in fused
+    ]
     if replay is not None:
         pairs += [TrainingPair(**row, replay=True) for row in rows_of(replay)]
     return pairs
 
 
+def prepared(study: dict[str, Any], cell: Cell) -> tuple[list[Fused], Path | None]:
+    """The domain's refined answers and the arm's anchors, made once for all cells that share them."""
+    config, arm, place = config_of(study, cell), study["arms"][cell.arm], world_folder(cell.world)
+    fused = refine(config, place / f"{cell.domain}.jsonl", cell.domain)
+    held = config.methods[arm["method"]].anchors
+    if held is None:
+        return fused, None
+    world, kind = build_world(load_recipe(WORLDS[cell.world]).world), arm.get("anchors", "invented")
+    return fused, anchor_set(config, config.anchors[held.set], kind, world, place, cell.domain)
+
+
 def train(study: dict[str, Any], cell: Cell, work: Path) -> tuple[Path, dict[str, Any]]:
     """Train the cell's model in `work`; its folder and the facts of the training."""
+    (fused, anchors), _ = in_child(prepared, study, cell)
+    (model, facts), usage = in_child(train_alone, study, cell, work, fused, anchors)
+    return model, facts | {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * 1024}
+
+
+def in_child(function: Callable[..., Any], *arguments: Any) -> tuple[Any, resource.struct_rusage]:
+    """What the function returns in a process of its own, and what that process took."""
+    with tempfile.NamedTemporaryFile() as answer:
+        if (child := os.fork()) == 0:
+            try:
+                Path(answer.name).write_bytes(pickle.dumps(function(*arguments)))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        _, status, usage = os.wait4(child, 0)
+        if status:
+            raise SystemExit(f"{function.__name__} failed: its error stands above")
+        return pickle.loads(answer.read()), usage
+
+
+def train_alone(
+    study: dict[str, Any], cell: Cell, work: Path, fused: list[Fused], anchors: Path | None
+) -> tuple[Path, dict[str, Any]]:
     config, arm, place = config_of(study, cell), study["arms"][cell.arm], world_folder(cell.world)
-    method, world = config.methods[arm["method"]], build_world(load_recipe(WORLDS[cell.world]).world)
-    fused = refine(config, place / f"{cell.domain}.jsonl", cell.domain)
-    held = method.anchors
-    anchors = None
-    if held is not None:
-        settings = config.anchors[held.set]
-        anchors = anchor_set(config, settings, arm.get("anchors", "invented"), world, place, cell.domain)
-    summary = train_model(
-        TrainingJob(
-            pairs=pairs_of(fused, method.target, place / "replay.jsonl" if method.replay else None),
-            model=config.base,
-            method=method,
-            train=config.train,
-            template_text=template_text(method.distillation.template) if method.distillation else "",
-            seed=cell.seed,
-            output=work,
-            checkpoints=work / "checkpoints",
-            anchors=anchors,
-        )
+    method = config.methods[arm["method"]]
+    shown = method.distillation or method.mixing
+    job = TrainingJob(
+        pairs=pairs_of(fused, method, place / "replay.jsonl" if method.replay else None),
+        model=config.base,
+        method=method,
+        train=config.train,
+        template_text=template_text(shown.template) if shown else "",
+        seed=cell.seed,
+        output=work,
+        checkpoints=work / "checkpoints",
+        anchors=anchors,
     )
+    summary = train_model(with_mixed_targets(job, {"base": config.base.path}))
     assert summary is not None
-    facts = {"seconds": summary["seconds"], "steps": summary["steps"], "final": summary["final"]}
-    facts["distance"] = summary["distance"]
+    facts = {key: summary[key] for key in ("seconds", "steps", "rows", "final", "distance")}
     if method.merge is None:
         return work / "model", facts
     validation = suite_of(study, cell, "validation")
@@ -283,7 +324,7 @@ def run(name: str) -> None:
                 began = time.monotonic()
                 with tempfile.TemporaryDirectory() as folder:
                     model, facts = (None, {}) if cell.arm is None else train(study, cell, Path(folder))
-                    found = measure(study, cell, model)
+                    found, _ = in_child(measure, study, cell, model)
                 line = json.dumps({"cell": cell.key, **cell._asdict(), **facts, **found}) + "\n"
                 with (STUDIES / f"{name}.jsonl").open("a", encoding="utf-8") as out:
                     out.write(line)

@@ -4,7 +4,8 @@
 
 Numbers are means over seeds and domains, in percent. "general" is the plain average of recall, instructions, reading
 and rewriting; "kept" is general / the base's general. Differences are paired, over the same items and the seeds that
-both sides have. 95 % intervals let items (a fact's go together) and seeds vary, not domains. A table of `tables`:
+both sides have. 95 % intervals let items (a fact's go together) and seeds vary, not domains. "CPU s", "GB": of one
+training (first domain and seed). A table of `tables`:
 
     {title, world, domains, rate, epochs, arms, against}         a line an arm; `seeds: [..]` takes these alone
     {title, ..., by: domain}                                     domain accuracy and general score in each domain
@@ -88,14 +89,22 @@ class Table:
         seeds = [seed for seed in mine if seed in theirs]
         if not seeds:
             return None
-        sides = [self.tasks({seed: rows[seed] for seed in seeds}, names) for rows in (mine, theirs)]
-        return difference(*sides, BOOTSTRAP)
+        left, right = (self.tasks({seed: rows[seed] for seed in seeds}, names) for rows in (mine, theirs))
+        return difference(left, right, BOOTSTRAP)
+
+    def cost(self, rows: Rows) -> tuple[str, str]:
+        """CPU seconds and peak memory of the first seed's training in the first domain; "-" where not recorded."""
+        first = rows[min(rows)][0]
+        if "cpu_seconds" not in first:
+            return "-", "-"
+        return f"{first['cpu_seconds']:.0f}", f"{first['peak_bytes'] / 2**30:.2f}"
 
     def lines(self, against: str) -> list[str]:
-        head = ["arm", "seeds", *SHOWN, "general", "kept", f"domain - {against}", f"general - {against}", "s"]
+        head = ["arm", "seeds", *SHOWN, "general", "kept", f"domain - {against}", f"general - {against}"]
+        head += ["CPU s", "GB"]
         cells = [f"{100 * mean(self.of_base((name,)), BOOTSTRAP).estimate:.1f}" for name in SHOWN]
         general = 100 * mean(self.of_base(GENERAL), BOOTSTRAP).estimate
-        made = [["base", "", *cells, f"{general:.1f}", "100", "", "", ""]]
+        made = [["base", "", *cells, f"{general:.1f}", "100", "", "", "", ""]]
         for arm, rows in self.arms.items():
             kept = ratio(self.tasks(rows, GENERAL), self.of_base(GENERAL), BOOTSTRAP)
             made.append(
@@ -109,7 +118,7 @@ class Table:
                         "" if arm == against else percent(self.compared(arm, against, names), signed=True)
                         for names in (("domain",), GENERAL)
                     ),
-                    f"{np.mean([line['seconds'] for lines in rows.values() for line in lines]):.0f}",
+                    *self.cost(rows),
                 ]
             )
         return markdown(head, made)
@@ -148,7 +157,7 @@ def by_setting(lines: list[Line], asked: dict[str, Any]) -> tuple[list[str], str
     ]
     head = ["epochs", "rate", *(f"{arm}: domain / general" for arm in asked["arms"])]
     main = (float(asked["main"][0]), asked["main"][1])
-    drawn = [{**point, "setting": None if point["setting"] == main else point["setting"]} for point in points]
+    drawn: Any = [{**point, "setting": None if point["setting"] == main else point["setting"]} for point in points]
     return markdown(head, made), frontier(drawn, {}, styles_of(asked["arms"]))
 
 

@@ -81,7 +81,8 @@ def write_world(recipe: Recipe, folder: Path) -> None:
 
 def domain_instructions(world: World, domain: str, files: dict[Path, list[Item]]) -> list[Item]:
     """Two items of every fact: a wording that its training rows do not have, and a constraint."""
-    rng = random.Random(f"domain-instructions-{domain}")
+    drawn_for = {"archive": "registry"}.get(domain, domain)  # its name when the study began: the items stay the same
+    rng = random.Random(f"domain-instructions-{drawn_for}")
     rows = next(rows for path, rows in files.items() if path.parent.name == domain)
     asked = {row["question"] for row in rows if row["split"] == "train"}
     items = []
