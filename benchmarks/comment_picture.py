@@ -47,8 +47,10 @@ def draw(comment: str, picture: Path) -> None:
         run([browser, *options, f"file://{folder / 'page.html'}"], check=True, capture_output=True)
         with Image.open(folder / "page.png") as page:
             image = page.convert("RGB")
-    below = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()[3]
-    image.crop((0, 0, image.width, below + 12)).quantize(COLOURS).save(picture, optimize=True)
+    below = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()
+    if below is None:
+        raise SystemExit("the page is empty")
+    image.crop((0, 0, image.width, below[3] + 12)).quantize(COLOURS).save(picture, optimize=True)
 
 
 def main() -> None:

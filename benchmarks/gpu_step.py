@@ -37,7 +37,7 @@ from transformers import PretrainedConfig
 from workload import SHAPES, Lengths, make_model, make_pairs, phases, settings, train_ours
 
 PHASES = ("rollout", "teacher", "student", "optimiser")
-ADAPTER = {"rank": 64, "alpha": 128, "dropout": 0.0, "targets": "all-linear"}
+ADAPTER: dict[str, Any] = {"rank": 64, "alpha": 128, "dropout": 0.0, "targets": "all-linear"}
 SAMPLERS: dict[str, dict[str, Any]] = {
     "generate": {"kind": "generate", "batch_size": 16},
     "continuous_batching": {"kind": "continuous_batching", "batch_size": 16},

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ def main() -> int:
         if replies and isinstance(replies[0], str):
             different += answers[task] != replies
             print(f"| {task} | {len(replies)} answers | | | {'yes' if answers[task] == replies else 'NO'} |")
-    forms = {
+    forms: dict[str, Callable[[], object]] = {
         "harness": lambda: ours(config.base, rows, settings),
         "lm-eval by hand": lambda: by_hand(config.base, rows, settings),
     }

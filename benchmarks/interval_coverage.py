@@ -68,13 +68,14 @@ def draw(design: Design, generator: np.random.Generator) -> tuple[Outcomes, Outc
     shared = design.level + generator.normal(0, design.shared, design.sources)
     base = _answers(shared[None, of_item], generator)
     seeds: tuple[int | None, ...] = tuple(range(design.seeds)) if design.seeds > 1 else (None,)
-    trained = []
-    for change in (design.change, design.change / 2):
+
+    def trained(change: float) -> Outcomes:
         odds = shared + change + generator.normal(0, design.own, design.sources)
         odds = odds + generator.normal(0, design.seed, (design.seeds, 1))
         odds = odds + generator.normal(0, design.both, (design.seeds, design.sources))
-        trained.append(Outcomes(_answers(odds[:, of_item], generator), seeds, names))
-    return Outcomes(base, (None,), names), *trained
+        return Outcomes(_answers(odds[:, of_item], generator), seeds, names)
+
+    return Outcomes(base, (None,), names), trained(design.change), trained(design.change / 2)
 
 
 def truth(design: Design) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -91,8 +92,9 @@ def main() -> None:
         bare_loop(plain, prompts[: config.rewrite.batch_size], config.rewrite, draw=False)  # loads, warms up
         print(f"{len(prompts)} prompts, batches of {config.rewrite.batch_size}, {torch.get_num_threads()} thread(s)")
         for name, temperature in (("greedy", 0.0), ("drawn", config.rewrite.temperature)):
-            bare = fastest(lambda repetition, draw=temperature > 0: bare_loop(plain, prompts, config.rewrite, draw))
-            own = fastest(lambda repetition, heat=temperature: ours(repetition, heat)) if temperature else _once(ours)
+            draw = temperature > 0
+            bare = fastest(lambda _, draw=draw: bare_loop(plain, prompts, config.rewrite, draw))  # type: ignore[misc]
+            own = fastest(partial(ours, temperature=temperature)) if draw else _once(ours)
             if not temperature:
                 assert bare[0] == own[0], "greedy texts differ"
             ratio = (own[2] / own[1]) / (bare[2] / bare[1])

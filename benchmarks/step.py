@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -194,7 +195,12 @@ def timed(owner: Any, name: str, clock: dict[str, float], phase: Any) -> None:
     setattr(owner, name, call)
 
 
-SIDES = {"ours": ours, "TRL": trl, "SFT": partial(ours, method="sft"), "floor": floor}
+SIDES: dict[str, Callable[..., dict[str, Any]]] = {
+    "ours": ours,
+    "TRL": trl,
+    "SFT": partial(ours, method="sft"),
+    "floor": floor,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -245,7 +251,7 @@ def model_of(sizes: argparse.Namespace, folder: Path) -> Path:
             end="",
         )
         return make_model(llama(sizes.vocabulary, sizes.hidden, sizes.layers), folder, torch.float32, "cpu")
-    base = load_config(sizes.project / "params.yaml").models["base"]
+    base = load_config(sizes.project / "params.yaml").base
     path = base.path if base.revision else str(sizes.project / base.path)
     base = base.model_copy(update={"path": path})
     print(f"{Path(path).stem}, fused rows of its domain, rollouts of at most {sizes.rollout} tokens, ", end="")

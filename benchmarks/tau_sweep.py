@@ -175,9 +175,9 @@ def pocket_table(rows_per_domain: int) -> list[str]:
         passed = [row for row in judged if row[0] >= tau]
         wrong = [row for row in passed if not row[1]]
         part = [row for row in passed if row[1] and not row[2]]
-        whole = [row for row in passed if row[2]]
+        complete = [row for row in passed if row[2]]
         cells = [len(passed)]
-        for group in (wrong, part, whole):
+        for group in (wrong, part, complete):
             cells += [len(group), sum(flagged for *_, flagged in group)]
         table.append(f"| {tau:g} | {' | '.join(map(str, cells))} |")
     return table

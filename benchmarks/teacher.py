@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from study import STUDIES, Cell, config_of, pairs_of, refined, trained, world_folder
+from study import STUDIES, Cell, config_of, pairs_of, refine, train, world_folder
 
 from raft_tasks.chat import end_of_turn
 from raft_tasks.generation.templates import template_text
@@ -168,17 +168,18 @@ def main() -> None:
             cell = Cell(world, domain, "raft", RATE, epochs or 1, SEED)
             config = config_of(study, cell)
             base, tokenizer = load_model(config.base, torch.float32)
-            settings = config.methods["raft"].distillation
+            method = config.methods["raft"]
+            settings = method.distillation
             assert settings is not None
-            fused = refined(config, world_folder(world) / f"{domain}.jsonl", domain)
+            fused = refine(config, world_folder(world) / f"{domain}.jsonl", domain)
             message = teacher_message(template_text(settings.template))
             encoder = Encoder(tokenizer, config.train.max_length, message, settings.rollout_max_new_tokens)
-            encoded = encoder(pairs_of(fused, "fused", None))
+            encoded = encoder(pairs_of(fused, method, None))
             rows = [Row(one, row.passed, row.expected) for one, row in zip(encoded, fused, strict=True)]
             with tempfile.TemporaryDirectory() as folder:
                 student = base
                 if epochs:
-                    model, _ = trained(study, cell, Path(folder))
+                    model, _ = train(study, cell, Path(folder))
                     student, _ = load_model(config.base.model_copy(update={"path": str(model)}), torch.float32)
                 sampling = RolloutSampling([end_of_turn(tokenizer)], 1.0, settings.rollout_max_new_tokens)
                 found = at(base.eval(), student.eval(), rows, GenerateSampler(student, sampling, 64))

@@ -80,7 +80,7 @@ def live(config: Config, anchors: Path, share: float, seed: int, weeks: int, wor
         if share and past:
             settings = config.benchmark
             backend = TransformersBackend(production)
-            answered = answer_past(past, backend, {}, settings.max_new_tokens, settings.batch_size)
+            answered, _ = answer_past(past, backend, {}, settings.max_new_tokens, settings.batch_size)
             replayed = [pair.model_copy(update={"replay": True}) for pair in answered]
         folder = work / str(week)
         train_model(
@@ -111,7 +111,8 @@ def live(config: Config, anchors: Path, share: float, seed: int, weeks: int, wor
 
 def measure(config: Config, model: Any, week: int, weeks: int) -> tuple[dict[str, float], dict[str, str]]:
     """Percent right and the items' outcomes: of each domain the test items of facts taught so far."""
-    scores, outcomes = {}, {}
+    scores: dict[str, float] = {}
+    outcomes: dict[str, str] = {}
     for domain in DOMAINS:
         taught = {row.source for past in range(1, week + 1) for row in rows_of_week(past, weeks, domain)}
         rows = [row for row in examples(domain) if row.split == "test" and row.source in taught]

@@ -159,7 +159,7 @@ def train_ours(
     train_model(
         TrainingJob(
             pairs=pairs,
-            model=config.models["base"].model_copy(update={"path": str(folder), "revision": None, "dtype": dtype}),
+            model=config.base.model_copy(update={"path": str(folder), "revision": None, "dtype": dtype}),
             method=config.methods[method],
             train=config.train,
             template_text=TEACHER,
