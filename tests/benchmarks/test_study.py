@@ -105,6 +105,8 @@ def test_one_anchored_training_of_the_study(script, tmp_path, monkeypatch):
     assert base["scores"]["domain_instructions"] < 0.05
     assert short_["steps"] == 30
     assert short_["final"]["l_anchor"] > 0
+    assert short_["cpu_seconds"] > 1
+    assert short_["peak_bytes"] > 2**27
     assert {task: len(found) for task, found in short_["outcomes"].items()} == {
         task: len(found) for task, found in base["sources"].items()
     }
