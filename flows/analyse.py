@@ -13,7 +13,7 @@ from raft_tasks.schemas import Example, ItemResult
 @flow
 def analyse(domain: str, method: str, seed: int) -> None:
     config = load_config()
-    trained = config.base.model_copy(update={"path": str(paths.trained(domain, method, seed)), "revision": None})
+    trained = config.base.at(paths.trained(domain, method, seed))
     row = config.methods[method]
     base = Base(
         config.base,

@@ -3,8 +3,6 @@
 A trained model is merged first, as its method's row says, with a coefficient chosen on validation items.
 """
 
-from pathlib import Path
-
 from prefect import flow
 
 from flows import paths
@@ -34,9 +32,8 @@ def benchmark(domain: str, method: str | None = None, seed: int | None = None) -
     config = load_config()
     folder, model = paths.benchmark(domain, method, seed), config.base
     label = stage_name(domain, folder.name, method in (None, CHAMPION))
-    path: Path | None = None
     if method == CHAMPION:
-        path = paths.champion(domain)
+        model = config.base.at(paths.champion(domain))
     elif method is not None and seed is not None:
         merge_model(
             paths.run(domain, method, seed) / "model",
@@ -46,9 +43,7 @@ def benchmark(domain: str, method: str | None = None, seed: int | None = None) -
             paths.merged(domain, method, seed),
             Progress(label, 0, "candidates of the merge"),
         )
-        path = paths.trained(domain, method, seed)
-    if path is not None:
-        model = model.model_copy(update={"path": str(path), "revision": None})
+        model = config.base.at(paths.trained(domain, method, seed))
     scores, items = benchmark_model(model, suite_of(config, domain, "test"), Progress(label, 0, "items"))
     write_rows(folder / "items.jsonl", items)
     write_json(folder / "scores.json", scores)

@@ -22,23 +22,21 @@ from pathlib import Path
 
 from flows import paths
 from flows.benchmark import suite_of
-from flows.judge import judge_more
+from flows.judge import add_panel_verdicts
 from flows.stage import Progress
-from raft_tasks.artifacts import write_rows
+from raft_tasks.artifacts import write_json, write_rows
 from raft_tasks.compare import REVISION, locate_model
 from raft_tasks.config import Config, load_config
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.gate import DOMAIN_TASKS
 from raft_tasks.evaluation.harness import Suite, evaluate
-from raft_tasks.evaluation.verdicts import add_verdicts
-from raft_tasks.reporting.metrics import write_metrics
 from raft_tasks.reporting.origin import read_origin
-from raft_tasks.reporting.side_by_side import Answers, measure_side_by_side, write_side_by_side
-from raft_tasks.reporting.study import BASE, Benchmarked, Run
-from raft_tasks.schemas import ItemResult, Judged
+from raft_tasks.reporting.side_by_side import measure_side_by_side, write_side_by_side
+from raft_tasks.reporting.study import BASE, Answered, Run
+from raft_tasks.schemas import ItemResult
 
 Models = dict[str, list[str]]  # by name what each is, one entry per seed
-Outcomes = dict[str, list[Benchmarked]]  # of one domain, by name, one per seed
+Outcomes = dict[str, list[Run]]  # of one domain, by name, one per seed
 
 NO_TASKS = "none"  # only the domain's questions
 
@@ -61,29 +59,25 @@ def compare(models: Models, domains: list[str], tasks: list[str], output: Path, 
             # a revision's run is another model in every domain; any other model has its general items once
             if general and not models[name][seed].startswith(REVISION):
                 suite = replace(suite, settings=suite.settings.model_copy(update={"tasks": []}))
-            result = _benchmark(models[name][seed], label, suite, config)
-            general = [row for row in result.items if row.task not in DOMAIN_TASKS] or general
-            items = [row for row in result.items if row.task in DOMAIN_TASKS] + general
+            measured = _benchmark(models[name][seed], label, suite, config)
+            general = [row for row in measured if row.task not in DOMAIN_TASKS] or general
+            items = [row for row in measured if row.task in DOMAIN_TASKS] + general
             write_rows(output / "items" / domain / f"{label}.jsonl", items)
-            outcomes[domain].setdefault(name, []).append(Benchmarked(result.scores, items))
+            outcomes[domain].setdefault(name, []).append(Run(items, seed))
     for domain in set(domains) & set(config.run.judged):
         outcomes[domain] = _with_panel(domain, outcomes[domain], models, config, output)
     answers = {
-        domain: Answers(
+        domain: Answered(
             suites[domain].rows,
-            of_domain[BASE][0],
-            {
-                name: [Run(result.scores, result.items, seed) for seed, result in enumerate(results)]
-                for name, results in of_domain.items()
-                if name != BASE
-            },
+            of_domain[BASE][0].items,
+            {name: runs for name, runs in of_domain.items() if name != BASE},
         )
         for domain, of_domain in outcomes.items()
     }
     metrics = measure_side_by_side(answers, tasks, models, config.report)
     origin = read_origin(paths.LOCK)
     write_side_by_side(answers, metrics, config.report, origin, command, output)
-    write_metrics(output / "metrics.json", metrics)
+    write_json(output / "metrics.json", metrics)
 
 
 def _labels(models: Models) -> Iterator[tuple[str, int, str]]:
@@ -106,11 +100,11 @@ def domain_suite(config: Config, domain: str, tasks: list[str]) -> Suite:
     return replace(suite, settings=suite.settings.model_copy(update={"tasks": tasks}))
 
 
-def _benchmark(source: str, label: str, suite: Suite, config: Config) -> Benchmarked:
+def _benchmark(source: str, label: str, suite: Suite, config: Config) -> list[ItemResult]:
     print(f"{label} ({source}): {suite.domain}", flush=True)
     try:
         with locate_model(source, run_folders(suite.domain), config.base) as model:
-            return Benchmarked(*evaluate(model, suite, Progress(f"{label}, {suite.domain}", 0, "items")))
+            return evaluate(model, suite, Progress(f"{label}, {suite.domain}", 0, "items"))[1]
     except OSError as error:
         raise InputError(
             f"{label}={source} cannot be loaded: {str(error)[:500]}; check the folder, or hub id and network"
@@ -124,16 +118,12 @@ def run_folders(domain: str) -> list[str]:
 
 def _with_panel(domain: str, outcomes: Outcomes, models: Models, config: Config, output: Path) -> Outcomes:
     """The answers with the verdicts of the panel of `judge`; equal answers are judged once."""
-    labels = list(_labels(models))
-    votes: list[Judged] = []
-    for name, seed, label in labels:
-        print(f"{label}: {domain}, the panel of judges", flush=True)
-        votes = judge_more(f"{label}, {domain}", label, outcomes[name][seed].items, votes, config)
+    asked = {label: outcomes[name][seed].items for name, seed, label in _labels(models)}
+    items, votes = add_panel_verdicts(domain, asked, [], config)
     write_rows(output / "votes" / f"{domain}.jsonl", votes)
     judged: Outcomes = {name: [] for name in models}
-    for name, seed, label in labels:
-        result = outcomes[name][seed]
-        judged[name].append(Benchmarked(result.scores, add_verdicts(result.items, label, votes)))
+    for name, seed, label in _labels(models):
+        judged[name].append(Run(items[label], seed))
     return judged
 
 

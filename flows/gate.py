@@ -18,18 +18,17 @@ from prefect.input import RunInput
 from flows import paths
 from flows.benchmark import CHAMPION, suite_of
 from flows.compare import domain_suite, run_folders
-from flows.judge import judge_more
+from flows.judge import add_panel_verdicts
 from flows.stage import Progress
 from raft_tasks.artifacts import atomic_file, digest, iter_rows, read_rows, write_json, write_rows
 from raft_tasks.benchmark import benchmark_model, merge_model
 from raft_tasks.compare import locate_model
-from raft_tasks.config import Config, Interpolate, Model, SecondMeasurement, load_config
+from raft_tasks.config import Config, Interpolate, Model, load_config
 from raft_tasks.errors import InputError, OperationalError
 from raft_tasks.evaluation.evidence import NAME, Evidence, digest_model, replay, write_evidence
-from raft_tasks.evaluation.gate import Measured, Verdict
+from raft_tasks.evaluation.gate import Verdict
 from raft_tasks.evaluation.harness import Suite, evaluate
 from raft_tasks.evaluation.prompting import compare_prompts
-from raft_tasks.evaluation.verdicts import add_verdicts
 from raft_tasks.gate import REPEAT, fidelity_rate, measure, release, repeat_settings, size_and_latency
 from raft_tasks.registry import champion, released
 from raft_tasks.reporting.origin import data_versions
@@ -52,7 +51,7 @@ def gate_candidate(config: Config, domain: str) -> Verdict:
     if verdict.promoted:
         card = (model / "README.md").read_text(encoding="utf-8")
         notes, form = _release_notes(verdict), config.retrain.release
-        release(_model(config, model), f"{card}\n{notes}", evidence, verdict, released(domain), form)
+        release(config.base.at(model), f"{card}\n{notes}", evidence, verdict, released(domain), form)
     write_verdict(verdict)
     return verdict
 
@@ -94,14 +93,19 @@ def find_verdict(config: Config, domain: str) -> tuple[Verdict, Path, Evidence]:
     candidate = config.retrain.candidate
     trained = paths.trained(domain, candidate.method, candidate.seed)
     benchmark = paths.benchmark(domain, candidate.method, candidate.seed)
-    votes = read_rows(paths.judged(domain) / "votes.jsonl", Judged) if domain in config.run.judged else None
+    votes: list[Judged] | None = None
+    if domain in config.run.judged:
+        votes = [
+            row.model_copy(update={"model": "candidate"}) if row.model == benchmark.name else row
+            for row in read_rows(paths.judged(domain) / "votes.jsonl", Judged)
+        ]
     evidence = _measure(config, domain, trained, benchmark / "items.jsonl", votes)
     verdict = evidence.judge()
     if not verdict.near_miss or config.gate.recover is None:
         return verdict, trained, evidence
     trained, items, coefficient = _interpolate(config, config.gate.recover, domain, trained)
     if votes is not None:
-        votes = judge_more(f"gate@{domain}", benchmark.name, read_rows(items, ItemResult), votes, config)
+        votes = [row for row in votes if row.model != "candidate"]
     evidence = _measure(config, domain, trained, items, votes)
     return replace(evidence.judge(), coefficient=coefficient), trained, evidence
 
@@ -125,47 +129,50 @@ def write_verdict(verdict: Verdict) -> None:
 def _measure(config: Config, domain: str, trained: Path, items: Path, votes: list[Judged] | None) -> Evidence:
     """What decides on the model in `trained`, whose outcomes are `items`; `votes`: a panel's, of a judged domain."""
     production, candidate = champion(Path(), domain), config.retrain.candidate
-    folder = paths.benchmark(domain, candidate.method, candidate.seed)
-    folders = {folder.name: folder, "base": paths.benchmark(domain, None, None)}
+    files = {"candidate": items, "base": paths.benchmark(domain, None, None) / "items.jsonl"}
+    names = {"candidate": paths.benchmark(domain, candidate.method, candidate.seed).name, "base": "base"}
+    models = {"candidate": config.base.at(trained), "base": config.base}
     if production is not None:
-        folders[str(production)] = paths.benchmark(domain, CHAMPION, None)
-    files = {name: items if name == folder.name else place / "items.jsonl" for name, place in folders.items()}
+        files["champion"] = paths.benchmark(domain, CHAMPION, None) / "items.jsonl"
+        names["champion"] = str(production)
+        models["champion"] = config.base.at(paths.champion(domain))
     missing = [str(path) for path in files.values() if not path.exists()]
     if missing:
         raise InputError(
             f"the gate needs the outcomes of the benchmarks, {missing} are not there; run the pipeline first"
         )
-    rows = {name: read_rows(path, ItemResult) for name, path in files.items()}
-    names, suite = {name: place.name for name, place in folders.items()}, suite_of(config, domain, "test")
-    models = {"candidate": _model(config, trained), "base": config.base}
+    rows = {role: read_rows(path, ItemResult) for role, path in files.items()}
+    return _complete(config, suite_of(config, domain, "test"), models, names, rows, votes)
+
+
+def _complete(
+    config: Config,
+    suite: Suite,
+    models: dict[str, Model],
+    names: dict[str, str],
+    rows: dict[str, list[ItemResult]],
+    votes: list[Judged] | None,
+) -> Evidence:
+    """The evidence on candidate, base and perhaps champion, whose outcomes are `rows`: the rest is measured here.
+
+    Args:
+        names: by role, as are models and outcomes: what the verdict calls each.
+        votes: a panel's, on models by role; None where the domain is not judged.
+    """
     if config.gate.noise is not None:
-        rows[REPEAT], names[REPEAT] = _repeat_measurement(config.gate.noise, models["candidate"], suite), REPEAT
-        if votes is not None:
-            votes = judge_more(f"gate@{domain}", REPEAT, rows[REPEAT], votes, config)
+        second = repeat_settings(config.gate.noise, models["candidate"], suite)
+        rows = rows | {REPEAT: evaluate(*second, Progress(f"candidate, {REPEAT}", 0, "items"))[1]}
+        names = names | {REPEAT: f"{names['candidate']} {REPEAT}"}
     if votes is not None:
-        rows = {name: add_verdicts(rows[name], model, votes) for name, model in names.items()}
-    measured = {"candidate": measure(folder.name, rows[folder.name]), "base": measure("base", rows["base"])}
-    if production is not None:
-        models["champion"] = _model(config, paths.champion(domain))
-        measured["champion"] = measure(str(production), rows[str(production)])
-    if REPEAT in rows:
-        measured[REPEAT] = measure(f"{folder.name} {REPEAT}", rows[REPEAT])
-    return _complete(config, suite, models, measured)
-
-
-def _repeat_measurement(noise: SecondMeasurement, candidate: Model, suite: Suite) -> list[ItemResult]:
-    return evaluate(*repeat_settings(noise, candidate, suite), Progress(f"candidate, {REPEAT}", 0, "items"))[1]
-
-
-def _complete(config: Config, suite: Suite, models: dict[str, Model], measured: dict[str, Measured]) -> Evidence:
-    """The evidence on candidate, base and perhaps champion, whose items are measured: the rest is measured here."""
+        rows, _ = add_panel_verdicts(suite.domain, rows, votes, config)
+    measured = {role: measure(names[role], items) for role, items in rows.items()}
     questions = [end_with(row.history, row.question) for row in suite.rows][: config.gate.latency_items]
-    timed = {name: models[name] for name in ("candidate", "base")}
-    for name, (size, seconds) in size_and_latency(timed, questions, config.benchmark.max_new_tokens).items():
-        measured[name] = replace(measured[name], bytes=size, seconds=seconds)
+    timed = {role: models[role] for role in ("candidate", "base")}
+    for role, (size, seconds) in size_and_latency(timed, questions, config.benchmark.max_new_tokens).items():
+        measured[role] = replace(measured[role], bytes=size, seconds=seconds)
     prompts = compare_prompts(models["candidate"], models["base"])
     fused = paths.fused(suite.domain, config.run.rows)
-    inputs = {name: digest_model(model) for name, model in models.items()}
+    inputs = {role: digest_model(model) for role, model in models.items()}
     inputs["questions"] = {"rows": digest(suite.rows), "benchmark": digest(suite.settings.model_dump(mode="json"))}
     return Evidence(
         suite.domain,
@@ -185,13 +192,9 @@ def _interpolate(config: Config, after: Interpolate, domain: str, trained: Path)
     validation = suite_of(config, domain, "validation")
     merged = merge_model(trained, config.base, after, validation, folder, Progress(label, 0, "models"))
     suite = suite_of(config, domain, "test")
-    _, items = benchmark_model(_model(config, folder / "model"), suite, Progress(label, 0, "items"))
+    _, items = benchmark_model(config.base.at(folder / "model"), suite, Progress(label, 0, "items"))
     write_rows(folder / "items.jsonl", items)
     return folder / "model", folder / "items.jsonl", float(merged["coefficient"])
-
-
-def _model(config: Config, folder: Path) -> Model:
-    return config.base.model_copy(update={"path": str(folder), "revision": None})
 
 
 def _release_notes(verdict: Verdict) -> str:
@@ -244,22 +247,14 @@ def gate_models(sources: dict[str, str], domain: str, output: Path) -> Verdict:
     if domain not in config.domains:
         raise InputError(f"got domain {domain!r}, expected one of params.yaml: {sorted(config.domains)}")
     suite = domain_suite(config, domain, config.benchmark.tasks)
-    votes: list[Judged] = []
+    votes: list[Judged] | None = [] if domain in config.run.judged else None
     with ExitStack() as located:
         folders = run_folders(domain)
         models = {
             role: located.enter_context(locate_model(source, folders, config.base)) for role, source in sources.items()
         }
         rows = {role: evaluate(model, suite, Progress(role, 0, "items"))[1] for role, model in models.items()}
-        if config.gate.noise is not None:
-            rows[REPEAT] = _repeat_measurement(config.gate.noise, models["candidate"], suite)
-        if domain in config.run.judged:
-            for role, items in rows.items():
-                votes = judge_more(f"{role}, {domain}", role, items, votes, config)
-            rows = {role: add_verdicts(items, role, votes) for role, items in rows.items()}
-        names = sources | {"base": "base", REPEAT: f"{sources['candidate']} {REPEAT}"}
-        measured = {role: measure(names[role], items) for role, items in rows.items()}
-        evidence = _complete(config, suite, models, measured)
+        evidence = _complete(config, suite, models, sources | {"base": "base"}, rows, votes)
     verdict = evidence.judge()
     write_evidence(output / NAME, evidence, verdict)
     with atomic_file(output / "comment.md") as partial:

@@ -3,6 +3,7 @@
 The answers were given once, by the stage `benchmark`; other judges ask about the same ones.
 """
 
+from collections.abc import Mapping
 from contextlib import closing
 
 from prefect import flow
@@ -13,7 +14,7 @@ from flows.task_cache import call_cached
 from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.config import Config, load_config
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.verdicts import drop_undecided, summary
+from raft_tasks.evaluation.verdicts import add_verdicts, drop_undecided, summary
 from raft_tasks.generation.cached_backend import ModelPool
 from raft_tasks.judge import failure, judge_chunk, judge_labels
 from raft_tasks.schemas import ItemResult, Judged, Labelled
@@ -51,13 +52,18 @@ def judge(domain: str) -> None:
     print(f"{label}: {len(votes)} answers judged, {undecided} of them on items without a verdict", flush=True)
 
 
-def judge_more(label: str, model: str, items: list[ItemResult], votes: list[Judged], config: Config) -> list[Judged]:
-    """`votes` with those on a model's answers that the stage does not know, in place of what it says of that model."""
-    settings = config.judge
-    answers = [(model, item) for item in items if item.task in settings.tasks]
-    judged = judge_chunk(answers, settings, _open_panel(config))
-    more = enforce_failure_rate(label, judged, len(answers), settings.max_failed, failure)
-    return drop_undecided([*(row for row in votes if row.model != model), *more])
+def add_panel_verdicts(
+    domain: str, items: Mapping[str, list[ItemResult]], votes: list[Judged], config: Config
+) -> tuple[dict[str, list[ItemResult]], list[Judged]]:
+    """Every model's items with the panel's verdicts, and all votes: `votes`, and those on models that it lacks."""
+    settings, voted = config.judge, {row.model for row in votes}
+    for model in [name for name in items if name not in voted]:
+        print(f"{model}: {domain}, the panel of judges", flush=True)
+        answers = [(model, item) for item in items[model] if item.task in settings.tasks]
+        judged = judge_chunk(answers, settings, _open_panel(config))
+        more = enforce_failure_rate(f"{model}, {domain}", judged, len(answers), settings.max_failed, failure)
+        votes = drop_undecided([*votes, *more])
+    return {model: add_verdicts(rows, model, votes) for model, rows in items.items()}, votes
 
 
 def _open_panel(config: Config) -> ModelPool:

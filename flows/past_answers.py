@@ -39,7 +39,7 @@ def write_past_answers(config: Config, champions: Collection[str], past: dict[st
         gone = [row for row in earlier if transcribe(row.history, row.question) not in asked]
         generator = Random(derive_seed("past-questions", domain))
         drawn = generator.sample(rows, min(limit, len(rows)))
-        model = config.base.model_copy(update={"path": str(paths.champion(domain)), "revision": None})
+        model = config.base.at(paths.champion(domain))
         pairs, unfinished = answer_past(
             drawn, TransformersBackend(model), config.domains[domain].checks, settings.max_new_tokens,
             settings.batch_size,

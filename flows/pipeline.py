@@ -34,9 +34,9 @@ from flows.resolve import resolve
 from flows.server import ensure_server
 from flows.stage import END_LINE, RUN_LINE, run_page
 from flows.stage_host import stage_host
+from raft_tasks.artifacts import read_json
 from raft_tasks.config import Config, load_config
 from raft_tasks.errors import OperationalError
-from raft_tasks.reporting.metrics import read_metrics
 from raft_tasks.reporting.terminal import print_table
 
 TAIL_LINES = 30  # of a failed stage's output, repeated in its error
@@ -257,7 +257,7 @@ def show_results() -> None:
     """Print the table of the report and where the page is."""
     metrics = paths.REPORTS / "metrics.json"
     if metrics.exists():
-        print_table(read_metrics(metrics))
+        print_table(read_json(metrics))
         print(f"The whole report: {(paths.REPORTS / 'report.html').resolve().as_uri()}")
 
 

@@ -81,8 +81,7 @@ def write_merged(
         for value in coefficients:
             with tempfile.TemporaryDirectory(dir=output.parent) as folder:
                 merged.write(value, Path(folder))
-                model = base.model_copy(update={"path": folder, "revision": None})
-                candidates.append(Candidate(value, **score_candidate(model, suite)))
+                candidates.append(Candidate(value, **score_candidate(base.at(folder), suite)))
             progress(len(candidates) + 1, len(coefficients) + 1)
         chosen, met = choose(candidates, base_scores["general"], merge.general_loss)
         coefficient = chosen.coefficient

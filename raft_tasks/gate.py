@@ -103,7 +103,7 @@ def release(
             write_whole(model, partial)
         if merged:
             judged = evidence.inputs["candidate"]
-            released = digest_model(model.model_copy(update={"path": str(partial)}))
+            released = digest_model(model.at(partial))
             evidence = replace(evidence, inputs={**evidence.inputs, "candidate": released, "adapter": judged})
             card += "\nThe adapter of the training is merged into the weights here; the gate measured these weights.\n"
         else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -72,16 +73,9 @@ def alternatives(annotation: Any) -> list[Any]:
     """`annotation` without Annotated, its unions taken apart."""
     if get_origin(annotation) is Annotated:
         return alternatives(get_args(annotation)[0])
-    if get_origin(annotation) in (dict, list) or not _is_union(annotation):
+    if get_origin(annotation) not in (Union, UnionType):
         return [annotation]
     return [leaf for option in get_args(annotation) for leaf in alternatives(option)]
-
-
-def _is_union(annotation: Any) -> bool:
-    from types import UnionType
-    from typing import Union
-
-    return get_origin(annotation) in (Union, UnionType)
 
 
 def sections(annotation: Any) -> list[type[Section]]:

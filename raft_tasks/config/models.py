@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
@@ -23,6 +24,10 @@ class Model(Section):
         "off", "of base: whether it is trained, measured and served thinking; both: measured in either mode", "off"
     )
     thought_tokens: PositiveInt = added_key(1024, "tokens of a thought, at most, beside those of its answer", 1024)
+
+    def at(self, folder: str | Path) -> Model:
+        """The model in another folder, such as the one that was trained from this one, with the same settings."""
+        return self.model_copy(update={"path": str(folder), "revision": None})
 
 
 class Endpoint(Section):

@@ -9,10 +9,10 @@ from typing import Literal
 
 from raft_tasks.evaluation.harness import DOMAIN_TASK
 from raft_tasks.reporting.study import BASE, Answered
+from raft_tasks.reporting.wording import shorten
 from raft_tasks.schemas import ItemResult
 
 Direction = Literal["lost", "won"]
-SHOWN_CHARACTERS = 300  # of a question or an answer
 CHOICE = "choice "  # begins the answer to an item of multiple choice: nothing was generated
 
 
@@ -40,7 +40,7 @@ def find_flips(domain: Answered, parts: Sequence[tuple[str, str]]) -> list[Flip]
     flips = []
     for method, runs in domain.runs.items():
         for task, metric in parts:
-            base = {row.id: row for row in domain.base.items if row.task == task and metric in row.metrics}
+            base = {row.id: row for row in domain.base if row.task == task and metric in row.metrics}
             flipped: dict[str, list[ItemResult]] = {}
             for run in runs:
                 for row in run.items:  # items without the judges' verdict lack it for every model
@@ -49,7 +49,7 @@ def find_flips(domain: Answered, parts: Sequence[tuple[str, str]]) -> list[Flip]
             for name, rows in sorted(flipped.items(), key=lambda entry: (-len(entry[1]), entry[0])):
                 direction: Direction = "lost" if _right(base[name], metric) else "won"
                 question = rows[0].prompt.removeprefix(prefix).removesuffix(suffix)
-                texts = (_shorten(text) for text in (question, base[name].answer, rows[0].answer))
+                texts = (shorten(text) for text in (question, base[name].answer, rows[0].answer))
                 flips.append(Flip(method, task, name, direction, len(rows), *texts))
     return flips
 
@@ -85,19 +85,19 @@ def telling_questions(
     prefix, suffix = _around_question(domain)
     by_task = []
     for task, metric in parts:
-        models = [domain.base, *(domain.runs[method][0] for method in methods)]
-        answers = [{row.id: row for row in model.items if row.task == task} for model in models]
+        models = [domain.base, *(domain.runs[method][0].items for method in methods)]
+        answers = [{row.id: row for row in items if row.task == task} for items in models]
         questions = []
         for name, row in answers[0].items():
             rows = [answer[name] for answer in answers]
             if metric not in row.metrics or row.answer.startswith(CHOICE) or not _right(row, metric):
                 continue
             right = [_right(other, metric) for other in rows]
-            shown = [(m, _shorten(r.answer), ok) for m, r, ok in zip([BASE, *methods], rows, right, strict=True)]
-            text = _shorten(row.question or row.prompt.removeprefix(prefix).removesuffix(suffix))
+            shown = [(m, shorten(r.answer), ok) for m, r, ok in zip([BASE, *methods], rows, right, strict=True)]
+            text = row.question or row.prompt.removeprefix(prefix).removesuffix(suffix)
             # SFT wrong and RAFT right comes first: right[1:] is False before True
             rank = (all(right), not any(right[1:]), right[1:2], len(row.prompt), name)
-            questions.append((rank, AnsweredQuestion(task, text, shown)))
+            questions.append((rank, AnsweredQuestion(task, shorten(text), shown)))
         by_task.append([question for _, question in sorted(questions, key=lambda entry: entry[0])])
     return [question for turn in zip_longest(*by_task) for question in turn if question is not None][:count]
 
@@ -109,10 +109,6 @@ def _right(row: ItemResult, metric: str) -> bool:
 def _around_question(domain: Answered) -> tuple[str, str]:
     """The chat template's text before and after the user's words, taken from the first held-out question."""
     questions = {row.id: row.question for row in domain.test}
-    row = next(row for row in domain.base.items if row.task == DOMAIN_TASK)
+    row = next(row for row in domain.base if row.task == DOMAIN_TASK)
     prefix, question, suffix = row.prompt.partition(questions[row.id])
     return (prefix, suffix) if question else ("", "")
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} […]"

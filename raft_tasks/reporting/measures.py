@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -29,7 +29,6 @@ from raft_tasks.evaluation.statistics import (
 from raft_tasks.evaluation.verdicts import METRIC, main_metric
 from raft_tasks.reporting.frontier import frontier_points
 from raft_tasks.reporting.metrics import (
-    Change,
     Degradation,
     DomainMetrics,
     FlipTest,
@@ -37,15 +36,16 @@ from raft_tasks.reporting.metrics import (
     MethodMetrics,
     Metrics,
     OverallMetrics,
-    Score,
     Training,
 )  # fmt: skip
 from raft_tasks.reporting.refinement import measure_refinement
-from raft_tasks.reporting.study import BASE, Answered, Benchmarked, DomainStudy, Study, Trained
+from raft_tasks.reporting.study import BASE, Answered, DomainStudy, Study, Trained
+from raft_tasks.reporting.sweeps import Sweep
 from raft_tasks.schemas import ItemResult, thinking_name
 
 DOMAIN = "domain_"  # how the names of the domain's measures begin: domain_acc, domain_complete, ...
 
+Items = Sequence[ItemResult]  # of one model
 Part = tuple[str, str]  # task, metric
 Measures = Mapping[str, Sequence[Part]]  # a measure is the plain average of its parts
 
@@ -95,30 +95,41 @@ def measure(study: Study) -> Metrics:
 
 def _measure_domain(name: str, study: Study, chosen: Roles, bootstrap: Bootstrap) -> DomainMetrics:
     domain = study.domains[name]
-    metrics = measure_models(name, domain, study.config.benchmark.tasks, chosen, bootstrap)
+    metrics = measure_models(name, domain, study.config.benchmark.tasks, chosen, bootstrap, study.sweeps)
     for method, runs in domain.runs.items():
         row = metrics["methods"][method]
         row["training"] = _training(runs, study.config.methods[method])
         row["merge"] = _merges(domain, method)
         row["analysis"] = _mean_over_seeds([run.analysis for run in runs])
-    if "general" in metrics["measures"]:
-        metrics["frontier"] = frontier_points(metrics["methods"], study.sweeps, name)
     metrics["refinement"] = measure_refinement(domain, study.config)
     return metrics
 
 
 def measure_models(
-    name: str, domain: Answered, tasks: Sequence[str], chosen: Roles, bootstrap: Bootstrap
+    name: str,
+    domain: Answered,
+    tasks: Sequence[str],
+    chosen: Roles,
+    bootstrap: Bootstrap,
+    sweeps: Sequence[Sweep] = (),
 ) -> DomainMetrics:
-    """One domain's measures, and every method's scores, changes and tests; no points of the frontier yet."""
+    """One domain's measures, and every method's scores, changes and tests."""
     measures = measures_of(domain.base, tasks)
     outcomes = _outcomes_by_method(name, domain, measures)
-    methods = _compare({method: _by_measure(parts, measures) for method, parts in outcomes.items()}, chosen, bootstrap)
+    by_measure = {
+        method: {key: [of_method[part] for part in parts] for key, parts in measures.items()}
+        for method, of_method in outcomes.items()
+    }
+    methods = _compare(by_measure, chosen, bootstrap)
     parts = single_parts(measures)
     for method, seeds, _ in _models(domain):
         row, after = methods[method], outcomes[method]
         row["per_seed"] = [
-            {"seed": seed} | {key: _seed_score(after, measures[key], i) for key in measures}
+            {"seed": seed}
+            | {
+                key: float(np.mean([part.values[i].mean() for part in scored]))
+                for key, scored in by_measure[method].items()
+            }
             for i, seed in enumerate(seeds)
         ]
         if method != BASE:
@@ -128,7 +139,7 @@ def measure_models(
     return {
         "measures": {key: [list(part) for part in parts] for key, parts in measures.items()},
         "methods": methods,
-        "frontier": [],
+        "frontier": frontier_points(methods, sweeps, name) if "general" in measures else [],
     }
 
 
@@ -176,9 +187,9 @@ def _compare(
     base, reference, candidate = outcomes[BASE], chosen.reference, chosen.candidate
     general = [key for key in base if not key.startswith(DOMAIN)]
 
-    def change(method: str, other: str) -> dict[str, Change]:
+    def change(method: str, other: str) -> dict[str, Any]:
         estimates = {key: difference(outcomes[method][key], outcomes[other][key], bootstrap) for key in base}
-        return {key: cast("Change", {**asdict(value), "verdict": verdict(value)}) for key, value in estimates.items()}
+        return {key: {**asdict(value), "verdict": verdict(value)} for key, value in estimates.items()}
 
     methods: dict[str, MethodMetrics] = {}
     for method, scored in outcomes.items():
@@ -186,32 +197,29 @@ def _compare(
         if reference and method != reference:
             row["against_reference"] = change(method, reference)
             row["share_of_reference"] = {
-                key: _score_or_none(ratio(scored[key], outcomes[reference][key], bootstrap)) for key in base
+                key: _score(ratio(scored[key], outcomes[reference][key], bootstrap)) for key in base
             }
         if candidate and method not in (candidate, BASE):
             row["candidate_against_it"] = change(candidate, method)
         if method != BASE:
             row["against_base"] = change(method, BASE)
-            row["retention"] = {key: _score_or_none(ratio(scored[key], base[key], bootstrap)) for key in general}
+            row["retention"] = {key: _score(ratio(scored[key], base[key], bootstrap)) for key in general}
             if reference and method != reference:
                 row["recovered_fraction"] = {
-                    key: _score_or_none(recovered_fraction(scored[key], outcomes[reference][key], base[key], bootstrap))
+                    key: _score(recovered_fraction(scored[key], outcomes[reference][key], base[key], bootstrap))
                     for key in general
                 }
         methods[method] = row
     return methods
 
 
-def _score(estimate: Estimate) -> Score:
-    return cast("Score", asdict(estimate))
-
-
-def _score_or_none(estimate: Estimate | None) -> Score | None:
-    return _score(estimate) if estimate else None
+def _score(estimate: Estimate | None) -> Any:
+    """A `Score`; None where there is none."""
+    return asdict(estimate) if estimate else None
 
 
 def _degradation(
-    base: Benchmarked,
+    base: Items,
     after: Mapping[Part, Outcomes],
     before: Mapping[Part, Outcomes],
     parts: Sequence[Part],
@@ -221,7 +229,7 @@ def _degradation(
     rows: dict[str, Degradation] = {}
     for part, test in zip(parts, _flip_tests(after, before, parts).values(), strict=True):
         right = before[part].values
-        ids = [row.id for row in _rows(base.items, part)]
+        ids = [row.id for row in _rows(base, part)]
         change = after[part].values - right  # [S, N]
         rows[part[0]] = {
             "asked": right.shape[1],
@@ -263,20 +271,12 @@ def _outcomes_by_method(name: str, domain: Answered, measures: Measures) -> dict
     }
 
 
-def _by_measure(outcomes: Mapping[Part, Outcomes], measures: Measures) -> dict[str, list[Outcomes]]:
-    return {key: [outcomes[part] for part in parts] for key, parts in measures.items()}
-
-
-def _seed_score(outcomes: Mapping[Part, Outcomes], parts: Sequence[Part], seed_index: int) -> float:
-    return float(np.mean([outcomes[part].values[seed_index].mean() for part in parts]))
-
-
-def measures_of(base: Benchmarked, tasks: Sequence[str]) -> dict[str, list[Part]]:
+def measures_of(base: Items, tasks: Sequence[str]) -> dict[str, list[Part]]:
     """The report's measures, in order, and the (task, metric) pairs that each one averages.
 
     Tasks that were measured with thinking on, too, have measures of their own; `general` is without them.
     """
-    metrics = dict.fromkeys(metric for row in base.items if row.task == DOMAIN_TASK for metric in row.metrics)
+    metrics = dict.fromkeys(metric for row in base if row.task == DOMAIN_TASK for metric in row.metrics)
     checks = [metric for metric in metrics if metric not in OTHER_METRICS]
     names = [
         "acc",
@@ -288,12 +288,12 @@ def measures_of(base: Benchmarked, tasks: Sequence[str]) -> dict[str, list[Part]
     general = [(task, _main_metric(base, task)) for task in tasks]
     if general:
         measures["general"] = general
-    again = dict.fromkeys(row.task for row in base.items if row.task.endswith(thinking_name("")))
+    again = dict.fromkeys(row.task for row in base if row.task.endswith(thinking_name("")))
     thinking = {task: [(task, _main_metric(base, task))] for task in again if task != thinking_name(DOMAIN_TASK)}
     if len(thinking) < len(again):
         domain = {metric: [(thinking_name(DOMAIN_TASK), metric)] for metric in ("acc", *THOUGHT_METRICS)}
         thinking = {thinking_name(f"{DOMAIN}{metric}"): part for metric, part in domain.items()} | thinking
-    thoughtful = dict.fromkeys(row.task for row in base.items if THOUGHT_METRICS[0] in row.metrics)
+    thoughtful = dict.fromkeys(row.task for row in base if THOUGHT_METRICS[0] in row.metrics)
     written = [task for task in thoughtful if task not in DOMAIN_TASKS]
     for name in [f"general_{metric}" for metric in THOUGHT_METRICS] if written else []:
         parts = [(task, name.removeprefix("general_")) for task in written]
@@ -306,8 +306,8 @@ def single_parts(measures: Measures | Mapping[str, list[list[str]]]) -> list[Par
     return [(task, metric) for task, metric in [measures["domain_acc"][0], *measures.get("general", [])]]
 
 
-def _main_metric(base: Benchmarked, task: str) -> str:
-    rows = [row for row in base.items if row.task == task]
+def _main_metric(base: Items, task: str) -> str:
+    rows = [row for row in base if row.task == task]
     if not rows or not rows[0].metrics:
         raise InputError(
             f"benchmark.tasks: {task!r} has no score per item in the base's items.jsonl, which intervals need; "
@@ -316,29 +316,26 @@ def _main_metric(base: Benchmarked, task: str) -> str:
     return METRIC if any(METRIC in row.metrics for row in rows) else main_metric(rows[0].metrics)
 
 
-def _models(domain: Answered) -> list[tuple[str, tuple[int | None, ...], list[Benchmarked]]]:
-    """(method, seeds, the model of each seed), the base first."""
-    trained: list[tuple[str, tuple[int | None, ...], list[Benchmarked]]] = [
-        (method, tuple(run.seed for run in runs), list(runs)) for method, runs in domain.runs.items()
-    ]
-    return [(BASE, (None,), [domain.base]), *trained]
+def _models(domain: Answered) -> Iterator[tuple[str, tuple[int | None, ...], list[Items]]]:
+    """(method, seeds, the items of each seed's model), the base first."""
+    yield BASE, (None,), [domain.base]
+    for method, runs in domain.runs.items():
+        yield method, tuple(run.seed for run in runs), [run.items for run in runs]
 
 
-def _rows(items: Sequence[ItemResult], part: Part) -> list[ItemResult]:
+def _rows(items: Items, part: Part) -> list[ItemResult]:
     """The items of a task; of the judges' metric those that have a verdict."""
     task, metric = part
     return [row for row in items if row.task == task and (metric != METRIC or METRIC in row.metrics)]
 
 
-def _outcomes(
-    name: str, seeds: tuple[int | None, ...], models: Sequence[Benchmarked], base: Benchmarked, part: Part
-) -> Outcomes:
+def _outcomes(name: str, seeds: tuple[int | None, ...], models: Sequence[Items], base: Items, part: Part) -> Outcomes:
     """One metric of one task [seeds, items], items in the base's order; `name` is the domain and method, for errors."""
     task, metric = part
-    base_rows = _rows(base.items, part)
+    base_rows = _rows(base, part)
     values = np.empty((len(models), len(base_rows)))
-    for i, (seed, model) in enumerate(zip(seeds, models, strict=True)):
-        rows = {row.id: row for row in _rows(model.items, part)}
+    for i, (seed, items) in enumerate(zip(seeds, models, strict=True)):
+        rows = {row.id: row for row in _rows(items, part)}
         if set(rows) != {row.id for row in base_rows}:
             raise InputError(
                 f"{name} (seed {seed}) and the base were not asked the same items of {task!r} "

@@ -1,4 +1,4 @@
-"""The schema of metrics.json, and the one place where it is written and read.
+"""The schema of metrics.json.
 
 Per domain and method there are measures: "domain_acc", "domain_complete" (every detail too, or all checks), one for
 each check but the first, which is "domain_acc" (of hs_codes "domain_heading"), "domain_judged" (the judges' verdict),
@@ -7,10 +7,8 @@ each check but the first, which is "domain_acc" (of hs_codes "domain_heading"), 
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict
 
-from raft_tasks.artifacts import read_json, write_json
 from raft_tasks.evaluation.statistics import Verdict
 
 PerSeed = dict[str, Any]  # {"seed": int or None, measure: score}
@@ -183,11 +181,3 @@ class Metrics(TypedDict):
     overall: OverallMetrics
     domains: dict[str, DomainMetrics]
     anchors: dict[str, dict[str, Any]]  # AnchorStatistics
-
-
-def write_metrics(path: Path, metrics: Metrics | Comparison) -> None:
-    write_json(path, cast("dict[str, Any]", metrics))
-
-
-def read_metrics(path: Path) -> Metrics:
-    return cast("Metrics", read_json(path))

@@ -14,6 +14,7 @@ import numpy as np
 from raft_tasks.config import Config
 from raft_tasks.reporting.metrics import JudgeScores, Lengths, Refinement
 from raft_tasks.reporting.study import DomainStudy
+from raft_tasks.reporting.wording import shorten
 from raft_tasks.schemas import Comparison, Fused
 
 BIN = 0.05  # of the similarity histogram
@@ -41,7 +42,8 @@ def measure_refinement(domain: DomainStudy, config: Config) -> Refinement:
     rows = domain.fused
     passed = [row for row in rows if row.passed]
     scored = [row.score for row in passed if row.score is not None]
-    edges = np.round(np.arange(min(0.0, _lowest(rows)), 1 + BIN, BIN), 2)
+    lowest = np.floor(min(row.similarity for row in rows) / BIN) * BIN
+    edges = np.round(np.arange(min(0.0, lowest), 1 + BIN, BIN), 2)
     outcomes = Counter(row_outcome(row) for row in rows)
     return {
         "rows_in": sum(domain.splits.get(split, 0) for split in ("train", "validation", "test")) + len(domain.rejects),
@@ -94,7 +96,7 @@ def sample_rows(rows: list[Fused], count: int, seed: int) -> list[Fused]:
 
 def mark_changes(old: str, new: str) -> list[Span]:
     """`new` word by word, with what it has beyond `old`, and what of `old` is gone, in reading order."""
-    before, after = TOKEN.findall(_shorten(old)), TOKEN.findall(_shorten(new))
+    before, after = (TOKEN.findall(shorten(text, SHOWN_CHARACTERS)) for text in (old, new))
     return list(_merged(_spans(before, after)))
 
 
@@ -122,10 +124,6 @@ def _merged(spans: Iterator[Span]) -> Iterator[Span]:
             gone = new = ""
             yield "same", text
     yield from (span for span in (("gone", gone), ("new", new)) if span[1])
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} […]"
 
 
 def _lengths(rows: list[Fused]) -> Lengths:
@@ -176,7 +174,3 @@ def _comparisons(comparisons: list[Comparison]) -> dict[str, dict[str, Any]]:
             "consistent": consistent / len(usable) if usable else None,
         }
     return judges
-
-
-def _lowest(rows: list[Fused]) -> float:
-    return float(np.floor(min(row.similarity for row in rows) / BIN) * BIN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +10,19 @@ from raft_tasks.config import Report
 from raft_tasks.evaluation.statistics import Bootstrap
 from raft_tasks.reporting.figures.panel import Styles, styles_of
 from raft_tasks.reporting.flips import find_flips, select_flips
-from raft_tasks.reporting.frontier import frontier_points
 from raft_tasks.reporting.measures import Roles, measure_models, single_parts
 from raft_tasks.reporting.metrics import Comparison, DomainMetrics
 from raft_tasks.reporting.origin import Origin
 from raft_tasks.reporting.report import page_environment, render
-from raft_tasks.reporting.study import BASE, Benchmarked, Run
+from raft_tasks.reporting.study import BASE, Answered
 from raft_tasks.reporting.views import domain_frontier
 from raft_tasks.reporting.wording import MEASURE_NAMES, compare_in_words, describe_changes, label
-from raft_tasks.schemas import Example
 
 REFERENCE = "sft"  # a model of this name is plain SFT: the fraction of its loss that the others recover is counted
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Models' answers to one domain's held-out questions and to the general tasks; an `Answered` of reporting.study."""
-
-    test: list[Example]
-    base: Benchmarked
-    runs: Mapping[str, list[Run]]
-
-
 def measure_side_by_side(
-    domains: Mapping[str, Answers], tasks: list[str], models: Mapping[str, list[str]], report: Report
+    domains: Mapping[str, Answered], tasks: list[str], models: Mapping[str, list[str]], report: Report
 ) -> Comparison:
     """Every number of the comparison.
 
@@ -45,23 +33,19 @@ def measure_side_by_side(
     bootstrap = Bootstrap(report.confidence, report.bootstrap_samples, report.seed)
     runs = next(iter(domains.values())).runs
     reference = REFERENCE if REFERENCE in runs else None
-    measured = {
-        name: measure_models(name, answers, tasks, Roles(reference), bootstrap) for name, answers in domains.items()
-    }
-    if tasks:
-        for name, domain in measured.items():
-            domain["frontier"] = frontier_points(domain["methods"], [], name)
     return {
         "confidence": report.confidence,
         "models": dict(models),
         "seeds": [run.seed for run in next(iter(runs.values()))],
         "reference": reference,
-        "domains": measured,
+        "domains": {
+            name: measure_models(name, answers, tasks, Roles(reference), bootstrap) for name, answers in domains.items()
+        },
     }
 
 
 def write_side_by_side(
-    domains: Mapping[str, Answers], metrics: Comparison, report: Report, origin: Origin, command: str, folder: Path
+    domains: Mapping[str, Answered], metrics: Comparison, report: Report, origin: Origin, command: str, folder: Path
 ) -> None:
     """Write report.html and report.md of `metrics` into `folder`; `command` is the command line that makes them."""
     names = list(next(iter(domains.values())).runs)
@@ -85,7 +69,9 @@ def write_side_by_side(
         render(environment, f"side_by_side.{suffix}.jinja", view, folder / f"report.{suffix}")
 
 
-def _domain_view(name: str, answers: Answers, scored: DomainMetrics, styles: Styles, flip_count: int) -> dict[str, Any]:
+def _domain_view(
+    name: str, answers: Answered, scored: DomainMetrics, styles: Styles, flip_count: int
+) -> dict[str, Any]:
     against_base = {method: scored["methods"][method]["against_base"] for method in answers.runs}
     measures = [key for key in MEASURE_NAMES if key in scored["measures"] and key != "domain_complete"]
     return {

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -14,7 +14,7 @@ from raft_tasks.artifacts import read_json, read_rows
 from raft_tasks.config import Config
 from raft_tasks.evaluation.verdicts import add_verdicts
 from raft_tasks.reporting.sweeps import Sweep, read_sweeps
-from raft_tasks.schemas import Anchor, BenchmarkScores, Example, Fused, ItemResult, Judged, Reject, RejectedAnchor
+from raft_tasks.schemas import Anchor, Example, Fused, ItemResult, Judged, Reject, RejectedAnchor
 
 BASE = "base"  # the untrained model's name among the methods
 
@@ -31,15 +31,10 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Benchmarked:
-    scores: BenchmarkScores
+class Run:
+    """A model's answers, trained under one seed."""
+
     items: list[ItemResult]
-
-
-@dataclass(frozen=True)
-class Run(Benchmarked):
-    """A model trained under one seed."""
-
     seed: int
 
 
@@ -54,28 +49,23 @@ class Trained(Run):
     curve: dict[str, list[float | None]] = field(default_factory=dict)  # the same of curve.csv; empty without one
 
 
-class Answered(Protocol):
+@dataclass(frozen=True)
+class Answered:
     """Models' answers to the questions of one domain and to the general ones."""
 
-    @property
-    def test(self) -> list[Example]: ...
-    @property
-    def base(self) -> Benchmarked: ...
-    @property
-    def runs(self) -> Mapping[str, Sequence[Run]]:
-        """By method, one entry per seed."""
+    test: list[Example]
+    base: list[ItemResult]
+    runs: Mapping[str, Sequence[Run]]  # by method, one entry per seed
 
 
 @dataclass(frozen=True)
-class DomainStudy:
+class DomainStudy(Answered):
+    runs: Mapping[str, Sequence[Trained]]
     rejects: list[Reject]
     splits: dict[str, Any]  # rows per split, rejects and flags by rule
     questions: dict[str, Any] | None  # pairs made from documents; None where the domain has none
-    test: list[Example]
     fused: list[Fused]
     judging: dict[str, Any]  # the judges' agreement, and their calibration
-    base: Benchmarked
-    runs: dict[str, list[Trained]]  # by method, one entry per seed
 
 
 @dataclass(frozen=True)
@@ -147,15 +137,14 @@ class _Reader:
         if domain in run.judged:
             votes = root / "judged" / "votes.jsonl"
             judged = self.rows(votes, f"judge@{domain}", "the panel's votes on every answer", Judged)
-        base = self.benchmarked(root, BASE, f"benchmark_base@{domain}", judged)
+        base = self.items(root, BASE, f"benchmark_base@{domain}", judged)
         runs = {method: [self.run(domain, method, seed, judged) for seed in run.seeds] for method in run.methods}
-        return DomainStudy(rejects, splits, questions, test, fused, judging, base, runs)
+        return DomainStudy(test, base, runs, rejects, splits, questions, fused, judging)
 
-    def benchmarked(self, root: Path, model: str, stage: str, judged: list[Judged] | None) -> Benchmarked:
-        folder = root / "benchmarks" / model
-        scores: Any = self.json(folder / "scores.json", stage, f"lm-eval's totals, {model}")  # BenchmarkScores
-        items = self.rows(folder / "items.jsonl", stage, f"every answer and its scores, {model}", ItemResult)
-        return Benchmarked(scores, items if judged is None else add_verdicts(items, model, judged))
+    def items(self, root: Path, model: str, stage: str, judged: list[Judged] | None) -> list[ItemResult]:
+        file = root / "benchmarks" / model / "items.jsonl"
+        items = self.rows(file, stage, f"every answer and its scores, {model}", ItemResult)
+        return items if judged is None else add_verdicts(items, model, judged)
 
     def run(self, domain: str, method: str, seed: int, judged: list[Judged] | None) -> Trained:
         root, name = self.artifacts / domain, f"{method}-{seed}"
@@ -166,11 +155,11 @@ class _Reader:
         if self.config.train.curve:
             curve = _read_steps(self.path(folder / "curve.csv", distill, f"forgetting curve, {name}"))
         merge = self.json(folder / "merged" / "merge.json", benchmark, f"merge after training, {name}")
-        model = self.benchmarked(root, name, benchmark, judged)
+        items = self.items(root, name, benchmark, judged)
         analysis = self.json(
             root / "analysis" / f"{name}.json", f"analyse@{domain}-{name}", f"distance to the base and drift, {name}"
         )
-        return Trained(model.scores, model.items, seed, summary, merge, analysis, steps, curve)
+        return Trained(items, seed, summary, merge, analysis, steps, curve)
 
     def anchors(self, name: str) -> AnchorSet:
         folder = self.artifacts / "anchors" / "sets" / name

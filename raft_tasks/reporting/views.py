@@ -206,7 +206,7 @@ def _example_view(row: Fused, domain: DomainStudy, config: Config) -> dict[str, 
     test = next((test for test in domain.test if test.source == row.source), None)
     answers = []
     if test:
-        for method, model in [(BASE, domain.base)] + [(method, runs[0]) for method, runs in domain.runs.items()]:
-            item = next(item for item in model.items if item.task == DOMAIN_TASK and item.id == test.id)
+        for method, items in {BASE: domain.base, **{name: runs[0].items for name, runs in domain.runs.items()}}.items():
+            item = next(item for item in items if item.task == DOMAIN_TASK and item.id == test.id)
             answers.append((method, item.answer, item.metrics["acc"] == 1.0, item.metrics["complete"] == 1.0))
     return {"row": row, "test": test, "answers": answers, "seed": config.run.seeds[0]}

@@ -17,6 +17,7 @@ MEASURE_NAMES = {
     "domain_judged": "domain, judged",
     "general": "general",
 }
+SHOWN_CHARACTERS = 300  # of a question or an answer
 OPPOSITE: dict[Verdict, Verdict] = {
     "higher": "lower",
     "lower": "higher",
@@ -54,6 +55,10 @@ def number(value: float | None) -> str:
 
 def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def shorten(text: str, characters: int = SHOWN_CHARACTERS) -> str:
+    return text if len(text) <= characters else f"{text[:characters]} […]"
 
 
 def headline(metrics: Metrics, scored: DomainMetrics | OverallMetrics) -> str:

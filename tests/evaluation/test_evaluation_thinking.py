@@ -13,7 +13,6 @@ from raft_tasks.evaluation.harness import Suite, evaluate
 from raft_tasks.evaluation.prompting import compare_prompts
 from raft_tasks.gate import measure
 from raft_tasks.reporting.measures import measures_of
-from raft_tasks.reporting.study import Benchmarked
 from raft_tasks.schemas import Example, ItemResult, thinking_name
 
 ROW = Example(id="a", domain="d", question="what", answer="rope", source="s", split="test", expected=["rope"])
@@ -174,7 +173,7 @@ def test_a_reference_in_a_thought_is_a_leak():
 
 
 def test_the_report_has_a_column_for_each_mode_and_for_thoughts():
-    base = Benchmarked({"tasks": {}, "versions": {}}, [row for rows in BASE.items.values() for row in rows])
+    base = [row for rows in BASE.items.values() for row in rows]
     measures = measures_of(base, [GENERAL])
     assert measures == {
         "domain_acc": [(OFF, "acc")],
@@ -188,9 +187,8 @@ def test_the_report_has_a_column_for_each_mode_and_for_thoughts():
         "general_thought (thinking)": [(GENERAL_ON, "thought")],
         "general_unfinished_thought (thinking)": [(GENERAL_ON, "unfinished_thought")],
     }
-    alone = [row.model_copy(update={"task": off}) for off, on in ((OFF, ON), (GENERAL, GENERAL_ON))
-             for row in BASE.items[on]]  # fmt: skip
-    only_on = Benchmarked(base.scores, alone)  # thinking: on
+    only_on = [row.model_copy(update={"task": off}) for off, on in ((OFF, ON), (GENERAL, GENERAL_ON))
+               for row in BASE.items[on]]  # fmt: skip
     assert set(measures_of(only_on, [GENERAL])) == {
         "domain_acc", "domain_complete", "domain_thought", "domain_unfinished_thought", "general", GENERAL,
         "general_thought", "general_unfinished_thought",

@@ -304,9 +304,7 @@ def test_a_panel_decides_over_the_domain_where_params_say_so(judged, project, mo
     items_of = iter([[*items(0, 120)]])
     monkeypatch.setattr("flows.gate.benchmark_model", lambda *arguments: ({}, next(items_of)))
     verdict = judged(domain=0, general=95)
-    assert {(model, item.task) for model, item in asked} == {
-        ("raft-0", DOMAIN_TASK)
-    }  # the interpolated model's answers
+    assert {(model, item.task) for model, item in asked} == {("candidate", DOMAIN_TASK)}  # the interpolated model's
     assert verdict.coefficient is not None
     assert (verdict.checks[0].result, verdict.checks[0].evidence) == ("unproven", "0 of 120 items lost, 0 won")
 

@@ -1,5 +1,6 @@
-from raft_tasks.reporting.flips import SHOWN_CHARACTERS, Flip, find_flips, select_flips, telling_questions
-from raft_tasks.reporting.study import Benchmarked, DomainStudy, Trained
+from raft_tasks.reporting.flips import Flip, find_flips, select_flips, telling_questions
+from raft_tasks.reporting.study import Answered, Run
+from raft_tasks.reporting.wording import SHOWN_CHARACTERS
 from raft_tasks.schemas import Example, ItemResult
 
 
@@ -7,20 +8,16 @@ def item(task, name, right, answer="said", prompt="<user>What is Q?<end>"):
     return ItemResult(task=task, id=name, source=name, metrics={"acc": float(right)}, prompt=prompt, answer=answer)
 
 
-def trained(seed, items):
-    return Trained({}, items, seed, {}, {}, {}, {})
-
-
 ASKED = Example(
     id="d1", domain="archive", question="What is Q?", answer="Q.", source="Q", split="test", expected=["Q"], details=[]
 )
-BASE = Benchmarked({}, [item("domain", "d1", False), item("recall", "a", True), item("recall", "b", True, "x" * 999)])
+BASE = [item("domain", "d1", False), item("recall", "a", True), item("recall", "b", True, "x" * 999)]
 RUNS = [
-    trained(0, [item("domain", "d1", True, "Q."), item("recall", "a", True), item("recall", "b", False, "zero")]),
-    trained(1, [item("domain", "d1", True, "Q!"), item("recall", "a", False, "no"), item("recall", "b", False, "one")]),
+    Run([item("domain", "d1", True, "Q."), item("recall", "a", True), item("recall", "b", False, "zero")], 0),
+    Run([item("domain", "d1", True, "Q!"), item("recall", "a", False, "no"), item("recall", "b", False, "one")], 1),
 ]
 PARTS = [("domain", "acc"), ("recall", "acc")]
-DOMAIN = DomainStudy([], {}, None, [ASKED], [], {}, BASE, {"sft": RUNS})
+DOMAIN = Answered([ASKED], BASE, {"sft": RUNS})
 
 
 def test_flips_say_which_way_how_often_and_what_was_said():
@@ -43,11 +40,11 @@ def test_few_are_chosen_of_every_method_direction_and_task_in_turn():
 
 def test_questions_that_tell_the_methods_apart_come_first():
     runs = {"sft": [RUNS[1]], "raft": [RUNS[0]]}  # a: SFT wrong, RAFT right; b: both wrong
-    domain = DomainStudy([], {}, None, [ASKED], [], {}, BASE, runs)
+    domain = Answered([ASKED], BASE, runs)
     first, second = telling_questions(domain, [("recall", "acc")], ["sft", "raft"], 3)
     assert [(name, right) for name, _, right in first.answers] == [("base", True), ("sft", False), ("raft", True)]
     assert (first.task, first.question, first.answers[1][1]) == ("recall", "What is Q?", "no")
     assert [right for _, _, right in second.answers] == [True, False, False]
     chosen = item("recall", "c", True, "choice 0")
-    likelihood = DomainStudy([], {}, None, [ASKED], [], {}, Benchmarked({}, [BASE.items[0], chosen]), runs)
+    likelihood = Answered([ASKED], [BASE[0], chosen], runs)
     assert telling_questions(likelihood, [("recall", "acc")], [], 3) == []

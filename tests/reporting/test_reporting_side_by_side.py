@@ -7,7 +7,8 @@ from browser import WIDTHS, examine, needs_chromium
 from synthetic_artifacts import TASKS, collected, synthetic_config, write_artifacts
 
 from raft_tasks.reporting.origin import Origin
-from raft_tasks.reporting.side_by_side import Answers, measure_side_by_side, write_side_by_side
+from raft_tasks.reporting.side_by_side import measure_side_by_side, write_side_by_side
+from raft_tasks.reporting.study import Answered
 
 COMMAND = "raft compare base=models/pocket-base sft=git:HEAD:sft-0 sft=git:HEAD:sft-1"
 
@@ -18,7 +19,7 @@ def compare(folder, methods, domains):
     config = config.model_copy(update={"report": config.report.model_copy(update={"flips": 6})})
     write_artifacts(folder / "artifacts", config)
     study = collected(folder / "artifacts", config)
-    answers = {name: Answers(one.test, one.base, one.runs) for name, one in study.domains.items()}
+    answers = {name: Answered(one.test, one.base, one.runs) for name, one in study.domains.items()}
     whats = {
         "base": ["models/pocket-base"],
         **{name: [f"git:HEAD:{name}-{seed}" for seed in (0, 1)] for name in methods},

@@ -15,7 +15,7 @@ def test_collects_every_run_and_remembers_every_file(finished):
     domain = study.domains["archive"]
     assert set(domain.runs) == set(config.run.methods)
     assert [run.seed for run in domain.runs["raft"]] == config.run.seeds
-    assert len(domain.base.items) == len(domain.test) + 4 * ITEMS
+    assert len(domain.base) == len(domain.test) + 4 * ITEMS
     assert domain.runs["sft"][0].steps["l_kl"] == [None] * 45
     assert domain.runs["raft"][0].steps["step"][-1] == 45.0
     assert len(domain.rejects) == 2
