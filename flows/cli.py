@@ -10,7 +10,7 @@ import typer
 
 from flows import paths
 from flows.environment import PREFECT_PORT
-from raft_tasks.errors import INTERRUPTED, InputError, Interrupted, OperationalError
+from raft_tasks.errors import INTERRUPTED, InputError, Interrupted, OperationalError, check_name
 
 StageName = Literal[
     "harvest", "question", "ingest", "anchors", "rewrite", "semantic_filter", "fuse", "distill", "benchmark",
@@ -152,7 +152,7 @@ def compare(
     Exactly one model is named base. A name that is repeated is another training seed of the same method; every name but
     base must occur equally often. Changes are also counted against a model named sft.
     """
-    from flows.compare import compare_models
+    from flows.compare import compare as compare_models
 
     compare_models(models, domain, tasks, output)
 
@@ -333,12 +333,10 @@ def check_names(domain: str | None, method: str | None = None) -> None:
     from raft_tasks.config import load_config
 
     config = load_config()
-    for kind, name, names in (
-        ("domain", domain, config.domains.keys() | config.harvest.keys()),
-        ("method", method, config.methods.keys() | {"champion"}),
-    ):
-        if name is not None and name not in names:
-            raise InputError(f"got the {kind} {name!r}, expected one of params.yaml: {sorted(names)}")
+    if domain is not None:
+        check_name("domain", domain, config.domains.keys() | config.harvest.keys())
+    if method is not None:
+        check_name("method", method, config.methods.keys() | {"champion"})
 
 
 def main() -> None:

@@ -4,11 +4,9 @@
     raft compare base=models/pocket-base sft=git:HEAD:sft-0 sft=git:HEAD:sft-1 \\
         raft=git:clear-mole:raft-0 raft=git:clear-mole:raft-1 --domain archive --tasks pocket_recall
 
-One model is called base: the others are compared with it. A name that comes again is another training seed of the same;
-every name but base comes equally often. A model called sft is plain fine-tuning: changes are counted against it too,
-and the fraction of its loss that the others recover. raft_tasks/compare.py lists the forms of a model. Domains are
-those whose held-out questions `dvc repro` or `dvc pull` has put under artifacts/; settings come from params.yaml. In
-the domains of run.judged the panel of `judge` votes on the answers.
+`raft compare --help` says how models are named, raft_tasks/compare.py what they may be. Domains are those whose
+held-out questions `dvc repro` or `dvc pull` has put under artifacts/; settings come from params.yaml. In the domains of
+run.judged the panel of `judge` votes on the answers.
 
 Writes report.html, report.md, metrics.json, every answer (items/) and every vote (votes/) into the output folder.
 """
@@ -41,18 +39,16 @@ Outcomes = dict[str, list[Run]]  # of one domain, by name, one per seed
 NO_TASKS = "none"  # only the domain's questions
 
 
-def compare(models: Models, domains: list[str], tasks: list[str], output: Path, command: str) -> None:
-    """Benchmark every model, one after the other, and write the comparison into `output`.
-
-    Args:
-        command: the shell command that makes it again.
+def compare(arguments: list[str], domains: list[str] | None, tasks: str | None, output: Path) -> None:
+    """Benchmark every model of the arguments NAME=MODEL, one after the other; write the comparison and print it.
 
     Raises:
-        InputError: a model or the questions are missing, or a name is.
+        InputError: a model or the questions are missing, or as `parse_models`.
     """
-    config = load_config()
-    suites = {domain: domain_suite(config, domain, tasks) for domain in domains}
-    outcomes: dict[str, Outcomes] = {domain: {} for domain in domains}
+    config, models = load_config(), parse_models(arguments)
+    general_tasks = config.benchmark.tasks if tasks is None else [] if tasks == NO_TASKS else tasks.split(",")
+    suites = {domain: domain_suite(config, domain, general_tasks) for domain in domains or config.run.domains}
+    outcomes: dict[str, Outcomes] = {domain: {} for domain in suites}
     for name, seed, label in _labels(models):
         general: list[ItemResult] = []
         for domain, suite in suites.items():
@@ -64,7 +60,7 @@ def compare(models: Models, domains: list[str], tasks: list[str], output: Path, 
             items = [row for row in measured if row.task in DOMAIN_TASKS] + general
             write_rows(output / "items" / domain / f"{label}.jsonl", items)
             outcomes[domain].setdefault(name, []).append(Run(items, seed))
-    for domain in set(domains) & set(config.run.judged):
+    for domain in suites.keys() & set(config.run.judged):
         outcomes[domain] = _with_panel(domain, outcomes[domain], models, config, output)
     answers = {
         domain: Answered(
@@ -74,10 +70,13 @@ def compare(models: Models, domains: list[str], tasks: list[str], output: Path, 
         )
         for domain, of_domain in outcomes.items()
     }
-    metrics = measure_side_by_side(answers, tasks, models, config.report)
-    origin = read_origin(paths.LOCK)
-    write_side_by_side(answers, metrics, config.report, origin, command, output)
+    metrics = measure_side_by_side(answers, general_tasks, models, config.report)
+    options = [f"--domain={domain}" for domain in domains or []]
+    options += [f"--tasks={tasks}"] if tasks is not None else []
+    command = shlex.join(["raft", "compare", *arguments, *options, f"--output={output}"])
+    write_side_by_side(answers, metrics, config.report, read_origin(paths.LOCK), command, output)
     write_json(output / "metrics.json", metrics)
+    print((output / "report.md").read_text(encoding="utf-8"))
 
 
 def _labels(models: Models) -> Iterator[tuple[str, int, str]]:
@@ -145,19 +144,3 @@ def parse_models(arguments: Sequence[str]) -> Models:
     if len(set(counts.values())) > 1:
         raise InputError(f"got {counts} models, expected every name but base equally often: once per training seed")
     return {BASE: models.pop(BASE), **models}
-
-
-def compare_models(models: list[str], domains: list[str] | None, tasks: str | None, output: Path) -> None:
-    """`raft compare`: compare NAME=MODEL... and print the report.
-
-    Raises:
-        InputError: as `compare` and `parse_models`.
-    """
-    config = load_config()
-    options = [("--domain", domain) for domain in domains or []]
-    options += [("--tasks", tasks)] if tasks is not None else []
-    options.append(("--output", str(output)))
-    command = shlex.join(["raft", "compare", *models, *(part for option in options for part in option)])
-    general = config.benchmark.tasks if tasks is None else [] if tasks == NO_TASKS else tasks.split(",")
-    compare(parse_models(models), domains or config.run.domains, general, output, command)
-    print((output / "report.md").read_text(encoding="utf-8"))

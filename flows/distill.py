@@ -12,7 +12,7 @@ from flows.stage import Progress
 from raft_tasks.artifacts import read_json, read_rows, write_json
 from raft_tasks.config import Config, load_config
 from raft_tasks.distill import train
-from raft_tasks.errors import InputError
+from raft_tasks.errors import InputError, check_name
 from raft_tasks.generation.templates import template_text
 from raft_tasks.schemas import Example, TrainingPair
 from raft_tasks.training.job import CurveInputs, TrainingJob
@@ -61,8 +61,8 @@ def print_plans(domain: str | None, method: str | None, seed: int) -> None:
     """
     config = load_config()
     for key, name, names in (("domain", domain, config.run.domains), ("method", method, config.run.methods)):
-        if name is not None and name not in names:
-            raise InputError(f"got the {key} {name!r}, expected one of run.{key}s: {names}")
+        if name is not None:
+            check_name(key, name, names, f"run.{key}s")
     domains, methods = [domain] if domain else config.run.domains, [method] if method else config.run.methods
     files = {pair: paths.training(pair[0]) / f"{pair[1]}.{config.run.rows}" for pair in product(domains, methods)}
     if not any(path.exists() for path in files.values()):

@@ -24,7 +24,7 @@ from raft_tasks.artifacts import atomic_file, digest, iter_rows, read_rows, writ
 from raft_tasks.benchmark import benchmark_model, merge_model
 from raft_tasks.compare import locate_model
 from raft_tasks.config import Config, Interpolate, Model, load_config
-from raft_tasks.errors import InputError, OperationalError
+from raft_tasks.errors import InputError, OperationalError, check_name
 from raft_tasks.evaluation.evidence import NAME, Evidence, digest_model, replay, write_evidence
 from raft_tasks.evaluation.gate import Verdict
 from raft_tasks.evaluation.harness import Suite, evaluate
@@ -206,8 +206,7 @@ def _release_notes(verdict: Verdict) -> str:
 @flow
 def gate(domain: str) -> None:
     config = load_config()
-    if domain not in config.run.domains:
-        raise InputError(f"got domain {domain!r}, expected one of run.domains: {config.run.domains}")
+    check_name("domain", domain, config.run.domains, "run.domains")
     print(find_verdict(config, domain)[0].markdown(), flush=True)
 
 
@@ -244,8 +243,7 @@ def gate_models(sources: dict[str, str], domain: str, output: Path) -> Verdict:
         InputError: a model, the domain or its held-out questions are not there.
     """
     config = load_config()
-    if domain not in config.domains:
-        raise InputError(f"got domain {domain!r}, expected one of params.yaml: {sorted(config.domains)}")
+    check_name("domain", domain, config.domains)
     suite = domain_suite(config, domain, config.benchmark.tasks)
     votes: list[Judged] | None = [] if domain in config.run.judged else None
     with ExitStack() as located:

@@ -18,7 +18,7 @@ from flows import paths
 from flows.checkout import git
 from raft_tasks.artifacts import atomic_file, read_yaml
 from raft_tasks.config import load_config
-from raft_tasks.errors import InputError
+from raft_tasks.errors import InputError, check_name
 from raft_tasks.reporting.sweeps import COLUMNS
 
 DEFINITIONS = paths.SWEEPS / "sweeps.yaml"
@@ -32,8 +32,7 @@ def sweep(name: str) -> None:
         InputError: an unknown sweep, or experiments that failed.
     """
     definitions = read_yaml(DEFINITIONS)
-    if name not in definitions:
-        raise InputError(f"got the sweep {name!r}, expected one of {DEFINITIONS}: {', '.join(definitions)}")
+    check_name("sweep", name, definitions, str(DEFINITIONS))
     parameter, values, methods = (definitions[name][key] for key in ("parameter", "values", "methods"))
     experiments = {f"{name}-{value}": value for value in values}
     missing = [experiment for experiment in experiments if revision(experiment) is None]

@@ -67,7 +67,8 @@ def cached_task(work: Work, block: str | None) -> Task[..., Any]:
         result_serializer=PLAIN_JSON,
         cache_result_in_memory=False,
     )
-    task.result_storage = TaskResults(storage=_storage(block))  # its constructor takes saved blocks alone
+    storage: Any = Block.load(block) if block else LocalFileSystem(basepath=str(paths.TASKS.absolute()))
+    task.result_storage = TaskResults(storage=storage)  # the task's constructor takes saved blocks alone
     return task
 
 
@@ -84,10 +85,6 @@ def call_cached(work: Work, rows: Any, settings: Section, pool: ModelPool, chunk
 @cache
 def adapter(work: Work) -> TypeAdapter[Any]:
     return TypeAdapter(get_type_hints(work)["return"])
-
-
-def _storage(block: str | None) -> Any:
-    return LocalFileSystem(basepath=str(paths.TASKS.absolute())) if block is None else Block.load(block)
 
 
 @dataclass

@@ -254,12 +254,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=plain, allow_nan=False).encode()).hexdigest()
 
 
-def digest_path(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes, or of a folder's file names and bytes."""
+def digest_file(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def digest_path(path: Path, of_file: Callable[[Path], str] = digest_file) -> str:
+    """SHA-256 (hex) of a file's bytes, or of a folder's file names and bytes.
+
+    Raises:
+        FileNotFoundError: `path` is neither.
+    """
     if path.is_file():
-        with path.open("rb") as data:
-            return hashlib.file_digest(data, "sha256").hexdigest()
+        return of_file(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is neither a file nor a folder")
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    return digest({str(p.relative_to(path)): digest_path(p) for p in files})
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return digest({str(file.relative_to(path)): of_file(file) for file in files})

@@ -69,17 +69,13 @@ def imports(tree: ast.Module, module: str, is_package: bool) -> Iterator[str]:
 
 def tree_digest(tree: ast.AST) -> str:
     """SHA-256 (hex) of a syntax tree without docstrings."""
-    return hashlib.sha256("\0".join(_tokens(tree)).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _tokens(node: ast.AST) -> list[str]:
-    """The tree as words. Not `ast.dump`, which changes between Python versions: empty fields are left out here."""
     words: list[str] = []
-    _add_tokens(node, words)
-    return words
+    _add_words(tree, words)
+    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _add_tokens(node: ast.AST, words: list[str]) -> None:
+def _add_words(node: ast.AST, words: list[str]) -> None:
+    """The tree as words. Not `ast.dump`, which changes between Python versions: empty fields are left out here."""
     words.append(type(node).__name__)
     for field in node._fields:
         value = getattr(node, field, None)
@@ -89,7 +85,7 @@ def _add_tokens(node: ast.AST, words: list[str]) -> None:
         for item in items:
             if isinstance(item, ast.AST):
                 words.append(field)
-                _add_tokens(item, words)
+                _add_words(item, words)
             elif item is not None:
                 words.append(f"{field}={item!r}")
     words.append(".")

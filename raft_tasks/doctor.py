@@ -18,13 +18,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from raft_tasks import gguf, model_files
 from raft_tasks.chat import check_prompt
 from raft_tasks.config import Config, Domain, Endpoint, Method, Model, read_document
 from raft_tasks.config.base import walk
-from raft_tasks.config.defaults import fill_in
+from raft_tasks.config.config import ANY_NAMES
 from raft_tasks.config.faults import explain
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.task_files import missing_data
@@ -61,18 +61,16 @@ def read_leniently(path: Path) -> tuple[Config | None, list[Fault]]:
         document = read_document(path)
     except InputError as error:
         return None, [Fault(str(path), str(error))]
-    faults: list[Fault] = []
+    try:
+        return Config.model_validate(document), []
+    except ValidationError as error:
+        faults = [_key_fault(path, line) for line in explain(Config, error)]
     for _ in range(20):
         try:
-            return Config.model_validate(document), faults
+            return Config.model_validate(document, context=ANY_NAMES), faults
         except ValidationError as error:
-            faults = faults or [_key_fault(path, line) for line in explain(Config, error)]
-            reduced = document
             for problem in error.errors():
-                reduced = _without(reduced, list(walk(Config, problem["loc"])[0]), problem["loc"])
-            if reduced == document:
-                return _by_section(document), faults
-            document = reduced
+                document = _without(document, list(walk(Config, problem["loc"])[0]), problem["loc"])
     return None, faults
 
 
@@ -92,19 +90,6 @@ def _without(document: Any, parts: list[Any], location: tuple[Any, ...]) -> Any:
     if reduced == child:  # the key itself, or one that is missing below it
         return {name: value for name, value in document.items() if name != parts[0]}
     return {**document, parts[0]: reduced}
-
-
-def _by_section(document: Any) -> Config | None:
-    """The configuration unchecked as a whole, where its sections name each other wrongly."""
-    filled, sections = fill_in(document), {}
-    for name, field in Config.model_fields.items():
-        try:
-            sections[name] = (
-                TypeAdapter(field.annotation or Any).validate_python(filled[name]) if name in filled else None
-            )
-        except ValidationError:
-            return None
-    return Config.model_construct(**{name: value for name, value in sections.items() if value is not None})
 
 
 def check_files(config: Config) -> list[Fault]:

@@ -1,11 +1,19 @@
 """The error of the project's users, as opposed to its bugs."""
 
+from collections.abc import Collection
+
 
 class InputError(Exception):
     """What the user gave does not fit; the message says what was expected, what came, where, and what to do.
 
     Entry points show the message alone and end with 1; any other exception is a bug and shows its traceback.
     """
+
+
+def check_name(kind: str, name: str, names: Collection[str], place: str = "params.yaml") -> None:
+    """Raises InputError for a name that is none of `names`, with those."""
+    if name not in names:
+        raise InputError(f"got the {kind} {name!r}, expected one of {place}: {', '.join(sorted(names))}")
 
 
 class OperationalError(RuntimeError):

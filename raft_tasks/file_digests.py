@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
-from raft_tasks.artifacts import atomic_file, digest, digest_path
+from raft_tasks.artifacts import atomic_file, digest_file, digest_path
 
 RECENT_SECONDS = 2.0  # a file that was written just now may be written once more within the clock's resolution
 
@@ -38,25 +37,14 @@ class FileDigests:
                 partial.write_text(json.dumps(self.known), encoding="utf-8")
 
     def of(self, path: Path) -> str:
-        """SHA-256 (hex) of a file's bytes, or of a folder's file names and bytes.
-
-        Raises:
-            FileNotFoundError: `path` is neither.
-        """
-        if path.is_file():
-            return self._of_file(path)
-        if not path.is_dir():
-            return digest_path(path)  # says so
-        files: Mapping[str, str] = {
-            str(file.relative_to(path)): self._of_file(file) for file in sorted(path.rglob("*")) if file.is_file()
-        }
-        return digest(files)
+        """As `digest_path`."""
+        return digest_path(path, self._of_file)
 
     def _of_file(self, path: Path) -> str:
         name, state = str(path.resolve()), os.stat(path)
         key: list[int | str] = [state.st_size, state.st_mtime_ns, state.st_ino]
         if self.known.get(name, [])[:3] != key:
-            sha256 = digest_path(path)
+            sha256 = digest_file(path)
             if time.time() - state.st_mtime < RECENT_SECONDS:
                 self.known.pop(name, None)
                 return sha256

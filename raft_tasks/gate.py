@@ -93,20 +93,15 @@ def release(
         InputError: the model is not the one that was judged, or its merged weights are not base + adapter.
     """
     with atomic_folder(target) as partial:
-        adapter = is_adapter(Path(model.path))
-        merged = adapter and form == "whole"
-        if merged:
-            check_files(evidence, Path(model.path))
-        if adapter and not merged:
-            shutil.copytree(model.path, partial, dirs_exist_ok=True)
-        else:
+        folder = Path(model.path)
+        if is_adapter(folder) and form == "whole":
+            check_files(evidence, folder)
             write_whole(model, partial)
-        if merged:
-            judged = evidence.inputs["candidate"]
-            released = digest_model(model.at(partial))
+            judged, released = evidence.inputs["candidate"], digest_model(model.at(partial))
             evidence = replace(evidence, inputs={**evidence.inputs, "candidate": released, "adapter": judged})
             card += "\nThe adapter of the training is merged into the weights here; the gate measured these weights.\n"
         else:
+            shutil.copytree(folder, partial, dirs_exist_ok=True)
             check_files(evidence, partial)
         (partial / "README.md").write_text(with_usage(card, partial, model), encoding="utf-8")
         write_evidence(partial / NAME, evidence, verdict)

@@ -26,7 +26,12 @@ def read_chunks(folder: Path, settings: config.Question) -> tuple[list[Chunk], l
     files, least, most = find_documents(folder), settings.min_characters, settings.max_characters
     for piece in chunks(files, min_characters=least, max_characters=most):
         if isinstance(piece, Reject):
-            unreadable.append(_unreadable(piece))
+            unreadable.append(
+                RejectedPair(
+                    file=piece.file, chunk=None, page=None, start=None, end=None, question="", answer="",
+                    reason="unreadable document", details=piece.reason,
+                )
+            )  # fmt: skip
         else:
             pieces.append(piece)
     return pieces, unreadable
@@ -52,10 +57,3 @@ def summary(pieces: list[Chunk], questioned: Iterable[Questioned], unreadable: l
         "kept": kept,
         "rejected": dict(sorted((rejected + Counter(out.reason for out in unreadable)).items())),
     }
-
-
-def _unreadable(reject: Reject) -> RejectedPair:
-    return RejectedPair(
-        file=reject.file, chunk=None, page=None, start=None, end=None, question="", answer="",
-        reason="unreadable document", details=reject.reason,
-    )  # fmt: skip

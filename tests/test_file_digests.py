@@ -4,7 +4,7 @@ import time
 import pytest
 
 from raft_tasks import file_digests
-from raft_tasks.artifacts import digest_path
+from raft_tasks.artifacts import digest_file, digest_path
 from raft_tasks.file_digests import FileDigests
 
 
@@ -27,7 +27,7 @@ def age(path, seconds):
 def read(monkeypatch):
     """The files whose bytes were read."""
     names = []
-    monkeypatch.setattr(file_digests, "digest_path", lambda path: (names.append(path.name), digest_path(path))[1])
+    monkeypatch.setattr(file_digests, "digest_file", lambda path: (names.append(path.name), digest_file(path))[1])
     return names
 
 
