@@ -3,7 +3,7 @@
 from prefect import flow
 
 from flows import paths
-from flows.rows import WITHOUT_LIMIT, ProgressReporter, map_chunks, open_pool
+from flows.rows import RowRun
 from raft_tasks.anchors import answer_chunk, generate_chunk, held_out_texts, identity_of, measured_texts, write_set
 from raft_tasks.artifacts import atomic_folder, read_rows, write_json
 from raft_tasks.config import load_config
@@ -22,15 +22,15 @@ def anchors() -> None:
     with atomic_folder(paths.ANCHORS) as folder:
         for name in sets:
             settings = config.anchors[name]
-            pool = open_pool("anchors", WITHOUT_LIMIT, config, {"base", settings.model})
+            run = RowRun("anchors", settings, config, {"base", settings.model})
             turns = read_rows(paths.user_turns(settings.prompts), UserTurn) if settings.prompts else []
             rows: list[GeneratedAnchor] = []
             for work, inputs, kind in (
                 (generate_chunk, range(settings.count), "generated"),
                 (answer_chunk, turns, "given"),
             ):
-                progress = ProgressReporter("anchors", len(inputs), pool.calls, f"{kind} turns of {name}")
-                rows += map_chunks(work, inputs, settings, pool, config.resources.chunks, progress)
+                with run.map(work, inputs, len(inputs), f"{kind} turns of {name}") as anchors_of:
+                    rows += anchors_of
             measured = measured_texts(settings, config.benchmark, paths.BENCHMARK_TASKS)
             cleaning = Cleaning(settings, held_out, measured, encoder=encoder)
             statistics = write_set(rows, cleaning, config.base, folder / "sets" / name)

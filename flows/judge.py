@@ -4,18 +4,15 @@ The answers were given once, by the stage `benchmark`; other judges ask about th
 """
 
 from collections.abc import Mapping
-from contextlib import closing
 
 from prefect import flow
 
 from flows import paths
-from flows.rows import ProgressReporter, enforce_failure_rate, map_chunks, open_pool
-from flows.task_cache import call_cached
+from flows.rows import RowRun, enforce_failure_rate
 from raft_tasks.artifacts import read_rows, write_json, write_rows
 from raft_tasks.config import Config, load_config
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.verdicts import add_verdicts, drop_undecided, summary
-from raft_tasks.generation.cached_backend import ModelPool
 from raft_tasks.judge import failure, judge_chunk, judge_labels
 from raft_tasks.schemas import ItemResult, Judged, Labelled
 
@@ -39,15 +36,13 @@ def judge(domain: str) -> None:
             f"params.yaml: judge.tasks: got {missing}, which no model has answered; expected `domain` or tasks of "
             "benchmark.tasks whose answers are texts"
         )
-    pool = _open_panel(config)
-    progress = ProgressReporter(label, len(answers), pool.calls, "answers")
-    judged = map_chunks(judge_chunk, answers, settings, pool, config.resources.chunks, progress)
-    with closing(judged) as rows:
-        votes = drop_undecided(enforce_failure_rate(label, rows, len(answers), settings.max_failed, failure))
+    run = _panel(label, config)
+    with run.map(judge_chunk, answers, len(answers), "answers", failure) as judged:
+        votes = drop_undecided(judged)
     labels = read_rows(paths.labels(settings.calibration), Labelled) if settings.calibration else []
-    on_labels = call_cached(judge_labels, labels, settings, pool, config.resources.chunks) if labels else []
+    on_labels = run.call(judge_labels, labels) if labels else []
     write_rows(paths.judged(domain) / "votes.jsonl", votes)
-    write_json(paths.judged(domain) / "summary.json", summary(votes, [*pool.models], labels, on_labels))
+    write_json(paths.judged(domain) / "summary.json", summary(votes, [*run.pool.models], labels, on_labels))
     undecided = sum(row.right is None for row in votes)
     print(f"{label}: {len(votes)} answers judged, {undecided} of them on items without a verdict", flush=True)
 
@@ -60,11 +55,11 @@ def add_panel_verdicts(
     for model in [name for name in items if name not in voted]:
         print(f"{model}: {domain}, the panel of judges", flush=True)
         answers = [(model, item) for item in items[model] if item.task in settings.tasks]
-        judged = judge_chunk(answers, settings, _open_panel(config))
+        judged = judge_chunk(answers, settings, _panel("judge", config).pool)
         more = enforce_failure_rate(f"{model}, {domain}", judged, len(answers), settings.max_failed, failure)
         votes = drop_undecided([*votes, *more])
     return {model: add_verdicts(rows, model, votes) for model, rows in items.items()}, votes
 
 
-def _open_panel(config: Config) -> ModelPool:
-    return open_pool("judge", config.judge.budget, config, [judge.model for judge in config.judge.judges])
+def _panel(label: str, config: Config) -> RowRun:
+    return RowRun(label, config.judge, config, [judge.model for judge in config.judge.judges])

@@ -1,11 +1,9 @@
 """Stage `rewrite` (Eq. 1): the base model words every training answer in its own way."""
 
-from contextlib import closing
-
 from prefect import flow
 
 from flows import paths
-from flows.rows import ProgressReporter, enforce_failure_rate, map_chunks, open_pool
+from flows.rows import RowRun
 from raft_tasks.artifacts import count_rows, iter_rows, write_rows
 from raft_tasks.config import Rewrite, load_config
 from raft_tasks.generation.cached_backend import ModelPool
@@ -20,12 +18,8 @@ def rewrite_chunk(rows: list[Example], settings: Rewrite, pool: ModelPool) -> li
 @flow
 def rewrite(domain: str) -> None:
     config = load_config()
-    settings = config.rewrite
     examples = paths.split(domain, "train", config.run.rows)
-    total, label = count_rows(examples), f"rewrite@{domain}"
-    pool = open_pool("rewrite", settings.budget, config, {settings.model})
-    progress = ProgressReporter(label, total, pool.calls)
-    rows = map_chunks(rewrite_chunk, iter_rows(examples, Example), settings, pool, config.resources.chunks, progress)
-    with closing(rows) as rewritten:
-        kept = enforce_failure_rate(label, rewritten, total, settings.max_failed, lambda row: row.failure)
-        write_rows(paths.rewritten(domain, config.run.rows), kept)
+    run = RowRun(f"rewrite@{domain}", config.rewrite, config, {config.rewrite.model})
+    rows = iter_rows(examples, Example)
+    with run.map(rewrite_chunk, rows, count_rows(examples), failure=lambda row: row.failure) as rewritten:
+        write_rows(paths.rewritten(domain, config.run.rows), rewritten)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from flows import paths
 from flows.stage import PROGRESS_SECONDS, Progress
 from flows.task_cache import Work, cached_task, read_result
 from raft_tasks.artifacts import batched, read_json
-from raft_tasks.config import Budget, Chunks, Config
+from raft_tasks.config import Budget, Config
 from raft_tasks.errors import InputError
 from raft_tasks.file_digests import FileDigests
 from raft_tasks.generation.cached_backend import CallSession, ModelPool
@@ -51,47 +51,80 @@ def open_pool(stage: str, budget: Budget, config: Config, names: Collection[str]
     return ModelPool(calls, {name: config.models[name] for name in names}, identities)
 
 
-def map_chunks(
-    work: Work,
-    rows: Iterable[RowT],
-    settings: Any,
-    pool: ModelPool,
-    chunks: Chunks,
-    progress: ProgressReporter,
-) -> Generator[Any, None, None]:
-    """`work(chunk, settings, pool)` for every `settings.chunk_rows` rows; what it returns, in the rows' order.
+class RowRun:
+    """One run of a stage that goes through rows: the models that it asks, its calls and its progress.
 
-    A chunk whose result is cached by Prefect is not computed again (flows/task_cache.py).
+    Args:
+        label: DVC's name of the stage, such as rewrite@law.
+        settings: the stage's section.
+        models: names of the models.
 
-    Two chunks per worker are under way at most. Where one fails, or the caller stops (and closes this), no more calls
-    begin, those in flight end and are cached, and then the first error is raised.
+    Raises:
+        InputError: as `open_pool`.
     """
-    waiting: deque[PrefectWrappedFuture[Any, Any]] = deque()
-    portions = batched(rows, settings.chunk_rows)
-    task = cached_task(work, chunks.results)
-    done = 0
-    try:
-        while True:
-            while len(waiting) < 2 * chunks.workers and (portion := next(portions, None)):
-                future: Any = task.submit(portion, settings, pool)
-                waiting.append(future)
-            if not waiting:
-                break
-            while not waiting[0].wrapped_future.done():
-                waiting[0].wait(PROGRESS_SECONDS)
+
+    def __init__(self, label: str, settings: Any, config: Config, models: Collection[str] = ()) -> None:
+        self.label, self.settings, self.chunks = label, settings, config.resources.chunks
+        self.pool = open_pool(label.partition("@")[0], getattr(settings, "budget", WITHOUT_LIMIT), config, models)
+
+    def call(self, work: Work, rows: list[Any]) -> Any:
+        """`work(rows, settings, pool)`, unless its result is kept."""
+        return read_result(work, cached_task(work, self.chunks.results)(rows, self.settings, self.pool))
+
+    @contextmanager
+    def map(
+        self,
+        work: Work,
+        rows: Iterable[Any],
+        total: int,
+        unit: str = "rows",
+        failure: Callable[[Any], str | None] | None = None,
+    ) -> Iterator[Iterator[Any]]:
+        """What `work(chunk, settings, pool)` returns for every `settings.chunk_rows` rows, in the rows' order.
+
+        A chunk whose result is cached by Prefect is not computed again (flows/task_cache.py).
+
+        Args:
+            total: how many rows there are.
+            failure: why a result is none; more of these than `settings.max_failed` allows end the run.
+        """
+        progress = ProgressReporter(self.label, total, self.pool.calls, unit)
+        with closing(self._results(work, rows, progress)) as results:
+            if failure is None:
+                yield results
+            else:
+                yield enforce_failure_rate(self.label, results, total, self.settings.max_failed, failure)
+
+    def _results(self, work: Work, rows: Iterable[Any], progress: ProgressReporter) -> Generator[Any, None, None]:
+        """Two chunks per worker are under way at most. Where one fails, or the caller stops (and closes this), no more
+        calls begin, those in flight end and are cached, and then the first error is raised.
+        """
+        waiting: deque[PrefectWrappedFuture[Any, Any]] = deque()
+        portions = batched(rows, self.settings.chunk_rows)
+        task = cached_task(work, self.chunks.results)
+        done = 0
+        try:
+            while True:
+                while len(waiting) < 2 * self.chunks.workers and (portion := next(portions, None)):
+                    future: Any = task.submit(portion, self.settings, self.pool)
+                    waiting.append(future)
+                if not waiting:
+                    break
+                while not waiting[0].wrapped_future.done():
+                    waiting[0].wait(PROGRESS_SECONDS)
+                    progress.show(done)
+                result = read_result(work, waiting.popleft().result())
+                done += len(result)
                 progress.show(done)
-            result = read_result(work, waiting.popleft().result())
-            done += len(result)
-            progress.show(done)
-            yield from result
-    except BaseException:
-        pool.calls.cache.stop(pool.calls.run)
-        for future in waiting:
-            with suppress(Exception):  # the first error is the one to tell
-                future.wait()
-        raise
-    finally:
-        progress.end()
+                yield from result
+        except BaseException:
+            self.pool.calls.cache.stop(self.pool.calls.run)
+            for future in waiting:
+                with suppress(Exception):  # the first error is the one to tell
+                    future.wait()
+            raise
+        finally:
+            progress.end()
 
 
 def enforce_failure_rate(
@@ -120,7 +153,7 @@ def enforce_failure_rate(
 class ProgressReporter:
     """What a run of a row stage shows while it works: lines, and on the run's page a bar and at the end a table."""
 
-    def __init__(self, label: str, total: int, calls: CallSession, unit: str = "rows") -> None:
+    def __init__(self, label: str, total: int, calls: CallSession, unit: str) -> None:
         self.calls, self.total = calls, total
         self.progress = Progress(label, total, unit)
         self.shown = (0, "")

@@ -1,11 +1,9 @@
 """Stage `semantic_filter` (Eqs. 2-3): a rewrite that drifted from its reference falls back to the reference."""
 
-from contextlib import closing
-
 from prefect import flow
 
 from flows import paths
-from flows.rows import WITHOUT_LIMIT, ProgressReporter, map_chunks, open_pool
+from flows.rows import RowRun
 from raft_tasks.artifacts import count_rows, iter_rows, write_rows
 from raft_tasks.config import DomainFilter, load_config
 from raft_tasks.generation.cached_backend import ModelPool
@@ -27,9 +25,7 @@ def semantic_filter(domain: str) -> None:
     config = load_config()
     settings = DomainFilter(**dict(config.semantic_filter), checks=config.domains[domain].checks)
     rewritten = paths.rewritten(domain, config.run.rows)
-    pool = open_pool("semantic_filter", WITHOUT_LIMIT, config)
-    progress = ProgressReporter(f"semantic_filter@{domain}", count_rows(rewritten), pool.calls)
-    rows = map_chunks(filter_chunk, iter_rows(rewritten, Rewritten), settings, pool, config.resources.chunks, progress)
+    rows, run = iter_rows(rewritten, Rewritten), RowRun(f"semantic_filter@{domain}", settings, config)
     framing = find_framing(iter_rows(rewritten, Rewritten), template_text(config.rewrite.template))
-    with closing(rows) as filtered:
+    with run.map(filter_chunk, rows, count_rows(rewritten)) as filtered:
         write_rows(paths.filtered(domain, config.run.rows), (drop_framing(row, framing) for row in filtered))

@@ -28,7 +28,7 @@ from flows import paths
 from flows.resolve import model_contents, template_digests
 from raft_tasks.artifacts import digest
 from raft_tasks.code_digest import code_digest
-from raft_tasks.config import Chunks, Section, resolved
+from raft_tasks.config import resolved
 from raft_tasks.generation.cached_backend import ModelPool
 from raft_tasks.generation.encoding import shared_encoder
 
@@ -75,11 +75,6 @@ def cached_task(work: Work, block: str | None) -> Task[..., Any]:
 def read_result(work: Work, result: Any) -> Any:
     """What `work` returned, of what its task did."""
     return adapter(work).validate_python(result)
-
-
-def call_cached(work: Work, rows: Any, settings: Section, pool: ModelPool, chunks: Chunks) -> Any:
-    """`work(rows, settings, pool)`, unless its result is kept."""
-    return read_result(work, cached_task(work, chunks.results)(rows, settings, pool))
 
 
 @cache

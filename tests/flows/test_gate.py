@@ -8,6 +8,7 @@ import threading
 import time
 from contextvars import copy_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -300,7 +301,7 @@ def test_a_panel_decides_over_the_domain_where_params_say_so(judged, project, mo
         return [vote(model, item, False) for model, item in rows]
 
     monkeypatch.setattr("flows.judge.judge_chunk", again)
-    monkeypatch.setattr("flows.judge._open_panel", lambda config: None)
+    monkeypatch.setattr("flows.judge._panel", lambda label, config: SimpleNamespace(pool=None))
     items_of = iter([[*items(0, 120)]])
     monkeypatch.setattr("flows.gate.benchmark_model", lambda *arguments: ({}, next(items_of)))
     verdict = judged(domain=0, general=95)

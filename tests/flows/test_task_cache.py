@@ -89,10 +89,10 @@ def rewrite(examples, work=rewrite_chunk, chunks=None, forget=True):
 
     @flow(name="rewrite", task_runner=task_runner(chunks or config.resources.chunks))
     def run():
-        pool = rows.open_pool("rewrite", rows.WITHOUT_LIMIT, config, {"base"})
-        progress = rows.ProgressReporter("rewrite@archive", len(examples), pool.calls)
-        made = rows.map_chunks(work, examples, config.rewrite, pool, chunks or config.resources.chunks, progress)
-        return flow_run.id, list(made)
+        stage = rows.RowRun("rewrite@archive", config.rewrite, config, {"base"})
+        stage.chunks = chunks or stage.chunks
+        with stage.map(work, examples, len(examples)) as made:
+            return flow_run.id, list(made)
 
     rewrite.last, result = run()
     return result, sorted(states), len(asked)
