@@ -24,10 +24,7 @@ DAY = 86400
 
 
 def open_cache() -> ResponseCache:
-    """
-    Raises:
-        InputError: there is no cache yet, or it is damaged.
-    """
+    """Raises InputError where there is no cache yet, or it is damaged."""
     if not paths.RESPONSES.exists():
         raise InputError(f"{paths.RESPONSES} is not there: no stage has made a call yet in this folder")
     return ResponseCache(paths.RESPONSES)
@@ -55,11 +52,7 @@ def _print(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Any
 
 
 def prune(older_than: float | None, role: str | None, failed: bool, to_megabytes: float | None) -> None:
-    """Forget the calls that meet all conditions: older than so many days, of a role, failed; or the oldest ones.
-
-    Raises:
-        InputError: no condition, there is no cache yet, or it is damaged.
-    """
+    """Forget the calls that meet all conditions: older than so many days, of a role, failed; or the oldest ones."""
     if older_than is role is to_megabytes is None and not failed:
         raise InputError("no condition given; `raft cache prune --help` lists them")
     store = open_cache()

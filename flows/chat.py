@@ -26,11 +26,7 @@ class Partner:
         self.turns: list[Turn] = []
 
     def answer(self, question: str, max_tokens: int) -> str:
-        """The answer to the next user turn; both are kept.
-
-        Raises:
-            InputError: the conversation is too long for the model; it stays as it was.
-        """
+        """The answer to the next user turn; both are kept. InputError where the conversation is too long."""
         turns = [*self.turns, Turn(role="user", content=question)]
         greedy = SamplingParams(temperature=0.0, max_tokens=max_tokens)
         (completion,) = self.backend.call("tokens", [served_ids(self.backend.tokenizer, turns)], greedy, [0])

@@ -33,11 +33,7 @@ class GitFailed(OperationalError):
 
 
 def git(*arguments: str, folder: Path = Path()) -> str:
-    """What `git ...` prints, run in `folder`; never asks for a password.
-
-    Raises:
-        GitFailed: with what git said.
-    """
+    """What `git ...` prints, run in `folder`; never asks for a password. GitFailed says what git said."""
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
     done = subprocess.run(
         ["git", *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True

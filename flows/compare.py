@@ -87,11 +87,7 @@ def _labels(models: Models) -> Iterator[tuple[str, int, str]]:
 
 
 def domain_suite(config: Config, domain: str, tasks: list[str]) -> Suite:
-    """The held-out questions of a domain, and general tasks.
-
-    Raises:
-        InputError: if the questions are not there.
-    """
+    """The held-out questions of a domain, and general tasks. InputError where the questions are not there."""
     path = paths.split(domain, "test", config.run.rows)
     if not path.exists():
         raise InputError(f"--domain {domain}: {path} is not there; `dvc repro ingest@{domain}` or `dvc pull` makes it")

@@ -29,11 +29,7 @@ AGAIN_SECONDS = 60  # after a crash
 
 
 def server() -> str:
-    """The API's URL.
-
-    Raises:
-        OperationalError: none answers on this machine.
-    """
+    """The API's URL. OperationalError where no server answers on this machine."""
     url = os.environ.get("PREFECT_API_URL") or find_server()
     if url is None:
         raise OperationalError(
@@ -59,11 +55,7 @@ def prefect(*arguments: str) -> list[str]:
 
 
 def run(*arguments: str) -> None:
-    """Run Prefect's own command, whose output is shown.
-
-    Raises:
-        OperationalError: it failed.
-    """
+    """Run Prefect's own command, whose output is shown. OperationalError if it failed."""
     done = subprocess.run(prefect(*arguments), env=environment())
     if done.returncode:
         raise OperationalError(f"prefect {' '.join(arguments)} ended with code {done.returncode}")
@@ -124,23 +116,18 @@ def automations(retrain: UUID) -> list[Automation]:
     ]
 
 
-def record_automations() -> None:
-    """Record them anew."""
+def record_deployments() -> None:
+    """Make the work pool, record the deployments of prefect.yaml and, anew, the automations: `raft deploy`."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
+    run("work-pool", "create", POOL, "--type", "process", "--overwrite")
+    run("deploy", "--all", "--prefect-file", "prefect.yaml")
     with temporary_settings({PREFECT_API_URL: server()}), get_client(sync_client=True) as client:
         for made in automations(client.read_deployment_by_name("retrain/retrain").id):
             for known in client.read_automations_by_name(made.name):
                 client.delete_automation(known.id)
             made.create()
-
-
-def record_deployments() -> None:
-    """Make the work pool, record the deployments of prefect.yaml and the automations: `raft deploy`."""
-    run("work-pool", "create", POOL, "--type", "process", "--overwrite")
-    run("deploy", "--all", "--prefect-file", "prefect.yaml")
-    record_automations()
 
 
 def work() -> None:

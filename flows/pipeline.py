@@ -173,11 +173,7 @@ def failure_reason(output: list[str]) -> str:
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)  # DVC decides
 def run_stage(name: str, run: PipelineRun) -> str:
-    """`dvc repro --single-item` of one stage; returns ran | unchanged.
-
-    Raises:
-        StageFailed: with the stage's error message, which is also printed.
-    """
+    """`dvc repro --single-item` of one stage; returns ran | unchanged. StageFailed has its error, printed too."""
     worker = run.idle.get()
     try:
         if run.stopped:

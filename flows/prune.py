@@ -25,8 +25,8 @@ def prune_cache(repository: Path, address: str, checkout: Path, now: bool) -> No
     """`dvc gc` of the cache that the repository shares with the retrain checkout.
 
     Raises:
-        GitFailed: if the origin that keeps the released versions' tags does not answer; nothing is removed then.
-        OperationalError: if DVC ended with an error.
+        GitFailed: the origin that keeps the released versions' tags does not answer; nothing is removed then.
+        OperationalError: DVC ended with an error.
     """
     if address != str(repository.resolve()):
         git("fetch", "--quiet", address, TAGS, folder=repository)
@@ -54,11 +54,7 @@ def old_checkpoints(folder: Path, days: float) -> list[Path]:
 
 
 def prune(repository: Path, now: bool) -> None:
-    """
-    Raises:
-        InputError: if `repository` is no git repository with a commit.
-        OperationalError: see prune_cache.
-    """
+    """Print what is old, and with `now` remove it. InputError where `repository` is no git repository with a commit."""
     config = load_config(repository / "params.yaml")
     settings, retrain = config.prune, config.retrain
     address = origin(repository, retrain)

@@ -177,10 +177,7 @@ def count_calls() -> Counter[str]:
 
 
 def check(config: Config) -> None:
-    """
-    Raises:
-        InputError: naming all that a retrain needs of params beyond what a pipeline does.
-    """
+    """Raises InputError that names all that a retrain needs of params beyond what a pipeline does."""
     wanted = config.retrain.candidate
     run: dict[str, list[Any]] = config.run.model_dump()
     named: list[tuple[str, Any, str]] = [

@@ -20,11 +20,7 @@ _claims: list[Any] = []  # open lock files: a claim lasts as long as its process
 
 
 def task_runner(chunks: Chunks) -> TaskRunner[Any]:
-    """The Prefect task runner that `resources.chunks` names.
-
-    Raises:
-        InputError: it needs an extra that is not installed.
-    """
+    """The Prefect task runner that `resources.chunks` names. InputError where its extra is not installed."""
     if chunks.runner == "threads":
         return ThreadPoolTaskRunner(max_workers=chunks.workers)
     if chunks.runner == "processes":

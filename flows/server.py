@@ -74,11 +74,7 @@ def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def serve(port: int) -> None:
-    """Serve API and pages on 127.0.0.1:`port` until interrupted.
-
-    Raises:
-        OperationalError: something else has the port.
-    """
+    """Serve API and pages on 127.0.0.1:`port` until interrupted. OperationalError where something else has the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn: a server that has just ended is none
         try:

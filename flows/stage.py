@@ -72,10 +72,7 @@ def run_stage(name: str, *arguments: str | int | None) -> None:
 
 
 def check_gpus(needed: int) -> None:
-    """
-    Raises:
-        InputError: if this machine does not have as many.
-    """
+    """Raises InputError where this machine does not have as many."""
     if not needed:
         return
     import torch

@@ -75,11 +75,7 @@ def revision(experiment: str) -> str | None:
 
 
 def dvc(*arguments: str) -> None:
-    """Run DVC; its output is shown.
-
-    Raises:
-        InputError: it failed.
-    """
+    """Run DVC; its output is shown. InputError if it failed."""
     done = subprocess.run([sys.executable, "-m", "dvc", *arguments])
     if done.returncode:
         raise InputError(f"dvc {' '.join(arguments)} ended with code {done.returncode}; its message stands above")

@@ -20,7 +20,7 @@ from raft_tasks import gguf
 from raft_tasks.artifacts import digest, digest_path, read_json, write_json
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
-from raft_tasks.model_files import read_header
+from raft_tasks.model_files import DAMAGED, read_header
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,11 +100,7 @@ def merge_adapter(network: PreTrainedModel, folder: Path, where: str) -> PreTrai
 
 
 def add_adapter(network: PreTrainedModel, folder: Path, where: str) -> Any:
-    """PEFT's model of `network` and the adapter in `folder`, not merged.
-
-    Raises:
-        InputError: as `merge_adapter`.
-    """
+    """PEFT's model of `network` and the adapter in `folder`, not merged. InputError as `merge_adapter`."""
     from peft import PeftModel
 
     find_adapter(folder, where)
@@ -140,7 +136,7 @@ def find_adapter(folder: Path, where: str) -> None:
         )
     try:
         read_header(folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGED as error:
         raise InputError(f"{where}: {folder / WEIGHTS} is missing, cut or damaged ({error}); copy it again") from error
 
 

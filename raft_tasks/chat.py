@@ -243,11 +243,7 @@ def rollout_ends(tokenizer: PreTrainedTokenizerBase, configured: int | list[int]
 
 
 def check_chat(tokenizer: PreTrainedTokenizerBase, system: str | None, thinking: Thinking = "off") -> None:
-    """Check the chat template before any work.
-
-    Raises:
-        ChatError: as `check_prompt`, `end_of_turn` and `check_generation_prompt`.
-    """
+    """Check the chat template before any work: `check_prompt`, `end_of_turn`, `check_generation_prompt`."""
     check_prompt(tokenizer, system, thinking)
     end_of_turn(tokenizer)
     check_generation_prompt(tokenizer, system)
@@ -296,11 +292,7 @@ def check_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None, thinkin
 
 
 def check_switch(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, without: str, thoughtful: str) -> None:
-    """Check that thinking can be switched on, and seen; the prompts are of one question, without and with thinking.
-
-    Raises:
-        ChatError: it cannot.
-    """
+    """ChatError unless thinking can be switched on, and seen; the prompts are of one question, without and with it."""
     tags = sorted({tag for pair in TAGS for tag in pair}.intersection(tokenizer.all_special_tokens))
     if without == thoughtful:
         raise ChatError(

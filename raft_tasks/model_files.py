@@ -27,6 +27,8 @@ READ = (
 AGAIN = "copy or download it again"
 UNQUANTISED, FROM_THE_ORIGINAL = "weights in float32 or bfloat16", "use the model that this one was quantised from"
 
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what `read_header` raises for a damaged file
+
 FileFault = tuple[str, str, str]  # what is there, what is expected, what to do
 
 
@@ -61,7 +63,11 @@ def find_faults(folder: Path, trained: bool) -> Iterator[FileFault]:
     for path in pointers:
         yield f"{path} is a Git-LFS pointer", "the file itself", "`git lfs pull` there"
     if (folder / "adapter_config.json").is_file():
-        yield from _adapter_faults(folder)
+        weights = folder / "adapter_model.safetensors"
+        try:
+            read_header(weights)
+        except DAMAGED as error:
+            yield f"{weights} is missing, cut or damaged ({error})", "the adapter's weights", AGAIN
         return
     settings = read_object(folder / "config.json")
     for path in files:
@@ -81,11 +87,11 @@ def find_faults(folder: Path, trained: bool) -> Iterator[FileFault]:
     if isinstance(vocabulary, int) and isinstance(pad, int) and pad >= vocabulary:
         yield f"pad_token_id {pad} beyond the {vocabulary} tokens", "a token's number", "correct it in config.json"
     yield from _template_faults(folder)
-    weights = [path for path in files if path.suffix in (".safetensors", ".bin", ".gguf")]
-    if not weights:
+    stored = [path for path in files if path.suffix in (".safetensors", ".bin", ".gguf")]
+    if not stored:
         yield f"no weights in {str(folder)!r}", "*.safetensors", "put the weights there"
-    if not set(weights) & set(pointers) and not quantisation:
-        yield from _weight_faults(folder, settings or {}, [path for path in weights if path.suffix == ".safetensors"])
+    if not set(stored) & set(pointers) and not quantisation:
+        yield from _weight_faults(folder, settings or {}, [path for path in stored if path.suffix == ".safetensors"])
 
 
 def _template_faults(folder: Path) -> Iterator[FileFault]:
@@ -96,20 +102,12 @@ def _template_faults(folder: Path) -> Iterator[FileFault]:
             yield f"chat templates named {names}, none default", "one", "write the one to use into chat_template.jinja"
 
 
-def _adapter_faults(folder: Path) -> Iterator[FileFault]:
-    weights = folder / "adapter_model.safetensors"
-    try:
-        read_header(weights)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield f"{weights} is missing, cut or damaged ({error})", "the adapter's weights", AGAIN
-
-
 def _weight_faults(folder: Path, settings: dict[str, Any], files: list[Path]) -> Iterator[FileFault]:
     tensors: dict[str, Any] = {}
     for path in files:
         try:
             tensors |= read_header(path)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except DAMAGED as error:
             yield f"{path} is cut or damaged ({error})", "a whole safetensors file", AGAIN
             return
     index = read_object(folder / "model.safetensors.index.json")

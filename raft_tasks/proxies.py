@@ -30,11 +30,7 @@ def reach_directly(*hosts: str) -> None:
 
 
 def check_schemes() -> None:
-    """Desktops write socks://, which httpx does not know; with another unknown scheme it makes no client at all.
-
-    Raises:
-        InputError: a proxy of the environment has such a scheme.
-    """
+    """Desktops write socks://, which httpx does not know; another unknown scheme is an InputError."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         for variable in (name, name.upper()):
             scheme, separator, rest = os.environ.get(variable, "").partition("://")

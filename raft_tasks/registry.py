@@ -116,11 +116,7 @@ def roll_back(repository: Path, domain: str, message: str) -> tuple[Version, str
 
 
 def _versions(repository: Path, name: str) -> list[Any]:
-    """GTO's versions of an artifact; tags of git hold them.
-
-    Raises:
-        InputError: if `repository` is no git repository.
-    """
+    """GTO's versions of an artifact; tags of git hold them."""
     if not (repository / ".git").exists():
         raise InputError(
             f"{repository.absolute()}: expected a git repository, whose tags say what is in production; "

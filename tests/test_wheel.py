@@ -47,6 +47,7 @@ def test_the_wheel_has_code_and_data_of_all_packages(wheel):
 def test_links_to_the_repository_s_files_became_copies(wheel):
     assert wheel.read("flows/project/graph.yaml") == (ROOT / "dvc.yaml").read_bytes()
     assert wheel.read("flows/project/prefect.yaml") == (ROOT / "prefect.yaml").read_bytes()
+    assert wheel.read("flows/project/gitignore") == (ROOT / "flows/project/gitignore").read_bytes()
     weights = (ROOT / "models/pocket-base/model.safetensors").read_bytes()
     assert wheel.read("pocket_world/model/model.safetensors") == weights
 
