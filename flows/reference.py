@@ -8,7 +8,7 @@ import typer
 from typer.cli import get_docs_for_click
 
 from flows.cli import app
-from raft_tasks.config.show import write_reference
+from raft_tasks.config.show import REFERENCE, reference
 
 COMMANDS = Path("docs/reference/commands.md")
 
@@ -23,5 +23,5 @@ def commands() -> str:
 
 
 if __name__ == "__main__":
-    write_reference()
+    REFERENCE.write_text(reference(), encoding="utf-8")
     COMMANDS.write_text(commands(), encoding="utf-8")

@@ -25,7 +25,7 @@ from raft_tasks.models import identify
 
 RowT = TypeVar("RowT")
 
-WITHOUT_LIMIT = Budget(tokens=None, money=None)
+WITHOUT_LIMIT = Budget()
 REASONS_SHOWN = 3
 
 

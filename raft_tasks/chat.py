@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from raft_tasks.control_tokens import control_tokens, defuse
 from raft_tasks.errors import InputError
 from raft_tasks.schemas import Prompt, Turn
-from raft_tasks.thoughts import TAGS, Thinking, opening, opens_thought, strip_thoughts
+from raft_tasks.thoughts import TAGS, Thinking, opening, strip_thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -271,7 +271,7 @@ def check_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None, thinkin
         )
     question = [{"role": "user", "content": "question"}]
     prompt = render(tokenizer, system, question, add_generation_prompt=True)
-    if opens_thought(prompt):
+    if opening(prompt):
         raise ChatError(
             "the chat template opens a think block even with enable_thinking=False; answers would be learned as "
             f"thoughts. Use a model or template without forced thinking. The prompt ends with {prompt[-60:]!r}"

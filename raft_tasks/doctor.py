@@ -226,7 +226,7 @@ def weight_shapes(model: Path) -> dict[str, list[int]]:
         if model.suffix == gguf.SUFFIX and model.is_file():
             return gguf.read_shapes(model)
         headers = [model_files.read_header(file) for file in model.glob("*.safetensors")]
-    except (InputError, ValueError, KeyError, TypeError, AttributeError):  # a pointer, or broken: check_models says so
+    except (InputError, *model_files.DAMAGED):  # a pointer, or broken: check_models says so
         return {}
     return {name: tensor["shape"] for header in headers for name, tensor in header.items()}
 

@@ -131,13 +131,8 @@ def count_thoughts(texts: Iterable[str]) -> tuple[int, int]:
     return len(thoughtful), sum(strip_thoughts(text)[1] for text in thoughtful)
 
 
-def opens_thought(prompt: str) -> bool:
-    """Whether a rendered prompt leaves a thought open, so that what is written next belongs to it."""
-    return bool(opening(prompt))
-
-
 def opening(prompt: str) -> str:
-    """The end of a rendered prompt from where it opens a thought; empty if it leaves none open."""
+    """The end of a rendered prompt from where it opens a thought, to which what is written next belongs."""
     starts = [_last(start, prompt) for start, end in TAGS if _last(start, prompt) > _last(end, prompt)]
     return prompt[max(starts) :] if starts else ""
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raft_tasks.thoughts import TAGS, has_thought, opening, opens_thought, split_thought, strip_thoughts
+from raft_tasks.thoughts import TAGS, has_thought, opening, split_thought, strip_thoughts
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_thoughts_are_no_part_of_an_answer(text, answer, is_open):
 def test_every_pair_of_tags(start, end):
     assert strip_thoughts(f"{start}\nHm.\n{end}\n\nIt is 5 mg.") == ("It is 5 mg.", False)
     assert strip_thoughts(f"{start}\nHm.") == ("", True)
-    assert opens_thought(f"assistant\n{start}")
-    assert not opens_thought(f"assistant\n{start}\n\n{end}\n\n")
+    assert opening(f"assistant\n{start}")
+    assert not opening(f"assistant\n{start}\n\n{end}\n\n")
 
 
 @pytest.mark.parametrize(

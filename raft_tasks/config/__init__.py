@@ -15,7 +15,6 @@ from raft_tasks.config.data import (
     SplitBySource,
 )
 from raft_tasks.config.evaluation import (
-    Approval,
     Benchmark,
     BenchmarkData,
     Judge,
@@ -34,28 +33,21 @@ from raft_tasks.config.generation import (
     PromptedCall,
     Question,
     Rewrite,
-    Sampling,
-    SemanticFilter,
     StructuredCall,
 )
-from raft_tasks.config.models import AnyModel, Endpoint, Model
+from raft_tasks.config.models import Endpoint, Model
 from raft_tasks.config.service import (
-    Candidate,
     Chunks,
     DvcImport,
     Folder,
     HubRevision,
-    Pruning,
-    Resources,
     Retrain,
-    Run,
     Source,
 )
 from raft_tasks.config.training import (
     PAST_ANSWERS,
     AnchorLoss,
     CoefficientSearch,
-    ContinuousBatching,
     Curve,
     Distillation,
     Generate,
@@ -74,6 +66,5 @@ from raft_tasks.config.training import (
     TargetKl,
     Ties,
     Train,
-    Vllm,
     VllmServer,
 )

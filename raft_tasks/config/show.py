@@ -122,11 +122,6 @@ def reference() -> str:
     return "\n".join([*parts, f"## Built-in entries\n\nMethods: {names}.\n\n```yaml\n{text}```\n"])
 
 
-def write_reference(path: Path = REFERENCE) -> None:
-    """Write the page of all keys."""
-    path.write_text(reference(), encoding="utf-8")
-
-
 def _rows(section: type[Section], prefix: str, values: Any = None) -> Iterator[str]:
     """Table rows of a section's keys and of all within; `values` are its defaults where they are not its own."""
     for name, field in section.model_fields.items():

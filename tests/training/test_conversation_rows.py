@@ -24,7 +24,7 @@ from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example, Filtered, TrainingPair, UserTurn
-from raft_tasks.thoughts import opens_thought
+from raft_tasks.thoughts import opening
 from raft_tasks.training.anchor_logits import encode_anchors, is_encodable
 from raft_tasks.training.conversations import ConversationError, Encoder, teacher_message
 from raft_tasks.training.preparation import make_pair, prepare, training_arguments
@@ -242,7 +242,7 @@ def test_a_teacher_that_sees_the_answer_goes_on_in_no_thought(name, tmp_path):
     job = tiny.job(base, tmp_path, method, pairs=PAIRS, train=tiny.train(max_length=400), template_text=TEACHER)
     network, data = prepare(job)
     for row in data.rows:
-        assert not opens_thought(data.tokenizer.decode(row.teacher_prompt_ids))
+        assert not opening(data.tokenizer.decode(row.teacher_prompt_ids))
     student, teacher = make_pair(network, job, network.device)
     trainer = RaftTrainer(job, student, teacher, data, training_arguments(job, len(data.rows)))
     sampling = trainer.rollout_buffer.sampler.sampling

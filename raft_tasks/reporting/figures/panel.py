@@ -53,11 +53,11 @@ class Panel:
     axes: Axes
     svg: str = ""
 
-    def mark(self, position: float, value: Interval, style: tuple[str, str], label: str | None = None) -> None:
+    def mark(self, position: float, value: Interval, style: tuple[str, str]) -> None:
         """A vertical interval in percent at `position` of the x axis."""
         self.axes.errorbar(
             position, 100 * value["estimate"], yerr=error_bars(value), color=style[0], fmt=style[1], markersize=6,
-            elinewidth=1.4, label=label,
+            elinewidth=1.4,
         )  # fmt: skip
 
     def name_rows(self, names: Sequence[str], lower: float = 0.5, upper: float = 0.5) -> None:
