@@ -30,7 +30,7 @@ AGAIN_SECONDS = 60  # after a crash
 
 def server() -> str:
     """The API's URL. OperationalError where no server answers on this machine."""
-    url = os.environ.get("PREFECT_API_URL") or find_server()
+    url = find_server()
     if url is None:
         raise OperationalError(
             "no Prefect server answers on this machine; start one with `raft ui`, or set PREFECT_API_URL"

@@ -82,7 +82,15 @@ def _end_with(pid: int) -> None:
 
 
 def find_server() -> str | None:
-    """The API's URL of a Prefect server that answers on the default port of this machine, or None."""
+    """The API's URL of PREFECT_API_URL, else of a Prefect server on the default port of this machine; None without one.
+
+    Raises:
+        OperationalError: as `wait_for_server`, for PREFECT_API_URL.
+    """
+    given = os.environ.get("PREFECT_API_URL")
+    if given:
+        wait_for_server(given)
+        return given
     url = f"http://127.0.0.1:{PREFECT_PORT}/api"
     return url if ask_server(url) == HEALTHY else None
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from flows.environment import HEALTHY, PIPELINE_PID, ask_server, find_server, wait_for_server
+from flows.environment import HEALTHY, PIPELINE_PID, ask_server, find_server
 from raft_tasks.errors import OperationalError
 
 START_SECONDS = 240
@@ -31,10 +31,6 @@ def ensure_server() -> str:
     Raises:
         OperationalError: if the server named by PREFECT_API_URL does not answer, or our own does not start.
     """
-    given = os.environ.get("PREFECT_API_URL")
-    if given:
-        wait_for_server(given)
-        return given
     running = find_server()
     if running:
         return running

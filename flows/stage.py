@@ -6,7 +6,6 @@ import inspect
 import os
 import sys
 import time
-from contextlib import nullcontext
 from importlib import import_module
 from shutil import get_terminal_size
 from typing import Any
@@ -17,7 +16,7 @@ from prefect.client.schemas import FlowRun
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 from prefect.states import State
 
-from flows.environment import PIPELINE_PID, find_server, wait_for_server
+from flows.environment import PIPELINE_PID, find_server
 from flows.resolve import resolve
 from flows.runners import task_runner
 from raft_tasks.config import load_config
@@ -47,11 +46,7 @@ def run_stage(name: str, *arguments: str | int | None) -> None:
         raise InputError(f"stage {name}: got {given}, expected {parameters} ({error})") from error
     # Without a server Prefect starts a temporary one for every stage, which takes seconds: use one that runs.
     # The heartbeat thread's join would add a second to every stage, and DVC sees a stage that dies.
-    api_url = os.environ.get("PREFECT_API_URL")
-    if api_url:
-        wait_for_server(api_url)
-    server = None if api_url else find_server()
-    settings = temporary_settings({PREFECT_API_URL: server}) if server else nullcontext()
+    server = find_server()
     try:
         config = load_config()
         if PIPELINE_PID not in os.environ:  # by hand: what a changed model said before must not count as the new one's
@@ -63,7 +58,7 @@ def run_stage(name: str, *arguments: str | int | None) -> None:
             on_running=[_announce],
             task_runner=task_runner(resources.chunks),
         )
-        with settings:
+        with temporary_settings({PREFECT_API_URL: server} if server else {}):
             get_current_settings().flows.heartbeat_frequency = None
             flow_run(*given)
         print(END_LINE, flush=True)

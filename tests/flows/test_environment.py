@@ -98,6 +98,7 @@ def test_a_dead_address_is_named_at_once_without_a_pipeline(monkeypatch, capsys)
 def test_only_prefect_counts_as_a_server_on_its_port(monkeypatch, body, is_prefect):
     port = free_port()
     monkeypatch.setattr(environment, "PREFECT_PORT", port)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
     url = f"http://127.0.0.1:{port}/api"
     with server_after(0.0, port, 200, body) as ready:
         ready.wait()
