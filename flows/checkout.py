@@ -111,8 +111,8 @@ def update_checkout(repository: Path, origin: str, settings: Retrain) -> Path:
     git("fetch", "--quiet", "--prune", "origin", "+refs/heads/*:refs/remotes/origin/*", TAGS, folder=folder)
     git("fetch", "--quiet", "--no-tags", str(repository.resolve()), "HEAD", folder=folder)
     code = git("rev-parse", "FETCH_HEAD", folder=folder)
-    known = git("branch", "--remotes", "--list", f"origin/{settings.branch}", folder=folder)
-    start = f"origin/{settings.branch}" if known else code
+    remote_branch = git("branch", "--remotes", "--list", f"origin/{settings.branch}", folder=folder)
+    start = f"origin/{settings.branch}" if remote_branch else code
     git("checkout", "--quiet", "--force", "--no-track", "-B", settings.branch, start, folder=folder)
     git("clean", "-ffdxq", folder=folder)
     try:

@@ -125,8 +125,8 @@ def record_deployments() -> None:
     run("deploy", "--all", "--prefect-file", "prefect.yaml")
     with temporary_settings({PREFECT_API_URL: server()}), get_client(sync_client=True) as client:
         for made in automations(client.read_deployment_by_name("retrain/retrain").id):
-            for known in client.read_automations_by_name(made.name):
-                client.delete_automation(known.id)
+            for recorded in client.read_automations_by_name(made.name):
+                client.delete_automation(recorded.id)
             made.create()
 
 

@@ -11,7 +11,7 @@ from raft_tasks.schemas import Harvested
 
 @flow
 def harvest(domain: str) -> None:
-    found = harvest_documents(domain, load_config().harvest[domain])
+    documents = harvest_documents(domain, load_config().harvest[domain])
     with atomic_file(paths.harvested(domain)) as path:
-        write_shard(path, [row.model_dump_json() for row in found], Harvested)
-    print(f"harvest@{domain}: {len(found)} documents", flush=True)
+        write_shard(path, [row.model_dump_json() for row in documents], Harvested)
+    print(f"harvest@{domain}: {len(documents)} documents", flush=True)

@@ -56,8 +56,9 @@ def _verdict_events(
         if not name.endswith(".json"):
             continue
         domain, verdict = Path(name).stem, json.loads(git("show", f"{commit}:{name}", folder=repository))
-        mine = [str(one.version) for one in tagged.get(domain, ()) if one.version.revision == commit]
-        winner = next(iter(mine), "a version without a tag") if verdict["promoted"] else verdict["champion"] or "none"
+        versions = [str(made.version) for made in tagged.get(domain, ()) if made.version.revision == commit]
+        promoted = next(iter(versions), "a version without a tag")
+        winner = promoted if verdict["promoted"] else verdict["champion"] or "none"
         outcome = "promoted" if verdict["promoted"] else "kept"
         moment = datetime.fromisoformat(when).astimezone(UTC)
         events.append(Event(moment, domain, outcome, winner, verdict["reason"], commit, verdict, *costs))
@@ -67,7 +68,7 @@ def _verdict_events(
 def _rollback_events(domain: str, made: Sequence[Promotion]) -> list[Event]:
     """The versions that went into production once more."""
     return [
-        Event(one.when.astimezone(UTC), domain, "rolled back", str(one.version), one.message, one.version.revision)
-        for place, one in enumerate(made)
-        if one.version in [earlier.version for earlier in made[:place]]
+        Event(back.when.astimezone(UTC), domain, "rolled back", str(back.version), back.message, back.version.revision)
+        for number, back in enumerate(made)
+        if back.version in [earlier.version for earlier in made[:number]]
     ]

@@ -55,8 +55,8 @@ def revert(domain: str, source: Source, commit: str) -> None:
             _pin(_revision(load_config(), domain), _revision(load_config(earlier), domain))
         return
     file = source.path if isinstance(source, DvcImport) else f"{source.into}/{domain}"
-    known = [path for path in (file, f"{file}.dvc") if git("ls-files", path) or git("ls-tree", commit, path)]
-    git("restore", "--source", commit, "--staged", "--worktree", "--", *known)
+    tracked = [path for path in (file, f"{file}.dvc") if git("ls-files", path) or git("ls-tree", commit, path)]
+    git("restore", "--source", commit, "--staged", "--worktree", "--", *tracked)
 
 
 def _dropped(drop: Path, target: Path, refused: Collection[str]) -> list[str]:

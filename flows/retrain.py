@@ -132,18 +132,18 @@ def install_champion(domain: str, version: Version) -> None:
 
 def install_champions(domains: Sequence[str], settings: Retrain) -> dict[str, Version]:
     """Have champions/ hold what is in production now; returns it by domain."""
-    known = read_yaml(CHAMPIONS)
-    found = {domain: version for domain in domains if (version := champion(Path(), domain)) is not None}
-    names = {domain: str(version) for domain, version in found.items()}
-    for domain in set(known["champions"]) - set(found):  # taken out of production
+    recorded = read_yaml(CHAMPIONS)
+    champions = {domain: version for domain in domains if (version := champion(Path(), domain)) is not None}
+    names = {domain: str(version) for domain, version in champions.items()}
+    for domain in set(recorded["champions"]) - set(champions):  # taken out of production
         shutil.rmtree(paths.champion(domain))
         paths.champion(domain).with_name(f"{domain}.dvc").unlink()
-    for domain, version in found.items():
-        if known.get("versions", {}).get(domain) != names[domain]:
+    for domain, version in champions.items():
+        if recorded.get("versions", {}).get(domain) != names[domain]:
             with_retries(settings, install_champion, domain, version)
-    values = {"champions": sorted(found), "versions": names}
+    values = {"champions": sorted(champions), "versions": names}
     CHAMPIONS.write_text(CHAMPIONS_HEAD + yaml.safe_dump(values), encoding="utf-8")
-    return found
+    return champions
 
 
 def record_frozen() -> None:
@@ -186,9 +186,9 @@ def check(config: Config) -> None:
         *((f"fetch.{domain}", domain, "domains") for domain in config.retrain.fetch),
     ]
     wrong = [
-        f"retrain.{key}: got {value!r}, expected one of run.{known}: {run[known]}"
-        for key, value, known in named
-        if value not in run[known]
+        f"retrain.{key}: got {value!r}, expected one of run.{section}: {run[section]}"
+        for key, value, section in named
+        if value not in run[section]
     ]
     if wrong:
         raise InputError("params.yaml:\n  " + "\n  ".join(wrong))

@@ -134,7 +134,7 @@ def _plain_columns(kind: type[BaseModel]) -> dict[str, Any]:
 
     types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64(), bool: pyarrow.bool_()}
     types[list[str]] = pyarrow.list_(pyarrow.string())
-    found = {}
+    columns = {}
     for name, field in kind.model_fields.items():
         annotation: Any = field.annotation
         if get_origin(annotation) is Literal:
@@ -143,8 +143,8 @@ def _plain_columns(kind: type[BaseModel]) -> dict[str, Any]:
         if isinstance(annotation, UnionType) and len(options) == 1:
             annotation = options[0]
         if annotation in types:
-            found[name] = types[annotation]
-    return found
+            columns[name] = types[annotation]
+    return columns
 
 
 def read_rows(path: Path, kind: type[RowT]) -> list[RowT]:

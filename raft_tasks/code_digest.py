@@ -104,5 +104,5 @@ def _file(module: str) -> Path | None:
     """The file of a module of the project; None where there is none of that name."""
     package, *rest = module.split(".")
     folder = Path(str(import_module(package).__file__)).parent
-    place = folder.joinpath(*rest)
-    return next((file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()), None)
+    path = folder.joinpath(*rest)
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)

@@ -10,10 +10,10 @@ class InputError(Exception):
     """
 
 
-def check_name(kind: str, name: str, names: Collection[str], place: str = "params.yaml") -> None:
+def check_name(kind: str, name: str, names: Collection[str], where: str = "params.yaml") -> None:
     """Raises InputError for a name that is none of `names`, with those."""
     if name not in names:
-        raise InputError(f"got the {kind} {name!r}, expected one of {place}: {', '.join(sorted(names))}")
+        raise InputError(f"got the {kind} {name!r}, expected one of {where}: {', '.join(sorted(names))}")
 
 
 class OperationalError(RuntimeError):

@@ -21,20 +21,20 @@ class FileDigests:
 
     def __init__(self, store: Path, write: bool = True) -> None:
         self.store, self.write = store, write
-        self.known: dict[str, list[int | str]] = {}  # path -> size, modification time in ns, inode, digest
+        self.entries: dict[str, list[int | str]] = {}  # path -> size, modification time in ns, inode, digest
 
     def __enter__(self) -> FileDigests:
         try:
-            self.known = json.loads(self.store.read_text(encoding="utf-8"))
+            self.entries = json.loads(self.store.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # not there yet, or damaged: everything is read
-            self.known = {}
-        self.stored = dict(self.known)
+            self.entries = {}
+        self.stored = dict(self.entries)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.write and self.known != self.stored:
+        if self.write and self.entries != self.stored:
             with atomic_file(self.store) as partial:
-                partial.write_text(json.dumps(self.known), encoding="utf-8")
+                partial.write_text(json.dumps(self.entries), encoding="utf-8")
 
     def of(self, path: Path) -> str:
         """As `digest_path`."""
@@ -43,10 +43,10 @@ class FileDigests:
     def _of_file(self, path: Path) -> str:
         name, state = str(path.resolve()), os.stat(path)
         key: list[int | str] = [state.st_size, state.st_mtime_ns, state.st_ino]
-        if self.known.get(name, [])[:3] != key:
+        if self.entries.get(name, [])[:3] != key:
             sha256 = digest_file(path)
             if time.time() - state.st_mtime < RECENT_SECONDS:
-                self.known.pop(name, None)
+                self.entries.pop(name, None)
                 return sha256
-            self.known[name] = [*key, sha256]
-        return str(self.known[name][3])
+            self.entries[name] = [*key, sha256]
+        return str(self.entries[name][3])

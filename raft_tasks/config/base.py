@@ -80,13 +80,13 @@ def alternatives(annotation: Any) -> list[Any]:
 
 def sections(annotation: Any) -> list[type[Section]]:
     """The sections that `annotation` allows, directly or as items of a dict or list."""
-    found = []
+    inner = []
     for leaf in alternatives(annotation):
         if get_origin(leaf) in (dict, list):
-            found += sections(get_args(leaf)[-1])
+            inner += sections(get_args(leaf)[-1])
         elif isinstance(leaf, type) and issubclass(leaf, Section):
-            found.append(leaf)
-    return found
+            inner.append(leaf)
+    return inner
 
 
 def walk(start: Any, path: Iterable[str | int]) -> tuple[list[str | int], list[Any]]:

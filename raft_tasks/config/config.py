@@ -57,7 +57,7 @@ class Config(Section):
         built_in = catalogue()["methods"].keys() - set(self.run.methods)
         rows = {name: row for name, row in self.methods.items() if name not in built_in}
         wrong = []
-        for where, names, known in (
+        for where, names, allowed in (
             ("run.domains", self.run.domains, self.domains),
             ("run.harvest", self.run.harvest, self.harvest),
             ("run.documents", self.run.documents, self.domains),
@@ -75,7 +75,9 @@ class Config(Section):
             ("train.curve.sets", self.train.curve.sets if self.train.curve else [], self.anchors),
             ("methods.*.anchors.set", [row.anchors.set for row in rows.values() if row.anchors], self.anchors),
         ):
-            wrong += [f"{where}: got {name!r}, expected one of {sorted(known)}" for name in names if name not in known]
+            wrong += [
+                f"{where}: got {name!r}, expected one of {sorted(allowed)}" for name in names if name not in allowed
+            ]
         wrong += [*self._wrong_roles(), *self._empty_searches(rows), *self._unknown_tasks(rows)]
         if wrong:
             raise ValueError("; ".join(wrong))

@@ -64,6 +64,6 @@ def _unknown(where: str, parts: list[str | int], owners: list[Any]) -> str:
             return f"renamed, now {new.replace('*', name)}"
     if parts[-1] == "extends":
         return "names no other entry of its section, or leads back to itself"
-    known = sorted({name for owner in owners if hasattr(owner, "model_fields") for name in owner.model_fields})
-    close = get_close_matches(str(parts[-1]), known, n=1)
-    return f"unknown key; did you mean {close[0]}?" if close else f"unknown key, expected one of {', '.join(known)}"
+    names = sorted({name for owner in owners if hasattr(owner, "model_fields") for name in owner.model_fields})
+    close = get_close_matches(str(parts[-1]), names, n=1)
+    return f"unknown key; did you mean {close[0]}?" if close else f"unknown key, expected one of {', '.join(names)}"

@@ -27,45 +27,45 @@ brackets. An entry of `methods` or `anchors` is laid over the built-in one of it
 """
 
 
-def show(document: Any, what: str | None = None) -> str:
+def show(document: Any, key: str | None = None) -> str:
     """What holds as YAML, defaults included; what the document sets is marked.
 
     Args:
         document: of params.yaml (`read_document`).
-        what: a section, a key such as train.epochs, a method or an anchor set; None: all, but only the methods and sets
+        key: a section, a key such as train.epochs, a method or an anchor set; None: all, but only the methods and sets
             that are run or given.
 
     Raises:
-        ConfigError: the document is wrong, or nothing is called `what`.
+        ConfigError: the document is wrong, or nothing is called `key`.
     """
     config = parse_config(document)
     values = config.model_dump(mode="json")
-    if what is None:
+    if key is None:
         rows = {name: config.methods[name] for name in config.run.methods}
         used = {"methods": set(rows), "anchors": {row.anchors.set for row in rows.values() if row.anchors}}
         for section, names in used.items():
             wanted = names | document.get(section, {}).keys()
             values[section] = {name: row for name, row in values[section].items() if name in wanted}
-    elif what.partition(".")[0] in values:
-        values = _part(values, what.split("."), what)
+    elif key.partition(".")[0] in values:
+        values = _part(values, key.split("."), key)
     else:
-        found = [section for section in SETS if what in values[section]]
-        if not found:
-            known = [*values, *(name for section in SETS for name in values[section])]
-            close = get_close_matches(what, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
-            raise ConfigError(f"no section, method or anchor set is called {what!r}; {hint}")
-        values = {section: {what: values[section][what]} for section in found}
+        holders = [section for section in SETS if key in values[section]]
+        if not holders:
+            names = [*values, *(name for section in SETS for name in values[section])]
+            close = get_close_matches(key, names, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(names)}"
+            raise ConfigError(f"no section, method or anchor set is called {key!r}; {hint}")
+        values = {section: {key: values[section][key]} for section in holders}
     return "\n".join(_lines(values, document, "")) + "\n"
 
 
-def _part(values: Any, path: list[str], what: str) -> Any:
+def _part(values: Any, path: list[str], key: str) -> Any:
     """The mapping around what lies at `path`."""
     name, *rest = path
     if not isinstance(values, dict) or name not in values:
         names = ", ".join(values) if isinstance(values, dict) else "no keys"
-        raise ConfigError(f"got the key {what!r}, expected for {name!r} one of {names}")
-    return {name: _part(values[name], rest, what) if rest else values[name]}
+        raise ConfigError(f"got the key {key!r}, expected for {name!r} one of {names}")
+    return {name: _part(values[name], rest, key) if rest else values[name]}
 
 
 def _lines(values: Mapping[str, Any], given: Any, indent: str) -> Iterator[str]:

@@ -288,16 +288,18 @@ def measures_of(base: Items, tasks: Sequence[str]) -> dict[str, list[Part]]:
     general = [(task, _main_metric(base, task)) for task in tasks]
     if general:
         measures["general"] = general
-    again = dict.fromkeys(row.task for row in base if row.task.endswith(thinking_name("")))
-    thinking = {task: [(task, _main_metric(base, task))] for task in again if task != thinking_name(DOMAIN_TASK)}
-    if len(thinking) < len(again):
+    thinking_tasks = dict.fromkeys(row.task for row in base if row.task.endswith(thinking_name("")))
+    thinking = {
+        task: [(task, _main_metric(base, task))] for task in thinking_tasks if task != thinking_name(DOMAIN_TASK)
+    }
+    if len(thinking) < len(thinking_tasks):
         domain = {metric: [(thinking_name(DOMAIN_TASK), metric)] for metric in ("acc", *THOUGHT_METRICS)}
         thinking = {thinking_name(f"{DOMAIN}{metric}"): part for metric, part in domain.items()} | thinking
     thoughtful = dict.fromkeys(row.task for row in base if THOUGHT_METRICS[0] in row.metrics)
     written = [task for task in thoughtful if task not in DOMAIN_TASKS]
     for name in [f"general_{metric}" for metric in THOUGHT_METRICS] if written else []:
         parts = [(task, name.removeprefix("general_")) for task in written]
-        thinking[thinking_name(name) if again else name] = parts
+        thinking[thinking_name(name) if thinking_tasks else name] = parts
     return measures | {part[0]: [part] for part in general} | thinking
 
 
