@@ -13,7 +13,7 @@ class InputError(Exception):
 def check_name(kind: str, name: str, names: Collection[str], where: str = "params.yaml") -> None:
     """Raises InputError for a name that is none of `names`, with those."""
     if name not in names:
-        raise InputError(f"got the {kind} {name!r}, expected one of {where}: {', '.join(sorted(names))}")
+        raise InputError(f"got the {kind} {name!r}, expected one of {where}: {sorted(names)}")
 
 
 class OperationalError(RuntimeError):

@@ -51,9 +51,9 @@ def show(document: Any, key: str | None = None) -> str:
     else:
         holders = [section for section in SETS if key in values[section]]
         if not holders:
-            names = [*values, *(name for section in SETS for name in values[section])]
-            close = get_close_matches(key, names, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(names)}"
+            choices = [*values, *(name for section in SETS for name in values[section])]
+            close = get_close_matches(key, choices, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(choices)}"
             raise ConfigError(f"no section, method or anchor set is called {key!r}; {hint}")
         values = {section: {key: values[section][key]} for section in holders}
     return "\n".join(_lines(values, document, "")) + "\n"
