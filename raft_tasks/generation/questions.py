@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 
 from raft_tasks.config import Question
 from raft_tasks.generation.backend import Backend
-from raft_tasks.generation.data_blocks import guarded
+from raft_tasks.generation.data_blocks import RULE, guarded
 from raft_tasks.generation.fidelity import find_additions
 from raft_tasks.generation.framing import Run, runs_of, template_runs
 from raft_tasks.generation.structured import Unusable, ask
@@ -120,7 +120,7 @@ def make_questions(
     A checker without a usable answer votes against it. What comes of a chunk does not depend on the chunks beside it.
     """
     proposals, failures = _propose(chunks, maker, settings)
-    prompt = template_runs(template_text(settings.template))
+    prompt = template_runs(template_text(settings.template)) | template_runs(template_text(RULE))
     rejected: dict[str, list[RejectedPair]] = {chunk.id: [] for chunk in chunks}
     kept: dict[str, list[DocumentPair]] = {chunk.id: [] for chunk in chunks}
     to_check: list[_Pair] = []
@@ -156,6 +156,8 @@ def _find_fault(pair: _Pair, key: str, asked: set[str], prompt: frozenset[Run]) 
     """What a rule has against the pair; `key` is its question's words, `asked` those of the chunk so far."""
     if not key or not WORD.search(pair.answer):
         return "empty", "question or answer has no word"
+    if key == " ".join(WORD.findall(pair.answer.casefold())):
+        return "empty", "the answer is the question"
     if pointing := points_to_text(pair.question, pair.answer):
         return "refers to the text", pointing
     source = "\n".join(_passage(pair.chunk).values())

@@ -110,7 +110,8 @@ def parse(reply: str, schema: type[ValueT]) -> ValueT:
 
 def _objects(text: str) -> list[dict[str, Any]]:
     """The JSON objects in a text that are not part of another one, in order; one with a key twice is none."""
-    decoder = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
+    # Not strict: llama.cpp's grammar of a string lets a bare line break through.
+    decoder = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=_refuse_constant, strict=False)
     objects, start, starts = [], text.find("{"), 0
     while start >= 0 and starts < STARTS:
         starts += 1

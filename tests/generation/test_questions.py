@@ -112,6 +112,8 @@ def test_rules_reject_before_a_checker_is_asked() -> None:
         COST,
         {"question": "what does a CLASS B permit cost", "answer": "Twelve euros."},
         {"question": "What does it cost?", "answer": "The passage tells us: 12 euros."},
+        {"question": "A class B permit costs 12 euros.", "answer": "A class B permit costs 12 euros"},
+        {"question": "What is it?", "answer": "It is material to look at."},
         {"question": "What is an answer?", "answer": "The answer is a full sentence or several."},
         {"question": "What costs it since 2019?", "answer": "A permit costs 13 euros by part III and 12 euros."},
     ]
@@ -122,6 +124,8 @@ def test_rules_reject_before_a_checker_is_asked() -> None:
         ("empty", "question or answer has no word"),
         ("duplicate", "the same question of the same chunk"),
         ("refers to the text", "The passage tells"),
+        ("empty", "the answer is the question"),
+        ("repeats the prompt", "is material to look"),
         ("repeats the prompt", "a full sentence or"),
         ("not grounded", "not in the passage: 2019, 13 euros, III"),
     ]

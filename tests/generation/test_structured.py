@@ -77,6 +77,11 @@ def test_an_answer_is_found_in_any_text(reason: str, around: str) -> None:
     assert parse(reply, Mark) == Mark(reason=reason, score=4)
 
 
+def test_a_bare_line_break_in_a_string_is_read() -> None:
+    """The grammar that llama-cpp-python makes of a JSON schema allows it."""
+    assert parse(GOOD.replace("all facts", "all\nfacts"), Mark).reason == "all\nfacts"
+
+
 def test_a_wrong_answer_is_shown_with_its_error() -> None:
     replies = iter(["none", GOOD, '{"reason": "x", "score": 12}', GOOD.replace("9", "2")])
     backend = Scripted(lambda prompt: next(replies))
