@@ -16,15 +16,18 @@ import argparse
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from anchors_cost import PROJECT, make_set
 from measuring import machine, table
 
 from raft_tasks.config import Config, Replay, load_config
 from raft_tasks.evaluation.harness import Suite, evaluate
+from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, mean
 from raft_tasks.generation.past_answers import answer_past
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.schemas import Example, TrainingPair
@@ -63,9 +66,39 @@ def main() -> None:
                     with sizes.out.open("a", encoding="utf-8") as out:
                         out.writelines(json.dumps(line) + "\n" for line in lines)
                     shutil.rmtree(work)
-    last = [row for row in rows_of(sizes.out) if row["week"] == sizes.weeks]
-    tasks = sorted({task for row in last for task in row["scores"]})
-    print(table(["share", "seed", *tasks], ([r["share"], r["seed"], *(r["scores"][t] for t in tasks)] for r in last)))
+    print(table(["share", "week", *DOMAINS, "general"], what_is_kept(rows_of(sizes.out), sizes.weeks)))
+
+
+def what_is_kept(rows: list[dict[str, Any]], weeks: int) -> Iterator[list[str]]:
+    """Percent right after each third of the weeks, by share, with 95 % intervals over facts (and seeds)."""
+    bootstrap = Bootstrap(confidence=0.95, samples=2000, seed=0)
+    for share in sorted({row["share"] for row in rows}):
+        for week in range(weeks // 3, weeks + 1, weeks // 3):
+            lines = [row for row in rows if (row["share"], row["week"]) == (share, week)]
+            general = [task for task in lines[0]["outcomes"] if task not in DOMAINS]
+            cells = [
+                percent(mean(outcomes(lines, [name]), bootstrap)) if name in lines[0]["outcomes"] else "-"
+                for name in DOMAINS
+            ]
+            cells.append(percent(mean(outcomes(lines, general), bootstrap)) if general else "-")
+            yield [f"{share:g}", str(week), *cells]
+
+
+def outcomes(lines: list[dict[str, Any]], tasks: list[str]) -> list[Outcomes]:
+    """A domain's items of one fact go together; those of a general task are taken one by one."""
+    made = []
+    for task in tasks:
+        values = np.array([[float(mark) for mark in line["outcomes"][task]] for line in lines])
+        facts = tuple(row.source for row in examples(task) if row.split == "test") if task in DOMAINS else ()
+        sources = facts or tuple(map(str, range(values.shape[1])))
+        made.append(Outcomes(values, tuple(line["seed"] for line in lines), sources))
+    return made
+
+
+def percent(estimate: Estimate) -> str:
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return f"{100 * estimate.estimate:.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
 
 
 def live(config: Config, anchors: Path, share: float, seed: int, weeks: int, work: Path) -> list[dict[str, Any]]:
