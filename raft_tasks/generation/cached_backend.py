@@ -22,10 +22,6 @@ from raft_tasks.sampling import SamplingParams
 CACHED_FAILURES = ("empty", "refused", "filtered")  # a model's answer, not an accident
 
 
-class BudgetExceeded(InputError):
-    """A stage has spent what its budget allows; every response that it paid for is cached."""
-
-
 @dataclass(frozen=True)
 class CallSession:
     """What one run of a stage makes its calls through. It can be sent to other processes, which share its tally.
@@ -46,10 +42,6 @@ class CallSession:
     def cache(self) -> ResponseCache:
         return open_session(self.path, self.run, self.stage)
 
-    def put(self, calls: Sequence[CachedCall], tally: Tally) -> tuple[Tally, bool]:
-        """As `ResponseCache.put`, of this run."""
-        return self.cache.put(calls, self.run, tally)
-
     def numbers(
         self, role: str, identity: Any, items: Sequence[Any], compute: Callable[[list[int]], Sequence[float]]
     ) -> list[float]:
@@ -65,7 +57,7 @@ class CallSession:
             computed = dict(zip((keys[i] for i in missing), compute(missing), strict=True))
             name = _display_name(identity)
             rows = [CachedCall(key, role, name, False, 0, 0, 0.0, json.dumps(value)) for key, value in computed.items()]
-            self.put(rows, Tally())
+            self.cache.put(rows, self.run, Tally())
             values |= computed
         return [values[key] for key in keys]
 
@@ -142,7 +134,7 @@ class CachedBackend(CallBackend):
         """As `CallBackend.call`.
 
         Raises:
-            BudgetExceeded: before all inputs had their completion; those that had are cached.
+            InputError: before all inputs had their completion; those that had are cached.
         """
         keys = [
             digest([self.identity, kind, item, params.cache_key(seed)])
@@ -150,7 +142,7 @@ class CachedBackend(CallBackend):
         ]
         cached = {key: _read(value) for key, value in self.calls.cache.get(keys).items()}
         missing = _first_positions(keys, cached)
-        tally, stopped = self.calls.put([], Tally(cached=len(keys) - len(missing)))
+        tally, stopped = self.calls.cache.put([], self.calls.run, Tally(cached=len(keys) - len(missing)))
 
         def go_on() -> bool:
             return not stopped and not self.calls.budget_exceeded(tally)
@@ -162,7 +154,7 @@ class CachedBackend(CallBackend):
                 tally, stopped = self._put(answered)
                 cached |= answered
         if any(key not in cached for key in keys):
-            raise BudgetExceeded(self._explain_stop(tally))
+            raise InputError(self._explain_stop(tally))
         completions = [cached[key] for key in keys]
         self.calls.failures.extend(completion.failure.kind for completion in completions if completion.failure)
         return completions
@@ -187,7 +179,8 @@ class CachedBackend(CallBackend):
                 rows.append(CachedCall(key, self.role, name, failure is not None, *tokens, cost, value))
             errors = completion.tries - 1 + (failure is not None and failure.kind == "unreachable")
             counts.append(Tally(1, 0, errors, failure is not None, *tokens, cost))
-        return self.calls.put(rows, Tally(*(sum(column) for column in zip(*map(astuple, counts), strict=True))))
+        total = Tally(*(sum(column) for column in zip(*map(astuple, counts), strict=True)))
+        return self.calls.cache.put(rows, self.calls.run, total)
 
     def _explain_stop(self, tally: Tally) -> str:
         stage, budget = self.calls.stage, self.calls.budget

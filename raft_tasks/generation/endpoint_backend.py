@@ -51,10 +51,6 @@ OVERLOADED = (429, 503)
 TRANSIENT = (408, 409, 425, 429)  # and all from 500
 
 
-class EndpointError(InputError):
-    """An endpoint that cannot serve any prompt: its address, its key, its model's name, a quota that is used up."""
-
-
 class _Transient(Exception):
     """A try that may succeed when repeated."""
 
@@ -116,7 +112,7 @@ class EndpointBackend(StreamingBackend):
         `chat` asks POST /chat/completions; `text` goes on with each input as it stands (POST /completions).
 
         Raises:
-            EndpointError: the address, the key or the model's name is wrong, or the quota is used up.
+            InputError: the address, the key or the model's name is wrong, or the quota is used up.
         """
         stopped = threading.Event()
 
@@ -217,12 +213,12 @@ class EndpointBackend(StreamingBackend):
         if status in (401, 403):
             name = self.settings.api_key_env
             given = f"the key in ${name}" if name else "no key (api_key_env: null)"
-            return EndpointError(f"{where}: refused {given} with HTTP {status}: {reason}")
+            return InputError(f"{where}: refused {given} with HTTP {status}: {reason}")
         if status == 404:
             raw = "" if chat else ", and that the server has /completions: a chat API cannot generate a user's turn"
-            return EndpointError(f"{where}: HTTP 404: {reason}; check base_url (it usually ends in /v1) and model{raw}")
+            return InputError(f"{where}: HTTP 404: {reason}; check base_url (it usually ends in /v1) and model{raw}")
         if status == 402 or "insufficient_quota" in (error.code or "", reason):
-            return EndpointError(f"{where}: the account's quota is used up (HTTP {status}): {reason}")
+            return InputError(f"{where}: the account's quota is used up (HTTP {status}): {reason}")
         if status in TRANSIENT or status >= 500:
             return _Transient(f"HTTP {status}{proxy}: {reason}", _retry_after(error.response.headers))
         refused = [name for name in self.settings.sampling_fields if name in reason]
@@ -254,7 +250,7 @@ class EndpointBackend(StreamingBackend):
             return "none"  # not sent
         key = os.environ.get(name)
         if not key:
-            raise EndpointError(
+            raise InputError(
                 f"endpoint {self.settings.base_url}: the environment variable {name} is not set or empty; "
                 "put the key there, or set api_key_env to null for a server without keys"
             )

@@ -21,10 +21,6 @@ KEEPS_FAILING = 5  # abstentions, and more than half of the judgements asked for
 Draws = list[tuple[Filtered, Completion]]
 
 
-class QuorumLost(InputError):
-    """So many judges keep failing that the rest of the panel may not decide."""
-
-
 def fuse(
     rows: list[Filtered],
     backend: Backend,
@@ -45,7 +41,7 @@ def fuse(
         checks: of the domain; where it has some, they say what a candidate has lost, for `settings.fidelity_veto`.
 
     Raises:
-        QuorumLost: fewer than `settings.quorum` judges are left that do not keep failing.
+        InputError: fewer than `settings.quorum` judges are left that do not keep failing.
     """
     open_rows = [row for row in rows if row.passed]
     candidates: dict[str, list[Candidate]] = {row.id: [] for row in open_rows}
@@ -134,7 +130,7 @@ def _failing_judges(candidates: Sequence[Candidate], names: list[str], quorum: i
     """The judges that keep failing.
 
     Raises:
-        QuorumLost: fewer than `quorum` are left.
+        InputError: fewer than `quorum` are left.
     """
     failed = Counter(name for candidate in candidates for name in candidate.abstained)
     asked = Counter(name for candidate in candidates for name in (*candidate.scores, *candidate.abstained))
@@ -144,7 +140,7 @@ def _failing_judges(candidates: Sequence[Candidate], names: list[str], quorum: i
         for name in failing:
             last = next(row.abstained[name] for row in reversed(candidates) if name in row.abstained)
             details += f"\n  {name}: {failed[name]} of {asked[name]} judgements failed, the last one with: {last:.300}"
-        raise QuorumLost(
+        raise InputError(
             f"{len(failing)} of {len(names)} judges keep failing, and fuse.quorum asks for {quorum}; mend or replace "
             f"them in fuse.judges, or lower fuse.quorum:{details}"
         )

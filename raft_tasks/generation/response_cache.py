@@ -39,10 +39,6 @@ CREATE TABLE runs (
 """
 
 
-class ResponseCacheError(InputError):
-    """The cache's file cannot be used: what is wrong with it and what to do."""
-
-
 @dataclass(frozen=True)
 class Tally:
     """What a run of a stage has done so far."""
@@ -77,7 +73,7 @@ class ResponseCache:
     """The calls in the SQLite file `path`, created if missing.
 
     Raises:
-        ResponseCacheError: the file is damaged, of another version, or cannot be written.
+        InputError: the file is damaged, of another version, or cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,7 +89,7 @@ class ResponseCache:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version={VERSION}")
             elif version != VERSION:
-                raise ResponseCacheError(
+                raise InputError(
                     f"response cache {path} has version {version}, expected {VERSION}: made by another version of "
                     "this project; move it away (its calls will be made again)"
                 )
@@ -220,11 +216,11 @@ class ResponseCache:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise ResponseCacheError(
+            raise InputError(
                 f"response cache {self.path}: {error}; it must lie on a local disk that can be written, with space left"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise ResponseCacheError(
+            raise InputError(
                 f"response cache {self.path} is damaged ({error}); move it away and its calls will be made again, or "
                 f"save what can be read: sqlite3 {self.path} .recover | sqlite3 saved.sqlite"
             ) from error

@@ -35,7 +35,7 @@ class ServedBase(CallBackend):
         """As `CallBackend.call` for all kinds but `text`; the ends of a turn are the server's own.
 
         Raises:
-            InputError: the server cannot continue a prompt; EndpointError: it serves none at all.
+            InputError: the server cannot continue a prompt, or serves none at all.
         """
         thinking = kind == "thinking"
         if kind != "tokens":

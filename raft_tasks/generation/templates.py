@@ -12,10 +12,6 @@ from raft_tasks.errors import InputError
 FOLDER = Path(__file__).parent / "templates"
 
 
-class TemplateError(InputError):
-    """A prompt template is not there, is not Jinja, or asks for a field that it is not given."""
-
-
 def template_text(name_or_path: str) -> str:
     """The template's source. A name is looked up beside this module; with a separator in it, it is a path."""
     path = Path(name_or_path) if "/" in name_or_path or "\\" in name_or_path else FOLDER / name_or_path
@@ -23,7 +19,7 @@ def template_text(name_or_path: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(sorted(file.name for file in FOLDER.glob("*.jinja")))
-        raise TemplateError(
+        raise InputError(
             f"prompt template {name_or_path!r} cannot be read ({error}); expected one of {known}, or a path with a '/'"
         ) from error
 
@@ -32,12 +28,12 @@ def render(name_or_path: str, **fields: str) -> str:
     """Fill the template, once: what stands in a field is text, even where it looks like Jinja.
 
     Raises:
-        TemplateError: naming the template, and the fields it was given.
+        InputError: naming the template, and the fields it was given.
     """
     try:
         return _compiled(name_or_path, template_text(name_or_path)).render(fields)
     except UndefinedError as error:
-        raise TemplateError(f"prompt template {name_or_path!r}: {error}; given: {', '.join(sorted(fields))}") from error
+        raise InputError(f"prompt template {name_or_path!r}: {error}; given: {', '.join(sorted(fields))}") from error
 
 
 @cache
@@ -45,4 +41,4 @@ def _compiled(name_or_path: str, text: str) -> Template:
     try:
         return Environment(undefined=StrictUndefined, autoescape=False).from_string(text)  # prompts are not HTML
     except TemplateSyntaxError as error:
-        raise TemplateError(f"prompt template {name_or_path!r}, line {error.lineno}: {error.message}") from error
+        raise InputError(f"prompt template {name_or_path!r}, line {error.lineno}: {error.message}") from error

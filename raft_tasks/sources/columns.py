@@ -17,9 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from raft_tasks.errors import InputError
 from raft_tasks.sources.files import open_bytes
 from raft_tasks.sources.marks import plain_key
-from raft_tasks.sources.roles import INPUTS, SourceError
+from raft_tasks.sources.roles import INPUTS
 
 QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "input")  # `input` only where no other one is
 ANSWERS = ("answer", "response", "completion", "output", "target")
@@ -45,11 +46,11 @@ def recognise_columns(path: Path, question: str | None = None, answer: str | Non
         answer: the answer's column; None: by its name.
 
     Raises:
-        SourceError: no column, or several, have such names; a column that is not there, or holds no text.
+        InputError: no column, or several, have such names; a column that is not there, or holds no text.
     """
     rows = list(islice(read_head(path), HEAD_ROWS))
     if not rows:
-        raise SourceError(f"{path}: got no rows, expected question-answer pairs")
+        raise InputError(f"{path}: got no rows, expected question-answer pairs")
     names = list(dict.fromkeys(name for row in rows for name in row))
     listed = f"{path} has the columns {', '.join(map(repr, names))}"
     chats = _named(names, CHATS)
@@ -60,23 +61,23 @@ def recognise_columns(path: Path, question: str | None = None, answer: str | Non
     answers = _named(names, ANSWERS) if answer is None else [answer]
     if len(questions) != 1 or len(answers) != 1:
         alike = [" and ".join(columns) for columns in questions]
-        raise SourceError(
+        raise InputError(
             f"{listed}: expected one that looks like the question and one that looks like the answer, got "
             f"{alike or 'none'} and {answers or 'none'}; {NAME_THEM}"
         )
     used = [*questions[0], answers[0]]
     for name in used:
         if name not in names:
-            raise SourceError(f"{listed}, but not {name!r}; {NAME_THEM}")
+            raise InputError(f"{listed}, but not {name!r}; {NAME_THEM}")
         wrong = [row[name] for row in rows if not isinstance(row.get(name), str | None)]
         if wrong:
-            raise SourceError(f"{listed}: {name!r} holds a {type(wrong[0]).__name__}, expected text; {NAME_THEM}")
+            raise InputError(f"{listed}: {name!r} holds a {type(wrong[0]).__name__}, expected text; {NAME_THEM}")
     text = f"took {' and '.join(f'`{name}`' for name in questions[0])} as the question, `{answers[0]}` as the answer"
     unused = [name for name in names if name not in used]
     inputs = [name for name in unused if plain_key(name) in INPUTS and any(row.get(name) for row in rows)]
     if inputs and question is None:
         whole = ",".join([*inputs, *questions[0]])
-        raise SourceError(f"{listed}: {inputs} may belong to the question; {NAME_THEM}, such as --question {whole}")
+        raise InputError(f"{listed}: {inputs} may belong to the question; {NAME_THEM}, such as --question {whole}")
     columns: dict[str, str | list[str]] = {"question": questions[0] if len(questions[0]) > 1 else questions[0][0]}
     columns |= {"answer": answers[0]} | ({"unused": inputs} if inputs else {})
     return Recognised(columns, None, f"{text}; not used: {', '.join(map(repr, unused))}" if unused else text)
@@ -102,7 +103,7 @@ def read_head(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a .jsonl, .csv (also .gz, .zst), .parquet or .json (a list of objects) file, without unreadable ones.
 
     Raises:
-        SourceError: another ending, or a file that cannot be read so.
+        InputError: another ending, or a file that cannot be read so.
     """
     kind = Path(path.name.lower().removesuffix(".gz").removesuffix(".zst")).suffix
     try:
@@ -121,9 +122,9 @@ def read_head(path: Path) -> Iterator[dict[str, Any]]:
             elif kind == ".jsonl":
                 yield from (row for line in lines if isinstance(row := _parsed(line), dict))
             else:
-                raise SourceError(f"{path}: got the ending {kind!r}, expected .jsonl, .json, .csv or .parquet")
+                raise InputError(f"{path}: got the ending {kind!r}, expected .jsonl, .json, .csv or .parquet")
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors or OSErrors
-        raise SourceError(f"{path} cannot be read as {kind[1:]}: {error}") from error
+        raise InputError(f"{path} cannot be read as {kind[1:]}: {error}") from error
 
 
 def _parsed(line: str) -> Any:

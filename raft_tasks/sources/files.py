@@ -5,7 +5,7 @@ A .jsonl row, with columns {question: question, answer: answer, source: fact, ..
     {"question": "What is the reactor of Figin?", "answer": "Figin :: reactor -> rope", "fact": "Figin/reactor"}
 
 What is wrong with a file as a whole (missing, another encoding, no such column, a record that runs into the next) is a
-`SourceError`: going on would silently use a part of it. What is wrong with one row is a `Reject`, and reading goes on.
+`InputError`: going on would silently use a part of it. What is wrong with one row is a `Reject`, and reading goes on.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from raft_tasks.artifacts import unique_keys
+from raft_tasks.errors import InputError
 from raft_tasks.model_files import is_pointer
 from raft_tasks.schemas import Reject
 from raft_tasks.sources.privacy import findings, masked
-from raft_tasks.sources.roles import Roles, SourceError
+from raft_tasks.sources.roles import Roles
 
 CONTENT_CHARACTERS = 500  # of a rejected row that are kept for the record
 LINE_BYTES = 16 * 2**20  # of a line; longer ones are skipped without being held
@@ -72,31 +73,31 @@ def find_files(patterns: list[str], workspace: Path) -> list[Path]:
         workspace: the folder that no file may lie outside of, not by `..` and not by a link.
 
     Raises:
-        SourceError: for a pattern that names no file, and for a file outside of the workspace.
+        InputError: for a pattern that names no file, and for a file outside of the workspace.
     """
     paths: dict[Path, None] = {}
     for pattern in patterns:
         if CONTROL.search(pattern):
-            raise SourceError(f"{pattern!r} holds control characters; correct `files` in params.yaml")
+            raise InputError(f"{pattern!r} holds control characters; correct `files` in params.yaml")
         check_inside(workspace / pattern, workspace)
         names = (glob.glob(option, root_dir=workspace, recursive=True) for option in alternatives(pattern))
         files = sorted({workspace / name for option in names for name in option})
         files = [path for path in files if path.is_file()]
         if not files:
-            raise SourceError(f"no file matches {pattern!r} in {workspace.resolve()}; correct `files` in params.yaml")
+            raise InputError(f"no file matches {pattern!r} in {workspace.resolve()}; correct `files` in params.yaml")
         for path in files:
             if CONTROL.search(str(path)):
-                raise SourceError(f"{str(path)!r}: the name holds control characters; rename it")
+                raise InputError(f"{str(path)!r}: the name holds control characters; rename it")
             check_inside(path, workspace)
         paths.update(dict.fromkeys(files))
     return list(paths)
 
 
 def check_inside(path: Path, workspace: Path) -> None:
-    """Raises SourceError for a path that leads out of the workspace, by `..`, by a link or from the root."""
+    """Raises InputError for a path that leads out of the workspace, by `..`, by a link or from the root."""
     there, home = path.resolve(), workspace.resolve()
     if not there.is_relative_to(home):
-        raise SourceError(
+        raise InputError(
             f"{path} leads to {there}, outside of {home}: only files in the project's folder are read; copy it there"
         )
 
@@ -105,11 +106,11 @@ def find_documents(folder: Path, required: bool = True) -> list[Path]:
     """The files under `folder`, in the order of their names, without hidden ones.
 
     Raises:
-        SourceError: there is none though some are `required`, or one is a link that leads out of `folder`.
+        InputError: there is none though some are `required`, or one is a link that leads out of `folder`.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     if not files and required:
-        raise SourceError(
+        raise InputError(
             f"{folder} holds no documents; put files there, or take the domain out of run.documents (and methods with "
             "`injection` out of run.methods)"
         )
@@ -122,7 +123,7 @@ def read_file(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
     """Yield the rows of one file in their order, holding a small part of it in memory.
 
     Raises:
-        SourceError: unknown ending, unreadable file, not UTF-8, a column of the roles missing or twice, or records that
+        InputError: unknown ending, unreadable file, not UTF-8, a column of the roles missing or twice, or records that
             run into each other.
     """
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
@@ -132,55 +133,51 @@ def read_file(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
     reader = readers.get(Path(name).suffix)
     if reader is None:
         endings = ".jsonl, .csv (both also .gz or .zst), .parquet"
-        raise SourceError(f"{path}: got the ending {path.suffix!r}, expected one of {endings}")
+        raise InputError(f"{path}: got the ending {path.suffix!r}, expected one of {endings}")
     try:
         if is_pointer(path):
-            raise SourceError(f"{path}:1: a Git LFS pointer, not the file itself; run `git lfs pull`")
+            raise InputError(f"{path}:1: a Git LFS pointer, not the file itself; run `git lfs pull`")
         yield from reader(path, roles)
         roles.check_inputs()
     except (OSError, EOFError, zlib.error) as error:
-        raise SourceError(f"{path} cannot be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {error}") from error
 
 
 def read_jsonl(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
     """One JSON object per line; blank lines are skipped. A column may be missing in some rows, not in all."""
-    with open_bytes(path) as content:
-        yield from _jsonl_rows(path, content, roles)
-
-
-def _jsonl_rows(path: Path, content: IO[bytes], roles: Roles) -> Iterator[RawRow | Reject]:
     columns: dict[str, None] = {}  # every column of the file, in order of appearance
-    for number, line in _lines(str(path), content):
-        if line is None:
-            yield reject(str(path), number, f"a line of more than {LINE_BYTES} bytes", "")
-            continue
-        text = line.strip()
-        if not text:
-            continue
-        try:
-            record = json.loads(text, object_pairs_hook=unique_keys)
-        except (ValueError, RecursionError) as error:
-            check_conflict(text, f"{path}:{number}")
-            if len(text) <= 2 and not text.strip("[]{},"):
-                raise SourceError(f"{path}:{number}: JSON over several lines; write one object per line") from error
-            for part, reason in _values_in_line(text, error):
-                yield reject(str(path), number, reason, part)
-            continue
-        if isinstance(record, list) and any(isinstance(entry, dict) for entry in record):
-            raise SourceError(f"{path}:{number}: a list of objects; write one object per line, without brackets")
-        if not isinstance(record, dict):
-            yield reject(str(path), number, f"got a JSON {type(record).__name__}, expected an object", text)
-            continue
-        columns.update(dict.fromkeys(record))
-        yield RawRow(str(path), number, roles.take(record, f"{path}:{number}"), text)
+    with open_bytes(path) as content:
+        for number, line in _lines(str(path), content):
+            if line is None:
+                yield reject(str(path), number, f"a line of more than {LINE_BYTES} bytes", "")
+                continue
+            text = line.strip()
+            if not text:
+                continue
+            try:
+                record = json.loads(text, object_pairs_hook=unique_keys)
+            except (ValueError, RecursionError) as error:
+                check_conflict(text, f"{path}:{number}")
+                if len(text) <= 2 and not text.strip("[]{},"):
+                    raise InputError(f"{path}:{number}: JSON over several lines; write one object per line") from error
+                for part, reason in _values_in_line(text, error):
+                    yield reject(str(path), number, reason, part)
+                continue
+            if isinstance(record, list) and any(isinstance(entry, dict) for entry in record):
+                raise InputError(f"{path}:{number}: a list of objects; write one object per line, without brackets")
+            if not isinstance(record, dict):
+                yield reject(str(path), number, f"got a JSON {type(record).__name__}, expected an object", text)
+                continue
+            columns.update(dict.fromkeys(record))
+            yield RawRow(str(path), number, roles.take(record, f"{path}:{number}"), text)
     if columns:
         roles.check(str(path), list(columns))
 
 
 def check_conflict(text: str, place: str) -> None:
-    """Raises SourceError where a line is git's mark of a conflict: the rows of both sides would be used."""
+    """Raises InputError where a line is git's mark of a conflict: the rows of both sides would be used."""
     if text.startswith(("<<<<<<< ", ">>>>>>> ")):
-        raise SourceError(f"{place}: a conflict of a git merge; keep one of its two versions")
+        raise InputError(f"{place}: a conflict of a git merge; keep one of its two versions")
 
 
 def _values_in_line(text: str, error: Exception) -> Iterator[tuple[str, str]]:
@@ -219,17 +216,17 @@ def csv_records(
 
     Args:
         columns: names that are kept as they stand in the header; others lose blanks at their ends.
-        check: called with `place` and the header's names; raises SourceError.
+        check: called with `place` and the header's names; raises InputError.
 
     Raises:
-        SourceError: not UTF-8, or a record that runs into the next.
+        InputError: not UTF-8, or a record that runs into the next.
     """
     consumed: list[str] = []  # the physical lines of the record that is being read
 
     def recorded() -> Iterator[str]:
         for number, line in _lines(place, content):
             if line is None:
-                raise SourceError(f"{place}:{number}: a line of more than {LINE_BYTES} bytes is no table's row")
+                raise InputError(f"{place}:{number}: a line of more than {LINE_BYTES} bytes is no table's row")
             consumed.append(line)
             yield line
 
@@ -266,7 +263,7 @@ def csv_records(
             yield first_line, {name: field for name, field in zip(header, fields, strict=True) if field}, text
 
 
-def _broken_csv(place: str, first_line: int, text: str, reason: str, delimiter: str) -> SourceError:
+def _broken_csv(place: str, first_line: int, text: str, reason: str, delimiter: str) -> InputError:
     """The error of a record without an end, with the line where its first wrong quote opened."""
     begin = opened = 0
     field_pattern = re.compile(CSV_FIELD.format(re.escape(delimiter)))
@@ -275,9 +272,9 @@ def _broken_csv(place: str, first_line: int, text: str, reason: str, delimiter: 
             opened = begin  # the last field over several lines, if nothing is broken but the number of fields
         begin = field.end()
     if "new-line character" in reason or ("\n" not in text and "\r" in text.strip()):
-        return SourceError(f"{place}:{first_line}: lines end with a carriage return alone; save the file with newlines")
+        return InputError(f"{place}:{first_line}: lines end with a carriage return alone; save the file with newlines")
     line = first_line + text.count("\n", 0, begin if begin < len(text) else opened)
-    return SourceError(
+    return InputError(
         f"{place}:{line}: broken CSV: {reason}; a quote that opens here has no end before a {delimiter!r} or a line's "
         'end; close it, and write a quote within a field as ""'
     )
@@ -302,7 +299,7 @@ def read_parquet(path: Path, roles: Roles) -> Iterator[RawRow | Reject]:
                     values = roles.take(record, f"{path}:{number}")
                     yield RawRow(str(path), number, values, json.dumps(values, ensure_ascii=False, default=str))
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
-        raise SourceError(f"{path}: not readable as Parquet after row {number}: {error}") from error
+        raise InputError(f"{path}: not readable as Parquet after row {number}: {error}") from error
 
 
 def open_bytes(path: Path, content: IO[bytes] | None = None) -> IO[bytes]:
@@ -332,7 +329,7 @@ def _lines(place: str, content: IO[bytes]) -> Iterator[tuple[int, str | None]]:
         try:
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise SourceError(
+            raise InputError(
                 f"{place}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at {error.start + 1}); "
                 "save the whole file as UTF-8"
             ) from error

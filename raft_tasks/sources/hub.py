@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from raft_tasks.config import Hub
+from raft_tasks.errors import InputError
 from raft_tasks.model_files import is_pointer
 from raft_tasks.schemas import Reject
 from raft_tasks.sources.files import RawRow, check_inside, csv_records, open_bytes, reject
-from raft_tasks.sources.roles import Roles, SourceError
+from raft_tasks.sources.roles import Roles
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SCANNED = 5_000_000  # rows that are passed over before `where` is taken for wrong
@@ -32,7 +33,7 @@ def read_hub(hub: Hub, roles: Roles, workspace: Path) -> Iterator[RawRow | Rejec
         workspace: a local data set lies within it.
 
     Raises:
-        SourceError: not pinned, not reachable, no such data set, configuration, split or column.
+        InputError: not pinned, not reachable, no such data set, configuration, split or column.
     """
     name = place(hub)
     for number, record in records(hub, list(roles.columns), workspace):
@@ -71,7 +72,7 @@ def records(hub: Hub, columns: list[str], workspace: Path) -> Iterator[tuple[int
         datasets.exceptions.DatasetsError,
     ) as error:
         cause = error.__cause__ or error  # of what `datasets` only calls an error while generating
-        raise SourceError(
+        raise InputError(
             f"{place(hub)} cannot be read: {type(cause).__name__}: {str(cause)[:500]}; check id, config, data_files, "
             "split and revision, the network, and `hf auth login` where the data set is gated"
         ) from error
@@ -85,14 +86,14 @@ def _open(hub: Hub, workspace: Path) -> Any:
     if local:
         check_inside(workspace / hub.id, workspace)
         if hub.revision is not None:
-            raise SourceError(f"hub.revision: got {hub.revision!r} for the folder {hub.id}, expected null")
+            raise InputError(f"hub.revision: got {hub.revision!r} for the folder {hub.id}, expected null")
         for file in filter(Path.is_file, (workspace / hub.id).rglob("*")):
             if is_pointer(file):
-                raise SourceError(f"{file}:1: a Git LFS pointer, not the file itself; run `git lfs pull`")
+                raise InputError(f"{file}:1: a Git LFS pointer, not the file itself; run `git lfs pull`")
     elif not HUB_ID.fullmatch(hub.id):
-        raise SourceError(f"hub.id: got {hub.id!r}, expected a data set's owner/name, or a folder in the project")
+        raise InputError(f"hub.id: got {hub.id!r}, expected a data set's owner/name, or a folder in the project")
     elif not hub.revision or not COMMIT.fullmatch(hub.revision):
-        raise SourceError(
+        raise InputError(
             f"hub.revision: got {hub.revision!r}, expected the 40 hexadecimal digits of a commit of {hub.id}: a branch "
             "can move, and the rows below would be others"
         )
@@ -154,13 +155,13 @@ def _filtered(
             passed = True
             yield number, record
         elif number == SCANNED and not passed:
-            raise SourceError(f"{place(hub)}: none of the first {SCANNED} rows has {hub.where}; correct `where`")
+            raise InputError(f"{place(hub)}: none of the first {SCANNED} rows has {hub.where}; correct `where`")
 
 
 def _check_columns(hub: Hub, columns: list[str], there: list[str]) -> None:
     missing = sorted({*columns, *hub.where} - set(there))
     if missing:
-        raise SourceError(f"{place(hub)}: no column {', '.join(map(repr, missing))}; the columns there are {there}")
+        raise InputError(f"{place(hub)}: no column {', '.join(map(repr, missing))}; the columns there are {there}")
     twice = sorted(column for column in {*columns, *hub.where} if there.count(column) > 1)
     if twice:
-        raise SourceError(f"{place(hub)}: column {twice[0]!r} stands twice: {there}; rename one of them")
+        raise InputError(f"{place(hub)}: column {twice[0]!r} stands twice: {there}; rename one of them")

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from raft_tasks import ngrams
 from raft_tasks.config import Domain, Ingest, SplitBySource
+from raft_tasks.errors import InputError
 from raft_tasks.schemas import Example, Flag, Reject, Split
 from raft_tasks.sources.contamination import LENGTH, BenchmarkIndex
 from raft_tasks.sources.conversations import UnusableError
@@ -36,7 +37,7 @@ from raft_tasks.sources.files import RawRow, find_files, read_file, reject
 from raft_tasks.sources.hub import read_hub
 from raft_tasks.sources.language import other_language
 from raft_tasks.sources.privacy import Finding, findings, mask
-from raft_tasks.sources.roles import SourceError, roles_of
+from raft_tasks.sources.roles import roles_of
 from raft_tasks.sources.spool import Spool
 
 BATCH = 1024  # rows that are fingerprinted together
@@ -300,7 +301,7 @@ class Ingested:
         return dict(zip(SPLITS, counts.tolist(), strict=True))
 
     def check_sources(self) -> None:
-        """Raises SourceError for a source in more than one split, where that is not declared."""
+        """Raises InputError for a source in more than one split, where that is not declared."""
         if not self._has_sources:
             return
         straddling: list[str] = []
@@ -314,13 +315,13 @@ class Ingested:
                     straddling.append(f"{source!r} ({', '.join(found)})")
         if count:
             more = f" and {count - 5} more" if count > 5 else ""
-            raise SourceError(
+            raise InputError(
                 f"domains.{self.name}: {count} source(s) in more than one split: {', '.join(straddling)}{more}; "
                 "correct the split column, or set split.sources_may_straddle if that is meant"
             )
 
     def check_splits(self) -> None:
-        """Raises SourceError if there is nothing to train on, or nothing to test with."""
+        """Raises InputError if there is nothing to train on, or nothing to test with."""
         sizes = self.sizes()
         empty = [split for split in ("train", "test") if not sizes[split]]
         if not empty:
@@ -334,7 +335,7 @@ class Ingested:
             if isinstance(self.domain.split, SplitBySource)
             else f"correct column {self.domain.columns.split!r}"
         )
-        raise SourceError(
+        raise InputError(
             f"domains.{self.name}: no row for {' and '.join(empty)}: {counts} from {sources} source(s), "
             f"{len(self.state) - sum(sizes.values())} row(s) rejected{reasons}; {remedy}"
         )
@@ -364,10 +365,10 @@ def ingest_rows(
         check: why a training row cannot be learned, or None.
 
     Raises:
-        SourceError: a file as a whole is wrong, a source stands in two splits, or train or test came out empty.
+        InputError: a file as a whole is wrong, a source stands in two splits, or train or test came out empty.
     """
     if domain.split.by == "column" and domain.columns.split is None:
-        raise SourceError(f"domains.{name}: split.by is 'column', but columns.split is null; name the column")
+        raise InputError(f"domains.{name}: split.by is 'column', but columns.split is null; name the column")
     ingested = Ingested(name, domain, ingest, work, index, check)
     try:
         for path in find_files(domain.files, workspace):

@@ -35,10 +35,6 @@ FROM_DOCUMENT = "from a document"
 GROUPS = frozenset({"conversationid", "dialogid", "dialogueid", "threadid", "sessionid", "chatid", "messagetreeid"})
 
 
-class SourceError(InputError):
-    """A file, or the set of files, cannot be used as it is."""
-
-
 class Roles:
     """Takes the values of the roles (question, answer, id, ..., `chat` for a conversation) out of a record.
 
@@ -60,7 +56,7 @@ class Roles:
                 self._parts = sorted(jinja2.meta.find_undeclared_variables(environment.parse(question)))
                 self._template = environment.from_string(question)
             except jinja2.TemplateError as error:
-                raise SourceError(f"columns.question: {question!r} is no Jinja template: {error}") from error
+                raise InputError(f"columns.question: {question!r} is no Jinja template: {error}") from error
         else:
             self._parts = [question] if isinstance(question, str) else question
         self._single = {role: str(column) for role, column in columns.items() if column and role != "question"}
@@ -110,22 +106,22 @@ class Roles:
         (self._inputs if plain_key(column) in INPUTS else self.unread).setdefault(column, place)
 
     def check_inputs(self) -> None:
-        """Raises SourceError if a column that belongs to the question has a value, and nothing reads it."""
+        """Raises InputError if a column that belongs to the question has a value, and nothing reads it."""
         for column, place in self._inputs.items():
-            raise SourceError(
+            raise InputError(
                 f"{place}: column {column!r} has a value and nothing reads it, so other questions would be learned; "
                 "add it to columns.question (a list of columns, or a template), or to columns.unused in params.yaml"
             )
 
     def check(self, place: str, columns: list[str]) -> None:
-        """Raises SourceError for a column that is missing, or stands twice."""
+        """Raises InputError for a column that is missing, or stands twice."""
         twice = [column for column in self.columns if columns.count(column) > 1]
         if twice:
-            raise SourceError(f"{place}: column {twice[0]!r} stands twice: {columns}; rename one of them")
+            raise InputError(f"{place}: column {twice[0]!r} stands twice: {columns}; rename one of them")
         missing = [f"{column!r} (for {role})" for column, role in self.columns.items() if column not in columns]
         if missing and not {*columns} >= WHOLE_PAIR:
             separator = next((mark for mark in ";\t|" if any(mark in column for column in columns)), None)
-            raise SourceError(
+            raise InputError(
                 f"{place}: no column {', '.join(missing)}; the columns there are {', '.join(map(repr, columns))}; "
                 + (
                     "correct `columns` in params.yaml"
@@ -146,7 +142,7 @@ class Roles:
         try:
             return self._template.render(dict.fromkeys(self._parts, "") | parts)
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise SourceError(f"{place}: columns.question cannot be rendered: {error}; correct the template") from error
+            raise InputError(f"{place}: columns.question cannot be rendered: {error}; correct the template") from error
 
 
 def roles_of(domain: Domain) -> Roles:

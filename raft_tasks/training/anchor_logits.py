@@ -19,6 +19,7 @@ from raft_tasks.artifacts import atomic_file, read_rows, write_rows
 from raft_tasks.chat import text_beginning
 from raft_tasks.config import AnchorLoss, TargetKl
 from raft_tasks.errors import InputError
+from raft_tasks.sampling import longest_first
 from raft_tasks.schemas import Anchor, TrainingPair
 from raft_tasks.training.batches import steps_of_epoch
 from raft_tasks.training.completion_forward import completion_states, output_head
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ROWS, LOGITS = "anchors.jsonl", "base.safetensors"  # of a set's folder
-
-
-class AnchorError(InputError):
-    """Anchors that cannot be used; the message says what to do."""
 
 
 class AnchorLogits(NamedTuple):
@@ -50,10 +47,8 @@ class AnchorLogits(NamedTuple):
         is far below what sampling noise does to the loss.
         """
         head = output_head(base)
-        order = sorted(range(len(rows)), key=lambda row: -rows[row].length)
         parts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        for batch in longest_first([row.length for row in rows], batch_size):
             answers = [rows[row].completion_ids for row in batch]
             with torch.no_grad():
                 hidden = completion_states(base, [rows[row].prompt_ids for row in batch], answers)
@@ -77,15 +72,15 @@ class AnchorLogits(NamedTuple):
         """What `save` wrote, if it belongs to these anchors as this tokenizer encodes them.
 
         Raises:
-            AnchorError: it does not.
+            InputError: it does not.
         """
         from safetensors.torch import load_file
 
         if not path.exists():
-            raise AnchorError(f"{path} is not there; run `dvc repro` (or `dvc pull`) to get it")
+            raise InputError(f"{path} is not there; run `dvc repro` (or `dvc pull`) to get it")
         stored = cls(**load_file(path))
         if stored.lengths.tolist() != [len(row.completion_ids) for row in rows]:
-            raise AnchorError(
+            raise InputError(
                 f"{path} was made for other anchors or another tokenizer: it has {len(stored.lengths)} anchors with "
                 f"{int(stored.lengths.sum())} positions, expected {len(rows)} with "
                 f"{sum(len(row.completion_ids) for row in rows)}; run the stage `anchors` again"
@@ -179,10 +174,10 @@ def load_anchors(folder: Path | None, settings: AnchorLoss, encoder: Encoder, se
     """The anchors of the set in `folder` as a method's training uses them.
 
     Raises:
-        AnchorError, ConversationError: the set is not there or cannot be used.
+        InputError, ConversationError: the set is not there or cannot be used.
     """
     if folder is None:
-        raise AnchorError(f"the method uses the anchor set {settings.set!r}, and got no folder of it")
+        raise InputError(f"the method uses the anchor set {settings.set!r}, and got no folder of it")
     rows = encode_anchors(read_rows(folder / ROWS, Anchor), encoder)
     stored = settings.loss == "kl" and settings.logits == "stored"
     return AnchorBatches(rows, AnchorLogits.load(folder / LOGITS, rows) if stored else None, settings, seed)
@@ -200,7 +195,7 @@ class AnchorBatches:
 
     def __init__(self, rows: Sequence[Encoded], stored: AnchorLogits | None, settings: AnchorLoss, seed: int) -> None:
         if settings.batch > len(rows):
-            raise AnchorError(
+            raise InputError(
                 f"got {len(rows)} anchors, expected at least anchors.batch = {settings.batch}; generate more"
             )
         self.rows, self.stored, self.loss, self.seed = rows, stored, settings.loss, seed

@@ -12,10 +12,6 @@ from transformers import TrainingArguments
 from raft_tasks.errors import InputError
 
 
-class TrackerError(InputError):
-    """A tracker whose package is not installed."""
-
-
 def report_to(arguments: TrainingArguments, trackers: Sequence[str], folder: Path) -> None:
     """Have the Trainer send every row of steps.csv to `trackers` too.
 
@@ -23,11 +19,11 @@ def report_to(arguments: TrainingArguments, trackers: Sequence[str], folder: Pat
     WANDB_PROJECT, ...). The run is named after the last two parts of `folder`.
 
     Raises:
-        TrackerError: before training, if a tracker's package is not installed.
+        InputError: before training, if a tracker's package is not installed.
     """
     missing = [name for name in trackers if importlib.util.find_spec(name) is None]
     if missing:
-        raise TrackerError(
+        raise InputError(
             f"resources.trackers names {', '.join(missing)}, but no package of that name is installed. "
             f"pip install {' '.join(missing)}, or take the name from the list"
         )

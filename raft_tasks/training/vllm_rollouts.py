@@ -34,10 +34,6 @@ from raft_tasks.training.rollouts import Rollout, RolloutSampling
 SERVER_SECONDS = 600.0  # how long one answer of the server may take
 
 
-class VllmError(InputError):
-    """vLLM is not there, or a server does not answer as one that was started as the module says."""
-
-
 @dataclass(frozen=True)
 class CurrentStudent:
     """The weights that the engine is given before each sampling: the student's, or just its adapter."""
@@ -81,19 +77,15 @@ class VllmEngineSampler:
         max_length: tokens of the longest sequence.
         gpu_memory: share of the GPU's memory for the engine's weights and cache.
         folder: where an adapter is written for the engine.
-        vllm: a module in vLLM's place; None imports it, or raises VllmError.
+
+    Raises:
+        InputError: vLLM is not installed.
     """
 
     def __init__(
-        self,
-        current: CurrentStudent,
-        sampling: RolloutSampling,
-        max_length: int,
-        gpu_memory: float,
-        folder: Path,
-        vllm: Any = None,
+        self, current: CurrentStudent, sampling: RolloutSampling, max_length: int, gpu_memory: float, folder: Path
     ) -> None:
-        self.vllm = vllm or import_vllm()
+        self.vllm = import_vllm()
         self.current, self.sampling, self.folder, self.syncs = current, sampling, folder, 0
         self.llm = self.vllm.LLM(
             model=str(network_of(current.student).name_or_path),
@@ -139,7 +131,7 @@ def import_vllm() -> Any:
         vllm = importlib.import_module("vllm")
         importlib.import_module("vllm.lora.request")
     except ImportError as error:
-        raise VllmError(
+        raise InputError(
             "sampler vllm: the package vllm is not installed. Expected: pip install 'raft-refinery[vllm]' on a "
             "machine with a GPU; or set distillation.sampler to {kind: generate, batch_size: ...}"
         ) from error
@@ -154,7 +146,7 @@ class VllmServerSampler:
     an adapter of its own under its own name.
 
     Raises:
-        VllmError: if the server does not answer, or not as expected.
+        InputError: if the server does not answer, or not as expected.
     """
 
     def __init__(self, settings: VllmServer, current: CurrentStudent, sampling: RolloutSampling, process: int) -> None:
@@ -172,7 +164,7 @@ class VllmServerSampler:
         body = {"model": name, "prompt": prompt, "return_token_ids": True, **request_settings(self.sampling, seed)}
         choice = self.request("POST", "/v1/completions", body).json()["choices"][0]
         if choice.get("token_ids") is None or choice.get("logprobs") is None:
-            raise VllmError(
+            raise InputError(
                 f"{self.url}/v1/completions gave no token ids or log-probabilities, got the keys {sorted(choice)}; "
                 "expected a vLLM of 0.11 or newer"
             )
@@ -183,7 +175,7 @@ class VllmServerSampler:
         self.syncs += 1
         if not self.current.adapted:
             if self.process:
-                raise VllmError("several processes cannot send their weights to one server; train an adapter")
+                raise InputError("several processes cannot send their weights to one server; train an adapter")
             self.current.save(self.folder / "model")
             self.request("POST", "/collective_rpc", {"method": "reload_weights"})
             self.request("POST", "/reset_prefix_cache")
@@ -201,12 +193,12 @@ class VllmServerSampler:
         try:
             response = self.client.request(method, path, json=body)
         except httpx.HTTPError as error:
-            raise VllmError(
+            raise InputError(
                 f"the vLLM server at {self.url} does not answer {method} {path}: {error!r}. Expected one that runs as "
                 "docs/guides/training.md says; distillation.sampler.url names it"
             ) from error
         if response.status_code != 200:
-            raise VllmError(
+            raise InputError(
                 f"the vLLM server at {self.url} refused {method} {path}: {response.status_code} {response.text[:300]}\n"
                 "Expected one that was started as docs/guides/training.md says (development endpoints, LoRA updates)"
             )

@@ -23,9 +23,9 @@ from flows.runners import task_runner
 from flows.semantic_filter import semantic_filter
 from raft_tasks.artifacts import read_json, read_rows, write_json, write_rows
 from raft_tasks.config import Chunks, load_config
+from raft_tasks.errors import InputError
 from raft_tasks.file_digests import FileDigests
 from raft_tasks.generation import cached_backend, endpoint_backend
-from raft_tasks.generation.cached_backend import BudgetExceeded
 from raft_tasks.generation.response_cache import ResponseCache, Tally
 from raft_tasks.models import identify
 from raft_tasks.schemas import Example, Fused, Rewritten
@@ -191,7 +191,7 @@ def test_one_percent_more_rows_and_a_changed_step_cost_what_is_new(here, tmp_pat
 def test_a_budget_and_an_endpoint_that_is_down_stop_the_stage_and_keep_what_is_done(here, tmp_path):
     with running(key=KEY) as base_url:
         folder = project(tmp_path / "project", base_url, range(120), rewrite__budget={"tokens": 600, "money": None})
-        with pytest.raises(BudgetExceeded, match=r"rewrite\.budget \(tokens: 600, money: None\) is used up"):
+        with pytest.raises(InputError, match=r"rewrite\.budget \(tokens: 600, money: None\) is used up"):
             here(folder, rewrite)
         (stopped,) = last_tallies(folder, 1)
         assert 40 <= stopped.calls < 120  # what was in flight, or answered faster than it could be counted, is kept

@@ -3,9 +3,10 @@ from dataclasses import replace
 import pytest
 
 from raft_tasks.config import Budget, Endpoint, Model
+from raft_tasks.errors import InputError
 from raft_tasks.generation import cached_backend as module
 from raft_tasks.generation.backend import Completion, Failure, StreamingBackend
-from raft_tasks.generation.cached_backend import BudgetExceeded, CallSession, ModelPool
+from raft_tasks.generation.cached_backend import CallSession, ModelPool
 from raft_tasks.generation.response_cache import Tally
 from raft_tasks.sampling import SamplingParams
 
@@ -105,7 +106,7 @@ def test_failures_of_the_model_are_cached_and_accidents_are_not(tmp_path, drawin
 def test_a_budget_stops_cleanly_and_the_next_run_goes_on(tmp_path, drawing, budget, made):
     prompts = list("abcdefg")
     with pytest.raises(
-        BudgetExceeded, match=r"rewrite\.budget .* is used up .* raise the budget, or run the same"
+        InputError, match=r"rewrite\.budget .* is used up .* raise the budget, or run the same"
     ) as error:
         ask(session(tmp_path, **budget), prompts, model=ENDPOINT)
     assert f"after {made} calls: {15 * made} tokens" in str(error.value)
@@ -120,7 +121,7 @@ def test_a_stopped_run_begins_no_more_calls(tmp_path, drawing):
     ask(calls, ["a"])
     calls.cache.stop("run")
     assert ask(calls, ["a"]) == ["a/0"]
-    with pytest.raises(BudgetExceeded, match="was stopped"):
+    with pytest.raises(InputError, match="was stopped"):
         ask(calls, ["b"])
 
 

@@ -8,9 +8,10 @@ import pytest
 from endpoint_server import running, stats
 
 from raft_tasks.config import Endpoint
+from raft_tasks.errors import InputError
 from raft_tasks.generation import endpoint_backend
 from raft_tasks.generation.backend import Completion, Failure
-from raft_tasks.generation.endpoint_backend import AdaptiveLimiter, EndpointBackend, EndpointError
+from raft_tasks.generation.endpoint_backend import AdaptiveLimiter, EndpointBackend
 from raft_tasks.sampling import SamplingParams
 
 KEY = "sk-planted-0123456789"
@@ -73,10 +74,10 @@ def test_raw_text_is_gone_on_with_and_may_end_where_it_stands(server):
 
 def test_a_server_that_only_chats_is_told(server):
     with pytest.raises(
-        EndpointError, match=r"HTTP 404.*that the server has /completions: a chat API cannot generate a user's"
+        InputError, match=r"HTTP 404.*that the server has /completions: a chat API cannot generate a user's"
     ):
         ask(endpoint(server), {"status": 404}, kind="text")
-    with pytest.raises(EndpointError, match=r"and model$"):
+    with pytest.raises(InputError, match=r"and model$"):
         ask(endpoint(server), {"status": 404})
 
 
@@ -252,7 +253,7 @@ def test_a_server_that_asks_to_wait_is_waited_for(server, header):
 )
 def test_what_concerns_every_prompt_stops(server, monkeypatch, order, parts):
     monkeypatch.setenv("RAFT_TEST_KEY", KEY)
-    with pytest.raises(EndpointError) as error:
+    with pytest.raises(InputError) as error:
         ask(endpoint(server, api_key_env="RAFT_TEST_KEY"), order)
     assert [part for part in parts if part not in str(error.value)] == []
     assert KEY not in str(error.value)
@@ -261,7 +262,7 @@ def test_what_concerns_every_prompt_stops(server, monkeypatch, order, parts):
 def test_a_key_is_read_for_each_call_and_told_nowhere(server, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     backend = endpoint(server, api_key_env="RAFT_TEST_KEY")
-    with pytest.raises(EndpointError, match="environment variable RAFT_TEST_KEY is not set"):
+    with pytest.raises(InputError, match="environment variable RAFT_TEST_KEY is not set"):
         ask(backend, {})
     monkeypatch.setenv("RAFT_TEST_KEY", KEY)
     (answer,) = ask(backend, {})
@@ -279,7 +280,7 @@ def test_calls_in_flight_end_and_are_handed_over_when_it_stops(server):
     stream = endpoint(server, concurrency=2).stream(
         "chat", [json.dumps({"status": 401, "says": "no"}), slow, slow], PARAMS, [0, 1, 2]
     )
-    with pytest.raises(EndpointError):
+    with pytest.raises(InputError):
         done.extend(stream)
     assert [[number for number, _ in portion] for portion in done] == [[1]]
 

@@ -7,9 +7,10 @@ import pytest
 from scripted import Scripted
 
 from raft_tasks.config import Check, Fuse, PromptedCall
+from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion, Failure
 from raft_tasks.generation.encoding import SentenceEncoder
-from raft_tasks.generation.fusing import KEEPS_FAILING, QuorumLost, fuse
+from raft_tasks.generation.fusing import KEEPS_FAILING, fuse
 from raft_tasks.generation.judges import Judge, Judgement, build_panel
 from raft_tasks.generation.transformers_backend import TransformersBackend
 from raft_tasks.sampling import SamplingParams
@@ -158,7 +159,7 @@ def test_the_stage_stops_once_too_many_judges_keep_failing(examples: list[Exampl
     rows = [filtered(example) for example in examples[:KEEPS_FAILING]]
     panel = {"read": reads_off(), "mute": mute_on("0."), "half": half}
     backend = InTurn()
-    with pytest.raises(QuorumLost) as error:
+    with pytest.raises(InputError) as error:
         run(rows, backend, panel, quorum=3)
     for part in ("1 of 3 judges", "fuse.quorum asks for 3", "mute: 5 of 5", "no JSON for rewrite 0.1"):
         assert part in str(error.value)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from raft_tasks.errors import InputError
 from raft_tasks.generation.response_cache import (
     CachedCall,
     ResponseCache,
-    ResponseCacheError,
     Tally,
     open_session,
 )
@@ -56,7 +56,7 @@ def test_a_damaged_file_is_told(tmp_path, damage):
     _fill(path)
     head, rest = path.read_bytes()[:4096], path.stat().st_size - 4096
     path.write_bytes(b"hello " * 1000 if damage == "not a database" else head + b"\xff" * rest)
-    with pytest.raises(ResponseCacheError, match=r"responses\.sqlite is damaged .*move it away"):
+    with pytest.raises(InputError, match=r"responses\.sqlite is damaged .*move it away"):
         ResponseCache(path).summary("role")
 
 
@@ -65,9 +65,9 @@ def test_another_version_or_an_unusable_place_is_told(tmp_path):
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version=99")
     connection.close()
-    with pytest.raises(ResponseCacheError, match="version 99, expected 1"):
+    with pytest.raises(InputError, match="version 99, expected 1"):
         ResponseCache(path)
-    with pytest.raises(ResponseCacheError, match="must lie on a local disk"):
+    with pytest.raises(InputError, match="must lie on a local disk"):
         ResponseCache(tmp_path)
 
 

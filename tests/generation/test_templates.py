@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from raft_tasks.generation.templates import TemplateError, render, template_text
+from raft_tasks.errors import InputError
+from raft_tasks.generation.templates import render, template_text
 
 FIELDS = {"question": "What is it?", "answer": "A {{ rope }}.\n", "rewritten": "It is a rope."}
 
@@ -40,11 +41,11 @@ def test_a_path_is_read_as_a_users_file(tmp_path: Path) -> None:
 
 def test_errors_name_the_template(tmp_path: Path) -> None:
     with pytest.raises(
-        TemplateError, match=r"'none\.jinja' cannot be read .*fuse\.jinja, .*rewrite\.jinja, .*teacher\.jinja"
+        InputError, match=r"'none\.jinja' cannot be read .*fuse\.jinja, .*rewrite\.jinja, .*teacher\.jinja"
     ):
         render("none.jinja")
-    with pytest.raises(TemplateError, match=r"'fuse\.jinja': 'rewritten' is undefined; given: answer, question"):
+    with pytest.raises(InputError, match=r"'fuse\.jinja': 'rewritten' is undefined; given: answer, question"):
         render("fuse.jinja", question="q", answer="a")
     (tmp_path / "bad.jinja").write_text("one\n{{ question")
-    with pytest.raises(TemplateError, match=r"bad\.jinja', line 2: "):
+    with pytest.raises(InputError, match=r"bad\.jinja', line 2: "):
         render(f"{tmp_path}/bad.jinja", question="q")

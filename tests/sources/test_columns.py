@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from raft_tasks.errors import InputError
 from raft_tasks.sources.columns import recognise_columns
-from raft_tasks.sources.roles import SourceError
 
 
 def written(folder: Path, *rows: dict[str, object]) -> Path:
@@ -54,7 +54,7 @@ def test_conversations_are_taken_as_such(tmp_path, column):
     ],
 )
 def test_what_is_ambiguous_or_unknown_is_asked_for(tmp_path, row, message):
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(InputError, match=message):
         recognise_columns(written(tmp_path, row))
 
 
@@ -64,7 +64,7 @@ def test_columns_that_are_named_decide(tmp_path):
     assert columns == {"question": "question", "answer": "answer", "unused": ["context"]}
     path = written(tmp_path, {"a": "?", "b": "x", "answer": "!", "response": "!"})
     assert recognise_columns(path, "a,b", "response").columns == {"question": ["a", "b"], "answer": "response"}
-    with pytest.raises(SourceError, match="but not 'c'; name them"):
+    with pytest.raises(InputError, match="but not 'c'; name them"):
         recognise_columns(path, "c", "answer")
 
 
@@ -97,5 +97,5 @@ def test_tables_and_lists_are_read(tmp_path):
 )
 def test_files_that_are_none_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(InputError, match=message):
         recognise_columns(tmp_path / name)

@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_documents import cut, make_pdf
 
+from raft_tasks.errors import InputError
 from raft_tasks.schemas import Chunk, Reject
 from raft_tasks.sources import files, pdf
 from raft_tasks.sources.documents import chunks
 from raft_tasks.sources.extraction import UnreadableError, html, markdown, plain_text
 from raft_tasks.sources.files import find_files, read_file
-from raft_tasks.sources.roles import Roles, SourceError
+from raft_tasks.sources.roles import Roles
 
 quick = settings(
     max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -150,7 +151,7 @@ def test_a_line_without_end_is_passed_over(tmp_path: Path, monkeypatch: pytest.M
     table = tmp_path / "x.csv"
     table.write_text("q,a\n1," + "x" * 200 + "\n")
     others_limit = csv.field_size_limit()
-    with pytest.raises(SourceError, match=r"x\.csv:2: a line of more than 100 bytes"):
+    with pytest.raises(InputError, match=r"x\.csv:2: a line of more than 100 bytes"):
         list(read_file(table, Roles({"question": "q", "answer": "a"})))
     assert csv.field_size_limit() == others_limit  # it is the whole process's
 
@@ -168,6 +169,6 @@ def test_any_pattern_stays_in_the_workspace(tmp_path: Path, parts: list[str]) ->
         (home / "link").symlink_to(tmp_path)
     try:
         found = find_files(["/".join(parts)], home)
-    except SourceError:
+    except InputError:
         return
     assert {path.resolve() for path in found} == {(home / "a" / "inside.jsonl").resolve()}

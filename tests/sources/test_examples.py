@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from raft_tasks.config import Columns, Domain, Hygiene, Ingest, SplitByColumn, SplitBySource
+from raft_tasks.errors import InputError
 from raft_tasks.schemas import Example, Reject
 from raft_tasks.sources.cleaning import normalised
 from raft_tasks.sources.examples import split_of_source
 from raft_tasks.sources.ingestion import ingest_rows
-from raft_tasks.sources.roles import SourceError
 
 NO_COLUMN = dict.fromkeys(["id", "source", "split", "expected", "details"])
 NOTHING_REMOVED = Hygiene(near_duplicates=None, contamination=None, language=None, privacy="flag")
@@ -143,14 +143,14 @@ def test_one_question_may_have_several_answers(tmp_path: Path) -> None:
 
 def test_a_source_in_two_splits_is_named(tmp_path: Path) -> None:
     rows = [row(1, source="Figin"), row(2, source=" Figin"), row(3, source="Arlo")]
-    with pytest.raises(SourceError, match=r"1 source\(s\) in more than one split: 'Figin' \(test, train\); correct"):
+    with pytest.raises(InputError, match=r"1 source\(s\) in more than one split: 'Figin' \(test, train\); correct"):
         ingest(tmp_path, rows, {"source": "source"})
     may = SplitByColumn(by="column", sources_may_straddle=True)
     assert len(ingest(tmp_path, rows, {"source": "source"}, may)[0]) == 3
 
 
 def test_without_sources_the_same_question_in_two_splits_is_a_leak(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"'What is 1\?' \(test, train\)"):
+    with pytest.raises(InputError, match=r"'What is 1\?' \(test, train\)"):
         ingest(tmp_path, [row(1), row(2), row(1, a="another", q="What is  1?", split="test")])
 
 
@@ -181,19 +181,19 @@ def test_the_seed_draws_another_split() -> None:
 
 
 def test_an_empty_split_is_an_error_that_says_what_there_was(tmp_path: Path) -> None:
-    with pytest.raises(SourceError) as error:
+    with pytest.raises(InputError) as error:
         ingest(tmp_path, [row(1), row(3), row(5, a="")])
     assert str(error.value) == (
         "domains.numbers: no row for test: train 2, validation 0, test 0 from 2 source(s), 1 row(s) rejected; "
         f"first reject {tmp_path / 'rows.jsonl'}:3: answer is blank; correct column 'split'"
     )
     nothing = SplitBySource(by="source", validation=0.0, test=0.0, seed=0)
-    with pytest.raises(SourceError, match=r"no row for test: .*give more sources, other shares or another"):
+    with pytest.raises(InputError, match=r"no row for test: .*give more sources, other shares or another"):
         ingest(tmp_path, [row(1), row(2)], {"split": None}, nothing)
 
 
 def test_split_by_column_needs_the_column(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"domains\.numbers: split\.by is 'column', but columns\.split is null"):
+    with pytest.raises(InputError, match=r"domains\.numbers: split\.by is 'column', but columns\.split is null"):
         ingest(tmp_path, [row(1)], {"split": None})  # type: ignore[dict-item]
 
 

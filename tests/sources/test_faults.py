@@ -8,11 +8,12 @@ import pytest
 from qa import BY_COLUMN, decided, domain
 
 from raft_tasks.config import Chat, Ingest, SplitBySource
+from raft_tasks.errors import InputError
 from raft_tasks.schemas import Example, Reject
 from raft_tasks.sources.conversations import UnusableError
 from raft_tasks.sources.examples import examples_of
 from raft_tasks.sources.files import RawRow, read_file
-from raft_tasks.sources.roles import Roles, SourceError, roles_of
+from raft_tasks.sources.roles import Roles, roles_of
 
 FAULTS = Path(__file__).parents[3] / "shared" / "data" / "faults"
 PAIR = {"question": "question", "answer": "answer"}
@@ -51,12 +52,12 @@ def answers(name: str) -> list[Any]:
     ],
 )
 def test_a_fault_of_the_file_is_named_with_its_line(name: str, message: str) -> None:
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(InputError, match=message):
         read(name)
 
 
 def test_a_second_column_belongs_to_the_question() -> None:
-    with pytest.raises(SourceError, match=r"alpaca\.jsonl:1: column 'input' has a value and nothing reads it"):
+    with pytest.raises(InputError, match=r"alpaca\.jsonl:1: column 'input' has a value and nothing reads it"):
         read("alpaca.jsonl", question="instruction", answer="output")
     rows = read("alpaca.jsonl", question=["instruction", "input"], answer="output")
     assert {row.values["question"] for row in rows if isinstance(row, RawRow)} == {

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import characters, lists, sampled_from, text
 
+from raft_tasks.errors import InputError
 from raft_tasks.schemas import Reject
 from raft_tasks.sources.files import CONTENT_CHARACTERS, RawRow, find_files, read_file
-from raft_tasks.sources.roles import Roles, SourceError
+from raft_tasks.sources.roles import Roles
 
 COLUMNS = {"question": "q", "answer": "a", "expected": "say"}
 ROWS = [{"q": "What?", "a": 'It, "this".', "say": ["this"]}, {"q": "Où ?", "a": "Là-bas\n漢字", "say": None}]
@@ -98,7 +99,7 @@ def test_a_record_with_other_fields_is_rejected_with_its_line(
 def test_an_unclosed_quote_is_the_files_fault_with_the_line_where_it_opens(
     tmp_path: Path, body: str, line: int
 ) -> None:
-    with pytest.raises(SourceError, match=rf"x\.csv:{line}: broken CSV: .*a quote that opens here has no end"):
+    with pytest.raises(InputError, match=rf"x\.csv:{line}: broken CSV: .*a quote that opens here has no end"):
         read(write(tmp_path / "x.csv", "q,a,say\n" + body))
 
 
@@ -112,7 +113,7 @@ def test_an_unclosed_quote_is_the_files_fault_with_the_line_where_it_opens(
     ],
 )
 def test_a_file_whose_lines_are_no_rows_is_refused_whole(tmp_path: Path, content: str, line: int, reason: str) -> None:
-    with pytest.raises(SourceError) as error:
+    with pytest.raises(InputError) as error:
         read(write(tmp_path / "x.jsonl", content))
     assert f"x.jsonl:{line}: " in str(error.value)
     assert reason in str(error.value)
@@ -133,7 +134,7 @@ def test_a_key_that_stands_twice_is_rejected(tmp_path: Path) -> None:
     assert bad.reason == "broken JSON: the key 'a' stands twice"
     twins = pyarrow.table([pyarrow.array(["x"])] * 4, names=["q", "a", "a", "say"])
     pyarrow.parquet.write_table(twins, tmp_path / "x.parquet")
-    with pytest.raises(SourceError, match="column 'a' stands twice"):
+    with pytest.raises(InputError, match="column 'a' stands twice"):
         read(tmp_path / "x.parquet")
 
 
@@ -145,7 +146,7 @@ def test_compressed_rows_are_read_and_cut_ones_refused(tmp_path: Path, ending: s
         out.write(lines.encode())
     assert [row.values["question"] for row in read(path) if isinstance(row, RawRow)] == [str(n) for n in range(5000)]
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(SourceError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read(path)
 
 
@@ -177,7 +178,7 @@ def test_an_input_that_nothing_reads_stops_and_other_columns_are_named(tmp_path:
     else:
         parquet(path, rows)
     columns = {"question": "q", "answer": "a"}
-    with pytest.raises(SourceError, match=r"column 'Context' has a value and nothing reads it.*columns\.unused"):
+    with pytest.raises(InputError, match=r"column 'Context' has a value and nothing reads it.*columns\.unused"):
         list(read_file(path, Roles(columns)))
     roles = Roles(columns, unused=["Context"])
     assert len(list(read_file(path, roles))) == 2
@@ -207,7 +208,7 @@ def test_no_row_begins_inside_another(tmp_path_factory, lines: list[str], ending
     path.write_text(head + "\n".join(lines), encoding="utf-8", newline="")
     try:
         rows = list(read_file(path, Roles({"question": "q", "answer": "a"})))
-    except SourceError:
+    except InputError:
         return
     content = path.read_bytes().decode().split("\n")
     numbers = [row.line for row in rows]
@@ -227,7 +228,7 @@ def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path, end
         parquet(path, [{"q": "1", "answer": "2", "say": "3"}])
     else:
         write(path, '{"q": "1", "answer": "2", "say": "3"}\n' if ending == "jsonl" else "q,answer,say\n1,2,3\n")
-    with pytest.raises(SourceError) as error:
+    with pytest.raises(InputError) as error:
         read(path)
     assert str(error.value) == (
         f"{path}: no column 'a' (for answer); the columns there are 'q', 'answer', 'say'; "
@@ -244,18 +245,18 @@ def test_another_encoding_names_file_line_and_byte(
     tmp_path: Path, ending: str, content: bytes, line: int, byte: str
 ) -> None:
     path = write(tmp_path / f"x.{ending}", content)
-    with pytest.raises(SourceError, match=rf"x\.{ending}:{line}: not UTF-8 \(byte {byte}\); save the whole file"):
+    with pytest.raises(InputError, match=rf"x\.{ending}:{line}: not UTF-8 \(byte {byte}\); save the whole file"):
         read(path)
 
 
 def test_what_is_no_file_of_a_known_kind_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"got the ending '\.txt', expected one of \.jsonl, \.csv"):
+    with pytest.raises(InputError, match=r"got the ending '\.txt', expected one of \.jsonl, \.csv"):
         read(write(tmp_path / "x.txt", "q"))
-    with pytest.raises(SourceError, match=r"cannot be read: .*No such file"):
+    with pytest.raises(InputError, match=r"cannot be read: .*No such file"):
         read(tmp_path / "x.jsonl")
-    with pytest.raises(SourceError, match="not readable as Parquet after row 0"):
+    with pytest.raises(InputError, match="not readable as Parquet after row 0"):
         read(write(tmp_path / "x.parquet", "q,a\n1,2\n"))
-    with pytest.raises(SourceError, match="column 'q' stands twice"):
+    with pytest.raises(InputError, match="column 'q' stands twice"):
         read(write(tmp_path / "x.csv", "q,a,say,q\n1,2,3,4\n"))
 
 
@@ -268,7 +269,7 @@ def test_files_come_in_the_order_of_the_patterns_and_none_twice(
     (tmp_path / "d.jsonl").mkdir()
     assert list(map(str, find_files(["c.*", "*.jsonl", "a.jsonl"], Path()))) == ["c.csv", "a.jsonl", "b.jsonl"]
     assert list(map(str, find_files(["*.{jsonl,tsv,csv}"], Path()))) == ["a.jsonl", "b.jsonl", "c.csv"]
-    with pytest.raises(SourceError, match=r"no file matches '\*\.tsv' in .*; correct `files`"):
+    with pytest.raises(InputError, match=r"no file matches '\*\.tsv' in .*; correct `files`"):
         find_files(["*.tsv"], Path())
 
 

@@ -10,9 +10,9 @@ import pytest
 from qa import decided, domain
 
 from raft_tasks.config import Hub
+from raft_tasks.errors import InputError
 from raft_tasks.schemas import Example
 from raft_tasks.sources.files import find_files
-from raft_tasks.sources.roles import SourceError
 
 ROWS = [
     {"q": f"q{n}", "a": f"a{n}", "split": "test" if n % 3 == 0 else "train", "kind": "law" if n % 2 else "web"}
@@ -93,7 +93,7 @@ def test_rejects_name_the_data_set_and_the_row(workspace: Path) -> None:
 def test_what_cannot_be_read_is_said(workspace: Path, changes: dict[str, Any], message: str) -> None:
     (workspace.parent / "elsewhere").mkdir(exist_ok=True)
     (workspace / "data" / "set" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    with pytest.raises(SourceError, match=message.replace("(", r"\(")):
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
         decided(workspace, domain([], hub=hub(**changes)))
 
 
@@ -138,10 +138,10 @@ def test_no_file_outside_of_the_workspace_is_read(tmp_path: Path) -> None:
         "**/x.jsonl",
         "/etc/pass*",
     ):
-        with pytest.raises(SourceError, match="outside of"):
+        with pytest.raises(InputError, match="outside of"):
             find_files([pattern], home)
     for pattern in ("bad*", "x\x00y"):
-        with pytest.raises(SourceError, match="control characters"):
+        with pytest.raises(InputError, match="control characters"):
             find_files([pattern], home)
 
 
@@ -166,7 +166,7 @@ def test_tables_are_read_as_files_are(
 ) -> None:
     (workspace / "data" / "set" / name).write_text(content)
     if isinstance(expected, str):
-        with pytest.raises(SourceError, match=expected):
+        with pytest.raises(InputError, match=expected):
             decided(workspace, domain([], hub=hub(streaming=streaming)))
         return
     ingested = decided(workspace, domain([], hub=hub(streaming=streaming)))

@@ -13,8 +13,8 @@ from qa import GOOD, decided, domain
 
 from raft_tasks.config import Chat, Check, Domain, Hub, SplitBySource
 from raft_tasks.config.defaults import catalogue
+from raft_tasks.errors import InputError
 from raft_tasks.schemas import DocumentPair, Example, Reject
-from raft_tasks.sources.roles import SourceError
 
 SPLIT = SplitBySource(by="source", validation=0.2, test=0.3, seed=0)
 
@@ -257,7 +257,7 @@ def test_a_filled_column_of_the_question_stops_the_stage(
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     rows = [row | {column: "x"} for row in GOOD]
-    with pytest.raises(SourceError, match=rf"column '{column.strip() if reader == 'csv' else column}' has a value"):
+    with pytest.raises(InputError, match=rf"column '{column.strip() if reader == 'csv' else column}' has a value"):
         ingest(tmp_path, reader, rows)
 
 
@@ -274,7 +274,7 @@ def test_a_blank_input_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("template", ["{{ q", "{{ q | unheard_of }}", "{{ q.a.b }}", "{{ q / 2 }}"])
 def test_a_template_that_is_none_is_named(tmp_path: Path, template: str) -> None:
-    with pytest.raises(SourceError, match=r"columns\.question"):
+    with pytest.raises(InputError, match=r"columns\.question"):
         ingest(tmp_path, "jsonl", GOOD, columns={"question": template})
 
 
@@ -290,5 +290,5 @@ def test_rows_with_a_conflict_are_not_both_used(tmp_path: Path, reader: str) -> 
     path = tmp_path / f"rows.{reader}"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:-2], "<<<<<<< HEAD", lines[-2], "=======", lines[-1], ">>>>>>> new", ""]))
-    with pytest.raises(SourceError, match=rf"rows\.{reader}:{len(lines) - 1}: a conflict of a git merge"):
+    with pytest.raises(InputError, match=rf"rows\.{reader}:{len(lines) - 1}: a conflict of a git merge"):
         decided(tmp_path, domain(**rows))

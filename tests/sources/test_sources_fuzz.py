@@ -1,4 +1,4 @@
-"""Any bytes: the readers end with rows, rejects or a SourceError, never otherwise, and lose nothing."""
+"""Any bytes: the readers end with rows, rejects or an InputError, never otherwise, and lose nothing."""
 
 import csv
 import json
@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from raft_tasks.config import Chat, Columns, Domain, Hygiene, Ingest, SplitBySource
+from raft_tasks.errors import InputError
 from raft_tasks.schemas import Example, Reject
 from raft_tasks.sources.examples import UnusableError, examples_of
 from raft_tasks.sources.files import RawRow, read_file
 from raft_tasks.sources.ingestion import ingest_rows
-from raft_tasks.sources.roles import Roles, SourceError, roles_of
+from raft_tasks.sources.roles import Roles, roles_of
 
 COLUMNS = Columns(id="i", question="q", answer="a", source="s", split=None, expected="e", details=None)
 HYGIENE = Hygiene(near_duplicates=None, contamination=None, language=None, privacy="flag")
@@ -51,7 +52,7 @@ def ingest(path: Path) -> tuple[list[Example], list[Reject]]:
 def test_any_bytes(tmp_path: Path, content: bytes, ending: str) -> None:
     path = tmp_path / f"x.{ending}"
     path.write_bytes(content)
-    with pytest.raises(SourceError):  # at the least, bytes have no row for every split
+    with pytest.raises(InputError):  # at the least, bytes have no row for every split
         ingest(path)
 
 
@@ -76,7 +77,7 @@ def test_any_csv_after_good_rows(tmp_path: Path, tail: str) -> None:
     path.write_bytes(("i,q,a,s,e\n" + good + tail).encode())
     try:
         examples, rejects = ingest(path)
-    except SourceError:  # a quote without an end
+    except InputError:  # a quote without an end
         return
     assert [row.id for row in examples[: len(GOOD)]] == [row["i"] for row in GOOD]
     for row in [*examples, *rejects]:
@@ -137,7 +138,7 @@ def test_no_row_comes_from_inside_another(tmp_path: Path, rows: list[tuple[str, 
     message = ""
     try:
         read = list(read_file(path, Roles(ROLES)))
-    except SourceError as error:
+    except InputError as error:
         message = str(error)
     if message:
         assert f":{number + 1}: broken CSV" in message

@@ -10,10 +10,10 @@ from tiny import ANCHORED, METHODS, job, save_anchors, some_anchors, train
 from trainer_runs import ROLLOUTS, make_trainer, one_step, same_weights
 
 from raft_tasks.config import Method
+from raft_tasks.errors import InputError
 from raft_tasks.model_loading import load_model
 from raft_tasks.training.anchor_logits import (
     LOGITS,
-    AnchorError,
     AnchorLogits,
     encode_anchors,
     is_encodable,
@@ -56,9 +56,9 @@ def test_what_is_kept_comes_back_and_other_anchors_are_refused(tiny_model, tmp_p
     base, tokenizer = load_model(tiny_model, torch.float32)
     rows = encode_anchors(some_anchors(), Encoder(tokenizer, 64))
     assert all(map(torch.equal, AnchorLogits.load(folder / LOGITS, rows), AnchorLogits.compute(base, rows, K, 3)))
-    with pytest.raises(AnchorError, match=r"it has 8 anchors with \d+ positions, expected 7 with"):
+    with pytest.raises(InputError, match=r"it has 8 anchors with \d+ positions, expected 7 with"):
         AnchorLogits.load(folder / LOGITS, rows[:7])
-    with pytest.raises(AnchorError, match="run `dvc repro`"):
+    with pytest.raises(InputError, match="run `dvc repro`"):
         AnchorLogits.load(tmp_path / "elsewhere", rows)
 
 
@@ -84,7 +84,7 @@ def test_an_answer_that_the_tokenizer_does_not_read_is_not_encodable(tiny_model)
 
 def test_fewer_anchors_than_a_step_needs(tiny_model, folder):
     tokenizer = load_model(tiny_model, torch.float32)[1]
-    with pytest.raises(AnchorError, match=r"got 8 anchors, expected at least anchors.batch = 9"):
+    with pytest.raises(InputError, match=r"got 8 anchors, expected at least anchors.batch = 9"):
         load_anchors(folder, ANCHORED.model_copy(update={"batch": 9}), Encoder(tokenizer, 64), seed=0)
 
 
@@ -209,5 +209,5 @@ def test_the_weight_is_balanced_against_a_cross_entropy_only():
 
 def test_a_method_with_anchors_needs_their_folder(tiny_model, tmp_path):
     method = METHODS["sft"].model_copy(update={"anchors": ANCHORED})
-    with pytest.raises(AnchorError, match=r"uses the anchor set 'some', and got no folder"):
+    with pytest.raises(InputError, match=r"uses the anchor set 'some', and got no folder"):
         run(tiny_model, tmp_path, method, None)

@@ -3,7 +3,7 @@ import importlib.util
 import pytest
 from tiny import job, train
 
-from raft_tasks.training.trackers import TrackerError
+from raft_tasks.errors import InputError
 from raft_tasks.training.train import train_model
 
 
@@ -60,7 +60,7 @@ def test_a_tracker_that_is_not_installed_stops_before_training(tiny_model, tmp_p
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "mlflow" else find_spec(name, *rest)
     )
-    with pytest.raises(TrackerError, match=r"resources.trackers names mlflow.*pip install mlflow"):
+    with pytest.raises(InputError, match=r"resources.trackers names mlflow.*pip install mlflow"):
         run(tiny_model, tmp_path, ["tensorboard", "mlflow"])
     assert not (tmp_path / "output").exists()
 

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from tiny import distillation, tiny_llama
 
 from raft_tasks.config import VllmServer
+from raft_tasks.errors import InputError
 from raft_tasks.training.rollout_buffer import make_sampler
 from raft_tasks.training.rollouts import RolloutSampling
 from raft_tasks.training.transformers_rollouts import GenerateSampler
-from raft_tasks.training.vllm_rollouts import CurrentStudent, VllmEngineSampler, VllmError, VllmServerSampler
+from raft_tasks.training.vllm_rollouts import CurrentStudent, VllmEngineSampler, VllmServerSampler
 
 # peft 0.21 asks transformers for a name that it deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -105,11 +106,15 @@ FAKE_VLLM = SimpleNamespace(
 )
 
 
-def engine_sampler(student, folder, adapted):
-    return VllmEngineSampler(CurrentStudent(student, adapted), SAMPLING, 64, 0.3, folder, vllm=FAKE_VLLM)
+@pytest.fixture
+def engine_sampler(monkeypatch):
+    monkeypatch.setattr("raft_tasks.training.vllm_rollouts.import_vllm", lambda: FAKE_VLLM)
+    return lambda student, folder, adapted: VllmEngineSampler(
+        CurrentStudent(student, adapted), SAMPLING, 64, 0.3, folder
+    )
 
 
-def test_the_engine_samples_from_the_students_current_weights(tmp_path):
+def test_the_engine_samples_from_the_students_current_weights(engine_sampler, tmp_path):
     student = moved_student()
     sampler = engine_sampler(student, tmp_path, adapted=False)
     assert sampler.llm.settings["logprobs_mode"] == "processed_logprobs"
@@ -121,7 +126,7 @@ def test_the_engine_samples_from_the_students_current_weights(tmp_path):
     assert sampler.llm.resets == 2
 
 
-def test_the_engine_gets_an_adapter_under_a_new_number_each_time(tmp_path):
+def test_the_engine_gets_an_adapter_under_a_new_number_each_time(engine_sampler, tmp_path):
     student = lora_student()
     sampler = engine_sampler(student, tmp_path, adapted=True)
     for _ in range(2):
@@ -132,7 +137,7 @@ def test_the_engine_gets_an_adapter_under_a_new_number_each_time(tmp_path):
 
 
 def test_without_vllm_the_error_says_what_to_do(tmp_path):
-    with pytest.raises(VllmError, match=r"pip install 'raft-refinery\[vllm\]'.*kind: generate"):
+    with pytest.raises(InputError, match=r"pip install 'raft-refinery\[vllm\]'.*kind: generate"):
         VllmEngineSampler(CurrentStudent(None, False), SAMPLING, 64, 0.3, tmp_path)
 
 
@@ -239,16 +244,16 @@ def test_a_method_names_the_server(server):
 
 def test_servers_that_are_not_as_expected(server):
     server.state.refused = {"/collective_rpc"}
-    with pytest.raises(VllmError, match=r"refused POST /collective_rpc: 404.*\n.*development endpoints"):
+    with pytest.raises(InputError, match=r"refused POST /collective_rpc: 404.*\n.*development endpoints"):
         server_sampler(server, moved_student(), adapted=False)(PROMPTS, SEEDS)
     server.state.refused, server.state.reports = set(), False
-    with pytest.raises(VllmError, match="no token ids or log-probabilities"):
+    with pytest.raises(InputError, match="no token ids or log-probabilities"):
         server_sampler(server, moved_student(), adapted=False)(PROMPTS, SEEDS)
-    with pytest.raises(VllmError, match="several processes cannot send their weights"):
+    with pytest.raises(InputError, match="several processes cannot send their weights"):
         server_sampler(server, moved_student(), adapted=False, process=1)(PROMPTS, SEEDS)
 
 
 def test_a_server_that_is_not_there():
     nowhere = VllmServer(kind="vllm_server", batch_size=2, url="http://127.0.0.1:9", folder="unused")
-    with pytest.raises(VllmError, match=r"http://127.0.0.1:9 does not answer GET /v1/models"):
+    with pytest.raises(InputError, match=r"http://127.0.0.1:9 does not answer GET /v1/models"):
         VllmServerSampler(nowhere, CurrentStudent(None, False), SAMPLING, 0)
