@@ -12,7 +12,7 @@ from saying import save_saying
 from raft_tasks.config import Benchmark, BenchmarkData
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import Suite, draw_items, evaluate
-from raft_tasks.evaluation.ifeval import PUNKT_NEEDED, missing_resources
+from raft_tasks.evaluation.ifeval import PUNKT_NEEDED
 from raft_tasks.evaluation.overlay import task_manager
 from raft_tasks.evaluation.task_files import missing_data
 from raft_tasks.schemas import Example
@@ -130,19 +130,6 @@ def test_without_the_sentence_splitter_ifeval_stops_before_any_work(tmp_path, mo
     nobody = save_saying(tmp_path / "model", ["x"]).model_copy(update={"path": "models/not-there"})
     with pytest.raises(InputError, match=r"punkt_tab for its constraints.*number_sentences.*NLTK_DATA"):
         evaluate(nobody, Suite("d", [ROW], asked(["ifeval"], data), NO_TASKS))
-
-
-def test_the_splitter_is_missed_before_anything_is_loaded(monkeypatch):
-    def nowhere(name):
-        raise LookupError(name)
-
-    monkeypatch.setattr(nltk.data, "find", nowhere)
-    assert missing_resources(["mmlu", "pocket_recall"]) == []
-    (message,) = missing_resources(["mmlu", "ifeval"])
-    assert "punkt_tab" in message
-    assert "NLTK_DATA" in message
-    monkeypatch.setattr(nltk.data, "find", lambda name: name)
-    assert missing_resources(["ifeval"]) == []
 
 
 def test_a_package_that_is_missing_is_named(model, tmp_path, monkeypatch):
