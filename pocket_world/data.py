@@ -42,12 +42,8 @@ def domain_rows(world: World, domain: str, settings: DataSettings) -> list[Item]
     """The domain's question-answer rows, its facts in order, each with its wordings dealt out to the splits."""
     name = ROW_NAMES.get(domain, domain)
     rng = random.Random(f"rows-{settings.seed}-{name}")
-    counts = {
-        "train": settings.train_wordings,
-        "validation": settings.validation_wordings,
-        "test": settings.test_wordings,
-    }
-    splits = [split for split, count in counts.items() for _ in range(count)]
+    splits = ["train"] * settings.train_wordings + ["validation"] * settings.validation_wordings
+    splits += ["test"] * settings.test_wordings
     if len(splits) > len(WORDINGS):
         raise ValueError(f"the splits ask for {len(splits)} wordings of a question, there are {len(WORDINGS)}")
     rows: list[Item] = []

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -20,7 +20,7 @@ from raft_tasks.evaluation.gate import Measured, Verdict, check_candidate
 from raft_tasks.gguf import model_folder
 
 NAME = "gate.json"  # in a released folder
-TEXTS = ("prompt", "answer", "question", "reference", "thought")  # of an item; no rule reads them
+TEXTS = ("prompt", "answer", "question", "reference")  # of an item; no rule reads them, nor a thought
 WRITTEN_LATER = {"README.md", NAME}  # in a released folder; what a model does depends on neither
 
 
@@ -54,23 +54,13 @@ def digest_model(model: Model) -> dict[str, str]:
 
 def write_evidence(path: Path, evidence: Evidence, verdict: Verdict) -> None:
     """Write both to `path`, the items without their texts."""
-
-    def bare(model: Measured) -> Measured:
-        kept = {
-            task: [row.model_copy(update=dict.fromkeys(TEXTS, "")) for row in rows]
-            for task, rows in model.items.items()
-        }
-        return replace(model, items=kept)
-
-    small = replace(
-        evidence,
-        candidate=bare(evidence.candidate),
-        base=bare(evidence.base),
-        champion=evidence.champion and bare(evidence.champion),
-        repeat=evidence.repeat and bare(evidence.repeat),
-    )
+    content = TypeAdapter(Evidence).dump_python(evidence, mode="json")
+    for model in filter(None, (content[name] for name in ("candidate", "base", "champion", "repeat"))):
+        for row in (row for rows in model["items"].values() for row in rows):
+            row.update(dict.fromkeys(TEXTS, ""))
+            row.pop("thought", None)  # rows leave out an empty one
     result = {"promoted": verdict.promoted, "reason": verdict.reason, "checks": verdict.rows()}
-    write_json(path, {"verdict": result, "evidence": TypeAdapter(Evidence).dump_python(small, mode="json")})
+    write_json(path, {"verdict": result, "evidence": content})
 
 
 def replay(path: Path, folder: Path | None = None) -> tuple[Evidence, Verdict]:

@@ -27,6 +27,7 @@ from raft_tasks.errors import InputError
 from raft_tasks.evaluation.ifeval import check_ifeval
 from raft_tasks.evaluation.outcomes import item_results, target_of, task_scores
 from raft_tasks.evaluation.overlay import task_manager
+from raft_tasks.model_loading import quiet
 from raft_tasks.schemas import BenchmarkScores, Example, ItemResult, TaskScores, end_with, thinking_name
 from raft_tasks.thoughts import Thinking
 
@@ -284,25 +285,20 @@ def _quiet() -> Iterator[None]:
     """No bars and no chatter from lm-eval, datasets and transformers; warnings and errors still show."""
     import datasets
     import lm_eval.api.task
-    import transformers
 
     def plain(rows: Any, **bar: Any) -> Any:
         return rows
 
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers")]
-    levels = [logger.level for logger in loggers]
-    bars = datasets.are_progress_bars_disabled(), transformers.utils.logging.is_progress_bar_enabled()
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels, had_bars = [logger.level for logger in loggers], not datasets.are_progress_bars_disabled()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
     try:
-        with patch.object(lm_eval.api.task, "tqdm", plain):
+        with quiet(), patch.object(lm_eval.api.task, "tqdm", plain):
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        if not bars[0]:
+        if had_bars:
             datasets.enable_progress_bars()
-        if bars[1]:
-            transformers.utils.logging.enable_progress_bar()

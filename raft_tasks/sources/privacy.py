@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from pkgutil import resolve_name
 from typing import Any
 
 from stdnum import iban, luhn
@@ -92,36 +93,22 @@ _NUMBERS: list[tuple[str, re.Pattern[str], Callable[[str], bool]]] = [
 @cache
 def _rules() -> list[tuple[str, str, Callable[[str], Iterator[tuple[int, int]]]]]:
     """(a word that matches hold, rule, text -> spans); detect-secrets is imported here, it takes a moment."""
-    from detect_secrets.plugins.aws import AWSKeyDetector
-    from detect_secrets.plugins.azure_storage_key import AzureStorageKeyDetector
-    from detect_secrets.plugins.basic_auth import BasicAuthDetector
-    from detect_secrets.plugins.github_token import GitHubTokenDetector
-    from detect_secrets.plugins.gitlab_token import GitLabTokenDetector
-    from detect_secrets.plugins.jwt import JwtTokenDetector
-    from detect_secrets.plugins.npm import NpmDetector
-    from detect_secrets.plugins.openai import OpenAIDetector
-    from detect_secrets.plugins.private_key import PrivateKeyDetector
-    from detect_secrets.plugins.pypi_token import PypiTokenDetector
-    from detect_secrets.plugins.sendgrid import SendGridDetector
-    from detect_secrets.plugins.slack import SlackDetector
-    from detect_secrets.plugins.stripe import StripeDetector
-
     gitlab = ("glpat-", "gldt-", "glft-", "glsoat-", "glrt-", "GR1348941", "glcbt-", "glimt-", "glptt-", "glagent-")
-    plugins: list[tuple[Any, tuple[str, ...]]] = [
-        (AWSKeyDetector(), ("AKIA", "ASIA", "ABIA", "ACCA", "A3T")),
-        (AzureStorageKeyDetector(), ("AccountKey=",)),
-        (BasicAuthDetector(), ("://",)),
-        (GitHubTokenDetector(), ("ghp_", "gho_", "ghu_", "ghs_", "ghr_")),
-        (GitLabTokenDetector(), gitlab),
-        (JwtTokenDetector(), ("eyJ",)),
-        (NpmDetector(), (":_authToken",)),
-        (OpenAIDetector(), ("T3BlbkFJ",)),
-        (PrivateKeyDetector(), ("PRIVATE KEY", "PuTTY-User-Key-File-2")),
-        (PypiTokenDetector(), ("pypi-AgE",)),
-        (SendGridDetector(), ("SG.",)),
-        (SlackDetector(), ("xox", "XOX", "hooks.slack.com")),
-        (StripeDetector(), ("k_live_",)),
-    ]
+    plugins: dict[str, tuple[str, ...]] = {
+        "aws.AWSKeyDetector": ("AKIA", "ASIA", "ABIA", "ACCA", "A3T"),
+        "azure_storage_key.AzureStorageKeyDetector": ("AccountKey=",),
+        "basic_auth.BasicAuthDetector": ("://",),
+        "github_token.GitHubTokenDetector": ("ghp_", "gho_", "ghu_", "ghs_", "ghr_"),
+        "gitlab_token.GitLabTokenDetector": gitlab,
+        "jwt.JwtTokenDetector": ("eyJ",),
+        "npm.NpmDetector": (":_authToken",),
+        "openai.OpenAIDetector": ("T3BlbkFJ",),
+        "private_key.PrivateKeyDetector": ("PRIVATE KEY", "PuTTY-User-Key-File-2"),
+        "pypi_token.PypiTokenDetector": ("pypi-AgE",),
+        "sendgrid.SendGridDetector": ("SG.",),
+        "slack.SlackDetector": ("xox", "XOX", "hooks.slack.com"),
+        "stripe.StripeDetector": ("k_live_",),
+    }
 
     def spans(plugin: Any) -> Callable[[str], Iterator[tuple[int, int]]]:
         """Whole matches: what a plugin itself reports can be a part of the secret, the rest of which we would show."""
@@ -136,5 +123,10 @@ def _rules() -> list[tuple[str, str, Callable[[str], Iterator[tuple[int, int]]]]
     def emails(text: str) -> Iterator[tuple[int, int]]:
         return (match.span() for match in _EMAIL.finditer(text))
 
-    rules = [(needle, plugin.secret_type, spans(plugin)) for plugin, needles in plugins for needle in needles]
+    rules = [
+        (needle, plugin.secret_type, spans(plugin))
+        for name, needles in plugins.items()
+        for plugin in [resolve_name(f"detect_secrets.plugins.{name}")()]
+        for needle in needles
+    ]
     return [*rules, ("@", "e-mail address", emails)]

@@ -207,7 +207,3 @@ class AnchorBatches:
         epoch, number = divmod(step, self.per_epoch)
         batches = steps_of_epoch(self.lengths, self.batch_size, self.seed, epoch, grouped=True)
         return [batch for batch in batches if len(batch) == self.batch_size][number]
-
-    def top_k_at(self, anchors: Sequence[int], device: torch.device) -> TopK | None:
-        """The base's stored top K at the answers of these anchors, in their order; without mass and tail."""
-        return None if self.stored is None else self.stored.top_k_at(anchors, device)

@@ -136,8 +136,9 @@ class LossTerms:
         prompts, answers = [row.prompt_ids for row in rows], [row.completion_ids for row in rows]
         if anchors.loss == "ce":
             return self.answers(model, rows, count, None)[0]
-        base = anchors.top_k_at(numbers, self.device)
-        if base is None:
+        if anchors.stored is not None:
+            base = anchors.stored.top_k_at(numbers, self.device)
+        else:
             base = self.forward_teacher(model, prompts, answers, partial(chunked_top_k, k=self.distillation.top_k))
         return self.forward_completions(model, prompts, answers, partial(base_kl, base=base, count=count))
 

@@ -69,7 +69,7 @@ def test_every_anchor_comes_equally_often_and_a_step_always_has_the_same(tiny_mo
     assert passes == [list(range(8))] * 3
     assert [batches.at(step) for step in range(12)] == [batches.at(step) for step in range(12)]
     assert [batches.at(step) for step in range(4)] != [batches.at(step) for step in range(4, 8)]
-    first = batches.top_k_at(batches.at(0), torch.device("cpu"))
+    first = batches.stored.top_k_at(batches.at(0), torch.device("cpu"))
     lengths = [len(batches.rows[row].completion_ids) for row in batches.at(0)]
     assert first.ids.shape == (sum(lengths), K)
 
