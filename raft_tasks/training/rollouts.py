@@ -5,8 +5,8 @@ Samplers: transformers_rollouts.py, vllm_rollouts.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,6 @@ class RolloutSampling:
         return Rollout(tokens, truncated=True, log_probs=log_probs)
 
 
-class Sampler(Protocol):
-    """Anything that samples from the student as it is now; equal weights, prompts and seeds give equal rollouts."""
-
-    def __call__(self, prompts: list[list[int]], seeds: list[int]) -> list[Rollout]:
-        """One rollout per prompt, in the prompts' order; each prompt has its own seed."""
-        ...
+# From prompts, each with a seed, to a rollout each, in their order, by the student as it is now; equal weights, prompts
+# and seeds give equal rollouts.
+Sampler = Callable[[list[list[int]], list[int]], list[Rollout]]
