@@ -13,11 +13,10 @@ import sys
 from pathlib import Path
 
 from flows import paths
-from flows.rows import open_pool
+from flows.rows import RowRun
 from raft_tasks.artifacts import read_rows
 from raft_tasks.checks import check
 from raft_tasks.config import Rewrite, load_config
-from raft_tasks.config.generation import Budget
 from raft_tasks.generation.framing import drop_framing, find_framing
 from raft_tasks.generation.rewriting import rewrite
 from raft_tasks.generation.semantic_filter import semantic_filter
@@ -41,7 +40,7 @@ def main() -> None:
     config = load_config()
     rows = read_rows(paths.split(DOMAIN, "train", config.run.rows), Example)[: int(sys.argv[1])]
     checks = config.domains[DOMAIN].checks
-    pool = open_pool("rewrite", Budget(), config, {"base"})
+    pool = RowRun("rewrite", config.rewrite, config, {"base"}).pool
     encoder = pool.encoder("semantic_filter", config.semantic_filter.encoder, config.semantic_filter.revision)
     results = []
     for template, text in TEMPLATES.items():

@@ -25,30 +25,11 @@ from raft_tasks.models import identify
 
 RowT = TypeVar("RowT")
 
-WITHOUT_LIMIT = Budget()
 REASONS_SHOWN = 3
 
 
 class TooManyFailures(InputError):
     """More rows than `max_failed` allows have no answer."""
-
-
-def open_pool(stage: str, budget: Budget, config: Config, names: Collection[str] = ()) -> ModelPool:
-    """The models `names`, and the session through which this run of `stage` makes its calls.
-
-    Raises:
-        InputError: `raft resolve` has not run for one of them, or before it changed.
-    """
-    missing = [str(path) for path in map(paths.model_identity, names) if not path.exists()]
-    if missing:
-        raise InputError(f"got no {', '.join(missing)}, the identity of a model; `raft resolve` writes it")
-    calls = CallSession(paths.RESPONSES.absolute(), uuid.uuid4().hex, stage, budget)
-    identities = {name: read_json(paths.model_identity(name)) for name in names}
-    with FileDigests(paths.FILE_DIGESTS, write=False) as digests:
-        changed = [name for name in names if identify(name, config.models[name], digests) != identities[name]]
-    if changed:
-        raise InputError(f"the models {', '.join(changed)} are not what `raft resolve` wrote down; run it again")
-    return ModelPool(calls, {name: config.models[name] for name in names}, identities)
 
 
 class RowRun:
@@ -60,12 +41,22 @@ class RowRun:
         models: names of the models.
 
     Raises:
-        InputError: as `open_pool`.
+        InputError: `raft resolve` has not run for a model, or before it changed.
     """
 
     def __init__(self, label: str, settings: Any, config: Config, models: Collection[str] = ()) -> None:
         self.label, self.settings, self.chunks = label, settings, config.resources.chunks
-        self.pool = open_pool(label.partition("@")[0], getattr(settings, "budget", WITHOUT_LIMIT), config, models)
+        missing = [str(path) for path in map(paths.model_identity, models) if not path.exists()]
+        if missing:
+            raise InputError(f"got no {', '.join(missing)}, the identity of a model; `raft resolve` writes it")
+        identities = {name: read_json(paths.model_identity(name)) for name in models}
+        with FileDigests(paths.FILE_DIGESTS, write=False) as digests:
+            changed = [name for name in models if identify(name, config.models[name], digests) != identities[name]]
+        if changed:
+            raise InputError(f"the models {', '.join(changed)} are not what `raft resolve` wrote down; run it again")
+        budget = getattr(settings, "budget", Budget())
+        calls = CallSession(paths.RESPONSES.absolute(), uuid.uuid4().hex, label.partition("@")[0], budget)
+        self.pool = ModelPool(calls, {name: config.models[name] for name in models}, identities)
 
     def call(self, work: Work, rows: list[Any]) -> Any:
         """`work(rows, settings, pool)`, unless its result is kept."""
