@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,91 +73,83 @@ class Config(Section):
             ("models", ["base"], self.models),
             ("anchors.*.model", [row.model for row in self.anchors.values()], self.models),
             ("retrain.fetch", list(self.retrain.fetch), self.domains),
-            ("train.curve.sets", self.train.curve.sets if self.train.curve else [], self.anchors),
+            ("train.curve.sets", self.curve_sets, self.anchors),
             ("methods.*.anchors.set", [row.anchors.set for row in rows.values() if row.anchors], self.anchors),
         ):
             wrong += [
                 f"{where}: got {name!r}, expected one of {sorted(allowed)}" for name in names if name not in allowed
             ]
-        wrong += [*self._wrong_roles(), *self._empty_searches(rows), *self._unknown_tasks(rows)]
+        wrong += [*self._wrong_roles(), *self._wrong_methods(), *self._wrong_tasks(rows)]
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
 
-    def _wrong_roles(self) -> list[str]:
-        wrong = []
-        if isinstance(self.models.get("base"), Endpoint):
-            wrong.append("models.base: got an endpoint, expected a local model: its weights are trained")
-        wrong += [
-            f"models.{name}.thinking: got {model.thinking}, expected off: only base is trained and measured thinking"
-            for name, model in self.models.items()
-            if name != "base" and isinstance(model, Model) and model.thinking != "off"
-        ]
+    def _wrong_roles(self) -> Iterator[str]:
         base = self.models.get("base")
+        if isinstance(base, Endpoint):
+            yield "models.base: got an endpoint, expected a local model: its weights are trained"
         if isinstance(base, Model) and base.thinking != "off" and base.thought_tokens >= self.train.max_length:
-            wrong.append(
+            yield (
                 f"models.base.thought_tokens: got {base.thought_tokens}, expected less than train.max_length "
                 f"{self.train.max_length}: an answer is learned behind its thought"
             )
+        for name, model in self.models.items():
+            if name != "base" and isinstance(model, Model) and model.thinking != "off":
+                yield f"models.{name}.thinking: got {model.thinking}, expected off: only base is trained and served so"
         for name, row in self.anchors.items():
             if row.model != "base" and isinstance(self.models.get(row.model), Model):
-                wrong.append(f"anchors.{name}.model: got the local model {row.model!r}, expected base, or an endpoint")
+                yield f"anchors.{name}.model: got the local model {row.model!r}, expected base, or an endpoint"
         for name in {"base", "champion"} & set(self.methods):
-            wrong.append(
-                f"methods.{name}: the name is taken by the untouched model or the one in production; rename it"
-            )
+            yield f"methods.{name}: the name is taken by the untouched model or the one in production; rename it"
         for name, domain in self.domains.items():
-            wrong += [
-                f"domains.{name}.files: got {pattern!r}, expected a pattern in data/{name}/, which DVC watches"
-                for pattern in domain.files
-                if not pattern.startswith(f"data/{name}/")
-            ]
-        curve = set(self.train.curve.sets if self.train.curve else ())
-        for name in self.run.methods:
-            method = self.methods.get(name)
-            if method and method.anchors and method.anchors.set in curve:
-                wrong.append(
-                    f"train.curve.sets: got {method.anchors.set!r}, from which methods.{name} learns; expected others"
-                )
-            if method and method.injection:
-                wrong += [
-                    f"run.documents: got no {domain!r}, which is in run.harvest, with methods.{name}.injection; "
-                    "expected it: else the method's rows are written before its documents are there"
-                    for domain in sorted({*self.run.domains} & {*self.run.harvest} - {*self.run.documents})
-                ]
+            folder = f"data/{name}/"
+            for pattern in domain.files:
+                if not pattern.startswith(folder):
+                    yield f"domains.{name}.files: got {pattern!r}, expected a pattern in {folder}, which DVC watches"
         for name, source in self.retrain.fetch.items():
             if source.kind == "hub" and name in self.domains and self.domains[name].hub is None:
-                wrong.append(f"retrain.fetch.{name}: got kind hub, but domains.{name}.hub is null")
-        return wrong
+                yield f"retrain.fetch.{name}: got kind hub, but domains.{name}.hub is null"
 
-    def _empty_searches(self, rows: dict[str, Method]) -> list[str]:
-        searches = {f"methods.{name}.merge": row.merge for name, row in rows.items()} | {
-            "gate.recover": self.gate.recover
+    def _wrong_methods(self) -> Iterator[str]:
+        for name in (name for name in self.run.methods if name in self.methods):
+            method = self.methods[name]
+            if method.anchors and method.anchors.set in self.curve_sets:
+                yield f"train.curve.sets: got {method.anchors.set!r}, from which methods.{name} learns; expected others"
+            if method.injection:
+                for domain in sorted({*self.run.domains} & {*self.run.harvest} - {*self.run.documents}):
+                    yield (
+                        f"run.documents: got no {domain!r}, which is in run.harvest, with methods.{name}.injection; "
+                        "expected it: else the method's rows are written before its documents are there"
+                    )
+
+    def _wrong_tasks(self, rows: dict[str, Method]) -> Iterator[str]:
+        merges = {
+            "gate.recover": self.gate.recover,
+            **{f"methods.{name}.merge": row.merge for name, row in rows.items()},
         }
-        return [
-            f"{where}.tasks: got none, expected lm-eval tasks there or in benchmark.validation_tasks"
-            for where, search in searches.items()
-            if isinstance(search, CoefficientSearch) and not search.tasks
-        ]
-
-    def _unknown_tasks(self, rows: dict[str, Method]) -> list[str]:
-        """What is said of a task that nothing benchmarks would be passed over."""
-        searches = [self.gate.recover, *(row.merge for row in rows.values())]
+        searches = {where: merge for where, merge in merges.items() if isinstance(merge, CoefficientSearch)}
+        for where, search in searches.items():
+            if not search.tasks:
+                yield f"{where}.tasks: got none, expected lm-eval tasks there or in benchmark.validation_tasks"
+        # what is said of a task that nothing benchmarks would be passed over
         tasks = {"domain", *self.benchmark.tasks, *self.benchmark.validation_tasks}
-        tasks.update(task for search in searches if isinstance(search, CoefficientSearch) for task in search.tasks)
-        return [
-            f"benchmark.{key}: got the task {name!r}, expected one of {sorted(tasks)}"
-            for key in ("limit", "max_tokens")
-            for name in getattr(self.benchmark, key)
-            if name not in tasks
-        ]
+        tasks.update(task for search in searches.values() for task in search.tasks)
+        for bound in ("limit", "max_tokens"):
+            for name in getattr(self.benchmark, bound):
+                if name not in tasks:
+                    yield f"benchmark.{bound}: got the task {name!r}, expected one of {sorted(tasks)}"
+
+    @property
+    def curve_sets(self) -> list[str]:
+        """The anchor sets of the forgetting curve."""
+        return self.train.curve.sets if self.train.curve else []
 
     @property
     def anchor_sets(self) -> list[str]:
         """The anchor sets that are needed: for the losses of the run's methods, and for the forgetting curve."""
         methods = [self.methods[name] for name in self.run.methods]
         learned = {method.anchors.set for method in methods if method.anchors}
-        return sorted(learned | set(self.train.curve.sets if self.train.curve else ()))
+        return sorted(learned | {*self.curve_sets})
 
     @property
     def base(self) -> Model:
