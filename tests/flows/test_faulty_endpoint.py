@@ -35,14 +35,15 @@ DOMAIN = "archive"
 REWRITTEN, FUSED = paths.rewritten(DOMAIN, "jsonl"), paths.fused(DOMAIN, "jsonl")
 KEY = "sk-planted-0123456789"
 KEY_NAME = "RAFT_TEST_KEY"
+ROWS = 300
 FAULTS = {
-    "429": 0.05,
-    "429-retry-after": 0.05,
-    "500": 0.05,
+    "429": 0.08,
+    "429-retry-after": 0.08,
+    "500": 0.08,
     "hang": 0.02,
-    "malformed": 0.05,
-    "empty": 0.01,
-    "400": 0.005,
+    "malformed": 0.08,
+    "empty": 0.015,
+    "400": 0.015,
 }
 WITHOUT_LIMIT = {"tokens": None, "money": None}
 
@@ -103,6 +104,7 @@ def here(prefect_api, monkeypatch):
     monkeypatch.setattr(cached_backend, "shared_encoder", lambda name, revision: Alike())
     monkeypatch.setattr(endpoint_backend, "_backoff", wait_random_exponential(multiplier=0.01, max=0.1))
     monkeypatch.setenv(KEY_NAME, KEY)
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)  # for workers in processes of their own
 
     def run(folder, *stages, runner=None):
         monkeypatch.chdir(folder)
@@ -131,25 +133,25 @@ def what_became(row):
     return "fused"
 
 
-def test_a_thousand_rows_of_an_endpoint_that_goes_wrong(here, tmp_path, capfd):
+def test_every_row_of_an_endpoint_that_goes_wrong_has_an_answer_or_a_reason(here, tmp_path, capfd):
     with running(latency=0.001, faults=FAULTS, key=KEY) as base_url:
-        folder = project(tmp_path / "project", base_url, range(1000))
+        folder = project(tmp_path / "project", base_url, range(ROWS))
         rewriting, _, fusing = here(folder, rewrite, semantic_filter, fuse)
         did = stats(base_url)["did"]
     assert min(did[fault] for fault in FAULTS) > 0
     rows = read_rows(folder / FUSED, Fused)
-    assert [row.id for row in rows] == [f"row-{n}" for n in range(1000)]  # none lost, none twice
+    assert [row.id for row in rows] == [f"row-{n}" for n in range(ROWS)]  # none lost, none twice
     became = [what_became(row) for row in rows]
     without = [row for row in rows if row.failure]
     assert len(without) == sum(row.fused == row.answer and not row.passed for row in rows)
     assert {*became} == {"fused", "reference kept: empty", "reference kept: rejected", "rewrite kept: empty",
                          "rewrite kept: rejected"}  # fmt: skip
-    assert became.count("fused") > 960
+    assert became.count("fused") > 0.9 * ROWS
     failures = [text for text in became if "empty" in text]
     assert len(failures) == did["empty"]  # each was asked once, as were those that were rejected
     assert sum("rejected" in text for text in became) == did["400"]
-    assert (rewriting.calls, rewriting.failed) == (1000, len(without))
-    assert (fusing.calls, fusing.failed) == (1000 - len(without), sum(text.startswith("rewrite") for text in became))
+    assert (rewriting.calls, rewriting.failed) == (ROWS, len(without))
+    assert (fusing.calls, fusing.failed) == (ROWS - len(without), sum(text.startswith("rewrite") for text in became))
     assert rewriting.errors + fusing.errors == sum(
         did[f] for f in ("429", "429-retry-after", "500", "hang", "malformed")
     )
@@ -157,7 +159,7 @@ def test_a_thousand_rows_of_an_endpoint_that_goes_wrong(here, tmp_path, capfd):
 
     # what people saw, and what nobody may see
     shown = capfd.readouterr()
-    assert f"rewrite@{DOMAIN}: 1000/1000 rows" in shown.out
+    assert f"rewrite@{DOMAIN}: {ROWS}/{ROWS} rows" in shown.out
     assert f"{rewriting.calls} calls, {rewriting.prompt_tokens + rewriting.tokens} tokens" in shown.out
     assert KEY not in shown.out + shown.err
     assert [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
@@ -165,15 +167,15 @@ def test_a_thousand_rows_of_an_endpoint_that_goes_wrong(here, tmp_path, capfd):
 
 def test_one_percent_more_rows_and_a_changed_step_cost_what_is_new(here, tmp_path):
     with running(key=KEY) as base_url:
-        folder = project(tmp_path / "project", base_url, range(200))
+        folder = project(tmp_path / "project", base_url, range(100))
         first, _, fusing = here(folder, rewrite, semantic_filter, fuse)
-        assert (first.calls, fusing.calls) == (200, 200)
-        grown = [*range(100), 777, *range(100, 200), 778]  # the chunks' borders move
+        assert (first.calls, fusing.calls) == (100, 100)
+        grown = [*range(50), 777, *range(50, 100)]  # the chunks' borders move
         project(folder, base_url, grown)
         more, _, fusing = here(folder, rewrite, semantic_filter, fuse)
-        assert (more.calls, more.cached) == (2, 100)  # the first hundred come back as a chunk: a cached task
-        assert (fusing.calls, fusing.cached) == (2, 100)
-        assert stats(base_url)["served"] == 404
+        assert (more.calls, more.cached) == (1, 50)  # the first fifty come back as a chunk: a cached task
+        assert (fusing.calls, fusing.cached) == (1, 50)
+        assert stats(base_url)["served"] == 202
 
         project(folder, base_url, grown, fuse__judges=["similarity"])  # re-judges, and writes nothing anew
         fused = (folder / FUSED).read_bytes()
@@ -185,7 +187,7 @@ def test_one_percent_more_rows_and_a_changed_step_cost_what_is_new(here, tmp_pat
         template.write_text("Merge.\nReference answer: {{ answer }}\n{{ question }} {{ rewritten }}")
         project(folder, base_url, grown, fuse__template=str(template))
         again, _, fusing = here(folder, rewrite, semantic_filter, fuse)
-        assert (again.calls, fusing.calls) == (0, 202)
+        assert (again.calls, fusing.calls) == (0, 101)
 
 
 def test_a_budget_and_an_endpoint_that_is_down_stop_the_stage_and_keep_what_is_done(here, tmp_path):
