@@ -26,8 +26,8 @@ Exclusion = Literal["failed", "empty", "unfinished", "quorum", "fidelity"]
 Unfused = Literal["filter", "quorum", "fidelity"]
 Better = Literal["first", "second", "equal"]
 PairFault = Literal[
-    "empty", "repeats the prompt", "refers to the text", "duplicate", "not answerable", "not grounded",
-    "not self-contained", "no usable check", "no proposal", "unreadable document",
+    "empty", "repeats itself", "repeats the prompt", "refers to the text", "duplicate", "not answerable",
+    "not grounded", "not self-contained", "no usable check", "no proposal", "unreadable document",
 ]  # fmt: skip
 
 

@@ -69,6 +69,13 @@ def runs_of(text: str) -> set[Run]:
     return _runs(split_words(text))
 
 
+def find_loop(text: str, times: int) -> Run | None:
+    """A run that `text` says that often."""
+    words = split_words(text)
+    counts = Counter(words[start : start + WORDS] for start in range(len(words) - WORDS + 1))
+    return next((run for run, count in counts.items() if count >= times), None)
+
+
 def split_words(text: str) -> Run:
     return tuple(re.findall(r"\w+", text.casefold()))
 

@@ -21,7 +21,7 @@ from raft_tasks.config import Question
 from raft_tasks.generation.backend import Backend
 from raft_tasks.generation.data_blocks import RULE, guarded
 from raft_tasks.generation.fidelity import find_additions
-from raft_tasks.generation.framing import Run, runs_of, template_runs
+from raft_tasks.generation.framing import Run, find_loop, runs_of, template_runs
 from raft_tasks.generation.structured import Unusable, ask
 from raft_tasks.generation.templates import template_text
 from raft_tasks.schemas import Chunk, DocumentPair, PairFault, Questioned, RejectedPair
@@ -57,6 +57,7 @@ ANSWER_POINTS_TO_TEXT = re.compile(
     rf"{_SPEAKER}|{_ITSELF}|\b(?:according\sto|based\son)\s(?:the|this)\s(?:{_TEXT}|document|section)\b", re.IGNORECASE
 )
 WORD = re.compile(r"\w+")
+LOOP = 4  # times that a pair says the same words: a model that no longer gets out of them
 NO_ANSWER = ("no proposal", "no usable check")  # a model's fault, not the pair's
 
 
@@ -158,6 +159,8 @@ def _find_fault(pair: _Pair, key: str, asked: set[str], prompt: frozenset[Run]) 
         return "empty", "question or answer has no word"
     if key == " ".join(WORD.findall(pair.answer.casefold())):
         return "empty", "the answer is the question"
+    if loop := find_loop(f"{pair.question} {pair.answer}", LOOP):
+        return "repeats itself", " ".join(loop)
     if pointing := points_to_text(pair.question, pair.answer):
         return "refers to the text", pointing
     source = "\n".join(_passage(pair.chunk).values())

@@ -114,6 +114,7 @@ def test_rules_reject_before_a_checker_is_asked() -> None:
         {"question": "What does it cost?", "answer": "The passage tells us: 12 euros."},
         {"question": "A class B permit costs 12 euros.", "answer": "A class B permit costs 12 euros"},
         {"question": "What is it?", "answer": "It is material to look at."},
+        {"question": "What is it made of?", "answer": f"It is {'a module that makes up ' * 4}a box."},
         {"question": "What is an answer?", "answer": "The answer is a full sentence or several."},
         {"question": "What costs it since 2019?", "answer": "A permit costs 13 euros by part III and 12 euros."},
     ]
@@ -126,6 +127,7 @@ def test_rules_reject_before_a_checker_is_asked() -> None:
         ("refers to the text", "The passage tells"),
         ("empty", "the answer is the question"),
         ("repeats the prompt", "is material to look"),
+        ("repeats itself", "a module that makes"),
         ("repeats the prompt", "a full sentence or"),
         ("not grounded", "not in the passage: 2019, 13 euros, III"),
     ]
