@@ -51,8 +51,6 @@ RULES = {
     NEAR_HELD_OUT: "contamination",
     NEAR: "near duplicate",
 }
-
-
 RowCheck = Callable[[Example], str | None]
 
 
