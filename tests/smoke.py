@@ -1,7 +1,7 @@
 """A short real run of the whole pipeline, from scratch, in a temporary clone of HEAD; then once more.
 
-Small in seeds, methods and epochs, whole in stages: what `.ci/run` runs after the tests. It shows that the parts work
-together, not that the method does: that is what `make demo` is for.
+Small in seeds, methods, epochs and questions, whole in stages: what `.ci/run` runs after the tests. It shows that the
+parts work together, not that the method does: that is what `make demo` is for.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ SMALL = {
     "run": {"domains": ["archive"], "methods": ["sft", "raft"], "seeds": [0]},
     "train": {"epochs": 1},
 }
+ITEMS = 60  # of each general task
 
 
 def small_clone(folder: Path) -> Path:
@@ -30,6 +31,7 @@ def small_clone(folder: Path) -> Path:
     config = yaml.safe_load(path.read_text())
     for section, values in SMALL.items():
         config.setdefault(section, {}).update(values)
+    config["benchmark"]["limit"] = dict.fromkeys(config["benchmark"]["tasks"], ITEMS)
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return clone
 

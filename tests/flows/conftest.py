@@ -80,10 +80,11 @@ def raft(prefect_api, monkeypatch, capfd):
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def template(tmp_path_factory):
-    """A repository with a small graph."""
-    folder = copy_project(tmp_path_factory.mktemp("template"), {"retrain": {"retry_seconds": [0.0, 0.0]}})
+    """A repository with a small graph, whose stages run one after another: a second DVC process costs more."""
+    changes = {"retrain": {"retry_seconds": [0.0, 0.0]}, "resources": {"processes": 1}}
+    folder = copy_project(tmp_path_factory.mktemp("template"), changes)
     for heavy in ("benchmarks", "docs", "tests", "worlds"):
         shutil.rmtree(folder / heavy)
     (folder / "dvc.yaml").write_text(GRAPH)

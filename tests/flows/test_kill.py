@@ -1,6 +1,7 @@
 """Kill -9 at the worst moments: the next run finishes, repeats little, and ends with the same artifacts."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ SMALL = {
     "train": {"epochs": 1, "checkpoint_steps": 4},
 }
 TARGET = "distill@archive-raft-0"
+ROWS = 144  # to learn from: nine chunks, and steps enough for four checkpoints
 PATIENCE = 600
 
 
@@ -76,41 +78,51 @@ def data(folder):
 def small_project(folder):
     """A project that ends with the trained model: for a kill, benchmark and report are no different."""
     copy_project(folder, SMALL)
+    pairs = folder / "data/archive/pairs.jsonl"
+    lines = pairs.read_text().splitlines(keepends=True)
+    learned = [line for line in lines if json.loads(line)["split"] == "train"]
+    pairs.write_text("".join([line for line in lines if line not in learned[ROWS:]]))
     graph = (folder / "dvc.yaml").read_text()
     (folder / "dvc.yaml").write_text(graph[: graph.index("  benchmark:")])
     return folder
 
 
+@pytest.fixture(scope="session")
+def environment(clean_environment, prefect_api):
+    """With a Prefect server that runs already: to start one for each run takes longest."""
+    return {**clean_environment, "PREFECT_API_URL": prefect_api}
+
+
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory, clean_environment):
+def calm(tmp_path_factory, environment):
     """A project whose pipeline ran undisturbed."""
     folder = small_project(tmp_path_factory.mktemp("calm"))
-    code, output = finish(start(folder, clean_environment, "run"))
+    code, output = finish(start(folder, environment, "run"))
     assert code == 0, output
     return folder
 
 
 @pytest.mark.slow
-def test_push_and_pull_bring_every_artifact_back(calm, tmp_path, clean_environment):
+def test_push_and_pull_bring_every_artifact_back(calm, tmp_path, environment):
     before = data(calm)
     for command in (["remote", "add", "-d", "-f", "local", str(tmp_path / "remote")], ["push"]):
-        code, output = finish(start(calm, clean_environment, *command, module="dvc"))
+        code, output = finish(start(calm, environment, *command, module="dvc"))
         assert code == 0, output
     shutil.rmtree(calm / "artifacts")
     shutil.rmtree(calm / ".dvc" / "cache")
-    code, output = finish(start(calm, clean_environment, "pull", module="dvc"))
+    code, output = finish(start(calm, environment, "pull", module="dvc"))
     assert code == 0, output
     assert data(calm) == before
 
 
 @pytest.mark.slow
-def test_a_changed_threshold_concerns_what_depends_on_it(calm, clean_environment):
+def test_a_changed_threshold_concerns_what_depends_on_it(calm, environment):
     show = "from flows.pipeline import *; print(*stale_stages(*stage_graph(load_config())))"
     ask = [sys.executable, "-c", show]
     config = (calm / "params.yaml").read_text()
     try:
         (calm / "params.yaml").write_text(config + "semantic_filter: {tau: 0.7}\n")
-        stale = subprocess.run(ask, cwd=calm, env=clean_environment, capture_output=True, text=True, check=True)
+        stale = subprocess.run(ask, cwd=calm, env=environment, capture_output=True, text=True, check=True)
     finally:
         (calm / "params.yaml").write_text(config)
     assert stale.stdout.split() == [
@@ -122,11 +134,11 @@ def test_a_changed_threshold_concerns_what_depends_on_it(calm, clean_environment
 
 
 @pytest.mark.slow
-def test_killed_rewrite_distill_and_parent_flow(calm, tmp_path, clean_environment):
+def test_killed_rewrite_distill_and_parent_flow(calm, tmp_path, environment, clean_environment):
     stormy = small_project(tmp_path / "stormy")
 
     # 1. the stage `rewrite`, after two of its chunks are answered
-    pipeline = start(stormy, clean_environment, "run")
+    pipeline = start(stormy, environment, "run")
     wait_for(lambda: len(stored_calls(stormy)) >= 32, "a second stored chunk")
     for process in project_processes(stormy, "stage", "rewrite"):
         process.send_signal(signal.SIGKILL)
@@ -136,7 +148,7 @@ def test_killed_rewrite_distill_and_parent_flow(calm, tmp_path, clean_environmen
     assert "rewrite@archive" in output
     assert not (stormy / "artifacts" / "archive" / "rewritten.jsonl").exists()
 
-    # 2. the parent flow, once `distill` has a checkpoint; everything that it started must end with it
+    # 2. the parent flow, once `distill` has a checkpoint; everything that it started, a server too, must end with it
     pipeline = start(stormy, clean_environment, "run")
     checkpoints = stormy / ".cache" / "checkpoints"
     wait_for(lambda: list(checkpoints.glob("*/*/complete*")), "a complete checkpoint")
@@ -147,17 +159,17 @@ def test_killed_rewrite_distill_and_parent_flow(calm, tmp_path, clean_environmen
 
     # 3. the stage `distill` itself, later on
     seen = set(checkpoints.glob("*/*"))
-    pipeline = start(stormy, clean_environment, "run")
+    pipeline = start(stormy, environment, "run")
     wait_for(lambda: set(checkpoints.glob("*/*")) - seen or pipeline.poll() is not None, "another checkpoint")
     for process in project_processes(stormy, "stage", "distill"):
         process.send_signal(signal.SIGKILL)
     assert finish(pipeline)[0] != 0
 
-    code, output = finish(start(stormy, clean_environment, "run"))
+    code, output = finish(start(stormy, environment, "run"))
     assert code == 0, output
     assert data(stormy) == data(calm)
     assert not list(checkpoints.glob("*"))  # a finished training needs none
     leftovers = [path for path in stormy.rglob("*.partial") if ".prefect" not in path.parts]
     assert leftovers == []
-    code, output = finish(start(stormy, clean_environment, "run"))
+    code, output = finish(start(stormy, environment, "run"))
     assert (code, "Nothing to do" in output) == (0, True)

@@ -61,6 +61,7 @@ def project(tmp_path, monkeypatch, prefect_api):
 
     original = task_cache.cached_task
     monkeypatch.setattr(rows, "cached_task", cached_task)
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)  # for workers in processes of their own
     with temporary_settings({PREFECT_API_URL: prefect_api}):
         resolve(load_config())
         yield tmp_path

@@ -34,6 +34,7 @@ ROWS = METHODS | {
     "raft_lora_anchored": METHODS["raft_lora"].model_copy(update={"anchors": ANCHORED}),
 }
 SETTINGS = {"batch_size": 8, "micro_batch_size": 2, "epochs": 2}  # steps of 8 and 4 rows; one with 5 of 8 and 4 micros
+SETTINGS["checkpoint_steps"] = 100  # but where a training is stopped: a sharded one is written slowly
 
 
 def job(folder, name, strategy, rows=None, **changes):
@@ -98,9 +99,8 @@ def trained(tmp_path_factory):
     save_anchors(folder / "set", save_tiny(folder / "model"))
     groups = []
     for strategy in STRATEGIES:
-        raft = job(folder, "raft", strategy)
         jobs = {f"{name}-{strategy}": job(folder, name, strategy) for name in NAMES}
-        resumed = elsewhere(raft, "resumed")
+        resumed = elsewhere(job(folder, "raft", strategy, checkpoint_steps=2), "resumed")
         jobs |= {f"{strategy}-stopped": resumed, f"{strategy}-resumed": resumed}
         jobs[f"{strategy}-half"] = elsewhere(job(folder, "raft", strategy, precision="bfloat16"), "half")
         jobs[f"{strategy}-again"] = elsewhere(job(folder, "raft", strategy, gradient_checkpointing=True), "again")
