@@ -20,7 +20,7 @@ def test_all_data_and_exercises_survive_the_round_trip(recipe):
     texts = {row[key] for rows in build_files(recipe).values() for row in rows for key in ("question", "answer")}
     rng = random.Random(0)
     exercises = Exercises(build_world(recipe.world))
-    drawn = [list(exercises.draw(rng, number / 1000).messages) for number in range(1000)]
+    drawn = [list(exercises.draw(rng, number / 1000)) for number in range(1000)]
     texts.update(TOKENIZER.apply_chat_template(drawn, tokenize=False))
     encoded = TOKENIZER(list(texts))["input_ids"]
     for text, tokens in zip(texts, encoded, strict=True):
