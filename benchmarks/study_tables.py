@@ -4,10 +4,10 @@
 
 Numbers are means over seeds and domains, in percent. "general" is the plain average of recall, instructions, reading
 and rewriting; "kept" is general / the base's general. Differences are paired, over the same items and the seeds that
-both sides have. 95 % intervals let items (a fact's go together) and seeds vary, not domains. "CPU s", "GB": of one
-training (first domain and seed). A table of `tables`:
+both sides have. 95 % intervals let items (a fact's go together) and seeds vary, not domains. A table of `tables`:
 
     {title, world, domains, rate, epochs, arms, against}         a line an arm; `seeds: [..]` takes these alone
+    {title, ..., cost: true}                                     ... CPU seconds and peak memory of the first training
     {title, ..., by: domain}                                     domain accuracy and general score in each domain
     {title, world, domains, rates, epochs, arms, by: setting, main}    the frontier: a line a rate and length, and a
                                                                  picture, in which `main` [rate, epochs] is solid
@@ -62,6 +62,7 @@ class Table:
     def __init__(self, lines: list[Line], asked: dict[str, Any]) -> None:
         mine = [line for line in lines if line["world"] == asked["world"] and line["domain"] in asked["domains"]]
         self.bases = [line for line in mine if line["arm"] is None]
+        self.with_cost = asked.get("cost", False)
         self.arms: dict[str, Rows] = {}
         for arm in asked["arms"]:
             seeds: Rows = {}
@@ -92,19 +93,21 @@ class Table:
         left, right = (self.tasks({seed: rows[seed] for seed in seeds}, names) for rows in (mine, theirs))
         return difference(left, right, BOOTSTRAP)
 
-    def cost(self, rows: Rows) -> tuple[str, str]:
-        """CPU seconds and peak memory of the first seed's training in the first domain; "-" where not recorded."""
+    def cost(self, rows: Rows) -> list[str]:
+        """Seconds on average; or CPU seconds and peak memory of the first training, "-" where not recorded."""
+        if not self.with_cost:
+            return [f"{np.mean([line['seconds'] for lines in rows.values() for line in lines]):.0f}"]
         first = rows[min(rows)][0]
         if "cpu_seconds" not in first:
-            return "-", "-"
-        return f"{first['cpu_seconds']:.0f}", f"{first['peak_bytes'] / 2**30:.2f}"
+            return ["-", "-"]
+        return [f"{first['cpu_seconds']:.0f}", f"{first['peak_bytes'] / 2**30:.2f}"]
 
     def lines(self, against: str) -> list[str]:
         head = ["arm", "seeds", *SHOWN, "general", "kept", f"domain - {against}", f"general - {against}"]
-        head += ["CPU s", "GB"]
+        head += ["CPU s", "GB"] if self.with_cost else ["s"]
         cells = [f"{100 * mean(self.of_base((name,)), BOOTSTRAP).estimate:.1f}" for name in SHOWN]
         general = 100 * mean(self.of_base(GENERAL), BOOTSTRAP).estimate
-        made = [["base", "", *cells, f"{general:.1f}", "100", "", "", "", ""]]
+        made = [["base", "", *cells, f"{general:.1f}", "100", "", "", *("" for _ in head[len(cells) + 6 :])]]
         for arm, rows in self.arms.items():
             kept = ratio(self.tasks(rows, GENERAL), self.of_base(GENERAL), BOOTSTRAP)
             made.append(
