@@ -117,7 +117,7 @@ def automations(retrain: UUID) -> list[Automation]:
 
 
 def record_deployments() -> None:
-    """Make the work pool, record the deployments of prefect.yaml and, anew, the automations: `raft deploy`."""
+    """Make the work pool, record the deployments of prefect.yaml and replace the automations: `raft deploy`."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 

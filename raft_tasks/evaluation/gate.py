@@ -232,10 +232,10 @@ class _Comparison:
     def leaks(self) -> Check:
         margin, leaks, of_base = self.rules.max_leaks, self.candidate.leaks, self.base.leaks
         limit = f"at most {_points(margin)} above {self.base.name}"
-        again = leaks if self.repeat is None else self.repeat.leaks
-        if leaks is None or of_base is None or again is None:
+        repeated = leaks if self.repeat is None else self.repeat.leaks
+        if leaks is None or of_base is None or repeated is None:
             return Check("leaks", UNKNOWN, limit, "no answers were given", "fail")
-        floor = abs(again - leaks)
+        floor = abs(repeated - leaks)
         beyond = leaks - of_base > max(margin, floor)
         if floor > margin and not beyond:
             return _below_noise("leaks", limit, margin, floor)

@@ -149,24 +149,24 @@ def data_changes(
         )
     source, options = str(file.get("dataset_path")), file.get("dataset_kwargs") or {}
     if source in LOCAL:
-        beside = _beside(task_file.path.parent, options.get("data_files"))
-        return None if beside is None else {"dataset_kwargs": {**options, "data_files": beside}}
+        local_files = _local_files(task_file.path.parent, options.get("data_files"))
+        return None if local_files is None else {"dataset_kwargs": {**options, "data_files": local_files}}
     if Path(source).is_dir():
         return None
-    place = data.get(source)
-    if place is None or (place.revision is None and place.mirror is None):
+    pin = data.get(source)
+    if pin is None or (pin.revision is None and pin.mirror is None):
         raise InputError(
             f"params.yaml: benchmark.data: nothing pins {source!r}, which the task {task!r} reads; expected "
             f"`{source}: {{revision: the 40 digits of its commit on the hub, mirror: null}}`, or "
             "`{revision: null, mirror: data/benchmarks/FOLDER}` for files that you have: docs/guides/benchmarks.md"
         )
-    if place.mirror is None:
-        return {"dataset_kwargs": {**options, "revision": place.revision}}
-    files = _mirrored(task, file, Path(place.mirror), file.get("num_fewshot") if few_shot is None else few_shot)
+    if pin.mirror is None:
+        return {"dataset_kwargs": {**options, "revision": pin.revision}}
+    files = _mirrored(task, file, Path(pin.mirror), file.get("num_fewshot") if few_shot is None else few_shot)
     readers = {READERS[path.suffix] for paths in files.values() for path in paths}
     if len(readers) > 1:
         raise InputError(
-            f"the mirror {place.mirror} has files of several formats for the task {task!r}: "
+            f"the mirror {pin.mirror} has files of several formats for the task {task!r}: "
             f"{sorted(str(path) for paths in files.values() for path in paths)}; expected one format"
         )
     listed = {split: [str(path.resolve()) for path in paths] for split, paths in files.items()}
@@ -174,13 +174,13 @@ def data_changes(
     return {"dataset_path": readers.pop(), "dataset_name": None, "dataset_kwargs": {"data_files": listed}, **unread}
 
 
-def _beside(folder: Path, files: Any) -> dict[str, Any] | None:
+def _local_files(folder: Path, files: Any) -> dict[str, Any] | None:
     """`data_files` with absolute paths of the files in `folder`; None where none of them lies there."""
     if not isinstance(files, dict):
         return None
-    beside = {split: folder / name if isinstance(name, str) else None for split, name in files.items()}
-    found = {split: str(path.resolve()) for split, path in beside.items() if path is not None and path.is_file()}
-    return {**files, **found} if found else None
+    local = {split: folder / name if isinstance(name, str) else None for split, name in files.items()}
+    resolved = {split: str(path.resolve()) for split, path in local.items() if path is not None and path.is_file()}
+    return {**files, **resolved} if resolved else None
 
 
 def _mirrored(task: str, file: Mapping[str, Any], mirror: Path, few_shot: int | None) -> dict[str, list[Path]]:
