@@ -94,13 +94,13 @@ def main() -> None:
         for name, temperature in (("greedy", 0.0), ("drawn", config.rewrite.temperature)):
             draw = temperature > 0
             bare = fastest(lambda _, draw=draw: bare_loop(plain, prompts, config.rewrite, draw))  # type: ignore[misc]
-            ours_run = fastest(partial(ours, temperature=temperature)) if draw else _once(ours)
+            timed = fastest(partial(ours, temperature=temperature)) if draw else _once(ours)
             if not temperature:
-                assert bare[0] == ours_run[0], "greedy texts differ"
-            ratio = (ours_run[2] / ours_run[1]) / (bare[2] / bare[1])
+                assert bare[0] == timed[0], "greedy texts differ"
+            ratio = (timed[2] / timed[1]) / (bare[2] / bare[1])
             print(
-                f"{name:7s} bare loop {bare[2]:6.2f} s, {bare[1] / bare[2]:6.0f} tokens/s; backend {ours_run[2]:6.2f} s, "
-                f"{ours_run[1] / ours_run[2]:6.0f} tokens/s; {ratio:.2f} x the time per token"
+                f"{name:7s} bare loop {bare[2]:6.2f} s, {bare[1] / bare[2]:6.0f} tokens/s; backend {timed[2]:6.2f} s, "
+                f"{timed[1] / timed[2]:6.0f} tokens/s; {ratio:.2f} x the time per token"
             )
         calls.cache.close()
 
