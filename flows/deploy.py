@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from flows.environment import find_server
+from flows.server import prefect_at
 from raft_tasks.errors import OperationalError
 
 if TYPE_CHECKING:
@@ -119,11 +120,10 @@ def automations(retrain: UUID) -> list[Automation]:
 def record_deployments() -> None:
     """Make the work pool, record the deployments of prefect.yaml and replace the automations: `raft deploy`."""
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     run("work-pool", "create", POOL, "--type", "process", "--overwrite")
     run("deploy", "--all", "--prefect-file", "prefect.yaml")
-    with temporary_settings({PREFECT_API_URL: server()}), get_client(sync_client=True) as client:
+    with prefect_at(server()), get_client(sync_client=True) as client:
         for made in automations(client.read_deployment_by_name("retrain/retrain").id):
             for recorded in client.read_automations_by_name(made.name):
                 client.delete_automation(recorded.id)

@@ -23,7 +23,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import paths
@@ -31,7 +31,7 @@ from flows.doctor import check_before_run
 from flows.dvc_worker import DvcWorker
 from flows.environment import PIPELINE_PID, process_age
 from flows.resolve import resolve
-from flows.server import ensure_server
+from flows.server import ensure_server, prefect_at
 from flows.stage import END_LINE, RUN_LINE, run_page
 from flows.stage_host import stage_host
 from raft_tasks.artifacts import read_json
@@ -276,5 +276,5 @@ def run_pipeline() -> None:
 def serving() -> Iterator[None]:
     """Flows run on a Prefect server here, and SIGTERM ends them like Ctrl-C."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: SIGTERM"))
-    with temporary_settings({PREFECT_API_URL: ensure_server()}):
+    with prefect_at(ensure_server()):
         yield

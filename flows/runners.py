@@ -16,8 +16,6 @@ from flows import paths
 from raft_tasks.config import Chunks
 from raft_tasks.errors import InputError
 
-_claims: list[Any] = []  # open lock files: a claim lasts as long as its process
-
 
 def task_runner(chunks: Chunks) -> TaskRunner[Any]:
     """The Prefect task runner that `resources.chunks` names. InputError where its extra is not installed."""
@@ -52,14 +50,13 @@ def claim(gpus: list[str], claims: Path) -> str:
     """A GPU that no other worker of this project has, as long as this process lives; else they share."""
     claims.mkdir(parents=True, exist_ok=True)
     for gpu in gpus:
-        lock = (claims / gpu).open("w")
+        lock = os.open(claims / gpu, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.close()
+            os.close(lock)
             continue
-        _claims.append(lock)
-        return gpu
+        return gpu  # the lock stays open: a claim lasts as long as its process
     return gpus[os.getpid() % len(gpus)]
 
 

@@ -11,11 +11,32 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flows.environment import HEALTHY, PIPELINE_PID, ask_server, find_server
 from raft_tasks.errors import OperationalError
 
 START_SECONDS = 240
+
+
+@contextmanager
+def prefect_at(url: str | None) -> Iterator[None]:
+    """Have Prefect use the API at `url` in every thread of this process; None leaves the choice to Prefect.
+
+    Prefect's `temporary_settings` reach the calling thread alone. Its thread that passes on what worker processes send
+    would start a temporary server of its own, where the run is not known.
+    """
+    import prefect.context
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    everywhere = prefect.context.GLOBAL_SETTINGS_CONTEXT
+    with temporary_settings({PREFECT_API_URL: url} if url else {}):
+        prefect.context.GLOBAL_SETTINGS_CONTEXT = prefect.context.get_settings_context()
+        try:
+            yield
+        finally:
+            prefect.context.GLOBAL_SETTINGS_CONTEXT = everywhere
 
 
 def free_port() -> int:

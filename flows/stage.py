@@ -13,12 +13,13 @@ from uuid import UUID
 
 from prefect import Flow
 from prefect.client.schemas import FlowRun
-from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.settings import PREFECT_API_URL, get_current_settings
 from prefect.states import State
 
 from flows.environment import PIPELINE_PID, find_server
 from flows.resolve import resolve
 from flows.runners import task_runner
+from flows.server import prefect_at
 from raft_tasks.config import load_config
 from raft_tasks.errors import InputError, Interrupted
 
@@ -58,7 +59,7 @@ def run_stage(name: str, *arguments: str | int | None) -> None:
             on_running=[_announce],
             task_runner=task_runner(resources.chunks),
         )
-        with temporary_settings({PREFECT_API_URL: server} if server else {}):
+        with prefect_at(server):
             get_current_settings().flows.heartbeat_frequency = None
             flow_run(*given)
         print(END_LINE, flush=True)

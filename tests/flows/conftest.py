@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from project_copies import ROOT, copy_project
 from retrain_repository import GRAPH, commit_all
 
 from flows.cli import main
 from flows.environment import PIPELINE_PID
-from flows.server import free_port, wait_until_healthy
+from flows.server import free_port, prefect_at, wait_until_healthy
 from raft_tasks.config import load_config
 
 left_running = []  # Popen would fail a test by saying so
@@ -71,7 +70,7 @@ def raft(prefect_api, monkeypatch, capfd):
         monkeypatch.setenv("PREFECT_API_URL", prefect_api)
         monkeypatch.setattr(sys, "argv", ["raft", *arguments])
         capfd.readouterr()
-        with temporary_settings({PREFECT_API_URL: prefect_api}), pytest.raises(SystemExit) as end:
+        with prefect_at(prefect_api), pytest.raises(SystemExit) as end:
             main()
         code, message = (1, f"{end.value.code}\n") if isinstance(end.value.code, str) else (end.value.code or 0, "")
         shown = capfd.readouterr()

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 from endpoint_server import running, stats
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from tenacity import wait_random_exponential
 
 from flows import paths
@@ -21,6 +20,7 @@ from flows.rewrite import rewrite
 from flows.rows import TooManyFailures
 from flows.runners import task_runner
 from flows.semantic_filter import semantic_filter
+from flows.server import prefect_at
 from raft_tasks.artifacts import read_json, read_rows, write_json, write_rows
 from raft_tasks.config import Chunks, load_config
 from raft_tasks.errors import InputError
@@ -109,7 +109,7 @@ def here(prefect_api, monkeypatch):
     def run(folder, *stages, runner=None):
         monkeypatch.chdir(folder)
         runner = runner or task_runner(load_config().resources.chunks)
-        with temporary_settings({PREFECT_API_URL: prefect_api}):
+        with prefect_at(prefect_api):
             for stage in stages:
                 stage.with_options(task_runner=runner)(DOMAIN)
         return last_tallies(folder, len(stages))

@@ -17,7 +17,6 @@ from dvc.repo import Repo
 from prefect import flow, get_client
 from prefect.flow_engine import run_flow
 from prefect.flow_runs import resume_flow_run
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
 from project_copies import ROOT
 from transformers import AutoModelForCausalLM
@@ -26,6 +25,7 @@ from typer.testing import CliRunner
 from flows import paths
 from flows.cli import app
 from flows.gate import ApprovalTimeout, gate_candidate, judge_for_ci, request_approval
+from flows.server import prefect_at
 from raft_tasks.artifacts import write_rows
 from raft_tasks.chat import save_tokenizer
 from raft_tasks.config import Lora, load_config
@@ -95,7 +95,7 @@ def judged(project, prefect_api):
 
     def run(domain, general):
         write_rows(paths.benchmark(DOMAIN, "raft", 0) / "items.jsonl", items(domain, general))
-        with temporary_settings({PREFECT_API_URL: prefect_api}):
+        with prefect_at(prefect_api):
             return flow(gate_candidate, persist_result=False, validate_parameters=False)(load_config(), DOMAIN)
 
     return run
@@ -320,7 +320,7 @@ def waiting(monkeypatch, prefect_api):
     def wait(seconds):
         return request_approval(verdict, hours=seconds / 3600)
 
-    with temporary_settings({PREFECT_API_URL: prefect_api}), get_client(sync_client=True) as client:
+    with prefect_at(prefect_api), get_client(sync_client=True) as client:
         yield wait, client
 
 
@@ -348,5 +348,5 @@ def test_without_an_answer_nothing_is_promoted(waiting):
 
 
 def test_without_a_pipeline_there_is_nothing_to_judge(project, prefect_api):
-    with temporary_settings({PREFECT_API_URL: prefect_api}), pytest.raises(InputError, match="run the pipeline first"):
+    with prefect_at(prefect_api), pytest.raises(InputError, match="run the pipeline first"):
         flow(gate_candidate, validate_parameters=False)(load_config(), DOMAIN)

@@ -12,12 +12,12 @@ import pytest
 import yaml
 from dvc.repo import Repo
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from retrain_repository import GRAPH, commit_all, prepared
 from test_kill import wait_for
 
 from flows import checkout, new_data, retrain
 from flows.checkout import git
+from flows.server import prefect_at
 from raft_tasks.config import DvcImport, Folder, HubRevision, load_config
 from raft_tasks.errors import InputError
 
@@ -142,7 +142,7 @@ def service(repository, prefect_api, monkeypatch):
     monkeypatch.setattr(retrain, "gate_candidate", judge)
 
     def run(**parameters):
-        with chdir(repository), temporary_settings({PREFECT_API_URL: prefect_api}):
+        with chdir(repository), prefect_at(prefect_api):
             state = retrain.retrain(**parameters, return_state=True)
         if state.is_failed():
             raise state.result(raise_on_failure=False)
@@ -276,7 +276,7 @@ def test_a_schedule_creates_a_run_and_a_worker_executes_it(repository, prefect_a
         stderr=subprocess.DEVNULL,
     )
     try:
-        with temporary_settings({PREFECT_API_URL: prefect_api}), get_client(sync_client=True) as client:
+        with prefect_at(prefect_api), get_client(sync_client=True) as client:
             retrains = client.read_deployment_by_name("retrain/retrain")
             assert retrains.global_concurrency_limit.limit == 1
             assert client.read_deployment_by_name("pipeline/pipeline").schedules == []

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,14 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.filesystems import LocalFileSystem
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL
 from project_copies import copy_project
 
 from flows import paths, rows, task_cache
 from flows.resolve import resolve
 from flows.rewrite import rewrite_chunk
 from flows.runners import task_runner
+from flows.server import prefect_at
 from raft_tasks.artifacts import read_json
 from raft_tasks.config import Chunks, load_config
 from raft_tasks.errors import InputError
@@ -62,7 +64,7 @@ def project(tmp_path, monkeypatch, prefect_api):
     original = task_cache.cached_task
     monkeypatch.setattr(rows, "cached_task", cached_task)
     monkeypatch.setenv("PREFECT_API_URL", prefect_api)  # for workers in processes of their own
-    with temporary_settings({PREFECT_API_URL: prefect_api}):
+    with prefect_at(prefect_api):
         resolve(load_config())
         yield tmp_path
 
@@ -206,7 +208,7 @@ def test_an_error_leaves_nothing_behind(project, monkeypatch):
 
 
 @pytest.mark.slow
-def test_results_can_lie_in_a_block_and_processes_find_them(project, tmp_path):
+def test_results_can_lie_in_a_block_and_processes_find_them(project, tmp_path, caplog):
     LocalFileSystem(basepath=str(tmp_path / "team")).save("chunks", overwrite=True)
     block = "local-file-system/chunks"
     first = rewrite(examples(), chunks=Chunks(results=block))[0]
@@ -215,6 +217,19 @@ def test_results_can_lie_in_a_block_and_processes_find_them(project, tmp_path):
     processes = Chunks(runner="processes", workers=1, results=block)
     assert rewrite(examples(), chunks=processes)[0] == first  # another process would have asked the real model
     assert read_json(next((tmp_path / "team").iterdir()))["result"][0]["rewritten"]
+    assert "temporary server" not in caplog.text  # where the processes' runs and logs would be sent
+
+
+def test_every_thread_uses_the_api():
+    before = PREFECT_API_URL.value()
+    with ThreadPoolExecutor() as threads:
+        with prefect_at("http://127.0.0.1:9/api"):
+            assert threads.submit(PREFECT_API_URL.value).result() == "http://127.0.0.1:9/api"
+        with pytest.raises(InputError), prefect_at("http://127.0.0.1:9/api"):
+            raise InputError("fault")
+        assert threads.submit(PREFECT_API_URL.value).result() == PREFECT_API_URL.value() == before
+        with prefect_at(None):
+            assert threads.submit(PREFECT_API_URL.value).result() == before
 
 
 def test_an_encoder_in_a_folder_counts_by_its_bytes(tmp_path):

@@ -235,17 +235,18 @@ def test_a_retrain_with_its_runs_in_postgresql_and_its_models_behind_ssh(
 def test_another_server_on_the_same_database_knows_the_runs(database, prefect_api, tmp_path):
     from prefect import flow
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.server import prefect_at
 
     @flow(name="kept")
     def kept():
         return 1
 
-    with temporary_settings({PREFECT_API_URL: prefect_api}):
+    with prefect_at(prefect_api):
         assert kept() == 1
     with (
         prefect_on(database, tmp_path / "home") as other,
-        temporary_settings({PREFECT_API_URL: other}),
+        prefect_at(other),
         get_client(sync_client=True) as client,
     ):
         names = {found.id: found.name for found in client.read_flows()}
