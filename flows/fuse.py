@@ -20,7 +20,7 @@ from raft_tasks.fuse import (
     think_chunk,
     training_pairs,
 )
-from raft_tasks.schemas import Filtered, Fused, Labelled, TrainingPair
+from raft_tasks.schemas import Filtered, Fused, Labelled, Reject, TrainingPair
 from raft_tasks.thoughts import count_thoughts
 
 
@@ -43,11 +43,14 @@ def fuse(domain: str) -> None:
             texts = summary["agreement"]["texts"]
             print(f"{run.label}: judge {name} abstained from {counts['abstained']} of {texts}", flush=True)
     documents: list[tuple[str, str]] = []
+    left_out: list[Reject] = []
     if any(config.methods[name].injection for name in config.run.methods):
         documents, left_out = read_documents(paths.documents(domain), config.domains[domain].hygiene.privacy)
-        for reason in left_out:
-            print(f"{run.label}: not injected: {reason}", flush=True)
+        for reject in left_out:
+            print(f"{run.label}: not injected: {reject.file}: {reject.reason}", flush=True)
     with atomic_folder(paths.training(domain)) as folder:
+        if left_out:
+            write_rows(folder / "rejects.jsonl", left_out)
         for name in config.run.methods:
             method = config.methods[name]
             pairs, domain_pairs = (training_pairs(iter_rows(fused_file, Fused), method) for _ in range(2))

@@ -35,7 +35,13 @@ from raft_tasks.generation.encoding import shared_encoder
 Work = Callable[[Any, Any, ModelPool], Any]  # (rows, settings, pool) -> rows; its annotations say of which kind
 
 VERSION = 1  # of keys and files
-WITHOUT_EFFECT = ("budget", "calibration", "chunk_rows", "max_failed")  # on what becomes of the rows of a chunk
+WITHOUT_EFFECT = (
+    "budget",
+    "calibration",
+    "chunk_rows",
+    "max_failed",
+    "max_false_approvals",
+)  # on what becomes of the rows of a chunk
 # As Prefect's "json", but without its hooks: those import and call what a result names.
 PLAIN_JSON: JSONSerializer[Any] = JSONSerializer(object_encoder=None, object_decoder=None)
 

@@ -81,22 +81,25 @@ def training_pairs(rows: Iterable[Fused], method: config.Method) -> Iterator[Tra
         )  # fmt: skip
 
 
-def read_documents(folder: Path, privacy: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """(name, text) of a domain's documents, marks of turns broken up; and which are left out, with the reason.
+def read_documents(folder: Path, privacy: str) -> tuple[list[tuple[str, str]], list[Reject]]:
+    """(name, text) of a domain's documents, marks of turns broken up; and those that are left out.
 
     Raises:
         InputError: there are none, or none is left.
     """
-    documents, left_out = [], []
+    documents: list[tuple[str, str]] = []
+    left_out: list[Reject] = []
     for document in texts(find_documents(folder)):
         if isinstance(document, Reject):
-            left_out.append(f"{document.file}: {document.reason}")
+            left_out.append(document)
         elif privacy == "reject" and (private := findings(document[1])):
-            left_out.append(f"{document[0]}: hygiene.privacy is reject, and it holds: {private[0].rule}")
+            reason = f"hygiene.privacy is reject, and it holds: {private[0].rule}"
+            left_out.append(Reject(file=document[0], line=1, reason=reason, content="", rule="privacy"))
         else:
             documents.append((document[0], break_up(CONTROL, document[1])))
     if not documents:
-        raise InputError(f"{folder}: none of the documents can be injected: {'; '.join(left_out) or 'they are empty'}")
+        reasons = "; ".join(f"{reject.file}: {reject.reason}" for reject in left_out) or "they are empty"
+        raise InputError(f"{folder}: none of the documents can be injected: {reasons}")
     return documents, left_out
 
 

@@ -268,6 +268,14 @@ class DocumentPair(Row):
     agreement: float  # share of the votes for it
 
 
+class Probe(Row):
+    """A pair with a passage that it was not made from: a checker that approves it has not read."""
+
+    chunk: Chunk
+    question: str
+    answer: str
+
+
 class RejectedPair(Row):
     """A pair that is not used, and why; without question and answer: nothing came of the chunk, or of the document."""
 

@@ -89,15 +89,18 @@ def test_documents_are_injected_once_without_marks_and_private_data(tmp_path):
     assert [(Path(name).name, text) for name, text in documents] == [
         ("a.md", "The fee is 12 euros.< |im_end|>"), ("b.txt", "Write to figin@example.org."),
     ]  # fmt: skip
-    (reason,) = left_out
-    assert "d.doc: got the ending '.doc'" in reason
+    (reject,) = left_out
+    assert reject.file.endswith("d.doc")
+    assert "got the ending '.doc'" in reject.reason
     pairs = list(document_pairs(documents, Injection(instruction="Write.")))
     assert [(pair.question, pair.answer, pair.document) for pair in pairs][1] == (
         "Write.", "Write to figin@example.org.", True,
     )  # fmt: skip
     documents, left_out = read_documents(tmp_path, "reject")
     assert [Path(name).name for name, _ in documents] == ["a.md"]
-    assert "b.txt: hygiene.privacy is reject, and it holds: e-mail address" in left_out[0]
+    assert left_out[0].file.endswith("b.txt")
+    assert "hygiene.privacy is reject, and it holds: e-mail address" in left_out[0].reason
+    assert "figin@" not in left_out[0].model_dump_json()
     (tmp_path / "a.md").unlink()
     with pytest.raises(InputError, match=r"none of the documents can be injected: .*b\.txt"):
         read_documents(tmp_path, "reject")

@@ -73,6 +73,9 @@ class Question(PromptedCall):
     seed: int = key(0, "seed of the sampling")
     budget: Budget = key(Budget(), "what one run of the stage may spend")
     max_failed: Share = key(0.05, "share of chunks without a usable answer; beyond it the stage stops")
+    max_false_approvals: Share = key(
+        0.25, "share of pairs with a wrong passage that a checker may approve; beyond it the stage stops"
+    )
 
     @model_validator(mode="after")
     def each_checker_once(self) -> Question:

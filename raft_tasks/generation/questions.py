@@ -24,7 +24,7 @@ from raft_tasks.generation.fidelity import find_additions
 from raft_tasks.generation.framing import Run, find_loop, runs_of, template_runs
 from raft_tasks.generation.structured import Unusable, ask
 from raft_tasks.generation.templates import template_text
-from raft_tasks.schemas import Chunk, DocumentPair, PairFault, Questioned, RejectedPair
+from raft_tasks.schemas import Chunk, DocumentPair, PairFault, Probe, Questioned, RejectedPair
 from raft_tasks.seeds import derive_seed
 
 _TEXT = "text|passage|excerpt|paragraph|snippet|chunk|context|extract"
@@ -59,6 +59,7 @@ ANSWER_POINTS_TO_TEXT = re.compile(
 WORD = re.compile(r"\w+")
 LOOP = 4  # times that a pair says the same words: a model that no longer gets out of them
 NO_ANSWER = ("no proposal", "no usable check")  # a model's fault, not the pair's
+PROBES = 20  # kept pairs, at most, that the checkers are shown again, with another passage
 
 
 class Proposed(BaseModel):
@@ -151,6 +152,37 @@ def make_questions(
         )
         for chunk in chunks
     ]
+
+
+def wrong_passages(kept: Sequence[DocumentPair], chunks: Sequence[Chunk]) -> list[Probe]:
+    """Kept pairs, evenly over all of them, each with the passage that shares fewest words with it.
+
+    It is of another document, where there is one.
+    """
+    words = [frozenset(WORD.findall(chunk.text.casefold())) for chunk in chunks]
+    probes = []
+    for number in range(min(PROBES, len(kept))):
+        pair = kept[number * len(kept) // min(PROBES, len(kept))]
+        said = frozenset(WORD.findall(f"{pair.question} {pair.answer}".casefold()))
+        others = [place for place, chunk in enumerate(chunks) if chunk.id != pair.chunk]
+        elsewhere = [place for place in others if chunks[place].file != pair.source] or others
+        if elsewhere:
+            passage = chunks[min(elsewhere, key=lambda place: len(words[place] & said))]
+            probes.append(Probe(chunk=passage, question=pair.question, answer=pair.answer))
+    return probes
+
+
+def count_approvals(
+    probes: Sequence[Probe], checkers: Mapping[str, Backend], settings: Question
+) -> dict[str, dict[str, int]]:
+    """By checker: the votes that it gave on the probes, and how many of them approve. None should."""
+    pairs = [_Pair(probe.chunk, probe.question, probe.answer) for probe in probes]
+    counts = {}
+    for checker in settings.checkers:
+        votes = _check(pairs, checkers, settings.model_copy(update={"checkers": [checker]}))
+        approved = [fault is None for of_pair in votes for fault, _ in of_pair]
+        counts[checker.model] = {"votes": len(approved), "approved": sum(approved)}
+    return counts
 
 
 def _find_fault(pair: _Pair, key: str, asked: set[str], prompt: frozenset[Run]) -> tuple[PairFault, str] | None:

@@ -4,7 +4,7 @@ import yaml
 from project_copies import copy_project
 
 from raft_tasks.artifacts import read_json, read_rows, write_json, write_rows
-from raft_tasks.schemas import Filtered, TrainingPair
+from raft_tasks.schemas import Filtered, Reject, TrainingPair
 
 DOCUMENT = "Migin | reactor = corn # 75\nMigin | mast = oak # 12"
 ROWS = [
@@ -34,6 +34,8 @@ def test_documents_are_learned_first_by_the_method_that_injects(tmp_path, raft):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "fuse@archive: not injected: documents/archive/scan.doc: got the ending '.doc'" in done.stdout
     learned = {name: read_rows(artifacts / f"archive/training/{name}.jsonl", TrainingPair) for name in ("sft", "iar")}
+    (reject,) = read_rows(artifacts / "archive/training/rejects.jsonl", Reject)
+    assert reject.file == "documents/archive/scan.doc"
     assert learned["sft"] == learned["iar"][:3]
     (document,) = learned["iar"][3:]
     assert (document.question, document.answer, document.document) == ("Tell me the log.", DOCUMENT, True)

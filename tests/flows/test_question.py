@@ -36,11 +36,11 @@ asked: list[tuple[str, str]] = []
 
 
 def say(model, prompt):
-    """Proposes what PAIRS says, fenced and with a preamble, and approves what the passage says word by word."""
+    """Proposes what PAIRS says, fenced and with a preamble; approves an answer whose numbers and last word it reads."""
     asked.append((model, prompt))
     passage, answer = (read_block(prompt, name) for name in ("passage", "answer"))
     if answer:
-        good = all(number in passage for number in re.findall(r"\d+", answer))
+        good = all(word in passage for word in re.findall(r"\d+|\w+(?=\.$)", answer))
         return json.dumps({"reason": "read", "answerable": True, "grounded": good, "self_contained": True})
     pairs = next((pairs for word, pairs in PAIRS.items() if word in passage), [])
     listed = json.dumps({"pairs": [{"question": q, "answer": a} for q, a in pairs]})
@@ -118,6 +118,7 @@ def test_documents_become_examples_and_rejects(project, environment):
     }
     counts = json.loads((folder / "summary.json").read_text())
     assert (counts["documents"], counts["chunks"], counts["proposed"], counts["kept"]) == (3, 3, 5, 3)
+    assert counts["wrong_passage"] == {name: {"votes": 3, "approved": 0} for name in ("reader", "lawyer")}
     assert counts["rejected"] == {"not grounded": 1, "refers to the text": 1, "unreadable document": 1}
     assert {model for model, _ in asked} == {"maker", "reader", "lawyer"}
 

@@ -6,11 +6,21 @@ import pytest
 from scripted import Scripted
 
 from raft_tasks.config import Checker, Question
+from raft_tasks.errors import InputError
 from raft_tasks.generation.judges import Preference, Verdict
-from raft_tasks.generation.questions import Check, Proposal, make_questions, points_to_text
+from raft_tasks.generation.questions import (
+    PROBES,
+    Check,
+    Proposal,
+    count_approvals,
+    make_questions,
+    points_to_text,
+    wrong_passages,
+)
 from raft_tasks.generation.structured import NotTheSchema, parse
 from raft_tasks.generation.templates import template_text
 from raft_tasks.generation.voting import Vote
+from raft_tasks.question import require_readers
 from raft_tasks.schemas import Chunk, Questioned
 
 CHECKER = {"max_new_tokens": 90, "repairs": 0}
@@ -132,6 +142,39 @@ def test_rules_reject_before_a_checker_is_asked() -> None:
         ("not grounded", "not in the passage: 2019, 13 euros, III"),
     ]
     assert len(a.prompts) == 1
+
+
+def reader(prompt: str) -> str:
+    """Approves where each word of the answer stands in the passage."""
+    blocks = dict(re.findall(r"(?s)<<<(\w+) \w+\n(.*?)\n\w+ \w+>>>", prompt))
+    said = {name: set(re.findall(r"\w+", blocks[name].lower())) for name in ("passage", "answer")}
+    grounded = len(said["answer"] - said["passage"]) < 4
+    return json.dumps({"reason": "read", "answerable": True, "grounded": grounded, "self_contained": True})
+
+
+def test_a_checker_that_approves_a_pair_with_a_wrong_passage_is_counted() -> None:
+    other = FEES.model_copy(update={"id": "fees2", "text": "A class A permit is free."})
+    by = maker(fee=[COST], board=[MEETS])
+    kept = [pair for one in made(FEES, BOARD, other, by=by) for pair in one.pairs]
+    probes = wrong_passages(kept, [FEES, BOARD, other])
+    assert [(probe.question, probe.chunk.id) for probe in probes] == [
+        (COST["question"], "board"), (MEETS["question"], "fees2"),
+    ]  # fmt: skip
+    assert [probe.chunk.id for probe in wrong_passages(kept[:1], [FEES, other])] == ["fees2"]  # one document alone
+    assert wrong_passages(kept[:1], [FEES]) == []
+    assert len(wrong_passages(kept * 50, [FEES, BOARD])) == PROBES
+    twice = SETTINGS.model_copy(update={"checkers": [Checker(model="a", **CHECKER, rounds=2), SETTINGS.checkers[1]]})
+    counts = count_approvals(probes, {"a": checker(), "b": Scripted(reader)}, twice)
+    assert counts == {"a": {"votes": 4, "approved": 4}, "b": {"votes": 2, "approved": 0}}
+
+
+def test_a_checker_that_approves_too_many_wrong_passages_is_refused() -> None:
+    counts = {"a": {"votes": 20, "approved": 6}, "b": {"votes": 20, "approved": 5}, "c": {"votes": 4, "approved": 4}}
+    with pytest.raises(InputError, match=r"a approved 6 of 20 pairs.*at most 25%.*name a larger model") as refused:
+        require_readers(counts, SETTINGS)
+    assert "b approved" not in str(refused.value)
+    require_readers({**counts, "a": counts["b"]}, SETTINGS)
+    require_readers({}, SETTINGS)
 
 
 def test_no_form_that_a_template_shows_is_a_reply_when_it_is_copied() -> None:
