@@ -66,7 +66,7 @@ def doctor() -> None:
 @app.command()
 def run() -> None:
     """Run every stage that is not up to date, then print the results."""
-    from flows.pipeline import run_pipeline
+    from flows.run import run_pipeline
 
     run_pipeline()
 

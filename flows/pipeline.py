@@ -16,8 +16,6 @@ from pathlib import Path
 from queue import LifoQueue
 from typing import Any, NamedTuple
 
-import networkx as nx
-from dvc.repo import Repo
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -26,22 +24,17 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import paths
-from flows.doctor import check_before_run
 from flows.dvc_worker import DvcWorker
 from flows.environment import PIPELINE_PID, process_age
-from flows.resolve import resolve
+from flows.run import stage_graph, stale_stages
 from flows.server import ensure_server, prefect_at
 from flows.stage import END_LINE, RUN_LINE, run_page
 from flows.stage_host import stage_host
-from raft_tasks.artifacts import read_json
-from raft_tasks.config import Config, load_config
+from raft_tasks.config import load_config
 from raft_tasks.errors import OperationalError
-from raft_tasks.reporting.terminal import print_table
 
 TAIL_LINES = 30  # of a failed stage's output, repeated in its error
 ERROR = "error: "  # that flows/cli.py begins the message of a failed stage with
-RESOLVE = "resolve"
 DVC_ERROR = "ERROR: failed to reproduce "
 DVC_RUNS = "Running stage "
 STOP_SECONDS = 120.0  # for a step and a checkpoint, before a stage is killed
@@ -51,37 +44,6 @@ ALL_AT_ONCE: Any = ThreadPoolTaskRunner(max_workers=sys.maxsize)
 
 class StageFailed(OperationalError):
     """A stage ended with an error; the message holds its last words."""
-
-
-def stage_graph(config: Config) -> tuple[dict[str, list[str]], set[str]]:
-    """DVC's stages in topological order, each with what it waits for; and those whose own dependencies changed.
-
-    Raises:
-        InputError: a model, a template or a file that the config names is not there.
-    """
-    resolve(config)  # so that DVC compares with what holds now; RESOLVE itself runs where dvc.lock has not recorded it
-    with Repo() as repo, repo.lock:
-        graph: nx.DiGraph = repo.index.graph  # edges point from a stage to what it depends on
-        order = list(nx.dfs_postorder_nodes(graph))
-        upstream = {stage.addressing: [dep.addressing for dep in graph.successors(stage)] for stage in order}
-        changed = {
-            stage.addressing
-            for stage in order
-            if not stage.frozen and (stage.changed_outs() if stage.addressing == RESOLVE else stage.changed())
-        }
-    return upstream, changed
-
-
-def stale_stages(upstream: dict[str, list[str]], changed: set[str]) -> list[str]:
-    """The stages that may have to run, in order: the changed ones and all that is downstream of them.
-
-    RESOLVE writes what was compared with already, so nothing is stale because it runs.
-    """
-    stale: list[str] = []
-    for name, waits_for in upstream.items():
-        if name in changed or any(dep in stale and dep != RESOLVE for dep in waits_for):
-            stale.append(name)
-    return stale
 
 
 class Ran(NamedTuple):
@@ -247,29 +209,6 @@ def overhead(work: float, waited: float = 0.0) -> str:
     """What of this process's life was neither work nor waiting, in words; all in seconds."""
     whole = process_age() - waited
     return f"{whole - work:.1f} s, {100 * (whole - work) / whole:.1f} % of {whole:.1f} s"
-
-
-def show_results() -> None:
-    """Print the table of the report and where the page is."""
-    metrics = paths.REPORTS / "metrics.json"
-    if metrics.exists():
-        print_table(read_json(metrics))
-        print(f"The whole report: {(paths.REPORTS / 'report.html').resolve().as_uri()}")
-
-
-def run_pipeline() -> None:
-    """Run the pipeline if something is not up to date, then print the results; this is `raft run`."""
-    config = load_config()
-    check_before_run(config)
-    upstream, changed = stage_graph(config)
-    if not stale_stages(upstream, changed):
-        print(f"Nothing to do: all {len(upstream)} stages are up to date.")
-        show_results()
-        return
-    with serving():
-        ran = pipeline()
-    show_results()
-    print(f"Orchestration (Prefect, DVC, imports; no stage at work): {overhead(ran.work)}")
 
 
 @contextmanager

@@ -39,7 +39,8 @@ from flows import checkout, new_data, paths
 from flows.environment import process_age
 from flows.gate import gate_candidate
 from flows.past_answers import write_past_answers
-from flows.pipeline import overhead, pipeline, serving, stage_graph, stale_stages
+from flows.pipeline import overhead, pipeline, serving
+from flows.run import stage_graph, stale_stages
 from raft_tasks.artifacts import iter_rows, read_yaml
 from raft_tasks.config import PAST_ANSWERS, Config, Retrain, load_config
 from raft_tasks.errors import InputError, OperationalError

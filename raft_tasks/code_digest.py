@@ -91,12 +91,14 @@ def _add_words(node: ast.AST, words: list[str]) -> None:
     words.append(".")
 
 
-def _without_type_checking(node: ast.AST) -> Iterator[ast.AST]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
-            continue
-        yield child
-        yield from _without_type_checking(child)
+def _without_type_checking(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a tree, but for what type checkers alone see."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+            yield node
+            waiting.extend(ast.iter_child_nodes(node))
 
 
 @cache

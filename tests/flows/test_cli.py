@@ -42,6 +42,12 @@ def test_help_imports_nothing_heavy():
     assert done.stdout == "[]\n"
 
 
+def test_a_run_with_nothing_to_do_imports_no_prefect():
+    code = "import sys, flows.run; print('prefect' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
+
+
 def test_every_command_and_option_has_a_sentence_of_help():
     found = dict(commands(typer.main.get_command(app)))
     assert set(found) >= COMMANDS
@@ -88,7 +94,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def fail():
         raise KeyError("a bug")
 
-    monkeypatch.setattr("flows.pipeline.run_pipeline", fail)
+    monkeypatch.setattr("flows.run.run_pipeline", fail)
     monkeypatch.setattr(sys, "argv", ["raft", "run"])
     with pytest.raises(KeyError, match="a bug"):
         main()

@@ -117,7 +117,7 @@ def test_push_and_pull_bring_every_artifact_back(calm, tmp_path, environment):
 
 @pytest.mark.slow
 def test_a_changed_threshold_concerns_what_depends_on_it(calm, environment):
-    show = "from flows.pipeline import *; print(*stale_stages(*stage_graph(load_config())))"
+    show = "from flows.run import *; print(*stale_stages(*stage_graph(load_config())))"
     ask = [sys.executable, "-c", show]
     config = (calm / "params.yaml").read_text()
     try:

@@ -1,4 +1,4 @@
-from flows.pipeline import stale_stages
+from flows.run import stale_stages
 
 UPSTREAM = {
     "ingest": [],
