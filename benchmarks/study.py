@@ -57,7 +57,7 @@ from raft_tasks.model_loading import load_model
 from raft_tasks.schemas import Anchor, Example, Filtered, Fused, GeneratedAnchor, TrainingPair, UserTurn
 from raft_tasks.training.anchor_logits import LOGITS, ROWS, AnchorLogits, encode_anchors, is_encodable
 from raft_tasks.training.conversations import Encoder
-from raft_tasks.training.job import TrainingJob
+from raft_tasks.training.job import CurveInputs, TrainingJob
 from raft_tasks.training.train import train_model
 
 STUDIES = Path(__file__).parent / "studies"
@@ -211,21 +211,28 @@ def pairs_of(fused: Iterable[Fused], method: Method, replay: Path | None) -> lis
     return pairs
 
 
-def prepared(study: dict[str, Any], cell: Cell) -> tuple[list[Fused], Path | None]:
-    """The domain's refined answers and the arm's anchors, made once for all cells that share them."""
+def prepared(study: dict[str, Any], cell: Cell) -> tuple[list[Fused], Path | None, CurveInputs | None]:
+    """The domain's refined answers, the arm's anchors, its curve's inputs: made once for all cells that share them."""
     config, arm, place = config_of(study, cell), study["arms"][cell.arm], world_folder(cell.world)
     fused = refine(config, place / f"{cell.domain}.jsonl", cell.domain)
-    held = config.methods[arm["method"]].anchors
-    if held is None:
-        return fused, None
-    world, kind = build_world(load_recipe(WORLDS[cell.world]).world), arm.get("anchors", "invented")
-    return fused, anchor_set(config, config.anchors[held.set], kind, world, place, cell.domain)
+    world, learned, curve = build_world(load_recipe(WORLDS[cell.world]).world), None, None
+    if held := config.methods[arm["method"]].anchors:
+        kind = arm.get("anchors", "invented")
+        learned = anchor_set(config, config.anchors[held.set], kind, world, place, cell.domain)
+    if config.train.curve:
+        validation = [row for row in examples_of(place, cell.domain) if row.split == "validation"]
+        sets = {
+            name: anchor_set(config, config.anchors[name], "invented", world, place, cell.domain)
+            for name in config.train.curve.sets
+        }
+        curve = CurveInputs(validation, sets)
+    return fused, learned, curve
 
 
 def train(study: dict[str, Any], cell: Cell, work: Path) -> tuple[Path, dict[str, Any]]:
     """Train the cell's model in `work`; its folder and the facts of the training."""
-    (fused, anchors), _ = in_child(prepared, study, cell)
-    (model, facts), usage = in_child(train_alone, study, cell, work, fused, anchors)
+    inputs, _ = in_child(prepared, study, cell)
+    (model, facts), usage = in_child(train_alone, study, cell, work, *inputs)
     return model, facts | {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * 1024}
 
 
@@ -246,7 +253,12 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> tuple[Any, resour
 
 
 def train_alone(
-    study: dict[str, Any], cell: Cell, work: Path, fused: list[Fused], anchors: Path | None
+    study: dict[str, Any],
+    cell: Cell,
+    work: Path,
+    fused: list[Fused],
+    anchors: Path | None,
+    curve: CurveInputs | None,
 ) -> tuple[Path, dict[str, Any]]:
     config, arm, place = config_of(study, cell), study["arms"][cell.arm], world_folder(cell.world)
     method = config.methods[arm["method"]]
@@ -261,10 +273,12 @@ def train_alone(
         output=work,
         checkpoints=work / "checkpoints",
         anchors=anchors,
+        curve=curve,
     )
     summary = train_model(with_mixed_targets(job, {"base": config.base.path}))
     assert summary is not None
-    facts = {key: summary[key] for key in ("seconds", "steps", "rows", "final", "distance")}
+    told = ("seconds", "steps", "rows", "final", "distance", "curve")
+    facts: dict[str, Any] = {key: value for key, value in summary.items() if key in told}
     if method.merge is None:
         return work / "model", facts
     validation = suite_of(study, cell, "validation")
