@@ -22,6 +22,7 @@ import yaml
 
 from flows.pocket import copy_pocket_model
 from raft_tasks.artifacts import parse_yaml
+from raft_tasks.config import parse_config
 from raft_tasks.errors import InputError
 from raft_tasks.sources.columns import Recognised, read_head, recognise_columns
 
@@ -60,7 +61,7 @@ def init(preset: str, domain: str, source: Source | None, model: str | None) -> 
     recognised = recognise_columns(source.data, source.question, source.answer) if source else None
     config = params_text(preset, domain, recognised, model)
     texts = project_texts(domain) | {"params.yaml": config}
-    path = parse_yaml(config, preset)["models"]["base"]["path"]
+    path = parse_config(parse_yaml(config, preset), f"--preset {preset}").base.path
     smollm2 = find_smollm2() if path == SMOLLM2_PATH else None
     rows = Path("data", domain, re.sub(r"\.json$", ".jsonl", source.data.name)) if source else None
     targets = [*texts, *([str(rows)] if rows else []), *([path] if path in (POCKET_PATH, SMOLLM2_PATH) else [])]
@@ -77,7 +78,7 @@ def init(preset: str, domain: str, source: Source | None, model: str | None) -> 
     if smollm2:
         Path(path).parent.mkdir(exist_ok=True)
         shutil.copyfile(smollm2, path)
-        call(sys.executable, "-m", "dvc", "add", "--quiet", path)  # 98 MB: git keeps its digest, DVC the file
+        call(sys.executable, "-m", "dvc", "add", path)  # 98 MB: git keeps its digest, DVC the file
         targets = [*(target for target in targets if target != path), f"{path}.dvc", "models/.gitignore"]
         yield f"{path}: SmolLM2-135M-Instruct in 4 bits, of the package {SMOLLM2_FILE[0]}"
     if source and rows and recognised:
@@ -114,7 +115,9 @@ def params_text(preset: str, domain: str, recognised: Recognised | None, model: 
         folder = Path(name).resolve()
         if folder.exists():
             name = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
-        number = next(number for number, line in enumerate(lines) if line.startswith("  base: "))
+        number = next((number for number, line in enumerate(lines) if line.startswith("  base: {")), None)
+        if number is None:
+            raise InputError(f"--model: {file} has no line `  base: {{path: ...}}` of models, in which it would stand")
         base = parse_yaml(lines[number], preset)["base"]
         lines[number] = f"  base: {flow_style(base | {'path': name} | ({'revision': revision} if revision else {}))}"
     if "domains" in parse_yaml("\n".join(lines), preset):
@@ -175,7 +178,7 @@ def start_repositories() -> Iterator[str]:
         call("git", "init", "--quiet")
         yield "git repository made"
     if not Path(".dvc").exists():
-        call(sys.executable, "-m", "dvc", "init", "--quiet")
+        call(sys.executable, "-m", "dvc", "init")
         Path(".dvc/config").write_text(template("dvcconfig"), encoding="utf-8")
         Path(".dvcignore").write_text(template("dvcignore"), encoding="utf-8")
         yield "DVC repository made; its remote is the folder .cache/dvc-remote, change it in .dvc/config"

@@ -90,6 +90,18 @@ def test_wrong_arguments_write_nothing(empty, arguments, message):
     assert os.listdir() == []
 
 
+def test_a_settings_file_with_faults_writes_nothing(empty):
+    settings = Path("../own.yaml")
+    text = params_text("pocket", "mine", None, None)
+    settings.write_text(text.replace("rows: jsonl", "row: jsonl"))
+    with pytest.raises(InputError, match=r"--preset \.\./own\.yaml has 2 problem\(s\)(?s:.*)run\.rows: Field required"):
+        list(init(str(settings), "mine", None, None))
+    settings.write_text(yaml.safe_dump(yaml.safe_load(text)))
+    with pytest.raises(InputError, match=r"--model: \.\./own\.yaml has no line `  base: \{path"):
+        list(init(str(settings), "mine", None, "owner/name"))
+    assert os.listdir() == []
+
+
 def test_without_identity_the_project_is_made_and_the_commit_explained(empty, monkeypatch):
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.delenv(f"GIT_{name}_NAME")
