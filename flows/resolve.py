@@ -84,7 +84,8 @@ class Stages:
             "models": self.models({"base"}),
             "train": _only(config.train, "max_length", "too_long", "curve"),
             "teachers": self.teachers(),
-            **(self.tasks(config.benchmark.tasks) if domain.hygiene.contamination is not None else {}),
+            "rows": config.run.rows,
+            **(self.items(config.benchmark.tasks) if domain.hygiene.contamination is not None else {}),
         }
 
     def teachers(self) -> list[Any]:
@@ -164,7 +165,7 @@ class Stages:
             **self.local(config.semantic_filter.encoder if sets else None),
             "models": self.models({"base", *(row.model for row in sets.values())}) if sets else {},
             "prompts": {name: self.digest(paths.user_turns(row.prompts)) for name, row in sets.items() if row.prompts},
-            **self.tasks(tasks),
+            **(self.items(tasks) if sets else {}),
         }
 
     def evaluation(self) -> Files:
@@ -222,6 +223,11 @@ class Stages:
             "tasks": {folder.name: self.task(folder) for folder in folders},
             "mirrors": {name: self.digest(Path(mirror)) for name, mirror in sorted(mirrors.items())},
         }
+
+    def items(self, names: Collection[str]) -> dict[str, Any]:
+        """What decides which benchmark items nothing learned may repeat: the tasks, lm-eval's own by their names."""
+        pins = {name: source.revision for name, source in self.config.benchmark.data.items() if source.revision}
+        return {**self.tasks(names), "names": sorted(names), "pins": pins}
 
     def local(self, *names: str | None) -> dict[str, Any]:
         """Local folders that stand in place of a hub id, by content: the name alone would hide a change."""

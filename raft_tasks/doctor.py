@@ -29,7 +29,7 @@ from raft_tasks.config.faults import explain
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.task_files import missing_data
 from raft_tasks.proxies import is_loopback, proxy_note
-from raft_tasks.sources.files import RawRow, find_documents, find_files, read_file
+from raft_tasks.sources.files import RawRow, find_documents, find_files, is_match, read_file
 from raft_tasks.sources.roles import roles_of
 from raft_tasks.template_file import TemplateFile
 
@@ -115,6 +115,9 @@ def check_rows(config: Config) -> Iterator[Fault]:
             if name not in config.run.documents:
                 yield Fault(f"domains.{name}.files", str(error), action=f"put question-answer pairs into data/{name}/")
         made = Path("data", name, "questions.jsonl") if name in config.run.documents else None
+        if made and not any(is_match(made, pattern) for pattern in domain.files):
+            wanted = f"a pattern of {made} too: the pairs of its documents would not be read"
+            yield Fault(f"domains.{name}.files", str(domain.files), wanted, f"add {made}")
         for file in files:
             if file != made:  # `question` writes it
                 yield from _check_file(file, name, domain)

@@ -113,6 +113,22 @@ def test_chat_takes_the_place_of_the_columns_and_hygiene_can_be_off():
     assert (mine.hygiene.near_duplicates, mine.hygiene.contamination) == (None, None)
 
 
+def test_a_split_column_that_nothing_reads_is_an_error():
+    columns = {"question": "q", "answer": "a", "split": "part"}
+    message = message_of(small(domains={"mine": {"columns": columns}}))
+    assert "domains.mine.columns.split: got 'part' with split.by 'source'" in message
+    parse_config(small(domains={"mine": {"columns": columns, "split": {"by": "column"}}}))
+
+
+def test_a_coefficient_is_not_chosen_on_what_is_reported():
+    methods = {"mine": {"merge": {"kind": "interpolate"}}}
+    benchmark = {"tasks": ["t", "u"], "validation_tasks": ["t", "v"]}
+    message = message_of(small(benchmark=benchmark, methods=methods))
+    for where in ("gate.recover", "methods.mine.merge"):
+        assert f"{where}.tasks: got 't', which is in benchmark.tasks too" in message
+    parse_config(small(benchmark={"tasks": ["t", "u"], "validation_tasks": ["v"]}, methods=methods))
+
+
 def test_every_problem_is_reported_at_once_with_its_key():
     document = small(
         train={"epochs": "three", "epohcs": 3},

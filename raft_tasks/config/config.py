@@ -102,6 +102,11 @@ class Config(Section):
         for name in {"base", "champion"} & set(self.methods):
             yield f"methods.{name}: the name is taken by the untouched model or the one in production; rename it"
         for name, domain in self.domains.items():
+            if domain.columns.split is not None and domain.split.by != "column":
+                yield (
+                    f"domains.{name}.columns.split: got {domain.columns.split!r} with split.by {domain.split.by!r}, "
+                    "which does not read it; expected split: {by: column}, or no columns.split"
+                )
             folder = f"data/{name}/"
             for pattern in domain.files:
                 if not pattern.startswith(folder):
@@ -131,6 +136,8 @@ class Config(Section):
         for where, search in searches.items():
             if not search.tasks:
                 yield f"{where}.tasks: got none, expected lm-eval tasks there or in benchmark.validation_tasks"
+            for task in sorted({*search.tasks} & {*self.benchmark.tasks}):
+                yield f"{where}.tasks: got {task!r}, which is in benchmark.tasks too; expected tasks that test nothing"
         # what is said of a task that nothing benchmarks would be passed over
         tasks = {"domain", *self.benchmark.tasks, *self.benchmark.validation_tasks}
         tasks.update(task for search in searches.values() for task in search.tasks)

@@ -19,6 +19,7 @@ import re
 import zlib
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,6 +64,13 @@ def alternatives(pattern: str) -> list[str]:
         return [pattern]
     options = (pattern[: braces.start()] + option + pattern[braces.end() :] for option in braces[1].split(","))
     return [whole for option in options for whole in alternatives(option)]
+
+
+def is_match(file: Path, pattern: str) -> bool:
+    """Whether the pattern of `find_files` names this file, there or not."""
+    options = alternatives(pattern)
+    options += [option.replace("**/", "") for option in options]  # which stands for no folder, too
+    return any(fnmatchcase(str(file), option) for option in options)
 
 
 def find_files(patterns: list[str], workspace: Path) -> list[Path]:

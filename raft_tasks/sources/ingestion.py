@@ -148,7 +148,8 @@ class Ingested:
     def _check(self, example: Example, row: RawRow) -> bytes:
         """The rules on one example; returns its flags as lines, each after a newline."""
         hygiene = self.domain.hygiene
-        text = "\n".join([*(turn["content"] for turn in example.history), example.question, example.answer])
+        parts = [*(turn["content"] for turn in example.history), example.question, example.answer]
+        text = "\n".join([*parts, *filter(None, [example.explanation])])
         if hygiene.language is not None:
             language = other_language(text, hygiene.language)
             if language is not None:

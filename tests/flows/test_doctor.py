@@ -169,6 +169,23 @@ def test_the_rows_of_a_domain_that_has_documents_too_are_checked(project):
     assert list(checks.check_rows(load_config())) == []
 
 
+@pytest.mark.parametrize(
+    ("domain", "faults"),
+    [
+        ({"files": ["data/mine/pairs.csv"]}, 1),
+        ({"hub": {"id": "owner/name", "revision": "0" * 40}}, 1),
+        ({"files": ["data/mine/{pairs.csv,questions.jsonl}"]}, 0),
+        ({"files": ["data/mine/**/*.{csv,jsonl}"]}, 0),
+    ],
+)
+def test_pairs_of_documents_that_nothing_would_read_are_a_fault(project, domain, faults):
+    Path("documents/mine").mkdir(parents=True)
+    columns = load_config().domains["mine"].model_dump()["columns"]
+    change(run={"documents": ["mine"]}, domains={"mine": {"columns": columns, **domain}})
+    named = [str(fault) for fault in checks.check_rows(load_config())]
+    assert ["a pattern of data/mine/questions.jsonl too" in fault for fault in named] == [True] * faults
+
+
 def cut(file):
     file.write_bytes(file.read_bytes()[:1000])
 

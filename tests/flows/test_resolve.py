@@ -53,6 +53,11 @@ METHODS = ("sft", "fused_sft", "raft", "fused_sft_anchored")
         ("benchmark.max_new_tokens", 41, {"benchmark", *(f"benchmark-{method}" for method in METHODS)}),
         ("anchors.generated.count", 300, {"anchors"}),
         ("report.flips", 10, {"report"}),
+        (
+            "run.rows",
+            "parquet",
+            {"ingest-archive", "report"},
+        ),  # `ingest` writes the first rows, and others depend on those
         ("domains.archive.hygiene.privacy", "reject", {"ingest-archive"}),
         ("resources.processes", 1, set()),
         ("gate.general_margin", 0.1, set()),
@@ -89,6 +94,23 @@ def test_a_benchmark_task_concerns_the_stages_that_read_it(changed, monkeypatch,
     assert changed("report.flips", same) == set()
     (tasks / "pocket_recall" / "items.jsonl").write_text("{}")
     assert changed("report.flips", same) == {"anchors", "benchmark", *(f"benchmark-{method}" for method in METHODS)}
+
+
+def test_another_benchmark_concerns_what_must_not_repeat_its_items(changed):
+    tasks = [*load_config().benchmark.tasks, "hellaswag"]
+    scored = {"benchmark", *(f"benchmark-{method}" for method in METHODS)}
+    assert changed("benchmark.tasks", tasks) == {"anchors", *scored}  # the archive's rows are not compared with items
+    assert changed("benchmark.data", {"Rowan/hellaswag": {"revision": "0" * 40}}) == {"anchors", *scored}
+
+
+def test_another_benchmark_concerns_rows_that_must_not_repeat_its_items(tmp_path):
+    def ingest(tasks):
+        document = json.loads(json.dumps(yaml.safe_load(Path("params.yaml").read_text())))
+        document["domains"]["archive"]["hygiene"] = {"contamination": 0.5}
+        document["benchmark"] = {"tasks": tasks, "validation_tasks": ["pocket_recall_validation"]}
+        return files_of(parse_config(document), tmp_path)["ingest-archive"]
+
+    assert ingest(["pocket_recall"]) != ingest(["pocket_recall", "hellaswag"])
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,14 @@ def test_private_rows_are_flagged_or_rejected_and_never_quoted(tmp_path: Path) -
     assert "ada@" not in duplicate.content
 
 
+def test_what_a_terse_answer_means_is_looked_at_too(tmp_path: Path) -> None:
+    """Rewriting starts from it."""
+    told = {**row("Who?", "5402.31"), "e": "Write to ada@example.org."}
+    [reject] = ingest(tmp_path, [told], privacy="reject", columns={"explanation": "e"})[1]
+    assert reject.rule == "privacy"
+    assert ingest(tmp_path, [told], columns={"explanation": "e"})[1] == []
+
+
 def test_length_bounds(tmp_path: Path) -> None:
     assert reasons(tmp_path, row("Q?", "Long enough."), least=4) == [
         (3, "too short", "question has 2 characters, at least 4 (ingest.min_characters)")
