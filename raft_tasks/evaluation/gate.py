@@ -2,7 +2,8 @@
 
     domain            no worse than the model in production by more than a margin: the interval of the paired difference
                       lies above -margin. Without one in production: better than the base, the interval lies above 0.
-                      An interval that reaches 0 from below -margin shows neither harm nor its absence: unproven
+                      An interval that reaches 0 from below -margin shows neither harm nor its absence: unproven.
+                      So do fewer sources than the sign test needs: all alike, they would not be significant
     general           no task worse than the base beyond a margin: its interval does not lie below -margin as a whole.
                       The tasks share the error rate (Bonferroni; some task fails exactly if Holm's method finds one)
     general average   the same of the plain average of the tasks
@@ -18,11 +19,13 @@ format or seed, a rule has a floor: the end, farther from 0, of the interval of 
 nearer to 0 than the floor is neither gain nor loss, and a margin below the floor cannot be judged: unknown, unproven.
 
 Answers that a panel has judged count as it says: of general tasks always, of the domain where `domain_metric` says so.
-Intervals are those of `statistics.difference`: over the items, clustered by source. A rule without evidence fails.
+Intervals are those of `statistics.difference`: over the items, clustered by source; a single source has none. A rule
+without evidence does not pass: unknown, unproven.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -88,7 +91,7 @@ class Verdict:
 
     @property
     def harmful(self) -> bool:
-        """Whether a rule is broken or a person said no; not where only proof is missing that the domain is as good."""
+        """Whether a rule is broken or a person said no; not where only proof is missing."""
         return self.refused_by is not None or any(check.result in ("near miss", "fail") for check in self.checks)
 
     @property
@@ -168,9 +171,10 @@ class _Change(NamedTuple):
     """A paired difference, and how far it may lie from itself when it is measured again."""
 
     estimate: float
-    low: float  # where there is no interval, the least and the most that there can be
+    low: float
     high: float
     floor: float
+    sources: int
     text: str
 
 
@@ -190,7 +194,10 @@ class _Comparison:
         limit = f"at least {_points(margin)} against {other.name}, with {rules.confidence:.0%} confidence"
         change = self.change([task], other, rules.confidence)
         if isinstance(change, str):
-            return Check(task, UNKNOWN, limit, change, "fail")
+            return _unknown(task, limit, change)
+        least = math.ceil(math.log2(2 / (1 - rules.confidence)) - 1e-9)  # 2 (1/2)^least <= 1 - confidence
+        if change.sources < least:
+            return _unknown(task, limit, _few_sources(change.sources, least))
         if not gains and change.floor > rules.domain_margin and change.high >= -change.floor:
             return _below_noise(task, limit, rules.domain_margin, change.floor)
         result: Result = "unproven" if change.high >= -change.floor else "fail"
@@ -203,7 +210,7 @@ class _Comparison:
         limit = f"not significantly below {_points(-margin)} against {self.base.name} ({confidence:.2%} interval)"
         change = self.change(tasks, self.base, confidence)
         if isinstance(change, str):
-            return Check(rule, UNKNOWN, limit, change, "fail")
+            return _unknown(rule, limit, change)
         result: Result = "pass"
         if change.high < -max(margin, change.floor):
             result = "near miss" if change.estimate >= -margin - self.rules.near_miss else "fail"
@@ -218,7 +225,7 @@ class _Comparison:
         limit = f"not significantly below {_points(-margin)} against {self.base.name}"
         change = self.change(tasks, self.base, self.rules.confidence, finished)
         if isinstance(change, str):
-            return Check("thoughts", UNKNOWN, limit, change, "fail")
+            return _unknown("thoughts", limit, change)
         lost = change.high < -max(margin, change.floor)
         if change.floor > margin and not lost:
             return _below_noise("thoughts", limit, margin, change.floor)
@@ -234,7 +241,7 @@ class _Comparison:
         limit = f"at most {_points(margin)} above {self.base.name}"
         repeated = leaks if self.repeat is None else self.repeat.leaks
         if leaks is None or of_base is None or repeated is None:
-            return Check("leaks", UNKNOWN, limit, "no answers were given", "fail")
+            return _unknown("leaks", limit, "no answers were given")
         floor = abs(repeated - leaks)
         beyond = leaks - of_base > max(margin, floor)
         if floor > margin and not beyond:
@@ -250,10 +257,16 @@ class _Comparison:
             noise = self.difference(tasks, self.repeat, self.candidate, self.rules.confidence, metric)
         if isinstance(change, str) or isinstance(noise, str):
             return change if isinstance(change, str) else str(noise)
+        if change.low is None or change.high is None:
+            alone = [task for task in tasks if len({row.source for row in self.candidate.items[task]}) == 1]
+            return (
+                f"all items of {', '.join(alone or tasks)} have one source, so there is no interval: "
+                "give the items different sources"
+            )
         ends = (noise.estimate, noise.low, noise.high) if noise else (0.0,)
         floor = max(abs(end) for end in ends if end is not None)
-        low, high = -1.0 if change.low is None else change.low, 1.0 if change.high is None else change.high
-        return _Change(change.estimate, low, high, floor, _interval(change))
+        text = f"{100 * change.estimate:+.1f} points ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
+        return _Change(change.estimate, change.low, change.high, floor, change.n_sources, text)
 
     def difference(
         self, tasks: list[str], model: Measured, other: Measured, confidence: float, metric: str | None
@@ -297,12 +310,23 @@ class _Comparison:
         return "" if self.repeat is None else f"; noise {100 * floor:.1f} points"
 
 
+def _unknown(rule: str, limit: str, evidence: str) -> Check:
+    return Check(rule, UNKNOWN, limit, evidence, "unproven")
+
+
+def _few_sources(count: int, least: int) -> str:
+    return (
+        f"the items have {count} source(s), expected at least {least}: fewer show no difference with this confidence, "
+        "even if all agree. Hold more questions out, or give the items different sources"
+    )
+
+
 def _below_noise(rule: str, limit: str, margin: float, floor: float) -> Check:
     evidence = (
         f"the margin of {100 * margin:g} points lies below the evaluator's noise, up to {100 * floor:.1f} points "
         "between two measurements of the candidate: measure more items, or raise the margin"
     )
-    return Check(rule, UNKNOWN, limit, evidence, "unproven")
+    return _unknown(rule, limit, evidence)
 
 
 def _mean(model: Measured, tasks: list[str], metric: str) -> float:
@@ -312,7 +336,7 @@ def _mean(model: Measured, tasks: list[str], metric: str) -> float:
 def _fidelity(least: float, fidelity: float | None) -> Check:
     limit = f"at least {least:.0%}"
     if fidelity is None:
-        return Check("fidelity", UNKNOWN, limit, "no refined rows were given", "fail")
+        return _unknown("fidelity", limit, "no refined rows were given")
     result: Result = "pass" if fidelity >= least else "fail"
     return Check(
         "fidelity", f"{fidelity:.1%}", limit, "refined answers that keep every fact of their reference", result
@@ -322,7 +346,7 @@ def _fidelity(least: float, fidelity: float | None) -> Check:
 def _prompting(candidate: Measured) -> Check:
     limit = "the folder alone gives the token ids of training, and its end of turn"
     if candidate.prompting is None:
-        return Check("prompting", UNKNOWN, limit, "no prompts were compared", "fail")
+        return _unknown("prompting", limit, "no prompts were compared")
     differences = [f"{name}: {difference}" for name, difference in candidate.prompting.items() if difference]
     equal = len(candidate.prompting) - len(differences)
     evidence = "; ".join(differences) or ", ".join(candidate.prompting)
@@ -333,16 +357,10 @@ def _prompting(candidate: Measured) -> Check:
 def _ratio(rule: str, unit: str, candidate: float | None, base: float | None, limit: float) -> Check:
     shown = f"at most {limit:g} times the base's"
     if not candidate or not base:
-        return Check(rule, UNKNOWN, shown, f"{unit} were not measured", "fail")
+        return _unknown(rule, shown, f"{unit} were not measured")
     result: Result = "pass" if candidate / base <= limit else "fail"
     return Check(rule, f"{candidate / base:.2f} times", shown, f"{unit}: {candidate:.6g} against {base:.6g}", result)
 
 
 def _points(share: float) -> str:
     return f"{100 * share:+g} points" if share else "more than 0 points"
-
-
-def _interval(change: Estimate) -> str:
-    if change.low is None or change.high is None:
-        return f"{100 * change.estimate:+.1f} points, without an interval: one source alone"
-    return f"{100 * change.estimate:+.1f} points ({100 * change.low:+.1f} to {100 * change.high:+.1f})"

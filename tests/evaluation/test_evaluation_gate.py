@@ -118,6 +118,45 @@ def test_every_limit_is_kept_and_missing_evidence_is_no_evidence(facts, fidelity
     assert [one.rule for one in verdict.checks if one.result != "pass"] == [rule]
     missing = fidelity is None or None in facts.values()
     assert (check(verdict, rule).candidate == "unknown") == verdict.undecidable == missing
+    assert verdict.harmful != missing
+
+
+def from_sources(model, task, sources):
+    """The model with the task's items of so many sources."""
+    rows = [row.model_copy(update={"source": f"page {n % sources}"}) for n, row in enumerate(model.items[task])]
+    return replace(model, items={**model.items, task: rows})
+
+
+def test_a_task_whose_items_have_one_source_shows_nothing():
+    """All is forgotten, and there is no interval that could say so."""
+    models = (model("raft-0", recall=0), replace(BASE, items={**BASE.items, "recall": outcomes("recall", 200)}))
+    candidate, base = (from_sources(one, "recall", 1) for one in models)
+    verdict = check_candidate(RULES, "archive", candidate, base, CHAMPION, fidelity=0.99)
+    for rule in ("general: recall", "general average"):
+        unknown = check(verdict, rule)
+        assert (unknown.candidate, unknown.result) == ("unknown", "unproven")
+        assert unknown.evidence == (
+            "all items of recall have one source, so there is no interval: give the items different sources"
+        )
+    assert (verdict.promoted, verdict.harmful, verdict.undecidable) == (False, False, True)
+
+
+@pytest.mark.parametrize("right", [200, 0])
+def test_of_fewer_sources_than_a_sign_test_needs_the_domain_shows_nothing(right):
+    def judged(sources, confidence=0.95):
+        candidate, base, champion = (
+            from_sources(one, "domain", sources) for one in (model("raft-0", domain=right), BASE, CHAMPION)
+        )
+        rules = RULES.model_copy(update={"confidence": confidence})
+        against = base if right else champion
+        verdict = check_candidate(rules, "archive", candidate, against, champion if right == 0 else None, 0.99)
+        return verdict, check(verdict, "domain")
+
+    verdict, few = judged(5)
+    assert (few.candidate, few.result) == ("unknown", "unproven")
+    assert few.evidence.startswith("the items have 5 source(s), expected at least 6")
+    assert (verdict.promoted, verdict.undecidable) == (False, True)
+    assert judged(6)[1].result == judged(5, 0.9)[1].result == ("pass" if right else "fail")
 
 
 def test_different_prompts_are_shown():
@@ -129,8 +168,12 @@ def test_different_prompts_are_shown():
 
 def test_what_is_refused_for_another_reason_too_is_not_undecidable():
     verdict = check_candidate(RULES, "archive", model("raft-0", leaks=0.5), BASE, CHAMPION, fidelity=None)
-    assert [one.rule for one in verdict.checks if one.result == "fail"] == ["fidelity", "leaks"]
+    assert {one.rule: one.result for one in verdict.checks if one.result != "pass"} == {
+        "fidelity": "unproven",
+        "leaks": "fail",
+    }
     assert not verdict.undecidable
+    assert verdict.harmful
 
 
 def test_fidelity_is_no_rule_where_params_say_so():
@@ -144,12 +187,12 @@ def test_other_items_or_none_are_no_evidence():
     others = replace(CHAMPION, items={**CHAMPION.items, "domain": outcomes("domain", 10, 100)})
     found = check(check_candidate(RULES, "archive", model("raft-0"), BASE, others, fidelity=0.99), "domain")
     assert (found.result, found.evidence) == (
-        "fail",
+        "unproven",
         "raft-0 and raft-archive@v3 have different items of domain",
     )
     without = replace(model("raft-0"), items={"domain": outcomes("domain", 190)})
     found = check(check_candidate(RULES, "archive", without, BASE, CHAMPION, fidelity=0.99), "general: recall")
-    assert (found.result, found.evidence) == ("fail", "no outcomes of recall by acc for raft-0")
+    assert (found.result, found.evidence) == ("unproven", "no outcomes of recall by acc for raft-0")
 
 
 def test_the_verdict_is_one_table_and_one_line():
@@ -184,7 +227,7 @@ def test_of_the_domain_the_panel_decides_where_params_say_so():
     assert found.result == "fail"
     assert found.evidence.startswith("79 of 198 items lost, 0 won")
     unknown = check(check_candidate(judged, "archive", model("raft-0"), BASE, best, 1.0), "domain")
-    assert (unknown.candidate, unknown.result) == ("unknown", "fail")
+    assert (unknown.candidate, unknown.result) == ("unknown", "unproven")
     assert unknown.evidence == "no outcomes of domain by judged for raft-0"
 
 
