@@ -40,6 +40,14 @@ def message_of(document):
     return str(error.value)
 
 
+def test_where_a_panel_decides_every_domain_is_judged():
+    gate, judged = {"domain_metric": "judged"}, {"judged": ["mine"]}
+    assert parse_config(small(gate=gate, run=judged)).gate.domain_metric == "judged"
+    assert "gate.domain_metric: got judged, but run.judged lacks ['mine']" in message_of(small(gate=gate))
+    other = small(gate=gate, run=judged, judge={"tasks": {"open_prompts": "vote.jinja"}})
+    assert "judge.tasks has ['open_prompts'], expected domain" in message_of(other)
+
+
 def all_keys(section, prefix=""):
     """(key, field) of `section` and all within, * for a name."""
     for name, field in section.model_fields.items():

@@ -79,7 +79,7 @@ class Config(Section):
             wrong += [
                 f"{where}: got {name!r}, expected one of {sorted(allowed)}" for name in names if name not in allowed
             ]
-        wrong += [*self._wrong_roles(), *self._wrong_methods(), *self._wrong_tasks(rows)]
+        wrong += [*self._wrong_roles(), *self._wrong_methods(), *self._wrong_tasks(rows), *self._wrong_gate()]
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -145,6 +145,14 @@ class Config(Section):
             for name in getattr(self.benchmark, bound):
                 if name not in tasks:
                     yield f"benchmark.{bound}: got the task {name!r}, expected one of {sorted(tasks)}"
+
+    def _wrong_gate(self) -> Iterator[str]:
+        if self.gate.domain_metric != "judged":
+            return
+        if unjudged := sorted({*self.run.domains} - {*self.run.judged}):
+            yield f"gate.domain_metric: got judged, but run.judged lacks {unjudged}; expected all of run.domains there"
+        if "domain" not in self.judge.tasks:
+            yield f"gate.domain_metric: got judged, but judge.tasks has {sorted(self.judge.tasks)}, expected domain too"
 
     @property
     def curve_sets(self) -> list[str]:

@@ -283,7 +283,7 @@ def vote(model, item, right):
 
 def test_a_panel_decides_over_the_domain_where_params_say_so(judged, project, monkeypatch):
     document = yaml.safe_load((project / "params.yaml").read_text())
-    document["run"]["judged"] = [DOMAIN]
+    document["run"]["domains"] = document["run"]["judged"] = [DOMAIN]
     document.setdefault("gate", {})["domain_metric"] = "judged"
     (project / "params.yaml").write_text(yaml.safe_dump(document))
     answers = [item for item in items(0, 0) if item.task == DOMAIN_TASK]
