@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -100,19 +101,28 @@ def promote(repository: Path, domain: str, message: str) -> list[str]:
 
 
 def roll_back(repository: Path, domain: str, message: str) -> tuple[Version, str]:
-    """Put the version before the present one into production again; returns it and the new tag.
+    """Put the version that the present one replaced into production again; returns it and the new tag.
 
     Raises:
         InputError: if there is no earlier version.
     """
-    history = [promotion.version for promotion in promotions(repository, domain)]
-    earlier = [version for version in history if version.number != history[-1].number]
-    if not earlier:
-        now = f"only {history[-1]} has been" if history else "no model has ever been"
+    replaced = _replaced(promotion.version for promotion in promotions(repository, domain))
+    if len(replaced) < 2:
+        now = f"nothing was before {replaced[0]}" if replaced else "no model has ever been"
         raise InputError(f"domain {domain!r}: {now} in production, expected an earlier version to go back to")
-    back = earlier[-1]
+    back = replaced[-2]
     assigned = gto.api.assign(str(repository), back.name, PRODUCTION, version=back.number, message=message, force=True)
     return back, assigned.tag
+
+
+def _replaced(history: Iterable[Version]) -> list[Version]:
+    """The version in production, last, behind each that the next one replaced; a version that returns undoes those."""
+    stack: list[Version] = []
+    for version in history:
+        if version in stack:
+            del stack[stack.index(version) :]
+        stack.append(version)
+    return stack
 
 
 def _versions(repository: Path, name: str) -> list[Any]:

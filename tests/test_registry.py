@@ -82,9 +82,14 @@ def test_rolling_back_puts_the_version_before_into_production(repository):
     assert (str(version), tag) == ("raft-law@v2.0.0", "raft-law#prod#4")
     assert str(champion(repository, "law")) == "raft-law@v2.0.0"
     assert [one.version.number for one in promotions(repository, "law")] == ["v1.0.0", "v2.0.0", "v3.0.0", "v2.0.0"]
+    version, tag = roll_back(repository, "law", "two was bad too")  # not to three, which was bad
+    assert (str(version), tag) == ("raft-law@v1.0.0", "raft-law#prod#5")
+    with pytest.raises(InputError, match=r"nothing was before raft-law@v1\.0\.0 in production"):
+        roll_back(repository, "law", "?")
     release(repository, "four")
     promote(repository, "law", "four")
     assert str(champion(repository, "law")) == "raft-law@v4.0.0"
+    assert str(roll_back(repository, "law", "four was bad")[0]) == "raft-law@v1.0.0"  # what four replaced
 
 
 def test_there_must_be_something_to_go_back_to(repository):
@@ -92,7 +97,7 @@ def test_there_must_be_something_to_go_back_to(repository):
         roll_back(repository, "law", "?")
     release(repository, "one")
     promote(repository, "law", "one")
-    with pytest.raises(InputError, match=r"only raft-law@v1\.0\.0 has been in production"):
+    with pytest.raises(InputError, match=r"nothing was before raft-law@v1\.0\.0 in production"):
         roll_back(repository, "law", "?")
 
 
