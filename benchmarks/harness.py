@@ -62,6 +62,7 @@ def by_hand(model: Model, rows: list[Example], settings: Benchmark) -> tuple[Sco
         )
         for name in names:
             plain = name in settings.plain_text
+            lm.add_bos_token = None if plain else False  # a chat template writes its own
             results = lm_eval.simple_evaluate(
                 lm,
                 tasks=[name],

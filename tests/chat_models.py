@@ -1,8 +1,9 @@
-"""The four chat formats that the project promises, each as a tiny model of its own architecture.
+"""The four chat formats that the project promises, and others, each as a tiny model of its own architecture.
 
 The templates have the form of the real ones, written from their documented behaviour and shortened to what matters:
 where turns begin and end, the system block, the date, the thinking switch, which tokens begin and end a text. So do
-the tokenizers: byte-level BPE without unknown tokens; Llama's adds its begin-of-text token to every text by itself.
+the tokenizers: byte-level BPE without unknown tokens; those of Llama and Zephyr add a begin-of-text token to every text
+by themselves.
 """
 
 from __future__ import annotations
@@ -72,6 +73,10 @@ QWEN3 = """\
   {%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif -%}
 {%- endif -%}
 """
+ZEPHYR = """\
+{%- for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}{% endfor -%}
+{%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif -%}
+"""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,14 @@ FORMATS = {
         shape={"head_dim": 16, "tie_word_embeddings": False},
     ),
 }  # fmt: skip
+OTHERS = {
+    "zephyr": Format(
+        ZEPHYR, "MistralConfig", ("<s>", "</s>"),
+        {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"},  # <s> is added, but not by the template
+        "</s>", "<|assistant|>\n",
+        shape={"tie_word_embeddings": False},
+    ),
+}  # fmt: skip
 
 
 def chat_tokenizer(name: str) -> Any:
@@ -121,7 +134,7 @@ def chat_tokenizer(name: str) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    form = FORMATS[name]
+    form = (FORMATS | OTHERS)[name]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -153,7 +166,7 @@ def save_chat_model(name: str, folder: Path, **shape: Any) -> Path:
     import torch
     import transformers
 
-    form, tokenizer = FORMATS[name], chat_tokenizer(name)
+    form, tokenizer = (FORMATS | OTHERS)[name], chat_tokenizer(name)
     config = getattr(transformers, form.config)(
         vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, **SHAPE | (form.shape or {}) | shape,

@@ -5,10 +5,11 @@ Imports lm-eval, which takes seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -23,6 +24,8 @@ from raft_tasks.errors import InputError
 from raft_tasks.evaluation.shared_contexts import Request, Score, by_context, score_shared
 from raft_tasks.model_loading import load_network, load_tokenizer
 from raft_tasks.thoughts import strip_thoughts
+
+T = TypeVar("T")
 
 
 class Reply(str):
@@ -45,14 +48,21 @@ class ChatModel(huggingface.HFLM):
 
     Args:
         progress: called with the number of items done so far.
+        plain_tasks: lm-eval tasks asked without the chat template; all others are tokenized as in training.
 
     Raises:
         InputError: a model without chat template, or one that is not whole.
     """
 
-    def __init__(self, settings: Model, batch_size: int, progress: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        settings: Model,
+        batch_size: int,
+        progress: Callable[[int], None],
+        plain_tasks: Collection[str] = (),
+    ) -> None:
         self.system, self.thought_tokens, self.thinking = settings.system, settings.thought_tokens, False
-        self.progress, self.done = progress, 0
+        self.progress, self.done, self.plain_tasks = progress, 0, plain_tasks
         tokenizer = load_tokenizer(settings)
         network: Any = load_network(settings, getattr(torch, settings.dtype), tokenizer)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,7 +80,7 @@ class ChatModel(huggingface.HFLM):
         stops = [self._stops(request.args[1]) for request in requests] if self.thinking else [[] for _ in requests]
         asked = [self._with_thought(request) for request in requests] if self.thinking else requests
         with self.reporting(requests):
-            turns = super().generate_until(asked, disable_tqdm=True)
+            turns = self._by_form(asked, partial(super().generate_until, disable_tqdm=True))
         opened = chat.opening_of_thoughts(self.tokenizer, self.system) if self.thinking else ""
         answers = [strip_thoughts(opened + turn)[0] for turn in turns]
         return [
@@ -104,7 +114,16 @@ class ChatModel(huggingface.HFLM):
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         with self.reporting(requests):
-            return super().loglikelihood(requests, disable_tqdm=True)
+            return self._by_form(requests, partial(super().loglikelihood, disable_tqdm=True))
+
+    def _by_form(self, requests: list[Any], answer: Callable[[list[Any]], list[T]]) -> list[T]:
+        """The answers in order. The chat template writes its own special tokens; plain texts get those of lm-eval."""
+        answers: dict[int, T] = {}
+        for plain in (False, True):
+            numbers = [n for n, request in enumerate(requests) if (request.task_name in self.plain_tasks) == plain]
+            self.add_bos_token = None if plain else False  # None: what the tokenizer does by itself
+            answers.update(zip(numbers, answer([requests[n] for n in numbers]) if numbers else (), strict=True))
+        return [answers[n] for n in range(len(requests))]
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None

@@ -107,7 +107,8 @@ def evaluate(
         tasks = _load_suite(suite, Path(folder))
         passes = tasks.passes(model.thinking, suite.settings)
         total = sum(tasks.counts[name] for _, names in passes for name in names)
-        lm = ChatModel(model, suite.settings.batch_size, lambda done: progress(done, total) if progress else None)
+        report = (lambda done: progress(done, total)) if progress else (lambda done: None)
+        lm = ChatModel(model, suite.settings.batch_size, report, tasks.plain)
         scores: dict[str, TaskScores] = {}
         items: list[ItemResult] = []
         for lm.thinking, names in passes:
@@ -143,6 +144,7 @@ class _Tasks:
     named: dict[str, str] = field(default_factory=dict)  # lm-eval's task -> its name in params.yaml
     samples: dict[str, list[int]] = field(default_factory=dict)  # of the tasks that are limited
     counts: dict[str, int] = field(default_factory=dict)  # items
+    plain: set[str] = field(default_factory=set)  # lm-eval's tasks that are asked without the chat template
 
     def of(self, names: Sequence[str]) -> dict[str, Any]:
         parts = [self.parts[name] for name in names]
@@ -180,6 +182,7 @@ def _load_suite(suite: Suite, work: Path) -> _Tasks:
                 task.set_config("generation_kwargs", {"max_gen_toks": settings.max_tokens[name]}, update=True)
             if name in settings.plain_text:
                 task.build_all_requests = partial(_build_plain, task.build_all_requests)
+                tasks.plain.add(task.get_config("task"))
             if name == DOMAIN_TASK:
                 task.fewshot_context = partial(_ask_in_context, task.fewshot_context)
             count = min(settings.limit.get(name, len(task.eval_docs)), len(task.eval_docs))
