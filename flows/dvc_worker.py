@@ -31,7 +31,7 @@ class DvcWorker:
     def reproduce(self, stage: str) -> Iterator[str]:
         """Reproduce `stage`; yields its output as it comes, then `code` is set."""
         if self.process is not None and self.process.poll() is not None:
-            _close(self.process)  # it was killed while idle
+            _close(self.process)  # it was killed
             self.process = None
         if self.process is None:
             self.process = subprocess.Popen(
@@ -40,24 +40,32 @@ class DvcWorker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
+                encoding="utf-8",
+                errors="backslashreplace",  # a stage may write any bytes
                 start_new_session=True,
             )
         process = self.process
         assert process.stdin is not None
         assert process.stdout is not None
         self.busy = True
-        with suppress(BrokenPipeError):  # killed just now; its code will say so
-            print(stage, file=process.stdin, flush=True)
-        for line in process.stdout:
-            if line.startswith(EXIT_LINE):
-                self.code = int(line.removeprefix(EXIT_LINE))
-                break
-            yield line.rstrip()
-        else:
-            _close(process)
-            self.code = process.returncode
-        self.busy = False
+        try:
+            with suppress(BrokenPipeError):  # killed just now; its code will say so
+                print(stage, file=process.stdin, flush=True)
+            for line in process.stdout:
+                if line.startswith(EXIT_LINE):
+                    self.code = int(line.removeprefix(EXIT_LINE))
+                    break
+                yield line.rstrip()
+            else:
+                _close(process)
+                self.code = process.returncode
+            self.busy = False
+        finally:
+            if self.busy:  # an error came between; what is still to be read is not the next stage's
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                _close(process)
+                self.busy = False
 
     def interrupt(self) -> None:
         """SIGINT to DVC, which waits for its command, and to the command. Nothing more can be reproduced."""

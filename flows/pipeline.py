@@ -136,26 +136,28 @@ def failure_reason(output: list[str]) -> str:
 @task(task_run_name="{name}", cache_policy=NO_CACHE)  # DVC decides
 def run_stage(name: str, run: PipelineRun) -> str:
     """`dvc repro --single-item` of one stage; returns ran | unchanged. StageFailed has its error, printed too."""
-    worker = run.idle.get()
+    worker, stage = run.idle.get(), StageRun(name)
+    failure, cause = "", None
     try:
         if run.stopped:
             raise StageFailed(f"{name} was not started: the pipeline was stopped")
-        stage = StageRun(name)
         for line in worker.reproduce(name):
             stage.read(line, run)
-        code = worker.code
+        if worker.code:
+            failure = f"{name} ended with code {worker.code}; {failure_reason(stage.output)}"
+    except (OSError, ValueError) as error:  # no process could be started, or what it wrote not be read
+        failure, cause = f"{name} was not run to its end: {type(error).__name__}: {error}", error
     finally:
         run.idle.put(worker)
     ended = time.monotonic()
     if stage.work_started is not None:
         run.work_intervals.append((stage.work_started, stage.work_ended or ended))
     get_run_logger().info("\n".join(stage.output))
-    result = "FAILED" if code else "ran" if stage.ran else "unchanged"
+    result = "FAILED" if failure else "ran" if stage.ran else "unchanged"
     run.finish(name, result, ended - stage.started, stage.link)
-    if code:
-        failure = f"{name} ended with code {code}; {failure_reason(stage.output)}"
+    if failure:
         run.log(failure)
-        raise StageFailed(failure)
+        raise StageFailed(failure) from cause
     return result
 
 
@@ -187,11 +189,17 @@ def pipeline() -> Ran:
             wait(list(futures.values()))  # the rest ends at once; Prefect would wait forever on a cancelled upstream
             if run.rows:
                 create_table_artifact(key="pipeline", table=run.rows, description="Every stage of this run")
-    failed = [row["stage"] for row in run.rows if row["result"] == "FAILED"]
-    if failed:
-        errors = [str(futures[name].state.result(raise_on_failure=False)) for name in failed]
-        raise StageFailed("\n\n".join(errors))
+    if not all(future.state.is_completed() for future in futures.values()):
+        raise StageFailed("\n\n".join(_errors(futures)))
     return Ran(run.rows, run.work())
+
+
+def _errors(futures: dict[str, PrefectFuture[str]]) -> Iterator[str]:
+    """What went wrong in each stage that failed; of the others, whose upstream failed, nothing."""
+    for name, future in futures.items():
+        if future.state.is_failed() or future.state.is_crashed():
+            error = future.state.result(raise_on_failure=False)
+            yield str(error) if isinstance(error, StageFailed) else f"{name}: {error!r}"
 
 
 def _stage_environment(api_url: str, threads: int) -> dict[str, str]:

@@ -19,6 +19,7 @@ stages:
   broken: {cmd: "echo 'error: no rows'; exit 3"}
   killed: {cmd: "kill -9 $PPID"}
   patient: {cmd: "echo ready; sleep 60"}
+  binary: {cmd: "printf 'caf\\\\351\\\\n'"}
 """
 
 
@@ -94,3 +95,19 @@ def interrupt_patient(dvc):
     assert dvc.code in (252, 255)  # DVC was interrupted, or its command was
     dvc.end(10)
     assert dvc.process.returncode == 0
+
+
+def test_an_error_between_a_stages_lines_ends_its_process(dvc):
+    output = dvc.reproduce("patient")
+    assert "ready" in output  # as far as that line
+    process = dvc.process
+    with pytest.raises(ValueError, match="unreadable"):
+        output.throw(ValueError("unreadable"))
+    assert (process.poll(), dvc.busy) == (-signal.SIGKILL, False)
+    output, code = outcome(dvc, "first")
+    assert (code, "ready" in output, "working" in output) == (0, False, True)
+
+
+def test_bytes_that_are_no_text_are_shown(dvc):
+    output, code = outcome(dvc, "binary")
+    assert (code, "caf\\xe9" in output) == (0, True)
