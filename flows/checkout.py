@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from dvc.config_schema import RelPath
 from dvc.repo import Repo
 
 from raft_tasks.artifacts import atomic_folder
@@ -152,6 +153,16 @@ def _share_caches(repository: Path, folder: Path) -> None:
     with Repo(str(repository)) as served, Repo(str(folder)) as repo, repo.config.edit("local") as config:
         config["cache"]["dir"] = served.cache.local_cache_dir
         config["core"]["autostage"] = True
+        for name, url in _relative_remotes(repo).items():
+            config["remote"].setdefault(name, {})["url"] = os.path.abspath(repository / ".dvc" / url)
+
+
+def _relative_remotes(repo: Repo) -> dict[str, str]:
+    """The DVC remotes in folders that are named as seen from .dvc, with those paths; {} of none."""
+    levels = (repo.config.read(level)["remote"].items() for level in ("repo", "local"))
+    urls = {name: remote["url"] for level in levels for name, remote in level if "url" in remote}
+    paths = {name: os.path.relpath(url, repo.dvc_dir) for name, url in urls.items() if isinstance(url, RelPath)}
+    return {name: path for name, path in paths.items() if ":" not in path.partition("/")[0]}  # no host:path
 
 
 def commit(message: str) -> bool:

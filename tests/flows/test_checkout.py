@@ -34,6 +34,24 @@ def test_the_caches_are_the_repositorys(repository, settings):
         assert repo.cache.local_cache_dir == str(repository / ".dvc" / "cache")
 
 
+def test_a_remote_named_by_a_relative_path_is_the_repositorys(repository, settings, tmp_path):
+    urls = {"shared": "../../shared", "cloud": "s3://bucket/x", "scp": "me@host:data", "absolute": "/mnt/data"}
+    with (repository / ".dvc" / "config").open("a") as file:
+        file.writelines(f"['remote \"{name}\"']\n    url = {url}\n" for name, url in urls.items())
+    private = "['remote \"private\"']\n    url = ../../private\n['remote \"cloud\"']\n    endpointurl = http://here\n"
+    (repository / ".dvc" / "config.local").write_text(private)
+    commit_all(repository)
+    with Repo(str(prepared(repository, settings))) as repo:
+        remotes = {name: remote.get("url") for name, remote in repo.config["remote"].items()}
+        kept = repo.config.read("local")["remote"]
+    assert remotes["local"] == str(repository / ".cache" / "dvc-remote")
+    assert remotes["shared"] == str(tmp_path / "shared")
+    assert remotes["private"] == str(tmp_path / "private")
+    assert (remotes["cloud"], remotes["absolute"]) == ("s3://bucket/x", "/mnt/data")
+    assert set(kept) == {"local", "shared", "private", "cloud"}
+    assert kept["cloud"] == {"endpointurl": "http://here"}
+
+
 def test_what_a_killed_run_left_is_gone(repository, settings):
     folder = prepared(repository, settings)
     (folder / "data" / "archive" / "half.jsonl").write_text("{")
