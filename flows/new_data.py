@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import yaml
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
@@ -52,7 +54,7 @@ def revert(domain: str, source: Source, commit: str) -> None:
         with TemporaryDirectory() as work:
             earlier = Path(work) / PARAMS
             earlier.write_text(git("show", f"{commit}:{PARAMS}") + "\n", encoding="utf-8")
-            _pin(_revision(load_config(), domain), _revision(load_config(earlier), domain))
+            _pin(domain, _revision(load_config(earlier), domain))
         return
     file = source.path if isinstance(source, DvcImport) else f"{source.into}/{domain}"
     tracked = [path for path in (file, f"{file}.dvc") if git("ls-files", path) or git("ls-tree", commit, path)]
@@ -101,10 +103,11 @@ def _newest_commit(domain: str, refused: Collection[str]) -> list[str]:
         newest = HfApi().dataset_info(hub.id).sha
     except (OSError, HTTPError, OfflineModeIsEnabled) as error:
         raise SourceUnavailable(f"the hub does not say what the newest commit of {hub.id} is: {error}") from error
-    line = f"{hub.id} revision:{newest}"
-    if newest in (None, pinned) or line in refused:
+    commit = f"{hub.id} revision:{newest}"
+    line = f"domains.{domain}.hub {commit}"
+    if newest in (None, pinned) or not {line, commit}.isdisjoint(refused):  # earlier versions noted the commit alone
         return []
-    _pin(pinned, str(newest))
+    _pin(domain, str(newest))
     return [line]
 
 
@@ -117,9 +120,16 @@ def _revision(config: Config, domain: str) -> str:
     return hub.revision
 
 
-def _pin(old: str, new: str) -> None:
-    """A commit's digits occur in params.yaml only where that data set is pinned."""
-    PARAMS.write_text(PARAMS.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+def _pin(domain: str, new: str) -> None:
+    """Put the commit `new` where params.yaml has the domain's revision, and nowhere else."""
+    text, old = PARAMS.read_text(encoding="utf-8"), _revision(load_config(), domain)
+    node: Any = yaml.compose(text)
+    for key in ("domains", domain, "hub", "revision"):
+        node = next((value for name, value in node.value if name.value == key), None)
+        if node is None:
+            raise InputError(f"{PARAMS}: expected domains.{domain}.hub.revision written out, got it by a merge key")
+    begin, end = node.start_mark.index, node.end_mark.index
+    PARAMS.write_text(text[:begin] + text[begin:end].replace(old, new) + text[end:], encoding="utf-8")
 
 
 def _updated(path: str, refused: Collection[str]) -> list[str]:

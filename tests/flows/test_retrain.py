@@ -85,8 +85,9 @@ def test_the_hubs_newest_commit_is_pinned(repository, settings, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha=new))
     with chdir(prepared(repository, settings)):
         start = git("rev-parse", "HEAD")
-        assert new_data.fetch("archive", source, repository, [f"o/n revision:{new}"]) == []
-        assert new_data.fetch("archive", source, repository, []) == [f"o/n revision:{new}"]
+        refused = [[f"o/n revision:{new}"], [f"domains.archive.hub o/n revision:{new}"]]
+        assert [new_data.fetch("archive", source, repository, lines) for lines in refused] == [[], []]
+        assert new_data.fetch("archive", source, repository, []) == [f"domains.archive.hub o/n revision:{new}"]
         assert load_config().domains["archive"].hub.revision == new
         assert Path("params.yaml").read_text().startswith("# a comment\n")
         assert new_data.fetch("archive", source, repository, []) == []
@@ -99,6 +100,31 @@ def test_the_hubs_newest_commit_is_pinned(repository, settings, monkeypatch):
         monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", away)
         with pytest.raises(new_data.SourceUnavailable, match="no network"):
             new_data.fetch("archive", source, repository, [])
+
+
+def test_domains_that_share_a_commit_are_pinned_one_by_one(repository, settings, monkeypatch):
+    import huggingface_hub
+
+    old, new, source = "a" * 40, "b" * 40, HubRevision(kind="hub")
+    values = yaml.safe_load((repository / "params.yaml").read_text())
+    for domain in ("archive", "statute", "clinic"):
+        values["domains"][domain] = {**values["domains"][domain], "hub": {"id": "o/n", "revision": old}}
+    (repository / "params.yaml").write_text(yaml.safe_dump(values))
+    commit_all(repository)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha=new))
+
+    def pinned():
+        return [load_config().domains[domain].hub.revision for domain in ("archive", "statute", "clinic")]
+
+    with chdir(prepared(repository, settings)):
+        start = git("rev-parse", "HEAD")
+        came = [new_data.fetch(domain, source, repository, []) for domain in ("archive", "statute")]
+        assert came == [[f"domains.{domain}.hub o/n revision:{new}"] for domain in ("archive", "statute")]
+        assert pinned() == [new, new, old]
+        new_data.revert("archive", source, start)
+        assert pinned() == [old, new, old]
+        assert new_data.fetch("archive", source, repository, came[0]) == []
+        assert new_data.fetch("clinic", source, repository, came[0]) == [f"domains.clinic.hub o/n revision:{new}"]
 
 
 def test_an_import_is_updated(repository, settings, tmp_path):
