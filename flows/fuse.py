@@ -1,6 +1,6 @@
 """Stage `fuse` (Eq. 4): reference and rewrite become one answer; then what each method learns is written down."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from prefect import flow
@@ -8,7 +8,7 @@ from prefect import flow
 from flows import paths
 from flows.rows import RowRun
 from raft_tasks.artifacts import atomic_folder, count_rows, iter_rows, read_rows, write_json, write_rows
-from raft_tasks.config import DomainFuse, load_config
+from raft_tasks.config import DomainFuse, Replay, load_config
 from raft_tasks.fuse import (
     document_pairs,
     failure,
@@ -20,7 +20,8 @@ from raft_tasks.fuse import (
     think_chunk,
     training_pairs,
 )
-from raft_tasks.schemas import Filtered, Fused, Labelled, Reject, TrainingPair
+from raft_tasks.ngrams import words
+from raft_tasks.schemas import Filtered, Fused, HeldOut, Labelled, Reject, TrainingPair
 from raft_tasks.thoughts import count_thoughts
 
 
@@ -54,7 +55,7 @@ def fuse(domain: str) -> None:
         for name in config.run.methods:
             method = config.methods[name]
             pairs, domain_pairs = (training_pairs(iter_rows(fused_file, Fused), method) for _ in range(2))
-            replayed = replay_pairs(method.replay, domain_pairs) if method.replay else ()
+            replayed = _replayed(f"{run.label}, {name}", domain, method.replay, domain_pairs) if method.replay else ()
             learned: Iterable[TrainingPair] = chain(pairs, replayed)
             if config.base.thinking != "off":
                 alone = list(learned)
@@ -64,6 +65,23 @@ def fuse(domain: str) -> None:
                 report_thoughts(f"{run.label}, {name}", learned)
             injected = document_pairs(documents, method.injection) if method.injection else ()
             write_rows(folder / f"{name}.{config.run.rows}", chain(learned, injected))
+
+
+def _replayed(label: str, domain: str, replay: Replay, domain_pairs: Iterable[TrainingPair]) -> Iterator[TrainingPair]:
+    """What is replayed, without the questions that the domain holds out now; how many those are is printed."""
+    pairs = replay_pairs(replay, domain_pairs)
+    if replay.files == "domain":
+        yield from pairs
+        return
+    held_out = {tuple(words(row.question)) for row in iter_rows(paths.held_out(domain), HeldOut)}
+    skipped = 0
+    for pair in pairs:
+        if tuple(words(pair.question)) in held_out:
+            skipped += 1
+        else:
+            yield pair
+    if skipped:
+        print(f"{label}: {skipped} rows are not replayed: their questions are held out", flush=True)
 
 
 def report_thoughts(label: str, pairs: Sequence[TrainingPair]) -> None:

@@ -102,6 +102,10 @@ def test_outputs_are_where_the_flows_write():
     assert found == expected
 
 
+def test_fuse_depends_on_the_questions_that_it_does_not_replay():
+    assert str(paths.held_out("d")) in map(fill, GRAPH["fuse"]["deps"])
+
+
 def test_domain_files_lie_where_dvc_watches():
     for name, domain in load_config().domains.items():
         assert all(file.startswith(f"data/{name}/") for file in domain.files)
