@@ -17,9 +17,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 from raft_tasks.config.data import Check
+from raft_tasks.ngrams import UNSPACED
 
 Checks = Mapping[str, Check]
 NO_CHECKS: Checks = {}
+LETTER = rf"[^\W{UNSPACED}]"  # of a script with spaces between words; or a digit
+WORD = re.compile(rf"[{UNSPACED}]|{LETTER}+")
 RIGHT_TOKEN_F1 = 0.5  # from here an answer counts as right where the row names no expected strings
 
 
@@ -58,6 +61,8 @@ def extract_values(text: str, rule: Check) -> set[str]:
 def contains_phrase(text: str, phrase: str) -> bool:
     """Whether `text` has `phrase` as whole words: any case, any white space; a number is not found inside another.
 
+    In scripts without spaces (Chinese, Japanese, Thai) a word may stand anywhere.
+
     Raises:
         ValueError: if `phrase` is blank, which every text would contain.
     """
@@ -65,13 +70,16 @@ def contains_phrase(text: str, phrase: str) -> bool:
     if not words:
         raise ValueError(f"got a blank string to look for: {phrase!r}; expected words that a right answer has")
     # 12 is neither in 112, 3.12, 1,12 nor in 12.5; "12." at the end of a sentence is 12
-    pattern = r"(?<!\w)(?<!\d[.,])" + r"\s+".join(words) + r"(?!\w)(?![.,]\d)"
+    pattern = _bounded(r"\s+".join(words), _normalize(phrase).strip(), r"(?<!\d[.,])", r"(?![.,]\d)")
     return re.search(pattern, _normalize(text)) is not None
 
 
 def token_f1(text: str, reference: str) -> float:
-    """Harmonic mean of precision and recall over the multisets of words, in [0, 1]; 0 if either has no word."""
-    words, expected = (Counter(re.findall(r"\w+", _normalize(part))) for part in (text, reference))
+    """Harmonic mean of precision and recall over the multisets of words, in [0, 1]; 0 if either has no word.
+
+    In scripts without spaces a character is a word.
+    """
+    words, expected = (Counter(WORD.findall(_normalize(part))) for part in (text, reference))
     shared = (words & expected).total()
     return 2 * shared / (words.total() + expected.total()) if shared else 0.0
 
@@ -108,9 +116,18 @@ def _finder(wordings: tuple[str, ...]) -> re.Pattern[str]:
     options = []
     for words in sorted(wordings, key=len, reverse=True):
         option = r"[\s_]+".join(re.escape(word) for word in re.split(r"[\s_]+", words))
-        options.append(option if words.isupper() else f"(?i:{option})")
-    return re.compile(rf"(?<!\w)(?:{'|'.join(options)})(?!\w)")
+        options.append(_bounded(option if words.isupper() else f"(?i:{option})", words))
+    return re.compile("|".join(options))
+
+
+def _bounded(pattern: str, words: str, before: str = "", after: str = "") -> str:
+    """`pattern`, which finds `words`, where no letter goes on at either end; `before` and `after` hold there too."""
+    first, last = (re.match(rf"(?!\d)[{UNSPACED}]", end) is not None for end in (words[:1], words[-1:]))
+    left, right = rf"(?<!{LETTER})(?<!\d){before}", rf"(?!{LETTER})(?!\d){after}"
+    return ("" if first else left) + pattern + ("" if last else right)
 
 
 def _plain(text: str) -> str:
-    return " ".join(re.split(r"[\s_]+", text.strip("_ \n\t"))).casefold()
+    """One form of what compares equal without case: Turkish i with and without its dot is i, as in `re`."""
+    folded = " ".join(re.split(r"[\s_]+", text.strip("_ \n\t"))).casefold()
+    return folded.replace("i\u0307", "i").replace("\u0131", "i")

@@ -20,8 +20,8 @@ Hashes = NDArray[np.uint64]
 SHINGLE = 3  # words of a shingle; questions are too short for the 8 to 13 that are usual for documents
 BANDS, ROWS = 14, 5  # a pair of Jaccard similarity J meets in a band with probability 1 - (1 - J^5)^14: .8 -> .996
 # Scripts without spaces between words (Japanese, Chinese, Thai, Lao, Burmese, Khmer): a character is a word.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-WORD = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
+UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+WORD = re.compile(f"[{UNSPACED}]|[^\\W_{UNSPACED}]+")
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # of the polynomial; odd, so that it has an inverse modulo 2^64
 _random = np.random.Generator(np.random.PCG64(20260529))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from raft_tasks.checks import check, extract_values
+from raft_tasks.checks import check, contains_phrase, extract_values, token_f1
 from raft_tasks.config import Check, Domain, Ingest
 from raft_tasks.config.defaults import catalogue
 from raft_tasks.sources.conversations import UnusableError
@@ -137,3 +137,44 @@ def test_a_row_whose_reference_gives_no_single_value_is_not_used(answer):
     row = RawRow("pairs.jsonl", 1, {"id": "a", "question": "?", "answer": answer, "split": "test"}, "")
     with pytest.raises(UnusableError, match="names no value, or several"):
         list(examples_of(row, "hs_codes", domain("hs_codes"), Ingest()))
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "holds"),
+    [
+        ("日本的首都是东京。", "东京", True),
+        ("日本的首都是东京。", "大阪", False),
+        ("日本の首都は東京です", "東京", True),
+        ("เมืองหลวงคือกรุงเทพครับ", "กรุงเทพ", True),
+        ("1.东京", "东京", True),
+        ("第12章", "12", True),
+        ("第112章", "12", False),
+        ("第1.12章", "12", False),
+        ("ข้อ๑๑๒", "๑๒", False),
+        ("使用Linux系统", "Linux", True),
+        ("使用Linuxes系统", "Linux", False),
+        ("3.12", "12", False),
+    ],
+)
+def test_a_word_of_a_script_without_spaces_may_stand_anywhere(text, phrase, holds):
+    assert contains_phrase(text, phrase) == holds
+
+
+def test_characters_of_scripts_without_spaces_are_compared():
+    assert token_f1("日本的首都是东京。", "首都是东京") == pytest.approx(2 * 5 / (8 + 5))
+    assert token_f1("ABC中文", "abc 中") == pytest.approx(2 * 2 / (3 + 2))
+    assert token_f1("a_b c", "a_b") == pytest.approx(2 / 3)
+
+
+def test_choices_are_read_in_scripts_without_spaces():
+    rule = Check(choices={"tokyo": ["东京", "东京都"], "kyoto": ["京都"], "or": ["OR"]})
+    assert extract_values("日本的首都是东京都。", rule) == {"tokyo"}
+    assert extract_values("是京都吗", rule) == {"kyoto"}
+    assert extract_values("科室OR代码", rule) == {"or"}
+    assert extract_values("科室ORS代码", rule) == set()
+
+
+@pytest.mark.parametrize("text", ["İstanbul", "ıstanbul", "Istanbul", "istanbul"])
+@pytest.mark.parametrize("wording", ["İstanbul", "ıstanbul", "istanbul"])
+def test_turkish_i_matches_with_and_without_its_dot(text, wording):
+    assert extract_values(f"It is {text}.", Check(choices={"city": [wording]})) == {"city"}
