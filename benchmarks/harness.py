@@ -56,6 +56,7 @@ def by_hand(model: Model, rows: list[Example], settings: Benchmark) -> tuple[Sco
             pretrained=str(model_folder(model.path)),
             revision=model.revision or "main",
             dtype=model.dtype,
+            softmax_dtype="float32",
             batch_size=settings.batch_size,
             device="cuda" if torch.cuda.is_available() else "cpu",
             enable_thinking=False,

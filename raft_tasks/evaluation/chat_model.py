@@ -66,7 +66,10 @@ class ChatModel(huggingface.HFLM):
         tokenizer = load_tokenizer(settings)
         network: Any = load_network(settings, getattr(torch, settings.dtype), tokenizer)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        super().__init__(pretrained=network.to(device), tokenizer=tokenizer, batch_size=batch_size, device=device)
+        super().__init__(
+            pretrained=network.to(device), tokenizer=tokenizer, batch_size=batch_size, device=device,
+            softmax_dtype="float32",  # a sum in bfloat16 is rounded by .25 or more: choices would tie
+        )  # fmt: skip
         chat.check_chat(self.tokenizer, settings.system, settings.thinking)
         generation = self.model.generation_config
         generation.eos_token_id = chat.stop_ids(self.tokenizer, generation.eos_token_id)  # not each model names its own

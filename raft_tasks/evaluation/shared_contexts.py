@@ -86,6 +86,6 @@ def score_choices(
         positions = seen.cumsum(-1)[:, mask.shape[1] :] - 1
         rest = model(input_ids=tokens[:, :-1], attention_mask=seen, position_ids=positions, **read).logits
         logits = torch.cat([logits, rest], dim=1)  # [rows, T, V]
-    of_tokens = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    of_tokens = logits.log_softmax(-1, dtype=torch.float32).gather(-1, tokens[..., None])[..., 0]
     greedy = (logits.argmax(-1) == tokens) | (valid == 0)
     return list(zip((of_tokens * valid).sum(-1).tolist(), greedy.all(-1).tolist(), strict=True))

@@ -43,6 +43,16 @@ def test_scores_are_lm_evals(form, batch_size, tmp_path):
     assert len({round(score, 3) for score, _ in scores}) > 10
 
 
+def test_log_likelihoods_of_a_bfloat16_model_are_float32(tmp_path):
+    folder = save_chat_model("qwen3", tmp_path / "model", initializer_range=0.5)
+    model = ChatModel(Model(path=str(folder), dtype="bfloat16"), 4, lambda done: None)
+    shared, others = shared_contexts.by_context(REQUESTS, longest=100)
+    scores = model._loglikelihood_tokens(REQUESTS)
+    for numbers in ([number for group in shared for number in group], others):
+        exact = torch.tensor([scores[number][0] for number in numbers])
+        assert (exact != exact.bfloat16().float()).sum() > len(numbers) / 2
+
+
 def test_a_context_is_read_once_for_its_choices(tmp_path, monkeypatch):
     model = ChatModel(Model(path=str(save_chat_model("qwen3", tmp_path / "model")), dtype="float32"), 4, lambda _: None)
     shapes, forward = [], model.model.forward
