@@ -18,7 +18,7 @@ from raft_tasks.code_digest import code_digest
 from raft_tasks.config import Config, Domain, Fuse, Harvest, Injection, Judge, Method, Question, Section, resolved
 from raft_tasks.errors import InputError
 from raft_tasks.file_digests import FileDigests
-from raft_tasks.generation.templates import template_text
+from raft_tasks.generation.templates import LIKELIHOOD_TEMPLATE, template_text
 from raft_tasks.models import identify
 from raft_tasks.sources.files import find_documents
 
@@ -255,10 +255,12 @@ def model_contents(identities: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
 
 
 def template_digests(section: Section) -> dict[str, str]:
-    """{name: digest} of the prompt templates that a section names."""
+    """{name: digest} of the prompt templates that a section names or its judges render."""
     names = set(_templates(section.model_dump()))
     if isinstance(section, Judge):
         names.update(section.tasks.values())
+    if isinstance(section, Fuse) and "likelihood" in section.judges:
+        names.add(LIKELIHOOD_TEMPLATE)
     if isinstance(section, (Question, Judge)) or (isinstance(section, Fuse) and section.models):
         names.update(STRUCTURED_TEMPLATES)
     return {name: digest(template_text(name)) for name in sorted(names)}

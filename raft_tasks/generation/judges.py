@@ -19,7 +19,7 @@ from raft_tasks.generation.backend import Backend, LikelihoodBackend, TextEncode
 from raft_tasks.generation.data_blocks import guarded
 from raft_tasks.generation.fidelity import fidelity_score
 from raft_tasks.generation.structured import Unusable, ask
-from raft_tasks.generation.templates import render
+from raft_tasks.generation.templates import LIKELIHOOD_TEMPLATE, render
 from raft_tasks.schemas import Better
 from raft_tasks.seeds import derive_seed
 
@@ -84,7 +84,7 @@ def likelihood_judge(backend: LikelihoodBackend, batch_size: int) -> Judge:
 
     def judge(questions: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[Judgement]:
         prompts = [
-            render("teacher.jinja", question=question, answer=reference)
+            render(LIKELIHOOD_TEMPLATE, question=question, answer=reference)
             for question, reference in zip(questions, references, strict=True)
         ]
         means = backend.mean_log_likelihood(prompts, candidates, batch_size)

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined, Template, TemplateSyntaxError, 
 from raft_tasks.errors import InputError
 
 FOLDER = Path(__file__).parent / "templates"
+LIKELIHOOD_TEMPLATE = "teacher.jinja"  # what the fusion's judge of likelihood shows: the question with its reference
 
 
 def template_text(name_or_path: str) -> str:

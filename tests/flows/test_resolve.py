@@ -81,7 +81,14 @@ def test_a_prompt_template_concerns_its_stage_by_its_text(changed, monkeypatch):
     monkeypatch.setattr(resolve, "template_text", lambda name: text(name) + ("!" if name == "teacher.jinja" else ""))
     assert changed("report.flips", load_config().report.flips) == {
         "distill-raft", "analyse-raft", "ingest-archive",  # what the teacher sees must fit
+        "fuse",  # its judge of likelihood shows the reference
     }  # fmt: skip
+
+
+def test_the_teachers_template_concerns_no_fusion_without_a_judge_of_likelihood():
+    settings = load_config().fuse
+    assert "teacher.jinja" in resolve.template_digests(settings)
+    assert "teacher.jinja" not in resolve.template_digests(settings.model_copy(update={"judges": ["fidelity"]}))
 
 
 def test_a_benchmark_task_concerns_the_stages_that_read_it(changed, monkeypatch, tmp_path):
