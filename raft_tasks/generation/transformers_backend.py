@@ -177,7 +177,7 @@ class TransformersBackend(StreamingBackend):
             return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
     def _check_lengths(self, lengths: list[int]) -> None:
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and lengths and max(lengths) > limit:
             row = lengths.index(max(lengths))
             raise InputError(

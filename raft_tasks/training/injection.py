@@ -48,6 +48,7 @@ def injection_job(job: TrainingJob, output: Path) -> TrainingJob:
         job,
         pairs=job.documents,
         documents=[],
+        mixed=False,
         model=job.model.model_copy(update=changes),
         method=Method(lora=job.method.lora, learning_rate_scale=injection.learning_rate_scale),
         train=train.model_copy(update={"epochs": injection.epochs, "max_length": most, "curve": None}),

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,6 +123,16 @@ def test_what_does_not_fit_is_an_error_and_is_not_cut(tiny: TransformersBackend)
         tiny.mean_log_likelihood(["log " * 120], ["rope " * 20], 1)
     with pytest.raises(ValueError, match="got 1 seeds for 2 prompts"):
         draw(tiny, ["log", "log"], seeds=[0])
+
+
+def test_the_context_of_a_model_that_sees_images_is_its_language_models(tiny_folder: Path) -> None:
+    from transformers import Gemma3Config
+
+    backend = TransformersBackend(Model(path=str(tiny_folder), revision=None, dtype="float32", system=None))
+    config = Gemma3Config(text_config={"max_position_embeddings": 20})
+    backend.__dict__["model"] = SimpleNamespace(config=config)
+    with pytest.raises(InputError, match="takes 20;"):
+        draw(backend, ["log " * 15])
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:

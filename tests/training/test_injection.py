@@ -11,7 +11,7 @@ from trainer_runs import Stop, numbers, one_step, same_weights, steps, stop_at
 
 from flows.distill import _plan
 from raft_tasks.adapter_folder import WEIGHTS
-from raft_tasks.config import Injection, Method
+from raft_tasks.config import Injection, Method, Mixing
 from raft_tasks.distill import train as distill
 from raft_tasks.errors import InputError
 from raft_tasks.model_loading import load_model
@@ -89,6 +89,12 @@ def test_the_loss_is_the_cross_entropy_of_the_documents_tokens(tiny_model, tmp_p
     assert loss == pytest.approx((total / count).item(), abs=1e-6)
     for name, parameter in plain.named_parameters():
         assert torch.allclose(gradients[name], parameter.grad, atol=1e-6), name
+
+
+def test_documents_are_never_mixed(tiny_model, tmp_path):
+    row = method(injection=INJECTION, mixing=Mixing(naive_share=0.5, max_new_tokens=8))
+    _, data = prepare(injection_job(injecting(tiny_model, tmp_path, row, mixed=True), tmp_path))
+    assert len(data.rows) == len([*text_windows(8)])
 
 
 @pytest.mark.parametrize("row", ["sft", "raft", "raft_lora"])
