@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EXAMPLES = 5  # leaks that are quoted
-KL_ITEMS = 100  # of each task, evenly spaced: MMLU alone has 14,000
+KL_ITEMS = 40  # of each task, evenly spaced: MMLU alone has 14,000
 CHOICE = re.compile(r"choice \d+")  # the harness's answer to an item of likelihoods
 
 
