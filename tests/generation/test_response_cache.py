@@ -45,7 +45,7 @@ def _open_all(paths):
 
 def test_processes_that_open_a_new_store_at_once_wait_for_each_other(tmp_path):
     paths = [tmp_path / f"{number}.sqlite" for number in range(25)]
-    with multiprocessing.get_context("fork").Pool(6) as pool:
+    with multiprocessing.get_context("spawn").Pool(6) as pool:
         pool.map(_open_all, [paths] * 6, chunksize=1)
     assert all(path.exists() for path in paths)
 
