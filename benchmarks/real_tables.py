@@ -50,11 +50,11 @@ def against_raft(methods: Outcomes, other: str) -> str:
     for task in GENERATED:
         count = min(len(methods["raft"][task]), len(methods[other][task]))
         names = tuple(map(str, range(len(methods["raft"][task][0]))))
-        sides = (
+        raft, rival = (
             statistics.Outcomes(np.array(methods[method][task][:count]), tuple(range(count)), names)
             for method in ("raft", other)
         )
-        change = statistics.difference([next(sides)], [next(sides)], bootstrap)
+        change = statistics.difference([raft], [rival], bootstrap)
         assert change.low is not None
         assert change.high is not None
         cells.append(f"{task} {100 * change.estimate:+.0f} ({100 * change.low:+.0f} to {100 * change.high:+.0f})")

@@ -163,11 +163,11 @@ def wrong_passages(kept: Sequence[DocumentPair], chunks: Sequence[Chunk]) -> lis
     probes = []
     for number in range(min(PROBES, len(kept))):
         pair = kept[number * len(kept) // min(PROBES, len(kept))]
-        said = frozenset(WORD.findall(f"{pair.question} {pair.answer}".casefold()))
-        others = [place for place, chunk in enumerate(chunks) if chunk.id != pair.chunk]
-        elsewhere = [place for place in others if chunks[place].file != pair.source] or others
-        if elsewhere:
-            passage = chunks[min(elsewhere, key=lambda place: len(words[place] & said))]
+        pair_words = frozenset(WORD.findall(f"{pair.question} {pair.answer}".casefold()))
+        others = [index for index, chunk in enumerate(chunks) if chunk.id != pair.chunk]
+        others = [index for index in others if chunks[index].file != pair.source] or others
+        if others:
+            passage = chunks[min(others, key=lambda index: len(words[index] & pair_words))]
             probes.append(Probe(chunk=passage, question=pair.question, answer=pair.answer))
     return probes
 
@@ -175,12 +175,12 @@ def wrong_passages(kept: Sequence[DocumentPair], chunks: Sequence[Chunk]) -> lis
 def count_approvals(
     probes: Sequence[Probe], checkers: Mapping[str, Backend], settings: Question
 ) -> dict[str, dict[str, int]]:
-    """By checker: the votes that it gave on the probes, and how many of them approve. None should."""
+    """By checker: its usable votes on the probes, and how many of them approve. None should."""
     pairs = [_Pair(probe.chunk, probe.question, probe.answer) for probe in probes]
     counts = {}
     for checker in settings.checkers:
         votes = _check(pairs, checkers, settings.model_copy(update={"checkers": [checker]}))
-        approved = [fault is None for of_pair in votes for fault, _ in of_pair]
+        approved = [fault is None for of_pair in votes for fault, _ in of_pair if fault != "no usable check"]
         counts[checker.model] = {"votes": len(approved), "approved": sum(approved)}
     return counts
 

@@ -188,7 +188,7 @@ def test_a_refused_candidate_leaves_no_release(judged, project):
 def test_a_near_miss_is_interpolated_benchmarked_and_judged_again(judged, project):
     verdict = judged(domain=110, general=95)
     assert verdict.coefficient in (0.5, 1.0)
-    # What was benchmarked anew are the project's items, not those that the base's outcomes were made up of.
+    # The second benchmark measures the project's items; the base's outcomes are of invented ones.
     domain = next(check for check in verdict.checks if check.rule == "domain")
     assert (domain.result, domain.candidate) == ("unproven", "unknown")
     assert "different items of domain" in domain.evidence

@@ -147,8 +147,8 @@ def test_rules_reject_before_a_checker_is_asked() -> None:
 def reader(prompt: str) -> str:
     """Approves where each word of the answer stands in the passage."""
     blocks = dict(re.findall(r"(?s)<<<(\w+) \w+\n(.*?)\n\w+ \w+>>>", prompt))
-    said = {name: set(re.findall(r"\w+", blocks[name].lower())) for name in ("passage", "answer")}
-    grounded = len(said["answer"] - said["passage"]) < 4
+    words = {name: set(re.findall(r"\w+", blocks[name].lower())) for name in ("passage", "answer")}
+    grounded = len(words["answer"] - words["passage"]) < 4
     return json.dumps({"reason": "read", "answerable": True, "grounded": grounded, "self_contained": True})
 
 
@@ -166,6 +166,8 @@ def test_a_checker_that_approves_a_pair_with_a_wrong_passage_is_counted() -> Non
     twice = SETTINGS.model_copy(update={"checkers": [Checker(model="a", **CHECKER, rounds=2), SETTINGS.checkers[1]]})
     counts = count_approvals(probes, {"a": checker(), "b": Scripted(reader)}, twice)
     assert counts == {"a": {"votes": 4, "approved": 4}, "b": {"votes": 2, "approved": 0}}
+    silent = count_approvals(probes, {"a": Scripted(lambda prompt: None), "b": Scripted(reader)}, SETTINGS)
+    assert silent["a"] == {"votes": 0, "approved": 0}  # who does not answer has refused nothing
 
 
 def test_a_checker_that_approves_too_many_wrong_passages_is_refused() -> None:
