@@ -50,12 +50,10 @@ def fuse(domain: str) -> None:
         for reject in left_out:
             print(f"{run.label}: not injected: {reject.file}: {reject.reason}", flush=True)
     with atomic_folder(paths.training(domain)) as folder:
-        if left_out:
-            write_rows(folder / "rejects.jsonl", left_out)
         for name in config.run.methods:
             method = config.methods[name]
             pairs, domain_pairs = (training_pairs(iter_rows(fused_file, Fused), method) for _ in range(2))
-            replayed = _replayed(f"{run.label}, {name}", domain, method.replay, domain_pairs) if method.replay else ()
+            replayed = _replayed(domain, method.replay, domain_pairs, left_out) if method.replay else ()
             learned: Iterable[TrainingPair] = chain(pairs, replayed)
             if config.base.thinking != "off":
                 alone = list(learned)
@@ -65,23 +63,27 @@ def fuse(domain: str) -> None:
                 report_thoughts(f"{run.label}, {name}", learned)
             injected = document_pairs(documents, method.injection) if method.injection else ()
             write_rows(folder / f"{name}.{config.run.rows}", chain(learned, injected))
+        if left_out:
+            write_rows(folder / "rejects.jsonl", left_out)
+            print(f"{run.label}: left out: {len(left_out)} rows or documents, see {paths.training(domain)}", flush=True)
 
 
-def _replayed(label: str, domain: str, replay: Replay, domain_pairs: Iterable[TrainingPair]) -> Iterator[TrainingPair]:
-    """What is replayed, without the questions that the domain holds out now; how many those are is printed."""
+def _replayed(
+    domain: str, replay: Replay, domain_pairs: Iterable[TrainingPair], left_out: list[Reject]
+) -> Iterator[TrainingPair]:
+    """What is replayed, without the questions that the domain holds out now; those are added to `left_out`."""
     pairs = replay_pairs(replay, domain_pairs)
     if replay.files == "domain":
         yield from pairs
         return
     held_out = {tuple(words(row.question)) for row in iter_rows(paths.held_out(domain), HeldOut)}
-    skipped = 0
-    for pair in pairs:
+    for number, pair in enumerate(pairs, 1):
         if tuple(words(pair.question)) in held_out:
-            skipped += 1
+            reason = "replay of a question that is held out"
+            where = ", ".join(replay.patterns)
+            left_out.append(Reject(file=where, line=number, reason=reason, content=pair.id, rule="contamination"))
         else:
             yield pair
-    if skipped:
-        print(f"{label}: {skipped} rows are not replayed: their questions are held out", flush=True)
 
 
 def report_thoughts(label: str, pairs: Sequence[TrainingPair]) -> None:
