@@ -18,6 +18,7 @@ Beside the demo's benchmarks every model is asked two more things that its domai
 from __future__ import annotations
 
 import argparse
+import csv
 import fcntl
 import json
 import os
@@ -279,6 +280,10 @@ def train_alone(
     assert summary is not None
     told = ("seconds", "steps", "rows", "final", "distance", "curve")
     facts: dict[str, Any] = {key: value for key, value in summary.items() if key in told}
+    if curve:
+        with (work / "curve.csv").open(encoding="utf-8", newline="") as table:
+            rows = list(csv.DictReader(table))
+        facts["path"] = [{key: round(float(value), 4) for key, value in row.items()} for row in rows]
     if method.merge is None:
         return work / "model", facts
     validation = suite_of(study, cell, "validation")

@@ -304,7 +304,7 @@ class Curve(Section):
         None, "tokens of a greedy answer, to measure accuracy; null: only the loss of the references"
     )
     checkpoint: Literal["last", "best"] = key("last", "best: of the measured ones, domain first, within `kl_max`")
-    kl_max: PositiveFloat = key(0.05, "KL, nats per token, up to which a checkpoint counts as not forgetting")
+    kl_max: PositiveFloat | None = key(None, "largest KL, nats per token, of the best checkpoint; null: any")
     patience: PositiveInt | None = key(None, "measurements without a better checkpoint that end the training")
 
     @model_validator(mode="after")
@@ -316,6 +316,8 @@ class Curve(Section):
             )
         if self.patience is not None and self.checkpoint == "last":
             raise ValueError(f"patience {self.patience} with checkpoint 'last': expected 'best', or null")
+        if self.kl_max is not None and self.checkpoint == "last":
+            raise ValueError(f"kl_max {self.kl_max} with checkpoint 'last': expected 'best', or null")
         return self
 
 

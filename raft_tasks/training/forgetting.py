@@ -114,9 +114,10 @@ def preference(point: Mapping[str, float], kl_max: float) -> tuple[bool, float, 
     return (True, accuracy, -kl) if kl <= kl_max else (False, -kl, accuracy)
 
 
-def best_point(points: Sequence[Point], kl_max: float) -> Point:
-    """The earliest of the best."""
-    return max(points, key=partial(preference, kl_max=kl_max))
+def best_point(points: Sequence[Point], kl_max: float | None) -> Point:
+    """The earliest of the best. The point before the first step is the base, which keeps every bound: no candidate."""
+    trained = [point for point in points if point["step"]]
+    return max(trained, key=partial(preference, kl_max=math.inf if kl_max is None else kl_max))
 
 
 def write_curve(path: Path, points: Sequence[Point]) -> None:
@@ -165,7 +166,7 @@ class ForgettingCurve(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A resumed training needs no weights but those of the best step until here."""
         if args.should_save and self.settings.checkpoint == "best":
-            for path in self.trainer.folder.glob(BEST.format("*")):
+            for path in self.trainer.folder.glob(BEST.format("*")):  # none before the first measured step
                 if path.name != BEST.format(self.best["step"]):
                     path.unlink()
 
@@ -189,7 +190,7 @@ class ForgettingCurve(TrainerCallback):
         self.points.append(point)
         if trainer.args.should_save:
             write_curve(self.path, self.points)
-            if self.settings.checkpoint == "best" and self.best is point:
+            if self.settings.checkpoint == "best" and step and self.best is point:
                 self.save_weights(step)
         return time.perf_counter() - started
 
@@ -260,7 +261,7 @@ class ForgettingCurve(TrainerCallback):
         point = self.best if self.settings.checkpoint == "best" else self.points[-1]
         return {
             "step": point["step"],
-            "within_kl_max": forgetting(point) <= self.settings.kl_max,
+            "within_kl_max": self.settings.kl_max is None or forgetting(point) <= self.settings.kl_max,
             "rows_left_out": self.data.rows_left_out,
             "time_share": sum(point["seconds"] for point in self.points) / seconds,
         }

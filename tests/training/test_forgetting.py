@@ -184,6 +184,17 @@ def test_domain_first_within_the_bound():
     assert best_point(points, 0.3)["step"] == 4
     assert best_point([*points, point(5, 0.9, 0.01, other=0.06)], 0.05)["step"] == 2  # the larger of the sets counts
     assert best_point([point(1, 0.9, 0.4), point(2, 0.5, 0.2)], 0.05)["step"] == 2  # beyond it: the closest
+    assert best_point([*points, point(5, 0.9, 0.3)], None)["step"] == 4  # without a bound, ties: the smaller KL
+
+
+@pytest.mark.parametrize("kl_max", [None, 1e-9])
+def test_the_base_is_never_the_best_checkpoint(tiny_model, tmp_path, anchors, kl_max):
+    """Before the first step the KL is 0, so no bound excludes that point."""
+    curve = BEST.model_copy(update={"kl_max": kl_max, "steps": 2})
+    summary = run(tiny_model, tmp_path, anchors, curve, learning_rate=3e-2)
+    assert summary["curve"]["step"] > 0
+    assert summary["curve"]["within_kl_max"] == (kl_max is None)
+    assert measure_again(tiny_model, tmp_path, anchors) > 1e-4
 
 
 def test_anchors_that_are_learned_from_are_left_out(tiny_model, tiny_folder, tmp_path, anchors):
@@ -214,6 +225,8 @@ def test_wrong_settings_and_data(tiny_model, tmp_path, anchors):
         Curve(checkpoint="best")
     with pytest.raises(ValidationError, match="patience 2 with checkpoint 'last'"):
         Curve(patience=2)
+    with pytest.raises(ValidationError, match=r"kl_max 0.1 with checkpoint 'last'"):
+        Curve(kl_max=0.1)
     with pytest.raises(ValidationError, match="fsdp2"):
         train(curve=Curve(), launch={"processes": 2, "strategy": "fsdp2"})
     with pytest.raises(InputError, match="expected both or neither"):
