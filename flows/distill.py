@@ -66,7 +66,9 @@ def print_plans(domain: str | None, method: str | None, seed: int) -> None:
     domains, methods = [domain] if domain else config.run.domains, [method] if method else config.run.methods
     files = {pair: paths.training(pair[0]) / f"{pair[1]}.{config.run.rows}" for pair in product(domains, methods)}
     if not any(path.exists() for path in files.values()):
-        raise InputError(f"{next(iter(files.values()))} is not there; `raft run` or `dvc repro fuse` makes it")
+        raise InputError(
+            f"{next(iter(files.values()))} is not there: a plan counts its rows; `dvc repro fuse` makes them"
+        )
     for (domain, method), path in files.items():
         print(f"{domain} {method}, each of {len(config.run.seeds)} seed(s)")
         text = _plan(training_job(domain, method, seed)) if path.exists() else f"{path} is not there yet"

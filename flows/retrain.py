@@ -102,7 +102,9 @@ def pull() -> None:
     """Get every artifact of the checkout's commit from the cache or the DVC remote; DVC makes the others anew."""
     try:
         with Repo() as repo:
-            repo.pull(force=True, allow_missing=True)
+            made = [stage.addressing for stage in repo.index.stages if any(out.hash_info for out in stage.outs)]
+            if made:  # DVC warns of each output that was never made
+                repo.pull(made, force=True, allow_missing=True)
     except (DvcException, OSError) as error:
         raise RemoteUnavailable(f"`dvc pull` failed: {error}; {_describe_remote()}") from error
 

@@ -44,6 +44,8 @@ def test_a_project_is_made_and_committed(empty):
     assert Path("data/mine/pairs.jsonl").read_text() == Path("../pairs.jsonl").read_text()
     assert sorted(os.listdir("models/pocket-base")) == sorted(os.listdir(ROOT / "models/pocket-base"))
     assert Path("champions/quarantine.txt").read_text() == ""  # `raft retrain` reads it
+    assert config["retrain"] == {"fetch": {"mine": {"path": "inbox/mine"}}}
+    assert git("ls-files", "inbox") == "inbox/mine/.gitignore\n"
     assert len(Path("README.md").read_text().splitlines()) <= 10
     assert git("status", "--porcelain") == ""
     assert (Path(".dvc/config").read_text()) == (ROOT / ".dvc/config").read_text()
@@ -168,3 +170,13 @@ def test_the_embedded_model_knows_the_words_of_the_rows_and_is_otherwise_the_sam
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits[..., : len(theirs)], base(**inputs).logits)
     assert copy_pocket_model(Path("again"), []) == 0
+
+
+def test_the_columns_of_a_known_domain_are_told(empty):
+    row = {"id": "1", "question": "?", "answer": "1234.56", "explanation": "!", "split": "train"}
+    Path("../codes.jsonl").write_text(json.dumps(row) + "\n")
+    lines = list(init("pocket", "hs_codes", Source(Path("../codes.jsonl"), None, None), None))
+    told = next(line for line in lines if line.startswith("data/hs_codes/codes.jsonl: "))
+    assert "`explanation` as explanation" in told
+    assert "`split` as split" in told
+    assert "not used" not in told
