@@ -13,10 +13,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flows.paths import NLTK_DATA
+from flows.stage_host import PIPELINE_PID
 from raft_tasks.errors import InputError, OperationalError
 from raft_tasks.proxies import LOOPBACK, check_schemes, is_loopback, proxy_note, reach_directly
 
-PIPELINE_PID = "RAFT_PIPELINE_PID"  # set by flows.pipeline for the processes that it starts
 PREFECT_PORT = 4200  # Prefect's own default
 REFUSALS = ("status 401", "status 403", "status 5")  # a server with a password, or behind a gateway: Prefect says more
 SERVER_SECONDS = 120.0  # for a server to come back while a pipeline runs

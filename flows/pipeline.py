@@ -5,14 +5,12 @@ DVC decides whether a stage runs; this flow adds the budget of processes, progre
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from queue import LifoQueue
 from typing import Any, NamedTuple
 
@@ -25,11 +23,11 @@ from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.dvc_worker import DvcWorker
-from flows.environment import PIPELINE_PID, process_age
-from flows.run import stage_graph, stale_stages
-from flows.server import ensure_server, prefect_at
+from flows.environment import process_age
+from flows.run import host_stages, stage_graph, stale_stages
+from flows.server import Server, prefect_at
 from flows.stage import END_LINE, RUN_LINE, run_page
-from flows.stage_host import stage_host
+from flows.stage_host import stage_environment, stage_host
 from raft_tasks.config import load_config
 from raft_tasks.errors import OperationalError
 
@@ -175,7 +173,7 @@ def pipeline() -> Ran:
     api_url = PREFECT_API_URL.value()
     assert api_url is not None  # a flow's process always has one: of `serving`, or a worker's
     futures: dict[str, PrefectFuture[str]] = {}
-    with stage_host(_stage_environment(api_url, resources.threads)) as environment:
+    with stage_host(stage_environment(api_url, resources.threads), host_stages(stale)) as environment:
         run = PipelineRun(len(stale), [DvcWorker(environment) for _ in range(resources.processes)])
         run.log(f"{len(stale)} stages to run, {resources.processes} at a time, {resources.threads} thread(s) each")
         run.log(f"this run: {run_page(api_url, flow_run.id)}")
@@ -202,17 +200,6 @@ def _errors(futures: dict[str, PrefectFuture[str]]) -> Iterator[str]:
             yield str(error) if isinstance(error, StageFailed) else f"{name}: {error!r}"
 
 
-def _stage_environment(api_url: str, threads: int) -> dict[str, str]:
-    return {
-        **os.environ,
-        PIPELINE_PID: str(os.getpid()),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # whose `raft` the stages run
-        "PREFECT_API_URL": api_url,
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-    }
-
-
 def overhead(work: float, waited: float = 0.0) -> str:
     """What of this process's life was neither work nor waiting, in words; all in seconds."""
     whole = process_age() - waited
@@ -220,8 +207,8 @@ def overhead(work: float, waited: float = 0.0) -> str:
 
 
 @contextmanager
-def serving() -> Iterator[None]:
+def serving(server: Server | None = None) -> Iterator[None]:
     """Flows run on a Prefect server here, and SIGTERM ends them like Ctrl-C."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: SIGTERM"))
-    with prefect_at(ensure_server()):
+    with prefect_at((server or Server()).wait()):
         yield

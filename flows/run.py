@@ -5,12 +5,17 @@ Prefect is imported in that case alone: it would take as long as all the rest.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+
 import networkx as nx
 from dvc.repo import Repo
 
 from flows import paths
 from flows.doctor import check_before_run
 from flows.resolve import resolve
+from flows.server import Server
+from flows.stage_host import HOST, stage_environment, stage_host
 from raft_tasks.artifacts import read_json
 from raft_tasks.config import Config, load_config
 from raft_tasks.reporting.terminal import print_table
@@ -49,6 +54,12 @@ def stale_stages(upstream: dict[str, list[str]], changed: set[str]) -> list[str]
     return stale
 
 
+def host_stages(names: Iterable[str]) -> list[str]:
+    """The arguments of `raft stage` among DVC's names."""
+    stages = (name.partition("@")[0].removesuffix("_base").removesuffix("_champion") for name in names)
+    return list(dict.fromkeys(stage for stage in stages if stage != RESOLVE))
+
+
 def show_results() -> None:
     """Print the table of the report and where the page is."""
     metrics = paths.REPORTS / "metrics.json"
@@ -62,13 +73,18 @@ def run_pipeline() -> None:
     config = load_config()
     check_before_run(config)
     upstream, changed = stage_graph(config)
-    if not stale_stages(upstream, changed):
+    stale = stale_stages(upstream, changed)
+    if not stale:
         print(f"Nothing to do: all {len(upstream)} stages are up to date.")
         show_results()
         return
-    from flows.pipeline import overhead, pipeline, serving
+    server = Server()  # it starts, and the stage host imports, while Prefect is imported here
+    environment = stage_environment(server.url, config.resources.threads)
+    with stage_host(environment, host_stages(stale)) as hosted:
+        os.environ.update({HOST: hosted[HOST]} if HOST in hosted else {})
+        from flows.pipeline import overhead, pipeline, serving
 
-    with serving():
-        ran = pipeline()
+        with serving(server):
+            ran = pipeline()
     show_results()
     print(f"Orchestration (Prefect, DVC, imports; no stage at work): {overhead(ran.work)}")

@@ -46,27 +46,37 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def ensure_server() -> str:
-    """The URL of an API: PREFECT_API_URL, a server on the default port, or one of our own that ends with this process.
+class Server:
+    """An API: of PREFECT_API_URL, of a server on the default port, or of one of our own that ends with this process.
+
+    Attributes:
+        url: where it is, or will be once `wait` returns.
 
     Raises:
-        OperationalError: if the server named by PREFECT_API_URL does not answer, or our own does not start.
+        OperationalError: if the server named by PREFECT_API_URL does not answer.
     """
-    running = find_server()
-    if running:
-        return running
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "ui", "--port", str(port)],
-        env={**os.environ, PIPELINE_PID: str(os.getpid())},
-        start_new_session=True,
-    )
-    # Not at the end of the flow: when the interpreter ends, Prefect first sends the events that are still in its queue.
-    atexit.register(_stop, server)
-    print("starting a Prefect server for this run (a folder's first takes longest)", flush=True)
-    wait_until_healthy(url, server)
-    return url
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        if running := find_server():
+            self.url = running
+            return
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}/api"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "ui", "--port", str(port)],
+            env={**os.environ, PIPELINE_PID: str(os.getpid())},
+            start_new_session=True,
+        )
+        # Not at the end of the flow: when the interpreter ends, Prefect first sends the events still in its queue.
+        atexit.register(_stop, self.process)
+        print("starting a Prefect server for this run (a folder's first takes longest)", flush=True)
+
+    def wait(self) -> str:
+        """The URL, once the API answers. OperationalError where our own server does not start."""
+        if self.process:
+            wait_until_healthy(self.url, self.process)
+        return self.url
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

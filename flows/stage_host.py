@@ -17,14 +17,15 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-HOST = "RAFT_STAGE_HOST"  # the path of the host's socket, set by flows.pipeline for what it starts
+HOST = "RAFT_STAGE_HOST"  # the path of the host's socket, set for what a pipeline starts
+PIPELINE_PID = "RAFT_PIPELINE_PID"  # set for the processes that a pipeline starts
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 # What may differ between host and client: no library reads it, or only the stage's own processes do.
-INDIVIDUAL = ("_", "DVC_ROOT", "DVC_STAGE", "OLDPWD", "PWD", "RAFT_PIPELINE_PID", "SHLVL", HOST)
+INDIVIDUAL = ("_", "DVC_ROOT", "DVC_STAGE", "OLDPWD", "PWD", PIPELINE_PID, "SHLVL", HOST)
 # For the host alone: OpenBLAS and Arrow's allocator start threads when they are loaded, and `torch.cuda.is_available`
 # initialises the driver, after which no child could use it.
 SINGLE_THREADED = {
@@ -52,7 +53,7 @@ MODEL_IMPORTS = (
     "raft_tasks.training.merging",
     "raft_tasks.evaluation.chat_model",
 )
-SERVE = "import sys; from flows.stage_host import serve; serve(int(sys.argv[1]))"
+SERVE = "import sys; from flows.stage_host import serve; serve(int(sys.argv[1]), sys.argv[2:])"
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
@@ -108,10 +109,26 @@ def _wait(connection: socket.socket, ignored: list[int]) -> int | None:
     return 1
 
 
+def stage_environment(api_url: str, threads: int) -> dict[str, str]:
+    """The environment of a pipeline's stages."""
+    return {
+        **os.environ,
+        PIPELINE_PID: str(os.getpid()),
+        "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}",  # whose `raft` the stages run
+        "PREFECT_API_URL": api_url,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+    }
+
+
 @contextmanager
-def stage_host(environment: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Keep a host as long as this context; yields `environment` with its address. It imports when first asked."""
-    if sys.platform != "linux":  # elsewhere a fork without exec is unsafe, or there is none
+def stage_host(environment: dict[str, str], stages: Iterable[str] = ()) -> Iterator[dict[str, str]]:
+    """Keep a host as long as this context, or use the one of RAFT_STAGE_HOST; yields `environment` with its address.
+
+    Args:
+        stages: names whose imports it does while nothing is asked of it; the others' when they are asked for.
+    """
+    if HOST in os.environ or sys.platform != "linux":  # elsewhere a fork without exec is unsafe, or there is none
         yield environment
         return
     from tempfile import TemporaryDirectory
@@ -122,8 +139,8 @@ def stage_host(environment: dict[str, str]) -> Iterator[dict[str, str]]:
             listener.listen()
             number = listener.fileno()
             host = subprocess.Popen(
-                [sys.executable, "-P", "-c", SERVE, str(number)],
-                env={name: value for name, value in environment.items() if name != "RAFT_PIPELINE_PID"},
+                [sys.executable, "-P", "-c", SERVE, str(number), *stages],
+                env={name: value for name, value in environment.items() if name != PIPELINE_PID},
                 stdin=subprocess.PIPE,  # its end is the pipeline's
                 stdout=subprocess.DEVNULL,
                 pass_fds=[number],
@@ -138,13 +155,13 @@ def stage_host(environment: dict[str, str]) -> Iterator[dict[str, str]]:
             host.stdin.close()
 
 
-def serve(number: int) -> None:
+def serve(number: int, stages: list[str]) -> None:
     """The host, listening on the file descriptor `number`, until its standard input ends; in a child, the stage."""
     listener = socket.socket(fileno=number)
     environment = dict(os.environ)
     os.environ.update(SINGLE_THREADED)
     children: dict[int, socket.socket] = {}
-    request = _fork_stages(listener, environment, children)
+    request = _fork_stages(listener, environment, children, _modules(*stages))
     if request is None:  # the pipeline has ended
         import shutil
 
@@ -156,9 +173,9 @@ def serve(number: int) -> None:
 
 
 def _fork_stages(
-    listener: socket.socket, environment: dict[str, str], children: dict[int, socket.socket]
+    listener: socket.socket, environment: dict[str, str], children: dict[int, socket.socket], ahead: list[str]
 ) -> dict[str, Any] | None:
-    """Fork a child for every client; returns its request in the child, None in the host."""
+    """Fork a child for every client; returns its request in the child, None in the host. Imports `ahead` when idle."""
     import select
 
     host = os.getpid()
@@ -168,7 +185,10 @@ def _fork_stages(
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake.fileno())
     while True:
-        ready, _, _ = select.select([listener, woken, sys.stdin], [], [])
+        ready, _, _ = select.select([listener, woken, sys.stdin], [], [], 0 if ahead else None)
+        if not ready:
+            with suppress(Exception):  # a stage that needs it will say it
+                _import([ahead.pop(0)], imported)
         if sys.stdin in ready:
             return None
         if woken in ready:
@@ -240,6 +260,27 @@ def _state(file: str) -> list[int]:
     return [state.st_mtime_ns, state.st_size, state.st_ino]
 
 
+def _modules(*stages: str) -> list[str]:
+    with_models = MODEL_IMPORTS if not {*WITH_MODELS}.isdisjoint(stages) else ()
+    return [*IMPORTS, *(f"flows.{stage}" for stage in stages), *with_models]
+
+
+def _import(modules: list[str], imported: dict[str, list[int]]) -> None:
+    """Import the modules; `imported`, {source file of the project: its state}, grows by what came with them."""
+    import warnings
+    from importlib import import_module
+
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            for module in modules:
+                import_module(module)
+    finally:
+        for name, loaded in list(sys.modules.items()):
+            file = loaded.__file__ if name.partition(".")[0] in ("flows", "raft_tasks") else None
+            if file is not None:
+                imported.setdefault(file, _state(file))
+
+
 def _reason_to_refuse(
     request: dict[str, Any], environment: dict[str, str], imported: dict[str, list[int]]
 ) -> str | None:
@@ -249,8 +290,6 @@ def _reason_to_refuse(
         imported: {source file of the project: its state}; grows.
     """
     import gc
-    import warnings
-    from importlib import import_module
 
     if [request["folder"], request["code"]] != [os.getcwd(), __file__]:
         return f"the host works in {os.getcwd()} with {__file__}"
@@ -261,17 +300,10 @@ def _reason_to_refuse(
     changed = [file for file, state in imported.items() if _state(file) != state]
     if changed:
         return f"{', '.join(sorted(changed))} changed since the host imported it"
-    stage = request["arguments"][2] if len(request["arguments"]) > 2 else ""
     try:
-        with warnings.catch_warnings(action="ignore"):
-            for module in (*IMPORTS, f"flows.{stage}", *(MODEL_IMPORTS if stage in WITH_MODELS else ())):
-                import_module(module)
+        _import(_modules(*request["arguments"][2:3]), imported)
     except Exception as error:  # the stage by itself will say it where it matters
         return " ".join(f"{type(error).__name__}: {error}".split())
-    for name, loaded in list(sys.modules.items()):
-        file = loaded.__file__ if name.partition(".")[0] in ("flows", "raft_tasks") else None
-        if file is not None:
-            imported.setdefault(file, _state(file))
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         return f"the imports have started {threads - 1} threads"

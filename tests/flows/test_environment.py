@@ -13,7 +13,7 @@ import pytest
 
 from flows import environment
 from flows.environment import wait_for_server
-from flows.server import ensure_server, free_port, serve
+from flows.server import Server, free_port, serve
 from raft_tasks.errors import OperationalError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,10 +105,10 @@ def test_only_prefect_counts_as_a_server_on_its_port(monkeypatch, body, is_prefe
         assert environment.find_server() == (url if is_prefect else None)
         monkeypatch.setenv("PREFECT_API_URL", url)
         if is_prefect:
-            assert ensure_server() == url
+            assert Server().wait() == url
         else:
             with pytest.raises(OperationalError, match="expected 'true' of a Prefect"):
-                ensure_server()
+                Server()
 
 
 def test_a_stranger_that_knows_no_health_page_is_refused(monkeypatch):
@@ -117,7 +117,7 @@ def test_a_stranger_that_knows_no_health_page_is_refused(monkeypatch):
     with server_after(0.0, port, 404) as ready:
         ready.wait()
         with pytest.raises(OperationalError, match="got 'status 404' from its /health"):
-            ensure_server()
+            Server()
 
 
 @pytest.mark.parametrize(("body", "there"), [(b"true", "a Prefect server"), (b"<html>", "another program")])

@@ -58,7 +58,7 @@ class Worker:
 def test_a_stage_that_ends_by_another_error_fails_the_pipeline(prefect_api, monkeypatch, capsys, stages, message):
     upstream = {stages[0]: [], stages[1]: [stages[0]], "other": []}
     monkeypatch.setattr(pipeline, "stage_graph", lambda config: (upstream, set(upstream)))
-    monkeypatch.setattr(pipeline, "stage_host", nullcontext)
+    monkeypatch.setattr(pipeline, "stage_host", lambda environment, _: nullcontext(environment))
     monkeypatch.setattr(pipeline, "DvcWorker", Worker)
     with prefect_at(prefect_api), pytest.raises((pipeline.StageFailed, SystemExit), match=message):
         pipeline.pipeline()

@@ -19,7 +19,7 @@ LIGHT = """
 import sys, flows.cli, flows.stage_host as host
 host.IMPORTS = ()
 flows.cli.main = lambda: exec(open(sys.argv[3]).read(), {})
-host.serve(int(sys.argv[1]))
+host.serve(int(sys.argv[1]), sys.argv[2:])
 """
 SHOW = """
 import json, os, sys, threading
@@ -208,6 +208,28 @@ def test_code_that_was_edited_meanwhile_is_not_the_hosts_to_run(plain, monkeypat
     assert "extra/edited.py changed since the host imported it" in output
 
 
+def test_what_stages_need_is_imported_ahead(plain, monkeypatch):
+    monkeypatch.setattr(stage_host, "SERVE", EDITED.replace("('flows.edited',)", "()"))
+    Path("extra").mkdir()
+    Path("extra/edited.py").write_text("open('imported', 'w').close()\n")
+    with stage_host.stage_host(plain, ["edited", "missing"]) as hosted:
+        deadline = time.monotonic() + 60
+        while not Path("imported").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5)  # it notes the file's state after the import
+        Path("extra/edited.py").write_text("edited = True\n")
+        code, output, _ = finish(start(hosted, "print()"))
+    assert code == 2
+    assert "extra/edited.py changed since the host imported it" in output
+
+
+def test_a_pipeline_uses_the_host_that_is_there(monkeypatch):
+    monkeypatch.setenv(stage_host.HOST, "/tmp/there")
+    with stage_host.stage_host(dict(os.environ)) as environment:
+        assert environment[stage_host.HOST] == "/tmp/there"
+
+
 STATE = """
 import json, os, numpy, scipy.linalg, sklearn, torch, threadpoolctl
 torch.ones(300, 300) @ torch.ones(300, 300), numpy.ones((300, 300)) @ numpy.ones((300, 300))
@@ -220,7 +242,7 @@ FULL = """
 import sys, flows.cli, flows.stage_host as host
 host.WITH_MODELS = ("paths",)
 flows.cli.main = lambda: exec(open(sys.argv[3]).read(), {})
-host.serve(int(sys.argv[1]))
+host.serve(int(sys.argv[1]), sys.argv[2:])
 """
 
 
