@@ -297,7 +297,7 @@ class LossSpike(Section):
 class Curve(Section):
     """The forgetting curve: what a training has learned and lost, measured while it goes on. It changes no step."""
 
-    steps: PositiveInt = key(50, "optimiser steps between measurements")
+    steps: PositiveInt = key(100, "optimiser steps between measurements")
     rows: PositiveInt = key(16, "validation rows, and anchors of each set, at most")
     sets: list[Name] = key(["held_out"], "anchor sets, not learned from, for the KL to the base", min_length=1)
     answer_max_new_tokens: PositiveInt | None = key(
