@@ -47,7 +47,7 @@ def extract_values(text: str, rule: Check) -> set[str]:
     A match's value is the text of its groups, joined by blanks; case, white space and _ make no difference.
     """
     if rule.choices:
-        named = {words: value for value, wordings in rule.wordings().items() for words in wordings}
+        named = {words: value for value, wordings in _wordings(rule.choices).items() for words in wordings}
         value_of = {_plain(words): value for words, value in named.items()}
         return {value_of[_plain(match[0])] for match in _finder(tuple(named)).finditer(text)}
     for pattern in rule.patterns:
@@ -104,6 +104,11 @@ def score_answer(
     if passed:
         scores |= {"acc": next(iter(passed.values())), "complete": float(all(passed.values()))}
     return scores | passed
+
+
+def _wordings(choices: list[str] | dict[str, list[str]]) -> dict[str, list[str]]:
+    """{value: what names it}."""
+    return choices if isinstance(choices, dict) else {value: [value.rstrip("?!.")] for value in choices}
 
 
 def _normalize(text: str) -> str:

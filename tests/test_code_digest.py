@@ -96,6 +96,11 @@ def test_a_used_function_re_runs_exactly_its_stages(package):
     assert not {"ingest", "rewrite", "semantic_filter", "benchmark", "report"} & changed
 
 
+def test_the_code_that_scores_answers_re_runs_the_benchmark(package):
+    file, old = "raft_tasks/evaluation/answer_metrics.py", "return score_answer("
+    assert "benchmark" in changed_stages(package, file, old, "return 1 and score_answer(")
+
+
 def test_what_only_the_report_uses_re_runs_only_the_report(package):
     file, old = "raft_tasks/reporting/paper.py", "from __future__ import annotations"
     assert changed_stages(package, file, old, f"{old}\nVALUE = 1") == {"report"}

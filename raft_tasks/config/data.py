@@ -122,12 +122,6 @@ class Check(Section):
                 raise ValueError(f"patterns: {pattern!r} has no group: expected parentheses round the value")
         return self
 
-    def wordings(self) -> dict[str, list[str]]:
-        """{value: what names it}."""
-        return (
-            self.choices if isinstance(self.choices, dict) else {value: [value.rstrip("?!.")] for value in self.choices}
-        )
-
 
 Split = Annotated[
     Annotated[SplitByColumn, Tag("column")] | Annotated[SplitBySource, Tag("source")],

@@ -24,6 +24,7 @@ from raft_tasks.chat import as_turns
 from raft_tasks.checks import Checks
 from raft_tasks.config import Benchmark, BenchmarkData, Model
 from raft_tasks.errors import InputError
+from raft_tasks.evaluation.answer_metrics import process_results
 from raft_tasks.evaluation.ifeval import check_ifeval
 from raft_tasks.evaluation.outcomes import item_results, target_of, task_scores
 from raft_tasks.evaluation.overlay import task_manager
@@ -45,7 +46,7 @@ output_type: generate_until
 doc_to_text: question
 doc_to_target: answer
 generation_kwargs: {{until: [], do_sample: false, max_gen_toks: {max_new_tokens}}}
-process_results: !function raft_tasks.evaluation.answer_metrics.process_results
+process_results: !function {process_results}
 metric_list:
   - {{metric: acc, aggregation: mean, higher_is_better: true}}
   - {{metric: complete, aggregation: mean, higher_is_better: true}}
@@ -278,6 +279,8 @@ def write_domain_task(work: Path, suite: Suite) -> None:
         items=json.dumps(str(items.resolve())),
         cache=json.dumps(str((work / "cache").resolve())),
         max_new_tokens=suite.settings.max_new_tokens,
+        # imported, not only named: so the stage's code digest has it
+        process_results=f"{process_results.__module__}.{process_results.__name__}",
         checks="".join(CHECK_YAML.format(name=name) for name in suite.checks),
     )
     (work / f"{DOMAIN_TASK}.yaml").write_text(f"# the held-out rows of {suite.domain}\n{text}", encoding="utf-8")
