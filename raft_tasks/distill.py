@@ -69,7 +69,7 @@ def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress)
     anchors = None if job.anchors is None else digest_path(job.anchors)
     parts = [job.pairs, identity, job.method, job.train, job.template_text, job.seed, code_digest(__name__), anchors]
     parts += [job.documents] if job.documents else []
-    key = digest(parts if job.curve is None else [*parts, job.curve.digest])
+    key = digest([*parts, *job.input_digests])
     folder = job.checkpoints / key[:16]
     run = partial(run_training, progress=progress)
     job = inject(replace(job, checkpoints=folder), run)

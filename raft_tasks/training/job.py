@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from raft_tasks.adapter_folder import find_adapter
 from raft_tasks.artifacts import atomic_file, digest, digest_path
 from raft_tasks.config import Check, Method, Model, Train
 from raft_tasks.schemas import Example, TrainingPair
@@ -49,6 +50,16 @@ class TrainingJob:
     curve: CurveInputs | None = None  # exactly where `train.curve` is set
     trackers: tuple[str, ...] = ()  # names of `trackers.report_to`
     tracking: Path = Path()  # of TensorBoard's files, for this training alone; its last two parts name the run
+
+    @property
+    def input_digests(self) -> list[str]:
+        """Of the curve's inputs and of the folder of the teacher's own adapter, where the training has them."""
+        digests = [] if self.curve is None else [self.curve.digest]
+        if self.method.distillation and self.method.distillation.teacher_adapter is not None:
+            folder = Path(self.method.distillation.teacher_adapter)
+            find_adapter(folder, "distillation.teacher_adapter")
+            digests.append(digest_path(folder))
+        return digests
 
     def save(self, path: Path) -> None:
         with atomic_file(path) as temporary:

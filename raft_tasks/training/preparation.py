@@ -109,7 +109,7 @@ def fingerprint(job: TrainingJob, base_digest: str) -> str:
     parts = [resolved(job.model), job.method, job.train, template, job.seed, digest([job.pairs]), base_digest, anchors]
     if job.injected is not None:
         parts.append(digest_path(job.injected))
-    return digest(parts if job.curve is None else [*parts, job.curve.digest])
+    return digest([*parts, *job.input_digests])
 
 
 def check_top_k(distillation: Distillation, vocabulary: int) -> None:

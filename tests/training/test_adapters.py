@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny import LORA, METHODS, TEACHER, distillation, job, method, pairs, save_tiny, train
 from trainer_runs import ROLLOUTS, Stop, numbers, plain_step, run, same_weights, stop_at
 
+from raft_tasks import distill
 from raft_tasks.adapter_folder import merge_adapter, without_peft_warnings
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
@@ -17,7 +18,7 @@ from raft_tasks.model_loading import load_model
 from raft_tasks.training.adapters import teacher_mode, with_adapter
 from raft_tasks.training.completion_forward import CompletionForward
 from raft_tasks.training.conversations import Encoder
-from raft_tasks.training.preparation import TrainingData, make_pair, teacher_turn, training_arguments
+from raft_tasks.training.preparation import TrainingData, fingerprint, make_pair, teacher_turn, training_arguments
 from raft_tasks.training.teacher import WithoutAdapter
 from raft_tasks.training.trainer import RaftTrainer
 
@@ -210,6 +211,26 @@ def test_a_teachers_adapter_that_is_not_there(tiny_model, tmp_path, adapter):
     row = method(lora=adapter, distillation=distillation(teacher_adapter=str(tmp_path), teacher="plain", kl_weight=1.0))
     with pytest.raises(InputError, match=r"teacher_adapter: got .* expected a folder with an adapter_config.json"):
         run(tiny_model, tmp_path, row)
+
+
+def test_another_teacher_in_the_same_folder_is_another_training(tiny_model, tmp_path, other_adapter, monkeypatch):
+    folder = Path(shutil.copytree(other_adapter[0], tmp_path / "teacher"))
+    row = method(lora=LORA, distillation=distillation(teacher_adapter=str(folder), teacher="plain", kl_weight=1.0))
+    keys = []
+
+    def run_training(job, progress):
+        keys.append((job.checkpoints, fingerprint(job, "base")))
+        job.output.mkdir(exist_ok=True)
+        return {}
+
+    monkeypatch.setattr(distill, "run_training", run_training)
+    for change in (1.0, 1.0, 2.0):
+        weights = {name: change * value for name, value in load_file(folder / "adapter_model.safetensors").items()}
+        save_file(weights, folder / "adapter_model.safetensors")
+        distill.train.fn(job(tiny_model, tmp_path, row), {}, None)
+    assert keys[0] == keys[1]
+    assert keys[0][0] != keys[2][0]
+    assert keys[0][1] != keys[2][1]
 
 
 def test_the_frozen_copys_type_and_device(tiny_model, tmp_path):
