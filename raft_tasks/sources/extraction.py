@@ -16,12 +16,13 @@ Kind = Literal["heading", "paragraph", "whole"]  # whole: a table, code or list,
 
 HTML_SKIPPED = {"script", "style", "template", "noscript", "head", "nav", "svg", "math", "iframe", "object", "button"}
 _HTML_BLOCKS = """
-    h1 h2 h3 h4 h5 h6 p li dt dd pre table blockquote div section article main header footer aside figure figcaption
-    address body html ul ol dl form fieldset details summary hr
+    h1 h2 h3 h4 h5 h6 p li dt dd pre table caption blockquote div center section article main header footer aside figure
+    figcaption address body html ul ol dl menu form fieldset legend label option optgroup details summary dialog hr
 """
 HTML_BLOCKS = frozenset(_HTML_BLOCKS.split())
 ROW = "\t"  # stands for a table's row until its cells' white space is folded; `cleaned` keeps it
-HTML_SEPARATORS = {"tr": ROW, "td": " | ", "th": " | ", "br": "\n"}
+POWER = "\x1e"  # stands before what is written raised; `cleaned` drops it
+HTML_SEPARATORS = {"tr": ROW, "td": " | ", "th": " | ", "table": ROW, "br": "\n", "sup": POWER}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def markdown(text: str) -> tuple[str, list[Block]]:
     from markdown_it import MarkdownIt
 
     text = cleaned(text)
-    parser = MarkdownIt("commonmark").enable("table")
+    parser = MarkdownIt("commonmark").enable("table").disable("reference")  # definitions are text too
     parser.core.ruler.enableOnly(["normalize", "block"])
     lines = [0]
     lines += [match.end() for match in re.finditer("\n", text)]
@@ -94,7 +95,8 @@ def html(content: bytes) -> tuple[str, list[Block]]:
 
     def close() -> None:
         name = "table" if tables else inside[-1]
-        text = _html_text(name, cleaned("".join(pieces)))
+        text = re.sub(rf"(?<=\d){POWER}(?=[-\u2212]?\d)", "^", "".join(pieces))  # 10<sup>6</sup> is not 106
+        text = _html_text(name, cleaned(text))
         pieces.clear()
         if text:
             found.append((name, text))
@@ -102,7 +104,8 @@ def html(content: bytes) -> tuple[str, list[Block]]:
     walk: Any = etree.iterwalk(root, events=("start", "end")) if root is not None else ()
     for event, element in walk:
         name = element.tag
-        block, separator = name in HTML_BLOCKS, HTML_SEPARATORS.get(name, "") if tables or name == "br" else ""
+        block = name in HTML_BLOCKS
+        separator = HTML_SEPARATORS.get(name, "\n" * block) if tables or name in ("br", "sup") else ""
         if event == "start" and name in HTML_SKIPPED:
             walk.skip_subtree()
         elif event == "start":
@@ -117,7 +120,8 @@ def html(content: bytes) -> tuple[str, list[Block]]:
                 inside.pop()
             tables -= name == "table"
         if event == "end":
-            pieces.append((element.tail or "").replace(ROW, " ") if tables else element.tail or "")
+            tail = element.tail or ""
+            pieces += [separator * block, tail.replace(ROW, " ")] if tables else [tail]
     close()
     blocks, length = [], 0
     for name, text in found:

@@ -154,6 +154,37 @@ def test_html_gives_the_visible_text_by_blocks() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("<td><p>5 mg</p><p>20 days</p></td><td><ul><li>10</li><li>20</li></ul></td>", "5 mg 20 days | 10 20"),
+        ("<td>Adults<div>500</div>250<hr>kg</td>", "Adults 500 250 kg"),
+        ("<td>a<table><tr><td>b</td><td>c</td></tr></table>d</td><td>e</td>", "a\nb | c\nd | e"),
+        ("<td>10<sup>6</sup></td><td>m<sup>2</sup></td>", "10^6 | m2"),
+    ],
+)
+def test_blocks_within_a_cell_stay_apart(markup: str, text: str) -> None:
+    assert html(f"<table><caption>Fees</caption><tr>{markup}</tr></table>".encode())[0] == f"Fees\n{text}"
+
+
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("<p>10<sup>6</sup>, 10<sup><i>-6</i></sup>, m<sup>2</sup>, 2<sup>nd</sup>.</p>", "10^6, 10^-6, m2, 2nd."),
+        ("<select><option>1</option><option>2</option></select>", "1\n\n2"),
+        ("<label>5</label><label>7</label>8", "5\n\n7\n\n8"),
+        ("<center>5</center><center>7</center>", "5\n\n7"),
+    ],
+)
+def test_neighbours_do_not_become_one_word(markup: str, text: str) -> None:
+    assert html(markup.encode())[0] == text
+
+
+def test_definitions_of_links_and_footnotes_are_text() -> None:
+    text, blocks = markdown("[fee]: 12\n\n[^1]: 12.50\n\nThe [fee].[^1]\n")
+    assert [text[block.start : block.end] for block in blocks] == ["[fee]: 12", "[^1]: 12.50", "The [fee].[^1]"]
+
+
 def test_html_in_its_declared_encoding() -> None:
     content = '<meta charset="iso-8859-1"><p>Gebühr</p>'.encode("latin-1")
     assert html(content)[0] == "Gebühr"
