@@ -38,8 +38,9 @@ def examples_of(row: RawRow, name: str, domain: Domain, ingest: Ingest) -> Itera
         yield _example(row.values, name, domain, ingest)
         return
     pairs = learned_pairs(row.values.get("chat"), domain.chat)
-    # Without a source column: what comes out of one conversation goes to one split, as do those that begin alike.
-    source = _label(row.values, "source") or normalised(_beginning(pairs[0]))
+    # Without a source column: what comes out of one conversation goes to one split, as do those whose first question is
+    # one, whatever their system messages say (a date).
+    source = _label(row.values, "source") or normalised(_first_question(pairs[0]))
     several = domain.chat.conversation == "all"
     for pair in pairs:
         values = {**row.values, "question": pair.question, "answer": pair.answer, "source": source}
@@ -50,11 +51,8 @@ def examples_of(row: RawRow, name: str, domain: Domain, ingest: Ingest) -> Itera
         yield _example(values, name, domain, ingest, _checked(pair.history, ingest))
 
 
-def _beginning(pair: Pair) -> str:
-    """The first user turn of a pair's conversation, after the system turn."""
-    turns = [*pair.history, Turn(role="user", content=pair.question)]
-    first = next(at for at, turn in enumerate(turns) if turn["role"] == "user")
-    return "\n\n".join(turn["content"] for turn in turns[: first + 1])
+def _first_question(pair: Pair) -> str:
+    return next((turn["content"] for turn in pair.history if turn["role"] == "user"), pair.question)
 
 
 def split_of_source(source: str, split: SplitBySource) -> Split:

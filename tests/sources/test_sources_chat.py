@@ -56,8 +56,21 @@ def test_single_first_last_or_all_pairs_keep_what_comes_before(tmp_path: Path) -
     }.items():
         rows = with_histories(tmp_path, conversation, long)
         assert {id: (row.question, row.answer, row.history) for id, row in rows.items()} == expected
-        assert {row.source for row in rows.values()} == {"Be short. One?"}
+        assert {row.source for row in rows.values()} == {"One?"}
         assert len({row.split for row in rows.values()}) == 1
+
+
+def test_a_question_under_several_system_messages_stays_in_one_split(tmp_path: Path) -> None:
+    talks = [
+        [turn("system", f"Today is 2026-0{month}-01."), *talk(f"Fee {n}?", f"{n} euros{'.' * month}")]
+        for n in range(20)
+        for month in (1, 2)
+    ]
+    splits: dict[str, set[str]] = {}
+    for row in with_histories(tmp_path, "single", *talks).values():
+        splits.setdefault(row.question, set()).add(row.split)
+    assert len(splits) >= 20
+    assert all(len(of_one) == 1 for of_one in splits.values())
 
 
 def test_a_row_without_a_history_is_written_as_before(tmp_path: Path) -> None:
