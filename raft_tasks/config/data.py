@@ -164,6 +164,12 @@ class Domain(Section):
                 f"columns.question {pair[0]!r} and columns.answer {pair[1]!r} with chat "
                 f"{'null' if self.chat is None else 'set'}: expected either both columns, or chat"
             )
+        of_one_answer = {"expected", "details", "explanation"} & self.columns.model_dump(exclude_none=True).keys()
+        if of_one_answer and self.chat is not None and self.chat.conversation == "all":
+            raise ValueError(
+                f"columns {sorted(of_one_answer)} belong to one answer of a conversation, got chat.conversation 'all': "
+                "expected single, first or last"
+            )
         if OTHER_METRICS & set(self.checks):
             raise ValueError(f"checks {sorted(self.checks)}: expected other names than {sorted(OTHER_METRICS)}")
         return self

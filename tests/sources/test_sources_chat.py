@@ -265,6 +265,15 @@ def test_what_is_no_conversation_is_rejected(tmp_path: Path, messages: Any, reas
     assert reasons[0].startswith(reason)
 
 
+@pytest.mark.parametrize("column", ["expected", "details", "explanation"])
+def test_what_belongs_to_one_answer_is_refused_for_all_answers_of_a_conversation(column: str) -> None:
+    columns = {"question": None, "answer": None, column: "e"}
+    for conversation in ("single", "first", "last"):
+        domain(["x"], columns=columns, chat=Chat(conversation=conversation))
+    with pytest.raises(ValueError, match=rf"\['{column}'\] belong to one answer .*: expected single, first or last"):
+        domain(["x"], columns=columns, chat=Chat(conversation="all"))
+
+
 def test_a_domain_has_columns_or_conversations() -> None:
     with pytest.raises(ValueError, match="expected either both columns, or chat"):
         domain(["x"], columns={"question": None})
