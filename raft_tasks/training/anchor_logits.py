@@ -184,7 +184,7 @@ def load_anchors(folder: Path | None, settings: AnchorLoss, encoder: Encoder, se
 
 
 class AnchorBatches:
-    """The anchors of every optimiser step: like lengths together, each anchor as often as any other, by the seed.
+    """The anchors of every optimiser step: like lengths together, each equally often on average, by the seed.
 
     Args:
         rows: all anchors.

@@ -31,9 +31,10 @@ def steps_of_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: in
     generator = torch.Generator().manual_seed(seed + epoch)
     order = torch.randperm(len(lengths), generator=generator).tolist()
     if grouped:
-        size = GROUPED_STEPS * batch_size
-        for start in range(0, len(order), size):
-            order[start : start + size] = sorted(order[start : start + size], key=lambda row: -lengths[row])
+        size, whole = GROUPED_STEPS * batch_size, len(order) // batch_size * batch_size
+        for start in range(0, whole, size):  # a short last step has rows of any length, others in each epoch
+            end = min(start + size, whole)
+            order[start:end] = sorted(order[start:end], key=lambda row: -lengths[row])
     steps = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return [steps[number] for number in torch.randperm(len(steps), generator=generator).tolist()] if grouped else steps
 

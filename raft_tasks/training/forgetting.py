@@ -165,8 +165,8 @@ class ForgettingCurve(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A resumed training needs no weights but those of the best step until here."""
-        if args.should_save and self.settings.checkpoint == "best":
-            for path in self.trainer.folder.glob(BEST.format("*")):  # none before the first measured step
+        if args.should_save and self.settings.checkpoint == "best" and len(self.points) > 1:  # one is the base's
+            for path in self.trainer.folder.glob(BEST.format("*")):
                 if path.name != BEST.format(self.best["step"]):
                     path.unlink()
 

@@ -62,9 +62,11 @@ def frozen_copy(network: PreTrainedModel, distillation: Distillation, dtype: str
     if distillation.teacher_adapter is not None:
         copy = merge_adapter(copy, Path(distillation.teacher_adapter), "distillation.teacher_adapter")
     try:
-        return FrozenCopy(
-            copy.to(getattr(torch, distillation.teacher_dtype or dtype)).to(distillation.teacher_device or device)
-        )
+        for (
+            parameter
+        ) in copy.parameters():  # not the buffers: a model loaded in bfloat16 has float32 rotary frequencies
+            parameter.data = parameter.data.to(getattr(torch, distillation.teacher_dtype or dtype))
+        return FrozenCopy(copy.to(distillation.teacher_device or device))
     except (RuntimeError, AssertionError) as error:
         if distillation.teacher_device is None or isinstance(error, torch.OutOfMemoryError):
             raise

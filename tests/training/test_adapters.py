@@ -237,6 +237,9 @@ def test_the_frozen_copys_type_and_device(tiny_model, tmp_path):
     row = method(target="fused", distillation=distillation(teacher_dtype="bfloat16", teacher_device="cpu"))
     trainer = lora_trainer(tiny_model, tmp_path, row)
     assert {parameter.dtype for parameter in trainer.teacher.network.parameters()} == {torch.bfloat16}
+    loaded = load_model(tiny_model, torch.bfloat16)[0]
+    for name, tensor in loaded.named_buffers():
+        assert torch.equal(trainer.teacher.network.get_buffer(name), tensor), name
     exact, rounded = (run(tiny_model, tmp_path / str(n), m)["final"]["l_kl"] for n, m in enumerate(["raft", row]))
     assert rounded == pytest.approx(exact, rel=0.2)
     assert rounded != exact

@@ -25,6 +25,12 @@ def test_grouped_steps_hold_like_lengths_in_random_order():
     assert firsts != sorted(firsts, reverse=True)
 
 
+def test_a_short_step_has_other_rows_in_each_epoch():
+    lengths = range(100)
+    short = [next(step for step in steps_of_epoch(lengths, 8, 0, epoch, True) if len(step) < 8) for epoch in range(5)]
+    assert len({tuple(sorted(rows)) for rows in short}) > 1
+
+
 def test_the_sampler_follows_the_epoch():
     sampler = StepSampler([1] * 10, 4, seed=3, grouped=False)
     first = list(sampler)

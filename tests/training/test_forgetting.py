@@ -18,6 +18,7 @@ from raft_tasks.schemas import Example
 from raft_tasks.training.anchor_logits import AnchorLogits, encode_anchors
 from raft_tasks.training.conversations import Encoder
 from raft_tasks.training.forgetting import best_point, load_curve_data, preference
+from raft_tasks.training.interruption import Interruption, TrainingInterrupted
 from raft_tasks.training.job import CurveInputs
 from raft_tasks.training.train import train_model
 
@@ -163,6 +164,15 @@ def test_interrupted_equals_uninterrupted(tiny_model, tmp_path, anchors):
     assert measures(curve_of(tmp_path / "whole")) == measures(curve_of(tmp_path / "parts"))
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
     assert whole["curve"]["step"] == parts["curve"]["step"]
+
+
+def test_a_signal_before_the_first_measurement_of_a_resumed_training(tiny_model, tmp_path, anchors, monkeypatch):
+    curve = BEST.model_copy(update={"steps": 4})
+    with pytest.raises(Stop):  # after the weights of step 4 were kept, before its checkpoint
+        run(tiny_model, tmp_path, anchors, curve, progress=stop_at(4), checkpoint_steps=2)
+    monkeypatch.setattr(Interruption, "received_anywhere", lambda self, args: "SIGTERM")
+    with pytest.raises(TrainingInterrupted):
+        run(tiny_model, tmp_path, anchors, curve, checkpoint_steps=2)
 
 
 def test_an_early_stop(tiny_model, tmp_path, anchors):
