@@ -58,7 +58,7 @@ def frozen_copy(network: PreTrainedModel, distillation: Distillation, dtype: str
     Raises:
         InputError: if there is no such device.
     """
-    copy = deepcopy(network)
+    copy: Any = deepcopy(network)
     if distillation.teacher_adapter is not None:
         copy = merge_adapter(copy, Path(distillation.teacher_adapter), "distillation.teacher_adapter")
     try:
