@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 from raft_tasks.config.data import Check
-from raft_tasks.ngrams import UNSPACED
+from raft_tasks.ngrams import MARKS, UNSPACED
 
 Checks = Mapping[str, Check]
 NO_CHECKS: Checks = {}
 LETTER = rf"[^\W{UNSPACED}]"  # of a script with spaces between words; or a digit
-WORD = re.compile(rf"[{UNSPACED}]|{LETTER}+")
+WORD = re.compile(rf"[{UNSPACED}]|{LETTER}+(?:[{MARKS}]+{LETTER}*)*")
 RIGHT_TOKEN_F1 = 0.5  # from here an answer counts as right where the row names no expected strings
 
 
@@ -128,7 +128,7 @@ def _finder(wordings: tuple[str, ...]) -> re.Pattern[str]:
 def _bounded(pattern: str, words: str, before: str = "", after: str = "") -> str:
     """`pattern`, which finds `words`, where no letter goes on at either end; `before` and `after` hold there too."""
     first, last = (re.match(rf"(?!\d)[{UNSPACED}]", end) is not None for end in (words[:1], words[-1:]))
-    left, right = rf"(?<!{LETTER})(?<!\d){before}", rf"(?!{LETTER})(?!\d){after}"
+    left, right = rf"(?<!{LETTER})(?<![\d{MARKS}]){before}", rf"(?!{LETTER})(?![\d{MARKS}]){after}"
     return ("" if first else left) + pattern + ("" if last else right)
 
 

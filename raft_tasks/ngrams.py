@@ -8,6 +8,7 @@ words begin. Hashes are the same on every machine and in every process.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from zlib import crc32
 
@@ -21,7 +22,12 @@ SHINGLE = 3  # words of a shingle; questions are too short for the 8 to 13 that 
 BANDS, ROWS = 14, 5  # a pair of Jaccard similarity J meets in a band with probability 1 - (1 - J^5)^14: .8 -> .996
 # Scripts without spaces between words (Japanese, Chinese, Thai, Lao, Burmese, Khmer): a character is a word.
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-WORD = re.compile(f"[{UNSPACED}]|[^\\W_{UNSPACED}]+")
+# Combining marks (vowel signs of Indic scripts, points of Arabic and Hebrew, accents) and joiners belong to the letter
+# before them; `re` takes them for punctuation. Those above U+FE00 (emoji's variation selectors) are left out.
+_MARKS = (chr(code) for code in range(0x300, 0xFE00) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
+MARKS = re.sub(f"[{UNSPACED}]", "", "".join(_MARKS)) + "\u200c\u200d"
+_LETTER = rf"[^\W_{UNSPACED}]"
+WORD = re.compile(rf"[{UNSPACED}]|{_LETTER}+(?:[{MARKS}]+{_LETTER}*)*")
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # of the polynomial; odd, so that it has an inverse modulo 2^64
 _random = np.random.Generator(np.random.PCG64(20260529))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from raft_tasks.checks import check, contains_phrase, extract_values, token_f1
+from raft_tasks.checks import check, contains_phrase, extract_values, score_answer, token_f1
 from raft_tasks.config import Check, Domain, Ingest
 from raft_tasks.config.defaults import catalogue
 from raft_tasks.sources.conversations import UnusableError
@@ -164,6 +164,30 @@ def test_characters_of_scripts_without_spaces_are_compared():
     assert token_f1("日本的首都是东京。", "首都是东京") == pytest.approx(2 * 5 / (8 + 5))
     assert token_f1("ABC中文", "abc 中") == pytest.approx(2 * 2 / (3 + 2))
     assert token_f1("a_b c", "a_b") == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "holds"),
+    [
+        ("उसका नाम रामी है", "राम", False),
+        ("उसका नाम राम है।", "राम", True),
+        ("দিনের", "দিন", False),
+        ("வெல்லம்", "வெல்ல", False),
+        ("שָׁלוֹם", "שָׁלו", False),
+        ("می\u200cخواهم", "می", False),
+        ("cafe\u0301", "cafe", False),
+        ("5️⃣ mg", "mg", True),
+    ],
+)
+def test_a_word_does_not_end_before_its_vowel_signs(text, phrase, holds):
+    assert contains_phrase(text, phrase) == holds
+
+
+def test_words_that_differ_by_their_vowel_signs_are_other_words():
+    assert score_answer("नहीं", "नहा", [], [])["acc"] == 0
+    assert token_f1("लड़का कहाँ है?", "लड़की कहाँ है।") == pytest.approx(2 / 3)
+    assert token_f1("كَتَبَ", "كُتُب") == token_f1("பல்", "பால்") == 0
+    assert extract_values("रामी", Check(choices=["राम"])) == set()
 
 
 def test_choices_are_read_in_scripts_without_spaces():

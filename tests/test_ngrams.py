@@ -82,6 +82,7 @@ def test_jaccard_is_exact_where_datasketch_estimates() -> None:
 
 def test_words_and_shingles() -> None:
     assert words("Straße, naïve 5.5 mg — ABC中文ก!") == ["strasse", "naïve", "5", "5", "mg", "abc", "中", "文", "ก"]
+    assert words("लड़का कहाँ है? می\u200cخواهم cafe\u0301 ❤️ 1️⃣") == ["लड़का", "कहाँ", "है", "می\u200cخواهم", "cafe\u0301", "1"]
     assert shingles("a B c a b C") == {("a", "b", "c"), ("b", "c", "a"), ("c", "a", "b")}
     assert shingles("Say hello!") == {("say", "hello")}
     assert shingles("?") == frozenset()

@@ -6,20 +6,19 @@ models on the same questions with each other.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from math import log, log2
 from statistics import fmean
 
-from raft_tasks.ngrams import character_ngrams
+from raft_tasks.ngrams import character_ngrams, words
 
 MIN_SEPARABILITY = 0.9  # balanced accuracy from which two styles differ enough to attribute an answer to one of them
 
 
 def count_words(text: str) -> int:
-    return len(re.findall(r"\w+", text))
+    return len(words(text))
 
 
 def length_distance(lengths: Sequence[int], others: Sequence[int]) -> float:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from raft_tasks.ngrams import MARKS
 from raft_tasks.schemas import Filtered, Rewritten
 
 WORDS = 4  # of an opening, and of a run that is the template's
@@ -77,7 +78,7 @@ def find_loop(text: str, times: int) -> Run | None:
 
 
 def split_words(text: str) -> Run:
-    return tuple(re.findall(r"\w+", text.casefold()))
+    return tuple(re.findall(rf"\w+(?:[{MARKS}]+\w*)*", text.casefold()))
 
 
 def _runs(words: Run) -> set[Run]:
