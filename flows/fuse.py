@@ -20,7 +20,7 @@ from raft_tasks.fuse import (
     think_chunk,
     training_pairs,
 )
-from raft_tasks.ngrams import words
+from raft_tasks.ngrams import words_and_signs
 from raft_tasks.schemas import Filtered, Fused, HeldOut, Labelled, Reject, TrainingPair
 from raft_tasks.thoughts import count_thoughts
 
@@ -76,9 +76,9 @@ def _replayed(
     if replay.files == "domain":
         yield from pairs
         return
-    held_out = {tuple(words(row.question)) for row in iter_rows(paths.held_out(domain), HeldOut)}
+    held_out = {tuple(words_and_signs(row.question)) for row in iter_rows(paths.held_out(domain), HeldOut)}
     for number, pair in enumerate(pairs, 1):
-        if tuple(words(pair.question)) in held_out:
+        if tuple(words_and_signs(pair.question)) in held_out:
             reason = "replay of a question that is held out"
             where = ", ".join(replay.patterns)
             left_out.append(Reject(file=where, line=number, reason=reason, content=pair.id, rule="contamination"))

@@ -28,6 +28,10 @@ _MARKS = (chr(code) for code in range(0x300, 0xFE00) if unicodedata.category(chr
 MARKS = re.sub(f"[{UNSPACED}]", "", "".join(_MARKS)) + "\u200c\u200d"
 _LETTER = rf"[^\W_{UNSPACED}]"
 WORD = re.compile(rf"[{UNSPACED}]|{_LETTER}+(?:[{MARKS}]+{_LETTER}*)*")
+DASH = re.compile("[\u2010-\u2015\u2212]")
+MINUS = r"(?<![^\W\d_])-(?=\s?\d)"  # not within a name: COVID-19
+WORD_OR_SIGN = re.compile(rf"{WORD.pattern}|{MINUS}|[^\w\s-]")
+SIGNS, NO_SIGNS = frozenset("-#%&*/@\\"), frozenset("`´¨®©™")  # beside, and among, Unicode's symbols
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # of the polynomial; odd, so that it has an inverse modulo 2^64
 _random = np.random.Generator(np.random.PCG64(20260529))
@@ -38,6 +42,19 @@ _SHIFTS = _random.integers(0, 2**64, BANDS * ROWS, dtype=np.uint64)
 def words(text: str) -> list[str]:
     """Case-folded words; punctuation and white space do not count."""
     return WORD.findall(text.casefold())
+
+
+def words_and_signs(text: str) -> list[str]:
+    """Case-folded words and signs (+, <, #, an emoji), in order: "What is C?" is not "What is C++?".
+
+    Other punctuation does not count.
+    """
+    parts = WORD_OR_SIGN.findall(DASH.sub("-", text.casefold()))
+    return [
+        part
+        for part in parts
+        if len(part) > 1 or part in SIGNS or (part not in NO_SIGNS and unicodedata.category(part)[0] in "LNS")
+    ]
 
 
 def word_ngrams(words: Sequence[str], length: int = SHINGLE) -> Iterator[tuple[str, ...]]:
@@ -66,6 +83,11 @@ def jaccard(first: Shingles, second: Shingles) -> float:
 def hash_words(text: str) -> list[int]:
     """Hashes of `words(text)`, in order."""
     return list(map(crc32, "\n".join(words(text)).encode().split()))
+
+
+def hash_question(text: str) -> list[int]:
+    """Hashes of `words_and_signs(text)`, in order: equal where two texts ask the same."""
+    return list(map(crc32, "\n".join(words_and_signs(text)).encode().split()))
 
 
 def concatenate(rows: Iterable[list[int]], least: int) -> tuple[Hashes, NDArray[np.int64]]:

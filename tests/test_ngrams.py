@@ -15,6 +15,7 @@ from raft_tasks.ngrams import (
     minhash_bands,
     shingles,
     words,
+    words_and_signs,
 )
 
 
@@ -86,6 +87,34 @@ def test_words_and_shingles() -> None:
     assert shingles("a B c a b C") == {("a", "b", "c"), ("b", "c", "a"), ("c", "a", "b")}
     assert shingles("Say hello!") == {("say", "hello")}
     assert shingles("?") == frozenset()
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        ("What is C?", "What is C++?", "What is C#?", "What is C*?"),
+        ("7 - 3", "7 + 3", "7 * 3", "7 / 3", "7 < 3", "7 3"),
+        ("Is -5 even?", "Is 5 even?", "Is 5 % even?"),
+        ("👍", "👎", ""),
+        ("लड़का", "लड़की"),
+    ],
+)
+def test_signs_tell_questions_apart(others: tuple[str, ...]) -> None:
+    assert len({tuple(words_and_signs(text)) for text in others}) == len(others)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        ("Who made it, then?", "«Who» made it – then", "(who) made: “it” ... then!", "who\nmade `it` then"),
+        ("7 - 3", "7-3", "7 – 3", "7 \u2212 3"),
+        ("COVID-19 e-mail", "covid 19 E mail", "COVID‑19: e‐mail"),
+        ("¿Qué es 法？", "Qué es 法。"),
+        ("वह कहाँ है।", "वह कहाँ है?"),
+    ],
+)
+def test_punctuation_does_not_tell_questions_apart(same: tuple[str, ...]) -> None:
+    assert len({tuple(words_and_signs(text)) for text in same}) == 1
 
 
 def test_trigrams_mark_the_ends():

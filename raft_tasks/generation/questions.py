@@ -21,9 +21,10 @@ from raft_tasks.config import Question
 from raft_tasks.generation.backend import Backend
 from raft_tasks.generation.data_blocks import RULE, guarded
 from raft_tasks.generation.fidelity import find_additions
-from raft_tasks.generation.framing import Run, find_loop, runs_of, template_runs
+from raft_tasks.generation.framing import Run, find_loop, runs_of, split_words, template_runs
 from raft_tasks.generation.structured import Unusable, ask
 from raft_tasks.generation.templates import template_text
+from raft_tasks.ngrams import words_and_signs
 from raft_tasks.schemas import Chunk, DocumentPair, PairFault, Probe, Questioned, RejectedPair
 from raft_tasks.seeds import derive_seed
 
@@ -56,7 +57,6 @@ POINTS_TO_TEXT = re.compile(
 ANSWER_POINTS_TO_TEXT = re.compile(
     rf"{_SPEAKER}|{_ITSELF}|\b(?:according\sto|based\son)\s(?:the|this)\s(?:{_TEXT}|document|section)\b", re.IGNORECASE
 )
-WORD = re.compile(r"\w+")
 LOOP = 4  # times that a pair says the same words: a model that no longer gets out of them
 NO_ANSWER = ("no proposal", "no usable check")  # a model's fault, not the pair's
 PROBES = 20  # kept pairs, at most, that the checkers are shown again, with another passage
@@ -131,7 +131,7 @@ def make_questions(
             rejected[chunk.id].append(_Pair(chunk, "", "").reject("no proposal", failures[chunk.id]))
         asked: set[str] = set()
         for pair in proposals[chunk.id]:
-            key = " ".join(WORD.findall(pair.question.casefold()))
+            key = " ".join(words_and_signs(pair.question))
             if fault := _find_fault(pair, key, asked, prompt):
                 rejected[chunk.id].append(pair.reject(*fault))
             else:
@@ -159,11 +159,11 @@ def wrong_passages(kept: Sequence[DocumentPair], chunks: Sequence[Chunk]) -> lis
 
     It is of another document, where there is one.
     """
-    words = [frozenset(WORD.findall(chunk.text.casefold())) for chunk in chunks]
+    words = [frozenset(split_words(chunk.text)) for chunk in chunks]
     probes = []
     for number in range(min(PROBES, len(kept))):
         pair = kept[number * len(kept) // min(PROBES, len(kept))]
-        pair_words = frozenset(WORD.findall(f"{pair.question} {pair.answer}".casefold()))
+        pair_words = frozenset(split_words(f"{pair.question} {pair.answer}"))
         others = [index for index, chunk in enumerate(chunks) if chunk.id != pair.chunk]
         others = [index for index in others if chunks[index].file != pair.source] or others
         if others:
@@ -186,10 +186,10 @@ def count_approvals(
 
 
 def _find_fault(pair: _Pair, key: str, asked: set[str], prompt: frozenset[Run]) -> tuple[PairFault, str] | None:
-    """What a rule has against the pair; `key` is its question's words, `asked` those of the chunk so far."""
-    if not key or not WORD.search(pair.answer):
+    """What a rule has against the pair; `key` is its question's words and signs, `asked` those of the chunk so far."""
+    if not split_words(pair.question) or not split_words(pair.answer):
         return "empty", "question or answer has no word"
-    if key == " ".join(WORD.findall(pair.answer.casefold())):
+    if key == " ".join(words_and_signs(pair.answer)):
         return "empty", "the answer is the question"
     if loop := find_loop(f"{pair.question} {pair.answer}", LOOP):
         return "repeats itself", " ".join(loop)

@@ -1,6 +1,7 @@
 """Does a row repeat an item of a benchmark? Word n-grams that both have, as a share of the item's.
 
-Items with fewer than `LENGTH` words have no n-gram: they count where a row's question is the item, word for word.
+Items with fewer than `LENGTH` words have no n-gram: they count where a row's question is the item, word for word and
+sign for sign.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from raft_tasks.ngrams import Hashes, concatenate, hash_ngrams, hash_words
+from raft_tasks.ngrams import Hashes, concatenate, hash_ngrams, hash_question, hash_words
 
 LENGTH = 8  # words of an n-gram
 
@@ -28,14 +29,14 @@ class BenchmarkIndex:
         self.share = share
         self.names: list[str] = []
         self._sizes: list[int] = []  # distinct n-grams of each item
-        self._whole: dict[tuple[int, ...], int] = {}  # an item's words -> the item
+        self._whole: dict[tuple[int, ...], int] = {}  # an item's words and signs -> the item
         hashes, owners = [], []
         for name, question in items:
             words = hash_words(question)
             number = len(self.names)
             self.names.append(name)
-            if words:
-                self._whole.setdefault(tuple(words), number)
+            if asked := hash_question(question):
+                self._whole.setdefault(tuple(asked), number)
             grams = np.zeros(0, dtype=np.uint64)
             if len(words) >= LENGTH:
                 grams = np.unique(hash_ngrams(*concatenate([words], LENGTH), LENGTH)[0])
@@ -67,6 +68,6 @@ class BenchmarkIndex:
         return found
 
     def item_of(self, question: list[int]) -> str | None:
-        """The item that a question's words are, whole."""
+        """The item that a question's words and signs are, whole."""
         number = self._whole.get(tuple(question))
         return None if number is None else self.names[number]

@@ -10,7 +10,7 @@ from zlib import crc32
 
 from raft_tasks.checks import extract_values
 from raft_tasks.config import Domain, Ingest, SplitBySource
-from raft_tasks.ngrams import hash_words
+from raft_tasks.ngrams import hash_question, hash_words
 from raft_tasks.schemas import Example, Split, Turn
 from raft_tasks.sources.cleaning import cleaned, normalised
 from raft_tasks.sources.conversations import Pair, UnusableError, learned_pairs, shown, text_of
@@ -70,14 +70,15 @@ def content_key(question: str, answer: str, history: Sequence[Turn] = ()) -> byt
 
 
 def hash_row(example: Example) -> tuple[list[int], list[int], list[int]]:
-    """Hashed words of the question, of question and answer, and of the history.
+    """Hashed words and signs of the question, words of question and answer, and words of the history.
 
     A history is one word more before a question's: the rows of one conversation share most of their histories, and are
     no near duplicates for that; the same words in other conversations are no duplicates either.
     """
     before = hash_words("\n".join(turn["content"] for turn in example.history))
-    asked = [*([crc32(repr(before).encode())] if before else []), *hash_words(example.question)]
-    return asked, [*asked, *hash_words(example.answer)], before
+    told = [crc32(repr(before).encode())] if before else []
+    asked = [*told, *hash_question(example.question)]
+    return asked, [*told, *hash_words(example.question), *hash_words(example.answer)], before
 
 
 def _checked(history: list[Turn], ingest: Ingest) -> list[Turn]:

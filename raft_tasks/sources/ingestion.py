@@ -71,8 +71,8 @@ class _Waiting:
     example: Example
     row: RawRow
     flags: bytes
-    asked: list[int]  # the question's words, none where no rule needs them; of a history one word stands before them
-    words: list[int]  # those and the answer's
+    asked: list[int]  # the question's words and signs; none where no rule needs them; a history is one word before them
+    words: list[int]  # the question's and the answer's, after that word
     before: list[int]  # the history's
 
 

@@ -48,6 +48,21 @@ def test_a_held_out_question_in_training_is_contamination(tmp_path: Path) -> Non
     assert reasons(tmp_path, *good, *rows, contamination=None, **options)[2:] == []
 
 
+def test_questions_that_differ_by_a_sign_are_not_the_same(tmp_path: Path) -> None:
+    rows = [row("What is C?", "Old.", "test"), row("What is 7 - 3?", "4", "test"), row("👍", "Yes.", "test")]
+    rows += [
+        row("What is C++?", "Newer."),
+        row("What is C#?", "Another."),
+        row("What is 7 + 3?", "10"),
+        row("👎", "No."),
+    ]
+    index = BenchmarkIndex([("law item 1", "What is F?"), ("law item 2", "🎵")], 0.5)
+    rows += [row("What is F#?", "A note."), row("🎶", "Notes.")]
+    assert reasons(tmp_path, *rows, row("What is F", "A letter."), index=index, contamination=0.5) == [
+        (12, "contamination", "contamination: repeats law item 1 (the same question)")
+    ]
+
+
 def test_a_benchmarks_item_is_reported_and_removed(tmp_path: Path) -> None:
     items = [("law item 1", LONG), ("law item 2", "By whom?"), ("law item 3", "")]
     index = BenchmarkIndex(items, 0.5)
