@@ -29,11 +29,17 @@ CONTROL = re.compile(
 )
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Ids by text, of those too that the tokenizer has no name for (the start of a turn, in some)."""
+    added = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+
+
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """The tokenizer's special tokens, and the added ones that look like marks of turns, thoughts or tools, by text."""
     added = tokenizer.added_tokens_decoder.items()
-    control = {token.content: id for id, token in added if token.special or CONTROL.fullmatch(token.content)}
-    control |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    control = {token.content: id for id, token in added if CONTROL.fullmatch(token.content)}
+    control |= special_tokens(tokenizer)
     return {text: id for text, id in control.items() if text.strip()}
 
 

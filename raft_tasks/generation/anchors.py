@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from raft_tasks.chat import ChatError, render, text_beginning
 from raft_tasks.config import AnchorSet
+from raft_tasks.control_tokens import special_tokens
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion
 from raft_tasks.generation.thinking import call_in_modes
@@ -138,7 +139,7 @@ def draw_turns(ids: Sequence[str], prefixes: Sequence[list[int]], base: Base, se
         settings.max_new_tokens,
         settings.batch_size,
         stop_token_ids=frozenset({user_end(base.tokenizer)}),
-        abort_token_ids=frozenset(_special_ids(base.tokenizer)),
+        abort_token_ids=frozenset(special_tokens(base.tokenizer).values()),
     )
     turns = base.call("tokens", prefixes, params, [derive_seed(settings.seed, "anchor-prompt", id) for id in ids])
     return [replace(turn, text=turn.text.strip()) for turn in turns]
@@ -231,12 +232,6 @@ def _split_at_user_words(
             f"times, expected once and as they are: {text!r:.300}"
         )
     return parts[0], parts[1]
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Special tokens, those too that the tokenizer has no name for (the start of a turn, in some)."""
-    added = tokenizer.added_tokens_decoder.items()
-    return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

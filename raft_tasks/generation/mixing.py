@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from raft_tasks.chat import prompt_ids, stop_ids
 from raft_tasks.config import Mixing, Model
+from raft_tasks.control_tokens import special_tokens
 from raft_tasks.errors import InputError
 from raft_tasks.generation.fidelity import lost_facts
 from raft_tasks.model_loading import load_model
@@ -87,6 +88,7 @@ def mix_answers(
         )
         for id, pair in learned.items()
     }
+    special = {*special_tokens(tokenizer).values()}
     mixed: dict[str, str] = {}
     for attempt in range(settings.attempts):
         pending = [id for id in learned if id not in mixed]
@@ -96,7 +98,7 @@ def mix_answers(
             answers = mix_tokens(model, [prompts[id] for id in ids], seeds, settings, ends)
             for id, tokens in zip(ids, answers, strict=True):
                 text = str(tokenizer.decode(tokens[:-1])).strip()
-                whole = tokens[-1] in ends and not set(tokens[:-1]) & {*tokenizer.all_special_ids}
+                whole = tokens[-1] in ends and special.isdisjoint(tokens[:-1])
                 if text and whole and is_right(learned[id], text):
                     mixed[id] = text
     if not mixed:

@@ -8,6 +8,7 @@ old texts.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -15,14 +16,14 @@ from typing import Any
 
 from raft_tasks import chat
 from raft_tasks.config import Model
-from raft_tasks.control_tokens import defuse
+from raft_tasks.control_tokens import defuse, special_tokens
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion, GoOn, Kind, Portion, StreamingBackend, always
 from raft_tasks.model_loading import load_network, load_tokenizer
 from raft_tasks.sampling import SamplingParams, SeededDraw, left_pad, longest_first, uniform_draws
 from raft_tasks.thoughts import strip_thoughts
 
-CACHE_VERSION = 1  # of how prompts are rendered and tokens drawn: raise it where the same call gives another completion
+CACHE_VERSION = 2  # of how prompts are rendered and tokens drawn: raise it where the same call gives another completion
 
 
 class TransformersBackend(StreamingBackend):
@@ -72,8 +73,8 @@ class TransformersBackend(StreamingBackend):
         return chat.end_of_turn(self.tokenizer)
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        return frozenset(self.tokenizer.all_special_ids)
+    def _special_tokens(self) -> dict[str, int]:
+        return special_tokens(self.tokenizer)
 
     @cached_property
     def pad(self) -> int:
@@ -122,25 +123,28 @@ class TransformersBackend(StreamingBackend):
             if params.ignore_eos:
                 completions.append(Completion(self.tokenizer.decode(tokens), False, len(tokens), len(prefix)))
                 continue
-            text, thinking, raw = self._read(tokens, opened)
+            text, whole, raw = self._read(tokens, opened)
             plain = defuse(self.tokenizer, text) == text
-            finished = tokens[-1] in finishing and not thinking and plain
+            finished = tokens[-1] in finishing and whole and plain
             completions.append(Completion(text, finished, tokens=len(tokens), prompt_tokens=len(prefix), raw=raw))
         return completions
 
     def _read(self, tokens: list[int], opened: str) -> tuple[str, bool, str]:
-        """The answer in the tokens, whether a thought was left open, and the whole turn if it holds one."""
+        """The answer in the tokens, whether it is whole, and the whole turn if it holds a thought.
+
+        It is not whole where a thought was left open, nor where text follows a special token, such as another turn's
+        mark.
+        """
         turn = opened + self.tokenizer.decode(tokens, skip_special_tokens=True)
         text, thinking = strip_thoughts(turn)
-        if thinking or not self._special_ids.intersection(tokens[:-1]):
-            return text, thinking, "" if text == turn else turn
+        if thinking or {*self._special_tokens.values()}.isdisjoint(tokens[:-1]):
+            return text, not thinking, "" if text == turn else turn
         shown = self.tokenizer.decode(tokens)  # some models' tags of thoughts are special tokens
         answer, thinking = strip_thoughts(shown)
-        if answer == shown:
-            return text, False, ""
-        for token in self.tokenizer.all_special_tokens:
-            answer = answer.replace(token, "")
-        return answer.strip(), thinking, ""
+        longest = sorted(self._special_tokens, key=len, reverse=True)
+        parts = re.split("|".join(map(re.escape, longest)), answer)
+        whole = not thinking and not any(part.strip() for part in parts[1:])
+        return (text if answer == shown else "".join(parts).strip()), whole, ""
 
     def mean_log_likelihood(self, prompts: Sequence[str], answers: Sequence[str], batch_size: int) -> list[float]:
         """Mean log-probability of the tokens of each answer, end-of-turn included, given its prompt; at most 0."""

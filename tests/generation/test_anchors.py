@@ -170,8 +170,10 @@ def test_continuing_raw_tokens_against_a_plain_loop(tiny: TransformersBackend) -
 
 def test_further_ends_finish_and_aborts_do_not(tiny: TransformersBackend) -> None:
     prefixes, lamp = [user_prefix(tiny.tokenizer, None)] * 60, tiny.tokenizer.convert_tokens_to_ids("lamp")
-    params = SamplingParams(max_tokens=20, batch_size=60)
-    ends, aborts = (replace(params, **{name: frozenset({lamp})}) for name in ("stop_token_ids", "abort_token_ids"))
+    marks = frozenset(tiny.tokenizer.all_special_ids)
+    params = SamplingParams(max_tokens=20, batch_size=60, abort_token_ids=marks)
+    ends = replace(params, stop_token_ids=frozenset({lamp}))
+    aborts = replace(params, abort_token_ids=marks | {lamp})
     plain, ended, stopped = (tiny.call("tokens", prefixes, some, range(60)) for some in (params, ends, aborts))
     assert [row.text for row in ended] == [row.text for row in stopped]
     changed = [number for number in range(60) if "lamp" in plain[number].text.split()]

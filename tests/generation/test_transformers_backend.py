@@ -1,3 +1,4 @@
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -5,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 
+from raft_tasks import decoding
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Completion
@@ -77,13 +80,51 @@ def test_temperature_zero_is_greedy_and_needs_no_seed(tiny: TransformersBackend)
         assert completion.tokens == len(expected)
 
 
-def test_finished_says_whether_the_turn_was_ended(tiny: TransformersBackend) -> None:
+def test_finished_says_whether_the_turn_was_ended(tiny: TransformersBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[int]] = []
+    original = decoding.decode
+
+    def decode(*arguments: Any) -> list[list[int]]:
+        drawn.extend(rows := original(*arguments))
+        return rows
+
+    monkeypatch.setattr("raft_tasks.decoding.decode", decode)
     completions = draw(tiny, PROMPTS * 4, 30)
     assert {completion.finished for completion in completions} == {True, False}
     for completion in completions:
         assert completion.tokens <= 12
-        assert completion.finished or completion.tokens == 12
         assert "<|" not in completion.text
+    special = {*tiny.tokenizer.all_special_ids}
+    ended = [tokens[:-1] for tokens in drawn if tokens[-1] in tiny.model.generation_config.eos_token_id]
+    went_on = sum(any(a in special and b not in special for a, b in itertools.pairwise(tokens)) for tokens in ended)
+    assert sum(completion.finished for completion in completions) == len(ended) - went_on
+    assert went_on
+
+
+@pytest.mark.parametrize(
+    ("turn", "text", "finished"),
+    [
+        ("<think> log </think> rope <|end|>", "rope", True),
+        ("<think> log </think> rope <|user|> lamp <|end|>", "rope  lamp", False),
+        ("<think> log <|end|>", "", False),
+        ("rope <turn> lamp <|end|>", "rope lamp", False),
+        ("rope <|end|>", "rope", True),
+        ("rope <|user|> lamp <|end|>", "rope lamp", False),
+        ("<|user|> lamp <|end|>", "lamp", False),
+        ("rope <|end|> <|end|>", "rope", True),
+    ],
+)
+def test_what_goes_on_behind_another_turns_mark_is_unfinished(
+    tiny: TransformersBackend, monkeypatch: pytest.MonkeyPatch, turn: str, text: str, finished: bool
+) -> None:
+    backend = TransformersBackend(tiny.settings)
+    added = [AddedToken(token, special=True) for token in ("<think>", "</think>", "<turn>")]
+    assert backend.model  # loaded before it has no rows for these
+    backend.tokenizer.add_tokens(added)  # the tokenizer has no names for them, as for the start of a turn in Llama 3
+    ids = backend.tokenizer(turn, add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr("raft_tasks.decoding.decode", lambda *_: [ids])
+    completion = draw(backend, PROMPTS[:1])[0]
+    assert (completion.text, completion.finished) == (text, finished)
 
 
 def test_the_end_of_turn_comes_from_the_chat_template(tiny: TransformersBackend) -> None:
