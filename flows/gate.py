@@ -63,22 +63,18 @@ class Approval(RunInput):
     name: str
 
 
-class ApprovalTimeout(OperationalError):
-    """Nobody said whether a candidate may go into production."""
-
-
 def request_approval(verdict: Verdict, hours: float) -> Verdict:
     """Pause the run until a person has answered on its page.
 
     Raises:
-        ApprovalTimeout: after `hours`. Prefect fails a run that waited too long, so nothing may be pushed then.
+        OperationalError: after `hours`. Prefect fails a run that waited too long, so nothing may be pushed then.
     """
     form = Approval.with_initial_data(description=verdict.markdown())
     key = f"approve-{verdict.domain}"
     try:
         answer = pause_flow_run(wait_for_input=form, timeout=int(hours * 3600), poll_interval=POLL_SECONDS, key=key)
     except FlowPauseTimeout as error:
-        raise ApprovalTimeout(
+        raise OperationalError(
             f"nobody approved {verdict.candidate} for {verdict.domain} within {hours:g} hours; nothing was changed, "
             "and the next run asks again"
         ) from error

@@ -21,10 +21,6 @@ PARAMS = Path("params.yaml")
 UNFINISHED = (".partial", ".tmp")
 
 
-class SourceUnavailable(OperationalError):
-    """A source of data does not answer; the message says which."""
-
-
 def fetch(domain: str, source: Source, repository: Path, refused: Collection[str]) -> list[str]:
     """Bring what is new of `domain` into the checkout.
 
@@ -36,7 +32,7 @@ def fetch(domain: str, source: Source, repository: Path, refused: Collection[str
         A line for each thing that came, which names it and its content.
 
     Raises:
-        SourceUnavailable: where trying again may help.
+        OperationalError: where trying again may help.
         InputError: where it will not.
     """
     match source:
@@ -64,7 +60,7 @@ def revert(domain: str, source: Source, commit: str) -> None:
 def _dropped(drop: Path, target: Path, refused: Collection[str]) -> list[str]:
     """Copy the files of `drop` that differ; what does not look like a finished file (.x, x.partial, x.tmp) waits."""
     if not drop.is_dir():
-        raise SourceUnavailable(f"retrain.fetch: the folder {drop} is not there; make it, or mount what it lies on")
+        raise OperationalError(f"retrain.fetch: the folder {drop} is not there; make it, or mount what it lies on")
     came = []
     for path in sorted(drop.rglob("*")):
         name = path.relative_to(drop)
@@ -102,7 +98,7 @@ def _newest_commit(domain: str, refused: Collection[str]) -> list[str]:
     try:
         newest = HfApi().dataset_info(hub.id).sha
     except (OSError, HTTPError, OfflineModeIsEnabled) as error:
-        raise SourceUnavailable(f"the hub does not say what the newest commit of {hub.id} is: {error}") from error
+        raise OperationalError(f"the hub does not say what the newest commit of {hub.id} is: {error}") from error
     commit = f"{hub.id} revision:{newest}"
     line = f"domains.{domain}.hub {commit}"
     if newest in (None, pinned) or not {line, commit}.isdisjoint(refused):  # earlier versions noted the commit alone
@@ -144,7 +140,7 @@ def _updated(path: str, refused: Collection[str]) -> list[str]:
         with Repo() as repo:
             repo.update([path])
     except DvcException as error:
-        raise SourceUnavailable(f"`dvc update {path}` failed: {error}") from error
+        raise OperationalError(f"`dvc update {path}` failed: {error}") from error
     content = digest_path(file)
     line = f"{path} sha256:{content[:16]}"
     if line in refused:

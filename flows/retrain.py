@@ -94,10 +94,6 @@ def with_retries(settings: Retrain, function: Callable[P, R], *arguments: P.args
     return tried(*arguments, **named)
 
 
-class RemoteUnavailable(OperationalError):
-    """The DVC remote does not take or give what it should; the message holds what DVC said."""
-
-
 def pull() -> None:
     """Get every artifact of the checkout's commit from the cache or the DVC remote; DVC makes the others anew."""
     try:
@@ -106,7 +102,7 @@ def pull() -> None:
             if made:  # DVC warns of each output that was never made
                 repo.pull(made, force=True, allow_missing=True)
     except (DvcException, OSError) as error:
-        raise RemoteUnavailable(f"`dvc pull` failed: {error}; {_describe_remote()}") from error
+        raise OperationalError(f"`dvc pull` failed: {error}; {_describe_remote()}") from error
 
 
 def push() -> None:
@@ -115,7 +111,7 @@ def push() -> None:
         with Repo() as repo:
             repo.push()
     except (DvcException, OSError) as error:
-        raise RemoteUnavailable(f"`dvc push` failed, so nothing is tagged: {error}; {_describe_remote()}") from error
+        raise OperationalError(f"`dvc push` failed, so nothing is tagged: {error}; {_describe_remote()}") from error
 
 
 def _describe_remote() -> str:

@@ -28,10 +28,6 @@ RowT = TypeVar("RowT")
 REASONS_SHOWN = 3
 
 
-class TooManyFailures(InputError):
-    """More rows than `max_failed` allows have no answer."""
-
-
 class RowRun:
     """One run of a stage that goes through rows: the models that it asks, its calls and its progress.
 
@@ -124,7 +120,7 @@ def enforce_failure_rate(
     """Pass `rows` on while at most the share `max_failed` of `total` has a failure.
 
     Raises:
-        TooManyFailures: with the first reasons.
+        InputError: with the first reasons.
     """
     reasons: list[str] = []
     for row in rows:
@@ -133,7 +129,7 @@ def enforce_failure_rate(
             reasons.append(reason)
             if len(reasons) > max_failed * total:
                 shown = "".join(f"\n  {text}" for text in reasons[:REASONS_SHOWN])
-                raise TooManyFailures(
+                raise InputError(
                     f"{label}: the model gave no answer for {len(reasons)} of {total} rows, more than max_failed "
                     f"({max_failed:g}) allows; completed responses stay cached, so mend the cause and run again. "
                     f"First reasons:{shown}"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from raft_tasks.adapter_folder import FILES, add_adapter, base_of, is_adapter
 from raft_tasks.config import Model
+from raft_tasks.errors import InputError
 from raft_tasks.gguf import model_folder
-from raft_tasks.model_loading import ModelError, load_model, load_network, load_tokenizer, quiet
+from raft_tasks.model_loading import load_model, load_network, load_tokenizer, quiet
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,7 +20,7 @@ def write_whole(model: Model, folder: Path) -> None:
     """Copy the model's folder; of an adapter write base and adapter merged, in `model.dtype`, and check the weights.
 
     Raises:
-        ModelError: the written weights are not base + adapter within the rounding of their dtype.
+        InputError: the written weights are not base + adapter within the rounding of their dtype.
         InputError: the model cannot be loaded.
     """
     import torch
@@ -39,7 +40,7 @@ def check_merged(model: Model, folder: Path) -> None:
     """Compare the weights in `folder` with base + adapter, each of which is loaded apart.
 
     Raises:
-        ModelError: naming what differs by more than rounding.
+        InputError: naming what differs by more than rounding.
     """
     import torch
 
@@ -56,7 +57,7 @@ def check_merged(model: Model, folder: Path) -> None:
                 if not bool(((weight.double() - expected).abs() <= bound).all()):
                     wrong.append(f"{layer_name}.{name}")
     if wrong:
-        raise ModelError(
+        raise InputError(
             f"{folder}: {len(wrong)} merged weights are not those of the base and the adapter {model.path} within the "
             f"rounding of {model.dtype}: {', '.join(wrong[:5])}. Nothing was released"
         )

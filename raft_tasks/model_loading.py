@@ -26,10 +26,6 @@ T = TypeVar("T")
 SHOWN = 5  # names of weights in a message
 
 
-class ModelError(InputError):
-    """A model that cannot be loaded: what was tried and what to do."""
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars of transformers (loading and writing of shards); its verbosity is restored at the end."""
@@ -50,7 +46,7 @@ def load_model(model: Model, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
     """The causal language model, whole and trainable, and its tokenizer from a folder or the hub.
 
     Raises:
-        ModelError: if either is missing, broken, quantised or does not fit the other.
+        InputError: if either is missing, broken, quantised or does not fit the other.
     """
     tokenizer = load_tokenizer(model)
     check_trainable(model)
@@ -61,7 +57,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """Its chat template is one text, also where the folder has several by name.
 
     Raises:
-        ModelError: if it is missing or broken, or its named chat templates have no default.
+        InputError: if it is missing or broken, or its named chat templates have no default.
     """
     from transformers import AutoTokenizer
 
@@ -71,7 +67,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     if isinstance(tokenizer.chat_template, dict):
         named = tokenizer.chat_template
         if "default" not in named:
-            raise ModelError(
+            raise InputError(
                 f"{place(model)}: the tokenizer has chat templates named {sorted(named)} and none named default; "
                 "expected one template: write the one to use into chat_template.jinja"
             )
@@ -83,7 +79,7 @@ def load_network(model: Model, dtype: torch.dtype, tokenizer: PreTrainedTokenize
     """The causal language model, whole. It may be quantised, as a judge or a fusion model can be.
 
     Raises:
-        ModelError: if it is missing, broken or does not fit its tokenizer.
+        InputError: if it is missing, broken or does not fit its tokenizer.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -113,13 +109,13 @@ def load_network(model: Model, dtype: torch.dtype, tokenizer: PreTrainedTokenize
 
 
 def check_trainable(model: Model) -> None:
-    """Raises ModelError if its weights are quantised; looks at its config alone."""
+    """Raises InputError if its weights are quantised; looks at its config alone."""
     config = _load_model_config(model)
     parts = (config, config.get_text_config())  # of a model that sees images the second is the language model's
     quantisation = next(filter(None, (getattr(part, "quantization_config", None) for part in parts)), None)
     if quantisation is not None:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
-        raise ModelError(
+        raise InputError(
             f"{place(model)}: its config.json has a quantization_config ({method}); expected weights in float32 or "
             "bfloat16, which can be trained and merged. Use the model that this one was quantised from"
         )
@@ -151,7 +147,7 @@ def check_keys(model: Model, info: dict[str, Any]) -> None:
         if keys
     ]
     if faults:
-        raise ModelError(
+        raise InputError(
             f"{place(model)}: its weights are not those of its config.json: {'; '.join(faults)}; expected every weight "
             "once, in its shape. An untied output head must be in the file (or tie_word_embeddings be true); copy or "
             "download the folder again"
@@ -164,7 +160,7 @@ def check_vocabulary(model: Model, network: PreTrainedModel, tokenizer: PreTrain
     tokens = tokenizer.get_vocab()
     outside = sorted(token for token, number in tokens.items() if number >= rows)
     if outside:
-        raise ModelError(
+        raise InputError(
             f"{place(model)}: {len(outside)} of the tokenizer's {len(tokens)} tokens have no row in the embedding of "
             f"{rows}, such as {outside[:SHOWN]}; expected a tokenizer of this model. Take its own tokenizer files, or "
             "resize the embedding (model.resize_token_embeddings) and save the model"
@@ -176,9 +172,9 @@ def check_files(model: Model) -> None:
     folder = model_folder(model.path)
     settings = folder / "generation_config.json"
     if settings.is_file() and not is_pointer(settings) and read_object(settings) is None:
-        raise ModelError(f"{settings} is no JSON object; was it cut?: {AGAIN}")
+        raise InputError(f"{settings} is no JSON object; was it cut?: {AGAIN}")
     for path in filter(is_pointer, filter(Path.is_file, sorted(folder.glob("*")))):
-        raise ModelError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in {folder}")
+        raise InputError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in {folder}")
 
 
 def place(model: Model) -> str:
@@ -194,14 +190,14 @@ def _explain(model: Model, load: Callable[[], T]) -> T:
         with quiet():
             return load()
     except SafetensorError as error:
-        raise ModelError(
+        raise InputError(
             f"{place(model)}: a weights file is cut or damaged ({error}); copy or download it again"
         ) from error
     except InputError:
         raise
     except Exception as error:  # tokenizers raises a bare one for a file that was cut
         first = (str(error) or "no message").splitlines()[0]
-        raise ModelError(f"{unloadable(model)}\n  {type(error).__name__}: {first}") from error
+        raise InputError(f"{unloadable(model)}\n  {type(error).__name__}: {first}") from error
 
 
 def unloadable(model: Model) -> str:

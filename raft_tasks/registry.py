@@ -18,14 +18,10 @@ import gto.api
 from dvc.repo import Repo
 from gto.registry import GitRegistry
 
-from raft_tasks.errors import InputError
+from raft_tasks.errors import InputError, OperationalError
 
 PRODUCTION = "prod"
 RELEASES = Path("releases")  # <domain>.dvc and <domain>.json, the verdict, are in git; the model in DVC
-
-
-class NotStored(RuntimeError):
-    """The DVC remote does not have a model that was about to get a tag."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +82,13 @@ def promote(repository: Path, domain: str, message: str) -> list[str]:
         message: why, in one line; it becomes the tags' message.
 
     Raises:
-        NotStored: if the DVC remote lacks any of the model's files; nothing is tagged then.
+        OperationalError: if the DVC remote lacks any of the model's files; nothing is tagged then.
     """
     target = str(repository / RELEASES / f"{domain}.dvc")
     with Repo(str(repository)) as repo:
         missing = repo.status(targets=[target], cloud=True)
     if missing:
-        raise NotStored(f"{target}: the DVC remote lacks {sorted(missing)}; push it before it is tagged")
+        raise OperationalError(f"{target}: the DVC remote lacks {sorted(missing)}; push it before it is tagged")
     name, folder = name_of(domain), str(repository)
     numbers = [int(version.version.removeprefix("v").split(".")[0]) for version in _versions(repository, name)]
     version = gto.api.register(folder, name, "HEAD", version=f"v{max(numbers, default=0) + 1}.0.0", message=message)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raft_tasks.config import Config, ConfigError, Endpoint, Section, load_config, parse_config, resolved
+from raft_tasks.config import Config, Endpoint, Section, load_config, parse_config, resolved
 from raft_tasks.config.base import added_key, key, sections
 from raft_tasks.errors import InputError
 
@@ -35,7 +35,7 @@ def small(**changes):
 
 
 def message_of(document):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(InputError) as error:
         parse_config(document)
     return str(error.value)
 
@@ -217,7 +217,7 @@ def test_a_methods_settings_go_together(row, expected):
 
 def test_a_missing_or_broken_file_is_a_clear_error(tmp_path):
     path = tmp_path / "params.yaml"
-    with pytest.raises(ConfigError, match="is not there"):
+    with pytest.raises(InputError, match="is not there"):
         load_config(path)
     path.write_text("run: [")
     with pytest.raises(InputError, match=r"params\.yaml is not YAML"):
@@ -300,11 +300,11 @@ def test_harvested_documents_are_injected_where_they_are_there_in_time():
 
 @pytest.mark.parametrize("key", ["limit", "max_tokens"])
 def test_a_bound_on_a_task_that_nothing_benchmarks_is_no_bound(key):
-    with pytest.raises(ConfigError, match=rf"benchmark.{key}: got the task 'ifevl', expected one of .*'ifeval'"):
+    with pytest.raises(InputError, match=rf"benchmark.{key}: got the task 'ifevl', expected one of .*'ifeval'"):
         parse_config(small(benchmark={key: {"ifevl": 5}}))
     assert getattr(parse_config(small(benchmark={key: {"ifeval": 5, "domain": 3}})).benchmark, key)["ifeval"] == 5
 
 
 def test_files_of_a_domain_lie_where_dvc_watches():
-    with pytest.raises(ConfigError, match=r"got 'elsewhere/\*\.jsonl', expected a pattern in data/mine/"):
+    with pytest.raises(InputError, match=r"got 'elsewhere/\*\.jsonl', expected a pattern in data/mine/"):
         parse_config(small(domains={"mine": {"files": ["elsewhere/*.jsonl"]}}))

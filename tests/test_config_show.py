@@ -5,9 +5,10 @@ import jsonschema
 import pytest
 
 from raft_tasks.artifacts import parse_yaml
-from raft_tasks.config import Config, ConfigError, parse_config, read_document
+from raft_tasks.config import Config, parse_config, read_document
 from raft_tasks.config.base import sections
 from raft_tasks.config.show import REFERENCE, reference, schema, show
+from raft_tasks.errors import InputError
 
 DOCUMENT = {
     "run": {
@@ -40,7 +41,7 @@ def test_what_params_yaml_sets_is_marked():
 
 
 def test_an_unknown_name_is_answered_with_the_likely_one():
-    with pytest.raises(ConfigError, match=r"'raftt'; did you mean raft\?"):
+    with pytest.raises(InputError, match=r"'raftt'; did you mean raft\?"):
         show(DOCUMENT, "raftt")
 
 

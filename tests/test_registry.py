@@ -7,8 +7,8 @@ import dvc.cli
 import pytest
 from dvc.repo import Repo
 
-from raft_tasks.errors import InputError
-from raft_tasks.registry import NotStored, champion, promote, promotions, roll_back
+from raft_tasks.errors import InputError, OperationalError
+from raft_tasks.registry import champion, promote, promotions, roll_back
 
 
 def git(folder, *arguments):
@@ -69,7 +69,7 @@ def test_a_promoted_version_can_be_fetched_by_name(repository, tmp_path):
 
 def test_nothing_is_tagged_before_it_is_stored(repository):
     release(repository, "one", push=False)
-    with pytest.raises(NotStored, match=r"releases/law\.dvc: the DVC remote lacks"):
+    with pytest.raises(OperationalError, match=r"releases/law\.dvc: the DVC remote lacks"):
         promote(repository, "law", "too early")
     assert git(repository, "tag") == ""
 

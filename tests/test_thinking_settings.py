@@ -9,8 +9,8 @@ import pytest
 from raft_tasks.artifacts import digest
 from raft_tasks.chat import ChatError
 from raft_tasks.config import Model, parse_config, read_document, resolved
-from raft_tasks.config.base import ConfigError
 from raft_tasks.doctor import check_templates
+from raft_tasks.errors import InputError
 from raft_tasks.file_digests import FileDigests
 from raft_tasks.models import identify
 from raft_tasks.schemas import ItemResult, TrainingPair
@@ -73,8 +73,8 @@ def test_a_template_without_a_switch_is_refused_by_the_doctor_and_before_the_fir
 
 
 def test_only_the_base_thinks_and_its_thoughts_leave_room_for_answers():
-    with pytest.raises(ConfigError, match=r"models\.judge\.thinking: got on, expected off: only base"):
+    with pytest.raises(InputError, match=r"models\.judge\.thinking: got on, expected off: only base"):
         config(judge={"path": "y", "thinking": "on"})
-    with pytest.raises(ConfigError, match=r"thought_tokens: got 4096, expected less than train\.max_length 4096"):
+    with pytest.raises(InputError, match=r"thought_tokens: got 4096, expected less than train\.max_length 4096"):
         config(thinking="on", thought_tokens=4096)
     assert config(thought_tokens=4096).base.thought_tokens == 4096  # of no account where nothing thinks

@@ -1,6 +1,6 @@
 """params.yaml in types: every key has a default and a meaning, all faults are reported at once."""
 
-from raft_tasks.config.base import ConfigError, Section, resolved
+from raft_tasks.config.base import Section, resolved
 from raft_tasks.config.config import Config, load_config, parse_config, read_document
 from raft_tasks.config.data import (
     Chat,

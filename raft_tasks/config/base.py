@@ -8,16 +8,10 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from raft_tasks.errors import InputError
-
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 FileName = Annotated[str, Field(pattern=r"^[\w.-]+\.jsonl$")]
-
-
-class ConfigError(InputError):
-    """params.yaml does not say what the code expects."""
 
 
 class Section(BaseModel):

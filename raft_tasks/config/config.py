@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError, ValidationInfo, model_validator
 
 from raft_tasks.artifacts import read_yaml
-from raft_tasks.config.base import ConfigError, Name, Section, key
+from raft_tasks.config.base import Name, Section, key
 from raft_tasks.config.data import Domain, Harvest, Ingest
 from raft_tasks.config.defaults import catalogue, fill_in
 from raft_tasks.config.evaluation import Benchmark, Judge, PromotionGate, Report
@@ -18,6 +18,7 @@ from raft_tasks.config.generation import AnchorSet, Fuse, Question, Rewrite, Sem
 from raft_tasks.config.models import AnyModel, Endpoint, Model
 from raft_tasks.config.service import Pruning, Resources, Retrain, Run
 from raft_tasks.config.training import CoefficientSearch, Method, Train
+from raft_tasks.errors import InputError
 
 # The context of a validation in which sections may name each other wrongly: `raft doctor` goes on with the rest.
 ANY_NAMES = {"names": "any"}
@@ -178,25 +179,23 @@ def load_config(path: Path = Path("params.yaml")) -> Config:
     """Read and check `path`.
 
     Raises:
-        ConfigError: naming every key that is wrong, what was expected, what came, and the new name of an old key.
+        InputError: naming every key that is wrong, what was expected, what came, and the new name of an old key.
     """
     return parse_config(read_document(path), str(path))
 
 
 def read_document(path: Path = Path("params.yaml")) -> Any:
-    """What stands in `path`, without defaults. ConfigError if it is not there or not YAML."""
+    """What stands in `path`, without defaults. InputError if it is not there or not YAML."""
     try:
         return read_yaml(path)
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path} is not there; run from the project's folder, or make one with `raft init`"
-        ) from error
+        raise InputError(f"{path} is not there; run from the project's folder, or make one with `raft init`") from error
 
 
 def parse_config(document: Any, name: str = "params.yaml") -> Config:
-    """Check a document; `name` is what messages call it. Raises ConfigError as `load_config` does."""
+    """Check a document; `name` is what messages call it. Raises InputError as `load_config` does."""
     try:
         return Config.model_validate(document)
     except ValidationError as error:
         problems = explain(Config, error)
-        raise ConfigError(f"{name} has {len(problems)} problem(s):\n" + "\n".join(problems)) from error
+        raise InputError(f"{name} has {len(problems)} problem(s):\n" + "\n".join(problems)) from error

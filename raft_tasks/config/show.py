@@ -10,10 +10,11 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from raft_tasks.config.base import ConfigError, Section, alternatives, sections
+from raft_tasks.config.base import Section, alternatives, sections
 from raft_tasks.config.config import Config, parse_config
 from raft_tasks.config.defaults import catalogue
 from raft_tasks.config.models import MAY_BE_SECRET
+from raft_tasks.errors import InputError
 
 MARK = "   # params.yaml"
 SETS = ("methods", "anchors")
@@ -36,7 +37,7 @@ def show(document: Any, key: str | None = None) -> str:
             that are run or given.
 
     Raises:
-        ConfigError: the document is wrong, or nothing is called `key`.
+        InputError: the document is wrong, or nothing is called `key`.
     """
     config = parse_config(document)
     values = config.model_dump(mode="json")
@@ -54,7 +55,7 @@ def show(document: Any, key: str | None = None) -> str:
             choices = [*values, *(name for section in SETS for name in values[section])]
             close = get_close_matches(key, choices, n=1)
             hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(choices)}"
-            raise ConfigError(f"no section, method or anchor set is called {key!r}; {hint}")
+            raise InputError(f"no section, method or anchor set is called {key!r}; {hint}")
         values = {section: {key: values[section][key]} for section in holders}
     return "\n".join(_lines(values, document, "")) + "\n"
 
@@ -64,7 +65,7 @@ def _part(values: Any, path: list[str], key: str) -> Any:
     name, *rest = path
     if not isinstance(values, dict) or name not in values:
         names = ", ".join(values) if isinstance(values, dict) else "no keys"
-        raise ConfigError(f"got the key {key!r}, expected for {name!r} one of {names}")
+        raise InputError(f"got the key {key!r}, expected for {name!r} one of {names}")
     return {name: _part(values[name], rest, key) if rest else values[name]}
 
 

@@ -42,7 +42,7 @@ def compare_prompts(model: Model, base: Model) -> dict[str, str | None]:
         base: what `model` was trained from, with the system prompt of its training.
 
     Raises:
-        ModelError: one of the two tokenizers cannot be loaded.
+        InputError: one of the two tokenizers cannot be loaded.
     """
     served, trained = load_tokenizer(model), load_tokenizer(base)
     differences: dict[str, str | None] = {}

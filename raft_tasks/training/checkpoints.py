@@ -23,10 +23,6 @@ MARK = "complete.json"
 MEGABYTE = 10**6
 
 
-class CheckpointError(InputError):
-    """Checkpoints that do not belong to this training, or cannot be written."""
-
-
 class CheckpointCallback(TrainerCallback):
     """Starts steps.csv with the rows of a resumed training; asks for checkpoints in time, and marks them complete."""
 
@@ -51,10 +47,10 @@ class CheckpointCallback(TrainerCallback):
         self.saved = time.monotonic()
 
 
-def write_error(folder: Path, error: Exception) -> CheckpointError:
+def write_error(folder: Path, error: Exception) -> InputError:
     """The error of a checkpoint that could not be written to `folder`: torch's own does not name a full disk."""
     free = shutil.disk_usage(folder).free / MEGABYTE
-    return CheckpointError(
+    return InputError(
         f"{folder}: a checkpoint could not be written ({error}); {free:.0f} MB are free there. Earlier ones are "
         "intact: make room and run the same command again"
     )
@@ -69,7 +65,7 @@ def last_complete(folder: Path, fingerprint: str) -> tuple[Path, dict[str, Any]]
     """The newest complete checkpoint in `folder` and its state; incomplete ones are removed. None: start afresh.
 
     Raises:
-        CheckpointError: if a complete checkpoint comes from other data, settings or weights.
+        InputError: if a complete checkpoint comes from other data, settings or weights.
     """
     complete = []
     for checkpoint in folder.glob("checkpoint-*"):
@@ -77,7 +73,7 @@ def last_complete(folder: Path, fingerprint: str) -> tuple[Path, dict[str, Any]]
         if mark is None:
             shutil.rmtree(checkpoint)
         elif mark["fingerprint"] != fingerprint:
-            raise CheckpointError(
+            raise InputError(
                 f"{checkpoint} belongs to a training with other data, settings or base weights (its fingerprint is "
                 f"{mark['fingerprint'][:12]}, this training's {fingerprint[:12]}). Delete {folder} to start afresh, or "
                 "give this training a folder of its own"

@@ -11,13 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from raft_tasks.errors import Interrupted
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class TrainingInterrupted(Interrupted):
-    """A signal stopped the training after a step; its checkpoint is complete."""
 
 
 class SignalWatch:

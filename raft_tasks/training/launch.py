@@ -18,8 +18,8 @@ import torch
 
 from raft_tasks.artifacts import read_json
 from raft_tasks.config import Launch
-from raft_tasks.errors import InputError
-from raft_tasks.training.interruption import SignalWatch, TrainingInterrupted
+from raft_tasks.errors import InputError, Interrupted
+from raft_tasks.training.interruption import SignalWatch
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.step_metrics import Progress
 from raft_tasks.training.summary import TrainingSummary, read_summary
@@ -29,17 +29,13 @@ PROGRESS_LINE = "raft training: "  # <steps done> <steps in all> <status>, from 
 TAIL_LINES = 40  # of the workers' output, repeated when they fail
 
 
-class WorkersFailed(Exception):
-    """The processes of a training ended with an error; the message holds the end of their output."""
-
-
 def train_in_processes(job: TrainingJob, folder: Path, progress: Progress | None = None) -> TrainingSummary:
     """`train_model` over `job.train.launch.processes` processes of this machine; `folder` gets the job's files.
 
     Raises:
         InputError: what one of the workers raised; or if there are not as many GPUs.
-        TrainingInterrupted: after SIGTERM or SIGINT, when a checkpoint is complete.
-        WorkersFailed: anything else.
+        Interrupted: after SIGTERM or SIGINT, when a checkpoint is complete.
+        RuntimeError: anything else.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / SUMMARY, *folder.glob(ERRORS), *folder.glob(STOPPED)):
@@ -51,9 +47,9 @@ def train_in_processes(job: TrainingJob, folder: Path, progress: Progress | None
     for error in sorted(folder.glob(ERRORS)):
         raise InputError(read_json(error)["message"])  # the others say the same
     for stop in sorted(folder.glob(STOPPED)):
-        raise TrainingInterrupted(read_json(stop)["message"])
+        raise Interrupted(read_json(stop)["message"])
     if code or not (folder / SUMMARY).exists():
-        raise WorkersFailed(f"the training's processes ended with code {code}:\n" + "\n".join(tail))
+        raise RuntimeError(f"the training's processes ended with code {code}:\n" + "\n".join(tail))
     return read_summary(folder / SUMMARY)
 
 

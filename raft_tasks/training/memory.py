@@ -26,10 +26,6 @@ WIDTH = {"float32": 4, "bfloat16": 2}  # bytes of a number
 SAMPLING_BYTES = 24  # per entry of [B, V] while a token is sampled: logits, log-probabilities, their sum in float64
 
 
-class OutOfMemory(InputError):
-    """The device has less memory than the training needs."""
-
-
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a model that its memory follows from."""
@@ -198,11 +194,11 @@ def available_bytes(device: torch.device) -> int:
 
 def explain(
     error: BaseException, device: torch.device, shape: Shape, rows: Sequence[Encoded], job: TrainingJob
-) -> OutOfMemory:
+) -> InputError:
     """The error that names the settings that would fit."""
     needed, available = estimate(shape, rows, job.method, job.train), available_bytes(device)
     changes = settings_that_fit(min(available, needed.peak - 1), shape, rows, job.method, job.train)
-    return OutOfMemory(
+    return InputError(
         f"out of memory on {device}, which has {gigabytes(available)}; this training needs an estimated "
         f"{gigabytes(needed.peak)} ({parts(needed)}). Change in params.yaml, one after the other until it fits:\n"
         + "\n".join(f"  {text}   # then about {gigabytes(peak)}" for text, peak in changes)

@@ -124,7 +124,7 @@ class Merger:
         merge: what to keep.
 
     Raises:
-        ModelError: one of them cannot be loaded.
+        InputError: one of them cannot be loaded.
     """
 
     def __init__(self, base: Model, trained: Sequence[Path], merge: Merge) -> None:

@@ -5,12 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raft_tasks.errors import InputError
 from raft_tasks.training.losses import Head, TopK, chunked_logits_at, chunked_top_k, top_k_forward_kl
-
-
-class StaleRollouts(InputError):
-    """The sampler's log-probabilities are not the trainer's: rollouts are not sampled from the student as it is."""
 
 
 def base_top_k(hidden: Tensor, head: Head, k: int) -> TopK:

@@ -58,10 +58,6 @@ SUMS = [
 ]  # fmt: skip
 
 
-class TrainingDiverged(InputError):
-    """A loss or gradient became NaN, infinite, or ran away."""
-
-
 class StepMetrics:
     """What one optimiser step's row is made of. Sums are over all processes, times are this process's."""
 
@@ -135,7 +131,7 @@ class StepMetrics:
         rows = [{**vars(row), "rollout": rollout} for row, rollout in zip(self.rows, rollouts, strict=True)]
         facts = {"step": self.step, "quantity": quantity, "value": str(value), "learning_rate": learning_rate}
         write_json(batch, facts | {"rows": rows})
-        raise TrainingDiverged(
+        raise InputError(
             f"{quantity} is {value:.6g} at step {self.step}, rows {', '.join(row.id for row in self.rows)}. The batch "
             f"is kept in {batch}. Lower train.learning_rate or train.max_grad_norm, or look at these rows; earlier "
             "checkpoints are intact"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from raft_tasks.chat import save_tokenizer, stop_ids
+from raft_tasks.errors import Interrupted
 from raft_tasks.model_loading import load_model, quiet
 from raft_tasks.thoughts import count_thoughts
 from raft_tasks.training.adapters import STUDENT, save_adapter
@@ -15,7 +16,6 @@ from raft_tasks.training.checkpoints import last_complete
 from raft_tasks.training.divergence import relative_distance
 from raft_tasks.training.forgetting import write_curve
 from raft_tasks.training.injection import injection_summary
-from raft_tasks.training.interruption import TrainingInterrupted
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.licence import copy_licence
 from raft_tasks.training.memory import Shape, explain, is_out_of_memory
@@ -41,12 +41,11 @@ def train_model(job: TrainingJob, progress: Progress | None = None) -> TrainingS
         The summary. Of several processes only the first writes and returns something.
 
     Raises:
-        ModelError, ChatError, ConversationError, CheckpointError, InputError: before training, each saying what to do.
-        CheckpointError: in training too, if a checkpoint cannot be written.
-        TrainingDiverged: naming step and rows; the batch is kept as JSON in `checkpoints`.
-        OutOfMemory: naming the settings that would fit.
-        StaleRollouts: if rollouts are not sampled from the student as it is.
-        TrainingInterrupted: after SIGTERM or SIGINT, when a checkpoint is complete.
+        ChatError, ConversationError, InputError: before training, each saying what to do.
+        InputError: in training, if a checkpoint cannot be written; if a loss or gradient diverges, naming step and rows
+            (the batch is kept as JSON in `checkpoints`); if memory runs out, naming the settings that would fit; if
+            rollouts are not sampled from the student as it is.
+        Interrupted: after SIGTERM or SIGINT, when a checkpoint is complete.
     """
     network, data = prepare(job)
     arguments = training_arguments(job, len(data.rows))
@@ -100,7 +99,7 @@ def run_loop(
         trainer.interruption.watch.restore()
     done, steps, signal = trainer.state.global_step, trainer.state.max_steps, trainer.interruption.received
     if signal and done < steps:
-        raise TrainingInterrupted(
+        raise Interrupted(
             f"stopped by {signal} after step {done} of {steps}; its checkpoint is complete, the next run goes on there"
         )
     if trainer.curve is not None:

@@ -41,7 +41,6 @@ from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.loss_spike import LossSpikeGuard
 from raft_tasks.training.loss_terms import LossTerms, Sampled
 from raft_tasks.training.preparation import TrainingData
-from raft_tasks.training.probe import StaleRollouts
 from raft_tasks.training.rollout_buffer import RolloutBuffer, make_sampler
 from raft_tasks.training.speed import ModelFlops
 from raft_tasks.training.step_metrics import COLUMNS, Progress, StepMetrics, add_to_table
@@ -178,7 +177,7 @@ class RaftTrainer(Trainer):
         """KL to the base, and the sampler's log-probabilities against the trainer's; one micro-batch of each process.
 
         Raises:
-            StaleRollouts: if the latter are further apart than `distillation.sampling_logprob_tolerance`.
+            InputError: if the latter are further apart than `distillation.sampling_logprob_tolerance`.
         """
         assert self.distillation is not None  # the caller has checked
         names = ("kl_to_base", "sampling_logprob_difference", "probed")
@@ -192,7 +191,7 @@ class RaftTrainer(Trainer):
             self.metrics.sums[name] /= self.metrics.sums["probed"]
         difference, tolerance = self.metrics.sums[names[1]], self.distillation.sampling_logprob_tolerance
         if not difference <= tolerance:
-            raise StaleRollouts(
+            raise InputError(
                 f"step {self.state.global_step + 1}: the log-probabilities of the sampler "
                 f"({self.distillation.sampler.kind}) differ from the trainer's by {difference:.3g} on average, "
                 f"expected at most distillation.sampling_logprob_tolerance {tolerance}. The rollouts were not sampled "

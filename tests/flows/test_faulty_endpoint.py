@@ -17,7 +17,6 @@ from tenacity import wait_random_exponential
 from flows import paths
 from flows.fuse import fuse
 from flows.rewrite import rewrite
-from flows.rows import TooManyFailures
 from flows.runners import task_runner
 from flows.semantic_filter import semantic_filter
 from flows.server import prefect_at
@@ -208,7 +207,7 @@ def test_a_budget_and_an_endpoint_that_is_down_stop_the_stage_and_keep_what_is_d
         config = yaml.safe_load((folder / "params.yaml").read_text())
     config["models"]["writer"] |= {"max_retries": 1}
     (folder / "params.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(TooManyFailures, match=r"no answer for 3 of 130 rows.*max_failed \(0\.02\)(.|\n)*no connection"):
+    with pytest.raises(InputError, match=r"no answer for 3 of 130 rows.*max_failed \(0\.02\)(.|\n)*no connection"):
         here(folder, rewrite)  # the server has gone
     assert not (folder / REWRITTEN).exists()
     project(folder, base_url, range(120))

@@ -24,12 +24,12 @@ from typer.testing import CliRunner
 
 from flows import paths
 from flows.cli import app
-from flows.gate import ApprovalTimeout, gate_candidate, judge_for_ci, request_approval
+from flows.gate import gate_candidate, judge_for_ci, request_approval
 from flows.server import prefect_at
 from raft_tasks.artifacts import write_rows
 from raft_tasks.chat import save_tokenizer
 from raft_tasks.config import Lora, load_config
-from raft_tasks.errors import InputError
+from raft_tasks.errors import InputError, OperationalError
 from raft_tasks.evaluation.gate import Check, Verdict
 from raft_tasks.evaluation.harness import DOMAIN_TASK, SEED
 from raft_tasks.model_loading import load_model
@@ -345,7 +345,7 @@ def test_a_person_decides_where_params_ask_for_one(waiting, approve, reason):
 
 
 def test_without_an_answer_nothing_is_promoted(waiting):
-    with pytest.raises(ApprovalTimeout, match="nobody approved raft-0 for law within"):
+    with pytest.raises(OperationalError, match="nobody approved raft-0 for law within"):
         waiting[0](2)
 
 

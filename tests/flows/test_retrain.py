@@ -19,7 +19,7 @@ from flows import checkout, new_data, retrain
 from flows.checkout import git
 from flows.server import prefect_at
 from raft_tasks.config import DvcImport, Folder, HubRevision, load_config
-from raft_tasks.errors import InputError
+from raft_tasks.errors import InputError, OperationalError
 
 DROP = Folder(kind="folder", path="inbox/archive", into="data")
 
@@ -67,7 +67,7 @@ def test_a_folder_that_is_not_there_may_come_back(repository, settings):
     shutil.rmtree(repository / DROP.path)
     with (
         chdir(prepared(repository, settings)),
-        pytest.raises(new_data.SourceUnavailable, match="inbox/archive is not there"),
+        pytest.raises(OperationalError, match="inbox/archive is not there"),
     ):
         new_data.fetch("archive", DROP, repository, [])
 
@@ -98,7 +98,7 @@ def test_the_hubs_newest_commit_is_pinned(repository, settings, monkeypatch):
             raise OSError("no network")
 
         monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", away)
-        with pytest.raises(new_data.SourceUnavailable, match="no network"):
+        with pytest.raises(OperationalError, match="no network"):
             new_data.fetch("archive", source, repository, [])
 
 
@@ -143,7 +143,7 @@ def test_an_import_is_updated(repository, settings, tmp_path):
         assert new_data.fetch("archive", source, repository, came) == []  # refused
         assert Path("data/archive/bought.jsonl").read_text() == "{}\n"
         elsewhere.unlink()
-        with pytest.raises(new_data.SourceUnavailable, match="bought"):
+        with pytest.raises(OperationalError, match="bought"):
             new_data.fetch("archive", source, repository, [])
 
 
@@ -247,10 +247,10 @@ def test_a_source_that_is_away_is_tried_again_and_changes_nothing(service, repos
 
     def away(*arguments):
         tries.append(arguments)
-        raise new_data.SourceUnavailable("the folder is away")
+        raise OperationalError("the folder is away")
 
     monkeypatch.setattr(new_data, "fetch", away)
-    with pytest.raises(new_data.SourceUnavailable):
+    with pytest.raises(OperationalError, match="the folder is away"):
         service()
     assert len(tries) == 3  # retry_seconds holds two waits
     monkeypatch.setattr(new_data, "fetch", lambda *arguments: (_ for _ in ()).throw(InputError("wrong")))
@@ -262,7 +262,7 @@ def test_a_source_that_is_away_is_tried_again_and_changes_nothing(service, repos
 def test_a_remote_that_is_away_leaves_no_tag(service, repository):
     (repository / ".cache").mkdir()
     (repository / ".cache" / "dvc-remote").write_text("no folder")  # as an unmounted disk
-    with pytest.raises(retrain.RemoteUnavailable, match=r"`dvc push` failed, so nothing is tagged: .*dvc-remote"):
+    with pytest.raises(OperationalError, match=r"`dvc push` failed, so nothing is tagged: .*dvc-remote"):
         service()
     assert git("tag", folder=repository) == ""
     assert git("branch", "--list", "retrain", folder=repository) == ""

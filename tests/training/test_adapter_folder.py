@@ -21,7 +21,7 @@ from raft_tasks.config import Benchmark, Lora, Method, Model
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.harness import Suite, evaluate
 from raft_tasks.merged_folder import check_merged, write_whole
-from raft_tasks.model_loading import ModelError, load_model, load_tokenizer
+from raft_tasks.model_loading import load_model, load_tokenizer
 from raft_tasks.schemas import Example
 from raft_tasks.training.adapters import save_adapter, with_adapter
 
@@ -102,7 +102,7 @@ def test_merged_weights_that_are_not_base_and_adapter_are_refused(tiny_folder, t
     name = "model.layers.1.mlp.up_proj.weight"
     weights[name][3, 4] = weights[name][3, 4] * 1.02  # two units in bfloat16's last place
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"1 merged weights are not those .* model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(InputError, match=r"1 merged weights are not those .* model\.layers\.1\.mlp\.up_proj\.weight"):
         check_merged(model, tmp_path / "whole")
 
 

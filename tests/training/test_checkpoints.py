@@ -1,6 +1,7 @@
 import pytest
 
-from raft_tasks.training.checkpoints import CheckpointError, last_complete, mark_complete
+from raft_tasks.errors import InputError
+from raft_tasks.training.checkpoints import last_complete, mark_complete
 
 
 def write(folder, step, fingerprint="f", complete=True):
@@ -38,5 +39,5 @@ def test_incomplete_ones_are_removed_and_the_one_before_is_used(tmp_path, damage
 
 def test_another_training_is_refused(tmp_path):
     write(tmp_path, 5, fingerprint="other")
-    with pytest.raises(CheckpointError, match="other data, settings or base weights"):
+    with pytest.raises(InputError, match="other data, settings or base weights"):
         last_complete(tmp_path, "f")

@@ -9,10 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from raft_tasks.config import Lora, Model
+from raft_tasks.errors import InputError
 from raft_tasks.model_loading import load_model
 from raft_tasks.training import memory
 from raft_tasks.training.conversations import Encoded, Encoder
-from raft_tasks.training.memory import OutOfMemory, Shape, available_bytes, estimate, settings_that_fit
+from raft_tasks.training.memory import Shape, available_bytes, estimate, settings_that_fit
 from raft_tasks.training.preparation import TrainingData, make_pair, teacher_turn, training_arguments
 from raft_tasks.training.rollouts import Rollout
 from raft_tasks.training.train import train_model
@@ -157,7 +158,7 @@ def test_out_of_memory_names_the_settings_that_would_fit(model, tmp_path, monkey
 
     monkeypatch.setattr(RaftTrainer, "fill_rollout_buffer", fail)
     method, settings = method_and_settings()
-    with pytest.raises(OutOfMemory) as caught:
+    with pytest.raises(InputError) as caught:
         train_model(job(model, tmp_path, method, train=settings))
     message = str(caught.value)
     assert message.startswith("out of memory on cpu, which has ")

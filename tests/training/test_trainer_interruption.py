@@ -16,14 +16,11 @@ from tiny import pairs, train
 from trainer_runs import Stop, make_trainer, numbers, run, same_weights, steps, stop_at, with_distill
 
 from raft_tasks.config import LossSpike
+from raft_tasks.errors import InputError, Interrupted
 from raft_tasks.model_loading import load_model
 from raft_tasks.seeds import derive_seed
-from raft_tasks.training.checkpoints import CheckpointError
 from raft_tasks.training.conversations import ConversationError
-from raft_tasks.training.interruption import TrainingInterrupted
-from raft_tasks.training.probe import StaleRollouts
 from raft_tasks.training.rollouts import RolloutSampling
-from raft_tasks.training.step_metrics import TrainingDiverged
 from raft_tasks.training.trainer import RaftTrainer
 from raft_tasks.training.transformers_rollouts import GenerateSampler
 
@@ -130,7 +127,7 @@ def test_a_checkpoint_that_cannot_be_written(tiny_model, tmp_path, monkeypatch):
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 5620480 vs 5620372")
 
     monkeypatch.setattr(RaftTrainer, "_save_rng_state", full)
-    with pytest.raises(CheckpointError, match=r"ck: a checkpoint could not .*unexpected pos.* \d+ MB are free there"):
+    with pytest.raises(InputError, match=r"ck: a checkpoint could not .*unexpected pos.* \d+ MB are free there"):
         run(tiny_model, tmp_path / "parts", "sft")
     monkeypatch.undo()
     run(tiny_model, tmp_path / "parts", "sft")
@@ -145,7 +142,7 @@ def test_only_two_checkpoints_are_kept(tiny_model, tmp_path):
 @pytest.mark.parametrize("change", ["data", "settings", "method"])
 def test_checkpoints_of_another_training_are_refused(tiny_model, tmp_path, change):
     run(tiny_model, tmp_path, "sft")
-    with pytest.raises(CheckpointError, match="other data, settings or base weights"):
+    with pytest.raises(InputError, match="other data, settings or base weights"):
         run(
             tiny_model, tmp_path, "raft" if change == "method" else "sft",
             train(learning_rate=1e-4) if change == "settings" else None,
@@ -154,9 +151,7 @@ def test_checkpoints_of_another_training_are_refused(tiny_model, tmp_path, chang
 
 
 def test_divergence_stops_names_the_rows_and_keeps_the_batch(tiny_model, tmp_path):
-    with pytest.raises(
-        TrainingDiverged, match=r"at step \d+, rows row-\d+, row-\d+, .* earlier checkpoints are intact"
-    ):
+    with pytest.raises(InputError, match=r"at step \d+, rows row-\d+, row-\d+, .* earlier checkpoints are intact"):
         run(tiny_model, tmp_path, "raft", train(learning_rate=1e30, warmup_ratio=0.0, checkpoint_steps=1, epochs=30))
     [kept] = (tmp_path / "ck").glob("diverged-step-*.json")
     batch = json.loads(kept.read_text())
@@ -243,7 +238,7 @@ def test_a_signal_saves_after_the_step_and_the_next_run_goes_on(tiny_model, tmp_
             os.kill(os.getpid(), number)
 
     name = signal.Signals(number).name
-    with pytest.raises(TrainingInterrupted, match=f"stopped by {name} after step 4 of 6; its checkpoint is complete"):
+    with pytest.raises(Interrupted, match=f"stopped by {name} after step 4 of 6; its checkpoint is complete"):
         run(tiny_model, tmp_path / "parts", "raft", settings, progress=interrupt)
     assert signal.getsignal(number) is before
     assert [path.name for path in (tmp_path / "parts" / "ck").iterdir()] == ["checkpoint-4"]
@@ -291,7 +286,7 @@ def test_a_loss_that_runs_away_stops_and_keeps_the_batch(tiny_model, tmp_path):
         learning_rate=3.0, warmup_ratio=0.9, epochs=40, max_grad_norm=1e6, checkpoint_steps=1000,
         loss_spike=LossSpike(factor=3.0, steps=4),
     )  # fmt: skip
-    with pytest.raises(TrainingDiverged, match="the loss has been above its bound for 4 steps: it is "):
+    with pytest.raises(InputError, match="the loss has been above its bound for 4 steps: it is "):
         run(tiny_model, tmp_path, "sft", settings)
     [kept] = (tmp_path / "ck").glob("diverged-step-*.json")
     assert len(json.loads(kept.read_text())["rows"]) == 4
@@ -305,6 +300,6 @@ def test_rollouts_of_stale_weights_are_found_out(tiny_model, tmp_path):
     trainer.distillation = method.distillation
     stale = load_model(tiny_model, torch.float32)[0]
     trainer.rollout_buffer.sampler = GenerateSampler(stale, RolloutSampling([3], 1.0, 6), 64)
-    with pytest.raises(StaleRollouts, match=r"step 3: .*sampler \(generate\).* stale weights"):
+    with pytest.raises(InputError, match=r"step 3: .*sampler \(generate\).* stale weights"):
         trainer.train()
     assert trainer.steps()[0]["sampling_logprob_difference"] < 1e-5

@@ -5,7 +5,8 @@ import torch
 from tiny import tiny_llama
 
 from raft_tasks.config import Model
-from raft_tasks.model_loading import ModelError, load_model
+from raft_tasks.errors import InputError
+from raft_tasks.model_loading import load_model
 from raft_tasks.training.divergence import distance_by, matrix_name, relative_distance, weights_digest
 
 
@@ -16,7 +17,7 @@ def test_loads_model_and_tokenizer(tiny_model):
 
 
 def test_missing_model_says_what_was_tried(tmp_path):
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(InputError) as caught:
         load_model(Model(path=str(tmp_path / "nowhere"), revision=None, dtype="float32", system=None), torch.float32)
     assert f"there is no folder {tmp_path / 'nowhere'}" in str(caught.value)
     assert "dvc pull" in str(caught.value)
@@ -26,7 +27,7 @@ def test_missing_model_says_what_was_tried(tmp_path):
 def test_half_a_model_folder_names_what_is_missing(tiny_folder, tmp_path, lost):
     shutil.copytree(tiny_folder, tmp_path / "half")
     (tmp_path / "half" / lost).unlink()
-    with pytest.raises(ModelError, match="without config.json" if lost == "config.json" else "no weights in"):
+    with pytest.raises(InputError, match="without config.json" if lost == "config.json" else "no weights in"):
         load_model(Model(path=str(tmp_path / "half"), revision=None, dtype="float32", system=None), torch.float32)
 
 
