@@ -36,6 +36,8 @@ _ABBREVIATIONS = """
 ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
 SENTENCE_END = re.compile(r"[.!?…][\"'”’“»)\]]*(?=\s)|[。！？][」』”]*")
 
+Document = tuple[str, str, list[Block], list[int]]  # name, text, blocks, where each page begins (without pages: none)
+
 
 def chunks(paths: Iterable[Path], *, min_characters: int, max_characters: int) -> Iterator[Chunk | Reject]:
     """The chunks of the documents, in order. The same document gives the same chunks with the same ids.
@@ -69,15 +71,29 @@ def texts(paths: Iterable[Path]) -> Iterator[tuple[str, str] | Reject]:
     for path in paths:
         try:
             for name, text, *_ in _documents(path):
-                if (stripped := text.strip()) and stripped not in seen:
+                if (stripped := text.strip()) not in seen:
                     seen.add(stripped)
                     yield name, stripped
         except (UnreadableError, OSError) as error:
             yield reject(str(path), 1, str(error), "")
 
 
-def _documents(path: Path) -> Iterator[tuple[str, str, list[Block], list[int]]]:
-    """Yield (name, text, blocks, where each page begins) of every document in the file; without pages, nowhere."""
+def _documents(path: Path) -> Iterator[Document]:
+    """Yield every document of the file that has text.
+
+    Raises:
+        UnreadableError: there is none, or the file cannot be read.
+    """
+    empty = True
+    for document in _read(path):
+        if document[1].strip():
+            empty = False
+            yield document
+    if empty:
+        raise UnreadableError("holds no text")
+
+
+def _read(path: Path) -> Iterator[Document]:
     ending = path.suffix.lower()
     if is_pointer(path):
         raise UnreadableError("a Git LFS pointer, not the file itself; run `git lfs pull`")
@@ -129,6 +145,8 @@ def _parquet_texts(path: Path) -> Iterator[tuple[int, str]]:
                     row += 1
                     if isinstance(text, str):
                         yield row, text
+                    elif text is not None:
+                        raise UnreadableError(f"row {row}: got a {type(text).__name__}, expected text")
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         raise UnreadableError(f"not readable as Parquet after row {row}: {error}") from error
 

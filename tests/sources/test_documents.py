@@ -7,7 +7,7 @@ import pytest
 
 from raft_tasks.schemas import Chunk, Reject
 from raft_tasks.sources import pdf
-from raft_tasks.sources.documents import chunks, sentence_ends
+from raft_tasks.sources.documents import chunks, sentence_ends, texts
 from raft_tasks.sources.extraction import html, markdown, pages, plain_text
 
 MARKDOWN = """\
@@ -81,6 +81,7 @@ def cut(path: Path, least: int = 1, most: int = 200) -> list[Chunk]:
 def rejected(path: Path) -> str:
     [found] = chunks([path], min_characters=1, max_characters=200)
     assert isinstance(found, Reject)
+    assert [found] == list(texts([path]))
     assert found.file == str(path)
     return found.reason
 
@@ -231,6 +232,9 @@ def test_text_is_cleaned() -> None:
         ("x.pdf", b"%PDF-1.4 nothing", "not readable as PDF at page 1"),
         ("x.parquet", b"PAR1PAR1", "not readable as Parquet after row 0"),
         ("none.txt", None, "No such file"),
+        ("x.txt", b" \n", "holds no text"),
+        ("x.md", b"", "holds no text"),
+        ("x.html", b"<body><div id=root></div><script>render('The fee is 12 euros')</script>", "holds no text"),
     ],
 )
 def test_an_unusable_document_is_rejected_alone(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:
@@ -242,6 +246,19 @@ def test_an_unusable_document_is_rejected_alone(tmp_path: Path, name: str, conte
 def test_a_parquet_file_without_texts_is_rejected(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "t.parquet")
     assert rejected(tmp_path / "t.parquet") == "no column 'text'; the columns there are ['body']"
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        ([b"The fee is 12 euros."], "row 1: got a bytes, expected text"),
+        ([None, ["The fee"]], "row 2: got a list, expected text"),
+        ([None, " "], "holds no text"),
+    ],
+)
+def test_a_parquet_column_of_something_else_is_rejected(tmp_path: Path, column: list[object], reason: str) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "t.parquet")
+    assert rejected(tmp_path / "t.parquet") == reason
 
 
 def test_a_pdf_without_text_is_rejected(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_any_markup_gives_slices_of_the_extracted_text(tmp_path: Path, content: 
     decoded = content.encode().decode("utf-8-sig")
     text = {"txt": plain_text, "md": markdown}[ending](decoded)[0] if ending != "html" else html(content.encode())[0]
     found = read(path)
-    if "\0" in content and ending != "html":
+    if ("\0" in content and ending != "html") or not text.strip():
         assert [type(chunk) for chunk in found] == [Reject]
         return
     position = 0
@@ -68,7 +68,7 @@ def test_any_markup_gives_slices_of_the_extracted_text(tmp_path: Path, content: 
         assert chunk.text == text[chunk.start : chunk.end]
         assert chunk.start >= position
         position = chunk.end
-    assert bool(found) == bool(text.strip())
+    assert found
 
 
 @pytest.mark.parametrize(
