@@ -68,14 +68,13 @@ class Roles:
     def take(self, record: Mapping[str, Any], place: str) -> dict[str, Any]:
         """{role: value} of the roles that have one."""
         values = {role: record[column] for role, column in self._single.items() if record.get(column) is not None}
-        question = self._question(record, place)
-        if question is not None:
-            values["question"] = question
         if "source" not in self._single and record.keys() >= DOCUMENT_PAIR:
             values["source"] = record["source"]  # pairs of one document share a split
         if record.keys() >= WHOLE_PAIR:  # its names are the stage's, whatever the domain's other files call theirs
             own = {role: record[role] for role in ("id", "question", "answer", "source") if role in record}
-            values = own | values | {FROM_DOCUMENT: True}
+            values |= own | {FROM_DOCUMENT: True}
+        elif (question := self._question(record, place)) is not None:
+            values["question"] = question
         marks: dict[str, Any] = {}
         for column, value in record.items():
             if column in self.columns or column in self.unused:

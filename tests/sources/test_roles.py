@@ -15,6 +15,8 @@ from raft_tasks.config import Chat, Check, Domain, Hub, SplitBySource
 from raft_tasks.config.defaults import catalogue
 from raft_tasks.errors import InputError
 from raft_tasks.schemas import DocumentPair, Example, Reject
+from raft_tasks.sources.files import find_files, read_file
+from raft_tasks.sources.roles import roles_of
 
 SPLIT = SplitBySource(by="source", validation=0.2, test=0.3, seed=0)
 
@@ -116,6 +118,25 @@ def made_of_a_document(question: str, answer: str) -> dict[str, Any]:
         id=f"c-{question}", question=question, answer=answer, source="documents/law/act.md", chunk="c", page=None,
         start=0, end=9, agreement=1.0,
     ).model_dump()  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"question": "{{ product }}: {{ question }}", "answer": "reply"},
+        {"question": "{{ price / 2 }} {{ question }}", "answer": "question"},
+        {"question": ["product", "question"], "answer": "chunk"},
+        {"question": "answer", "answer": "question", "id": "chunk", "source": "answer"},
+    ],
+)
+def test_a_pair_of_a_document_is_as_the_stage_wrote_it(tmp_path: Path, reader: str, columns: dict[str, Any]) -> None:
+    pairs = [made_of_a_document(f"How long is warranty {n}?", f"{n} years.") for n in range(20)]
+    what = domain(**written(tmp_path, reader, pairs), split=SPLIT, columns={"split": None, **columns})
+    [path] = find_files(what.files, tmp_path)
+    roles = ("id", "question", "answer", "source")
+    taken = [{role: row.values[role] for role in roles} for row in read_file(path, roles_of(what))]  # type: ignore[union-attr]
+    assert taken == [{role: pair[role] for role in roles} for pair in pairs]
 
 
 LETTER = {"letter": Check(patterns=[r"\bclass (\w)\b"])}
