@@ -11,7 +11,7 @@ import json
 import logging
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +28,7 @@ from raft_tasks.evaluation.answer_metrics import process_results
 from raft_tasks.evaluation.ifeval import check_ifeval
 from raft_tasks.evaluation.outcomes import item_results, target_of, task_scores
 from raft_tasks.evaluation.overlay import task_manager
+from raft_tasks.evaluation.verdicts import main_metric
 from raft_tasks.model_loading import quiet
 from raft_tasks.schemas import BenchmarkScores, Example, ItemResult, TaskScores, end_with, thinking_name
 from raft_tasks.thoughts import Thinking
@@ -93,8 +94,8 @@ def evaluate(
         lm-eval's totals, and one row per task and item; a group of tasks (mmlu) has its items under its own name.
 
     Raises:
-        InputError: no held-out rows, an unknown task, data or a package of a task that are missing, a model without
-            chat template, a prompt that does not fit.
+        InputError: no held-out rows, an unknown task, one that two names hold, one whose metric cannot decide, data
+            or a package of a task that are missing, a model without chat template, a prompt that does not fit.
     """
     if not suite.rows:
         raise InputError(
@@ -173,6 +174,12 @@ def _load_suite(suite: Suite, work: Path) -> _Tasks:
     tasks = _Tasks()
     for name in names:
         part = tasks.parts[name] = _load(manager, name)
+        _check_metric(name, part["tasks"].values())
+        if twice := sorted(part["tasks"].keys() & tasks.named):
+            raise InputError(
+                f"benchmark.tasks: {tasks.named[twice[0]]!r} and {name!r} both hold {twice[:3]}; expected every task "
+                "once: take one of the two out"
+            )
         tasks.named |= dict.fromkeys(part["tasks"], name)
         tasks.counts[name] = 0
         for task_name, task in part["tasks"].items():
@@ -192,6 +199,21 @@ def _load_suite(suite: Suite, work: Path) -> _Tasks:
             tasks.counts[name] += count
     check_ifeval(tasks.of(names)["tasks"].values())
     return tasks
+
+
+def _check_metric(name: str, tasks: Collection[Any]) -> None:
+    """Raise unless one metric decides all tasks of a name, a number per item and the higher the better.
+
+    The gate, the report and merging compare models by it without asking what it is.
+    """
+    better = [task.higher_is_better() for task in tasks]
+    metrics = sorted({main_metric(of_task) for of_task in better})
+    rolling = any(task.OUTPUT_TYPE == "loglikelihood_rolling" for task in tasks)  # its outcomes are pairs
+    if rolling or len(metrics) > 1 or not all(of_task[metrics[0]] for of_task in better):
+        raise InputError(
+            f"benchmark.tasks: {name!r} is measured by {metrics}; expected one metric for all its tasks, a number per "
+            "item and the higher the better: name tasks of a group one by one, leave out the others"
+        )
 
 
 def _build_plain(build: Callable[..., None], **options: Any) -> None:
