@@ -131,7 +131,14 @@ class ChatModel(huggingface.HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Score]:
-        shared, others = by_context(requests, self.max_length)
+        for (text, _), context, told in requests:  # lm-eval would cut the context from the left
+            if len(context) + len(told) > self.max_length + 1:  # the last token is not read
+                raise InputError(
+                    f"a prompt has {len(context)} tokens and its answer {len(told)}, but the model reads "
+                    f"{self.max_length}; shorten the item, lower benchmark.few_shot, or take the task out of "
+                    f"benchmark.tasks. It begins {text[:200]!r}"
+                )
+        shared, others = by_context(requests)
         if not is_of_keys(new_cache(self.model)):
             shared, others = [], list(range(len(requests)))
         scores: dict[int, Score] = {}

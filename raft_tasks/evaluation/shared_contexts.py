@@ -21,15 +21,14 @@ Score = tuple[float, bool]  # log-probability in nats; whether greedy decoding g
 SAVED_TOKENS = 8  # that sharing must save at least: a pass of its own costs something too
 
 
-def by_context(requests: Sequence[Request], longest: int) -> tuple[list[list[int]], list[int]]:
+def by_context(requests: Sequence[Request]) -> tuple[list[list[int]], list[int]]:
     """Numbers of the requests that share a context, longest contexts first, and those of all others.
 
-    Requests of more than `longest` tokens are lm-eval's to cut, and it reads choices of one token once by itself.
+    lm-eval itself reads a context once for choices of one token.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
-    for number, (_, context, continuation) in enumerate(requests):
-        if len(context) + len(continuation) <= longest:
-            groups.setdefault(tuple(context), []).append(number)
+    for number, (_, context, _) in enumerate(requests):
+        groups.setdefault(tuple(context), []).append(number)
     shared = [
         numbers
         for context, numbers in groups.items()

@@ -360,6 +360,18 @@ def test_a_prompt_that_does_not_fit_is_refused_not_cut(model, tasks):
         evaluate(as_params(model), Suite("crests", long, asked([]), tasks))
 
 
+def test_no_likelihood_is_read_of_a_prompt_that_was_cut(model, tmp_path):
+    """The question and 5 tokens of the template and 2 of a choice, whose last one the model need not read."""
+    for name, words in {"fits": 58, "long": 59}.items():
+        row = {"question": "log " * words, "right": 0}
+        write_task(tmp_path, name, [row], **multiple_choice(["rope corn", "corn lamp"]))
+    evaluate(as_params(model), Suite("crests", ROWS, asked(["fits"]), tmp_path))
+    with pytest.raises(
+        InputError, match="64 tokens and its answer 2, but the model reads 64; .* '<start> user log log"
+    ):
+        evaluate(as_params(model), Suite("crests", ROWS, asked(["long"]), tmp_path))
+
+
 def test_a_model_without_chat_template_is_refused(model, tasks, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(model, bare)

@@ -16,12 +16,9 @@ REQUESTS = [(("", ""), context, choice) for context, group in zip(CONTEXTS, CHOI
 
 
 def test_requests_are_grouped_where_a_pass_is_saved():
-    shared, others = shared_contexts.by_context(REQUESTS, longest=100)
+    shared, others = shared_contexts.by_context(REQUESTS)
     assert shared == [[5, 6, 7, 8], [3, 4]]  # the longest context first; a short one, a single choice, letters: not
     assert others == [0, 1, 2, 9, 10, 11, 12]
-    shared, others = shared_contexts.by_context(REQUESTS, longest=35)
-    assert shared == [[5, 6, 7], [3, 4]]
-    assert 8 in others  # too long: lm-eval cuts its context
 
 
 @pytest.mark.parametrize("form", ["qwen3", "llama"])
@@ -46,7 +43,7 @@ def test_scores_are_lm_evals(form, batch_size, tmp_path):
 def test_log_likelihoods_of_a_bfloat16_model_are_float32(tmp_path):
     folder = save_chat_model("qwen3", tmp_path / "model", initializer_range=0.5)
     model = ChatModel(Model(path=str(folder), dtype="bfloat16"), 4, lambda done: None)
-    shared, others = shared_contexts.by_context(REQUESTS, longest=100)
+    shared, others = shared_contexts.by_context(REQUESTS)
     scores = model._loglikelihood_tokens(REQUESTS)
     for numbers in ([number for group in shared for number in group], others):
         exact = torch.tensor([scores[number][0] for number in numbers])
