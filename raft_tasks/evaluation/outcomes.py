@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
 from numbers import Real
@@ -21,10 +22,15 @@ THOUGHT_METRICS = ("thought", "unfinished_thought")  # of an answer that was ask
 def item_results(
     name: str, task: str, definition: Any, samples: list[dict[str, Any]], thinking: bool
 ) -> Iterator[ItemResult]:
-    """lm-eval's samples, one per item and filter, as one row per item. What is not a number per item is left out."""
+    """lm-eval's samples, one per item and filter, as one row per item. What is not a number per item is left out.
+
+    Items that share an id in the task's data are told apart by their numbers, and are of one source.
+    """
     by_item: dict[int, list[dict[str, Any]]] = {}
     for sample in samples:
         by_item.setdefault(sample["doc_id"], []).append(sample)
+    ids = {number: str(views[0]["doc"].get("id", number)) for number, views in by_item.items()}
+    counts = Counter(ids.values())
     for number, views in by_item.items():
         metrics = {
             metric if view["filter"] == NO_FILTER else f"{metric},{view['filter']}": value
@@ -44,11 +50,10 @@ def item_results(
                 zip(THOUGHT_METRICS, (float(has_thought(turn) and not is_open), float(is_open)), strict=True)
             )
             thought = turn if is_open else split_thought(turn)[0]
-        item = first["doc"].get("id", number)
-        label = str(item) if task == name else f"{task}/{item}"
+        label = ids[number] if task == name else f"{task}/{ids[number]}"
         yield ItemResult(
             task=name,
-            id=label,
+            id=label if counts[ids[number]] == 1 else f"{label}/{number}",
             source=str(first["doc"].get("source") or label),
             metrics=metrics,
             question=str(definition.doc_to_text(first["doc"])),

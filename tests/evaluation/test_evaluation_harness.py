@@ -224,9 +224,19 @@ def test_numbers_of_numpy_and_torch_are_numbers():
 
 
 def test_a_metric_without_a_number_is_named():
-    sample = {"doc_id": 3, "filter": "none", "metrics": ["acc"], "acc": np.float64("nan")}
+    sample = {"doc_id": 3, "doc": {}, "filter": "none", "metrics": ["acc"], "acc": np.float64("nan")}
     with pytest.raises(InputError, match=r"arc, item 3: \{'acc': nan\}; expected finite numbers"):
         list(item_results("arc", "arc", None, [sample], False))
+
+
+def test_items_that_share_an_id_stay_apart_and_are_of_one_source(model, tmp_path):
+    rows = [
+        {"id": name, "question": f"the crest of figin {n} ?", "right": n % 2}
+        for n, name in enumerate(("same", "same", "other"))
+    ]
+    write_task(tmp_path, "dup", rows, **multiple_choice(["rope", "corn"]))
+    items = evaluate(as_params(model), Suite("crests", ROWS, asked(["dup"]), tmp_path))[1][len(ROWS) :]
+    assert [(row.id, row.source) for row in items] == [("same/0", "same"), ("same/1", "same"), ("other", "other")]
 
 
 def test_a_limit_draws_its_items():
@@ -367,7 +377,7 @@ def test_no_likelihood_is_read_of_a_prompt_that_was_cut(model, tmp_path):
         write_task(tmp_path, name, [row], **multiple_choice(["rope corn", "corn lamp"]))
     evaluate(as_params(model), Suite("crests", ROWS, asked(["fits"]), tmp_path))
     with pytest.raises(
-        InputError, match="64 tokens and its answer 2, but the model reads 64; .* '<start> user log log"
+        InputError, match=r"64 tokens and its answer 2, but the model reads 64; .* '<start> user log log"
     ):
         evaluate(as_params(model), Suite("crests", ROWS, asked(["long"]), tmp_path))
 
