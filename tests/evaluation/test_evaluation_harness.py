@@ -20,7 +20,6 @@ from raft_tasks.evaluation.harness import (
 )
 from raft_tasks.evaluation.outcomes import item_results, number_of
 from raft_tasks.evaluation.overlay import task_manager
-from raft_tasks.evaluation.verdicts import main_metric
 from raft_tasks.schemas import Example
 
 WORDS = ["what", "is", "the", "crest", "of", "figin", "botor", "rope", "corn", "lamp", "log", "12", "75", "?", "[", "]"]
@@ -284,51 +283,6 @@ def test_the_domain_task_is_generated_and_cached_in_the_work_folder(work):
     assert "crests" in (work / "domain.yaml").read_text()
     list(load_items(["domain"], work, {}))
     assert any((work / "cache").rglob("*.arrow"))
-
-
-def metric_list(*metrics):
-    return {"metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": up} for name, up in metrics]}
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """Tasks with metrics of every kind, and groups of them."""
-    folder = tmp_path_factory.mktemp("measured")
-    rows = [{"question": f"the crest {n} ?", "right": 0, "page": "the crest"} for n in (12, 75)]
-    choice = multiple_choice(["rope", "corn"])
-    write_task(folder, "plain", rows, **choice)
-    write_task(folder, "normed", rows, **choice | metric_list(("acc", True), ("acc_norm", True)))
-    write_task(folder, "unlike", rows, **choice | metric_list(("likelihood_diff", False)))
-    page = {"doc_to_target": "page", "doc_to_text": ""}
-    bits = metric_list(("bits_per_byte", False))
-    write_task(folder, "wiki", rows, output_type="loglikelihood_rolling", **page, **bits)
-    lambada = [{"metric": "perplexity"}, {"metric": "acc"}]
-    write_task(folder, "lambada", rows, output_type="loglikelihood", **page, metric_list=lambada)
-    for name, members in {"mixed": ["plain", "normed"], "whole": ["plain", "lambada"]}.items():
-        (folder / f"{name}.yaml").write_text(json.dumps({"group": name, "task": members, "metadata": {"version": 1}}))
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("task", "metrics"),
-    [("mixed", ["acc", "acc_norm"]), ("unlike", ["likelihood_diff"]), ("wiki", ["bits_per_byte"])],
-)
-def test_one_metric_decides_a_task_the_higher_the_better(measured, task, metrics):
-    """Before the model is loaded, which does not exist here."""
-    with pytest.raises(InputError) as raised:
-        evaluate(as_params("nobody"), Suite("crests", ROWS, asked([task]), measured))
-    assert str(raised.value).startswith(f"benchmark.tasks: {task!r} is measured by {metrics}; expected one metric")
-
-
-def test_accuracy_decides_beside_a_perplexity(measured, model):
-    _, items = evaluate(as_params(model), Suite("crests", ROWS, asked(["whole"]), measured))
-    assert [main_metric(row.metrics) for row in items if row.task == "whole"] == ["acc"] * 4
-
-
-@pytest.mark.parametrize("names", [["whole", "plain"], ["plain", "whole"], ["plain", "plain"], ["plain", "domain"]])
-def test_every_task_stands_once_in_the_suite(measured, names):
-    with pytest.raises(InputError, match=r"benchmark\.tasks: '\w+' and '\w+' both hold \['(plain|domain)'\]"):
-        evaluate(as_params("nobody"), Suite("crests", ROWS, asked(names), measured))
 
 
 def test_odd_folders_are_quoted(tmp_path):
