@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 
-from raft_tasks.checks import Checks, check, lost_checks
+from raft_tasks.checks import LETTER, Checks, check, lost_checks
+from raft_tasks.ngrams import UNSPACED
 from raft_tasks.schemas import Example
 
 # One spelling per unit; those not listed in UNIT_WORDS are read as written, since case tells mW from MW.
@@ -50,16 +51,18 @@ SCALES = {
     "trillion": 10**12,
 }  # fmt: skip
 SPELLED = "|".join(sorted([*SMALL, *SCALES], key=len, reverse=True))
+# A number may touch a letter of a script without spaces: 每日5毫克.
+START, END = rf"(?<!{LETTER})(?<!\d)", rf"(?!{LETTER})(?!\d)"
 NUMBER = re.compile(
     rf"""(?P<currency>[$€£¥]\s?)?
-    (?<!\w)(?P<sign>(?<!\))[-−](?=\d))?
+    {START}(?P<sign>(?<!\))[-−](?=\d))?
     (?:(?P<digits>\d{{1,3}}(?:[,'’\xa0\u2009\u202f]\d{{3}})+(?!\d)(?:\.\d+)?   # 1,234,567.8
         | \d+(?:\.\d+)+                                                         # 1.5, version 1.2.3
         | \d+,\d{{1,2}}(?![\d,])                                                # 1,5
         | \d+)
       | (?P<words>\b(?i:{SPELLED})(?:(?:[\s-]|\sand\s)(?i:{SPELLED}))*\b))
-    (?:\s?(?P<scale>k|bn|(?i:thousand|million|billion|trillion))\b)?
-    (?:[\s-]?(?P<unit>{UNIT})(?!\w))?""",
+    (?:\s?(?P<scale>k|bn|(?i:thousand|million|billion|trillion)){END})?
+    (?:[\s-]?(?P<unit>{UNIT}){END})?""",
     re.VERBOSE,
 )
 
@@ -72,8 +75,8 @@ DAY, YEAR = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?", r"(?:,|\sof|\sin)?\s+(?P<year>\
 DATES = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        r"\b(?P<year>\d{4})-(?P<number>\d{1,2})-(?P<day>\d{1,2})\b",
-        r"\b(?P<day>\d{1,2})[/.](?P<number>\d{1,2})[/.](?P<year>\d{4})\b",
+        rf"{START}(?P<year>\d{{4}})-(?P<number>\d{{1,2}})-(?P<day>\d{{1,2}}){END}",
+        rf"{START}(?P<day>\d{{1,2}})[/.](?P<number>\d{{1,2}})[/.](?P<year>\d{{4}}){END}",
         rf"\b{DAY}\s+(?:of\s+)?{MONTH}(?:{YEAR})?",
         rf"{MONTH}\s+(?:the\s+)?{DAY}\b(?:{YEAR})?",
         rf"{MONTH}{YEAR}",
@@ -108,7 +111,7 @@ _AXES = [
 AXES = [tuple(re.compile(rf"\b(?:{pole})\b", re.IGNORECASE) for pole in axis) for axis in _AXES]
 
 IN_DIGITS = re.compile(r"\d|^[IVX]{2,}$")
-WORD = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)*")
+WORD = re.compile(rf"[^\W_{UNSPACED}]+(?:['’][^\W\d_]+)*")
 SENTENCE_START = re.compile(r"(?:^|[.!?:;…\n])[\s\"'“”‘’()\[\]*#>–—•-]*")
 RECORD_SIGN = re.compile(r"\s*(?:::|->|[|=/<>#@→])")  # what follows the subject in records, not in sentences
 FUNCTION_WORDS = """

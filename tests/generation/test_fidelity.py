@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raft_tasks.generation.fidelity import fidelity_score, lost_facts
+from raft_tasks.generation.fidelity import fidelity_score, find_additions, lost_facts
 
 DOLLY = Path(__file__).parents[3] / "shared" / "data" / "dolly" / "dolly_2000.json"
 
@@ -35,6 +35,15 @@ DOLLY = Path(__file__).parents[3] / "shared" / "data" / "dolly" / "dolly_2000.js
         ("one second", "two seconds", ["one second"]),
         ("1) bread\n2) milk", "bread and milk", []),
         ("twelve, 12, 12.0", "x", ["twelve"]),
+        # numbers that touch letters of a script without spaces
+        ("剂量为每日5毫克，连续服用10天。", "每天服用5毫克，共10天。", []),
+        ("剂量为每日5毫克，连续服用10天。", "每天服用50毫克，共100天。", ["5", "10"]),
+        ("用量は1日5ミリグラムで、10日間続けます。", "1日に5ミリグラムを10日間服用します。", []),
+        ("每日5mg。", "每天5mg。", []),
+        ("每日5mg。", "每天5g。", ["5mg"]),
+        ("于2020-03-12签署。", "签署日期：2020-03-12。", []),
+        ("签署日期：2020-03-12。", "于2020-03-12签署。", []),
+        ("我用iPhone手机。", "这是iPhone。", []),
         # dates
         ("Signed on 12 March 2020.", "Signed on 2020-03-12.", []),
         ("Signed on 12 March 2020.", "On March 12th, 2020, it was signed.", []),
@@ -84,6 +93,12 @@ DOLLY = Path(__file__).parents[3] / "shared" / "data" / "dolly" / "dolly_2000.js
 )
 def test_lost(reference: str, text: str, missing: list[str]) -> None:
     assert lost_facts(reference, text) == missing
+
+
+def test_additions_where_numbers_touch_letters() -> None:
+    passage = "第三条 B类许可证：年费为12欧元，每年缴纳。"
+    assert find_additions("B类许可证的年费是12欧元。", passage) == []
+    assert find_additions("B类许可证的年费是13欧元。", passage) == ["13"]
 
 
 def test_the_score_is_the_share_that_survives() -> None:
