@@ -2,9 +2,11 @@
 words of direction that became their opposite ("raises" / "lowers", "before" / "after", "at least" / "at most").
 
 Sentence encoders hardly see these: "take 5 mg" and "take 50 mg" have a cosine of .93. What the rules do not see: a
-content word that became another one ("rope" / "lamp"), quantities converted to another unit, names without capitals,
-and what the other text adds, a negation excepted. They read English, and may miss an item rather than invent one: a
-direction counts as turned only where one text has just the one pole and the other just the opposite.
+content word that became another one ("rope" / "lamp"), quantities converted to another unit, "9 am" that became "9 pm",
+zeros at either end of a code ("0101.21" / "101.21", "820.30" / "820.3"), ordinals in words ("second" / "third"), the
+unit of a fraction, names without capitals, and what the other text adds, a negation excepted. They read English, and
+may miss an item rather than invent one: a direction counts as turned only where one text has just the one pole and the
+other just the opposite.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ from raft_tasks.checks import LETTER, Checks, check, lost_checks
 from raft_tasks.ngrams import UNSPACED
 from raft_tasks.schemas import Example
 
-# One spelling per unit; those not listed in UNIT_WORDS are read as written, since case tells mW from MW.
+# One spelling per unit (pounds are a weight and a currency); those not listed in UNIT_WORDS are read as written, since
+# case tells mW from MW.
 UNIT_WORDS = {
-    "%": "percent per\xa0cent", "$": "dollar usd", "€": "euro eur", "°C": "celsius degrees\xa0celsius",
-    "°F": "fahrenheit", "mg": "milligram",
+    "%": "percent per\xa0cent", "$": "dollar usd USD US$ US\xa0dollar", "€": "euro eur EUR", "¥": "yen JPY",
+    "°C": "celsius Celsius degrees\xa0celsius degrees\xa0Celsius", "°F": "fahrenheit Fahrenheit degrees\xa0Fahrenheit",
+    "mg": "milligram",
     "µg": "microgram mcg μg", "g": "gram", "kg": "kilogram kilo", "t": "tonne ton", "oz": "ounce",
-    "lb": "pound lbs", "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre",
+    "lb": "pound lbs £ GBP pounds\xa0sterling",
+    "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre",
     "km": "kilometer kilometre", "mi": "mile", "ft": "feet foot", "inch": "inches", "ml": "milliliter millilitre mL",
     "l": "liter litre L", "ms": "millisecond", "s": "second sec", "min": "minute", "h": "hour hr",
     "day": "", "week": "", "month": "", "year": "years yr",
@@ -37,7 +42,8 @@ UNITS = {
 }
 for _unit, _words in UNIT_WORDS.items():
     for _word in _words.split(" "):
-        UNITS |= {_word.replace("\xa0", " "): _unit, f"{_word}s": _unit} if _word else {f"{_unit}s": _unit}
+        _word = _word.replace("\xa0", " ")
+        UNITS |= {_word: _unit, f"{_word}s": _unit} if _word else {f"{_unit}s": _unit}
 UNIT = "|".join(re.escape(unit) for unit in sorted(UNITS, key=len, reverse=True))
 
 SMALL = {
@@ -51,21 +57,38 @@ SCALES = {
     "trillion": 10**12,
 }  # fmt: skip
 SPELLED = "|".join(sorted([*SMALL, *SCALES], key=len, reverse=True))
+_IRREGULAR = {
+    "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
+    "twelve": "twelfth",
+}  # fmt: skip
+ORDINALS = {_IRREGULAR.get(word) or re.sub("y$", "ie", word) + "th": number for word, number in SMALL.items()}
+_DIGITS = {word: number for word, number in ORDINALS.items() if number < 10}
+ORDINALS |= {f"{tens}-{word}": SMALL[tens] + _DIGITS[word] for tens in [*SMALL][20:] for word in _DIGITS}
+ORDINAL = re.compile(rf"\b(?:{'|'.join(sorted(ORDINALS, key=len, reverse=True))})\b")
+COMPOUND = "|".join(word for word in _DIGITS if word != "second")
+FRACTIONS = (
+    ("half", "1/2"), ("third", "1/3"), ("third", "2/3"), ("quarter", "1/4"), ("quarter", "3/4"),
+    (".5", "1/2"), (".25", "1/4"), (".75", "3/4"),
+)  # fmt: skip
+FRACTION_SIGN = re.compile("[\u00bc-\u00be\u2150-\u215e]")  # ½, ¾, ...
 # A number may touch a letter of a script without spaces: 每日5毫克.
 START, END = rf"(?<!{LETTER})(?<!\d)", rf"(?!{LETTER})(?!\d)"
 NUMBER = re.compile(
-    rf"""(?P<currency>[$€£¥]\s?)?
+    rf"""(?P<currency>(?:\b(?:US\$|USD|EUR|GBP|JPY)|[$€£¥])\s?)?
     {START}(?P<sign>(?<!\))[-−](?=\d))?
-    (?:(?P<digits>\d{{1,3}}(?:[,'’\xa0\u2009\u202f]\d{{3}})+(?!\d)(?:\.\d+)?   # 1,234,567.8
+    (?:(?P<digits>(?<!/)(?:1/\d+|2/3|3/4)(?![\d/])
+        | \d{{1,3}}(?:[,'’\xa0\u2009\u202f]\d{{3}})+(?!\d)(?:\.\d+)?              # 1,234,567.8
         | \d+(?:\.\d+)+                                                         # 1.5, version 1.2.3
         | \d+,\d{{1,2}}(?![\d,])                                                # 1,5
         | \d+)
-      | (?P<words>\b(?i:{SPELLED})(?:(?:[\s-]|\sand\s)(?i:{SPELLED}))*\b))
+      | (?P<words>\b(?i:{SPELLED})(?:(?:[\s-]|\sand\s)(?i:{SPELLED}))*\b
+        (?!-(?:{COMPOUND})\b)))                                                 # twenty-first; not a twenty-second wait
     (?:\s?(?P<scale>k|bn|(?i:thousand|million|billion|trillion)){END})?
-    (?:[\s-]?(?P<unit>{UNIT}){END})?""",
+    (?:(?:\)?[\s-])?(?P<unit>{UNIT}){END})?""",  # thirty (30) days
     re.VERBOSE,
 )
 
+RANGE = re.compile(rf"(\d)(\s?(?:[-–]|to|or|and)\s?[\d.,]*\d[\s-]?({UNIT}){END})")  # 5-10 mg: 5 mg too
 MONTHS = [
     "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
     "december",
@@ -162,20 +185,23 @@ def fidelity_score(reference: str, text: str) -> float:
 
 def _compare(reference: str, text: str) -> tuple[list[str], int]:
     """What is lost, and how many things were looked for."""
-    reference, text = unicodedata.normalize("NFC", reference), unicodedata.normalize("NFC", text)
+    reference, text = _normalize(reference), _normalize(text)
     wanted = {fact.value: fact for fact in reversed(_facts(reference)) if fact.value != ("1", "")}  # "one" is a pronoun
-    there = [fact.value for fact in _facts(text)]
+    there = [fact.value for spelling in {text, RANGE.sub(r"\1 \3\2", text)} for fact in _facts(spelling)]
     dates = [reading for value in there if isinstance(value, frozenset) for reading in value]
     numbers = {value for value in there if isinstance(value, tuple)}
     plain_numbers = {number for number, _ in numbers} | {str(part) for date in dates for part in date if part}
     words = {_folded(word.group()) for word in WORD.finditer(text)}
+    plain_numbers |= {str(ORDINALS[match.group()]) for match in ORDINAL.finditer(text.lower())}
+    decimals = {f".{number.partition('.')[2]}" for number in plain_numbers}
+    plain_numbers |= {fraction for word, fraction in FRACTIONS if word in words | decimals}
 
     def survives(value: frozenset[Date] | tuple[str, str] | str) -> bool:
         if isinstance(value, frozenset):
             return any(_says(date, reading) for reading in value for date in dates)
         if isinstance(value, tuple):
             return value in numbers if value[1] else value[0] in plain_numbers
-        return value in words
+        return value in words or str(ORDINALS.get(value)) in plain_numbers
 
     missing = [(fact.start, fact.surface) for fact in wanted.values() if not survives(fact.value)]
     denied, denies = NEGATION.search(reference), NEGATION.search(text)
@@ -185,6 +211,12 @@ def _compare(reference: str, text: str) -> tuple[list[str], int]:
         missing.append((len(reference), f"added: {denies.group()}"))
     opposites, directions = _find_reversals(reference, text)
     return [surface for _, surface in sorted(missing + opposites)], len(wanted) + bool(denied or denies) + directions
+
+
+def _normalize(text: str) -> str:
+    """One form of what is written in several: composed letters, and 1/2 for the sign of a half."""
+    text = unicodedata.normalize("NFC", text)
+    return FRACTION_SIGN.sub(lambda sign: " " + unicodedata.normalize("NFKC", sign[0]).replace("\u2044", "/"), text)
 
 
 def _find_reversals(reference: str, text: str) -> tuple[list[tuple[int, str]], int]:
@@ -240,13 +272,13 @@ def _number(match: re.Match[str]) -> tuple[str, str]:
         value = _spelled(re.findall(SPELLED, match["words"].lower()))
     else:
         digits = re.sub(r"[,'’\xa0\u2009\u202f](?=\d{3})", "", match["digits"]).replace(",", ".")
-        if digits.count(".") > 1:  # a version or a section, not a quantity
+        if digits.count(".") > 1 or "/" in digits:  # a version or a section; a fraction: half an hour, half a tablet
             return digits, ""
         value = Decimal(digits)
     value *= SCALES[match["scale"].lower()] if match["scale"] else 1
     sign = "-" if match["sign"] else ""
-    unit = (match["currency"] or "").strip() or UNITS.get(match["unit"] or "", "")
-    return f"{sign}{value.normalize():f}", unit
+    unit = (match["currency"] or match["unit"] or "").strip()
+    return f"{sign}{value.normalize():f}", UNITS.get(unit, "")
 
 
 def _spelled(words: list[str]) -> Decimal:
@@ -275,7 +307,7 @@ def _names(text: str) -> Iterator[Fact]:
     inside = {word for start, _, word in words if start not in starts and word[0].isupper()}
     for start, end, word in words:
         stem = word.replace("’", "'").split("'")[0].lower()
-        if len(word) == 1 or word[0].isdigit() or stem in FUNCTION_WORDS or NEGATION.fullmatch(word):
+        if len(word) == 1 or word[0].isdigit() or stem in FUNCTION_WORDS or word in UNITS or NEGATION.fullmatch(word):
             continue
         code = any(character.isdigit() for character in word)
         mixed = not word.isupper() and any(character.isupper() for character in word[1:])

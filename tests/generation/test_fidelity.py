@@ -113,6 +113,61 @@ def test_the_score_is_the_share_that_survives() -> None:
 def test_what_the_rules_do_not_see() -> None:
     assert lost_facts("The reactor is rope.", "The reactor is lamp.") == []
     assert lost_facts("It weighs 5 g.", "It weighs 5000 mg.") == ["5 g"]
+    assert lost_facts("It opens at 9 am.", "It opens at 9 pm.") == []
+    assert lost_facts("See 0101.21 and 820.30.", "See 101.21 and 820.3.") == []
+    assert lost_facts("It is on the second floor.", "It is on the third floor.") == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Give notice thirty (30) days before.", "Give notice 30 days before."),
+        ("The fee is EUR 12.", "The fee is 12 euros."),
+        ("The fee is 12 EUR.", "The fee is €12."),
+        ("The fee is USD 500.", "The fee is $500."),
+        ("The fee is US$500.", "The fee is 500 US dollars."),
+        ("The fee is £500.", "The fee is 500 pounds."),
+        ("The fee is GBP 500.", "The fee is 500 pounds sterling."),
+        ("Take 5-10 mg.", "Take 5 mg to 10 mg."),
+        ("Take 5 to 10 mg.", "Take between 5 mg and 10 mg."),
+        ("The Fifth Amendment protects him.", "The 5th Amendment protects him."),
+        ("It is on the 2nd floor.", "It is on the second floor."),
+        ("It grew in the 20th century.", "It grew in the twentieth century."),
+        ("It grew in the 21st century.", "It grew in the twenty-first century."),
+        ("Take ½ tablet.", "Take 1/2 tablet."),
+        ("Take 2½ tablets.", "Take 2 1/2 tablets."),
+        ("From 2020-03-12 h", "2020-03-12 h"),
+        ("It has 300 MHz.", "It has 300 megahertz."),
+        ("It is 20 degrees Celsius.", "It is 20 °C."),
+    ],
+)
+def test_two_ways_to_write_a_number(first: str, second: str) -> None:
+    assert lost_facts(first, second) == lost_facts(second, first) == []
+
+
+@pytest.mark.parametrize(
+    ("reference", "text", "missing"),
+    [
+        ("Give notice thirty (30) days before.", "Give notice 40 days before.", ["thirty", "30) days"]),
+        ("The fee is EUR 12.", "The fee is 12 dollars.", ["EUR 12"]),
+        ("The fee is EUR 12.", "The fee is 13 euros.", ["EUR 12"]),
+        ("The fee is £500.", "The fee is €500.", ["£500"]),
+        ("Take 5 mg to 10 mg.", "Take 5-10 g.", ["5 mg", "10 mg"]),
+        ("The Fifth Amendment protects him.", "The 4th Amendment protects him.", ["Fifth"]),
+        ("It is on the 2nd floor.", "It is on the third floor.", ["2"]),
+        ("It grew in the 21st century.", "It grew in the twentieth century.", ["21"]),
+        ("Take ½ tablet.", "Take ¼ tablet.", ["1/2"]),
+        ("Take ¼ tablet.", "Take ¾ tablet.", ["1/4"]),
+        ("Take 2½ tablets.", "Take 2 tablets.", ["1/2"]),
+        ("Take ½ tablet.", "Take half a tablet.", []),
+        ("Take ¼ tablet.", "Take a quarter of a tablet.", []),
+        ("Take ¾ tablet.", "Take three quarters of a tablet.", []),
+        ("Use ½ cup.", "Use 0.5 cups.", []),
+        ("Wait ½ hour.", "Wait half an hour.", []),
+    ],
+)
+def test_another_number(reference: str, text: str, missing: list[str]) -> None:
+    assert lost_facts(reference, text) == missing
 
 
 @given(st.text(max_size=60))
