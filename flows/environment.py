@@ -49,6 +49,7 @@ def prepare() -> None:
         "HF_DATASETS_CACHE": project / ".cache" / "datasets",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
+        "DVC_NO_ANALYTICS": "1",  # `dvc init` sends some before the project can say no
         "TOKENIZERS_PARALLELISM": "false",
     }
     for name, value in defaults.items():
