@@ -216,7 +216,10 @@ def judge_for_ci(domain: str | None, models: dict[str, str], output: Path, repla
             folder = Path(models["candidate"]) if "candidate" in models else None
             verdict = replay(replayed, folder)[1]
         elif domain is None or not {"candidate", "base"} <= set(models):
-            raise InputError("expected a domain with --candidate and --base, or --replay FILE")
+            raise InputError(
+                "expected a domain (its retrain.candidate is judged), a domain with --candidate and --base, or "
+                "--replay FILE"
+            )
         else:
             verdict = gate_models(models, domain, output)
     except (InputError, OperationalError) as error:
