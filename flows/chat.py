@@ -4,7 +4,7 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
-from raft_tasks.compare import locate_model
+from raft_tasks.compare import base_settings, locate_model
 from raft_tasks.config import Model, load_config
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.prompting import served_ids
@@ -38,15 +38,15 @@ def chat(candidate: str, base: str | None, max_tokens: int) -> None:
     """Read user turns from standard input, one a line, and print both models' answers.
 
     Args:
-        candidate: in a form of `raft compare`, as `base`, which is models.base where it is None.
+        candidate: in a form of `raft compare`, as `base`, which is models.base of the project where it is None.
 
     Raises:
         InputError: a model is not there or cannot be loaded.
     """
-    config = load_config()
+    settings = base_settings()
     with ExitStack() as located:
-        models = {"base": located.enter_context(locate_model(base, [], config.base)) if base else config.base}
-        models["candidate"] = located.enter_context(locate_model(candidate, [], config.base))
+        models = {"base": located.enter_context(locate_model(base, [], settings)) if base else load_config().base}
+        models["candidate"] = located.enter_context(locate_model(candidate, [], settings))
         partners = {role: Partner(model) for role, model in models.items()}
         print(*(f"{role}: {model.path}" for role, model in models.items()), HELP, sep="\n", flush=True)
         while (line := _read_line()) is not None:

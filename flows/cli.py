@@ -205,11 +205,10 @@ def export(
     dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Of the matrices.")] = "float16",
 ) -> None:
     """Write a model as a GGUF file for llama.cpp."""
-    from raft_tasks.compare import locate_model
-    from raft_tasks.config import load_config
+    from raft_tasks.compare import base_settings, locate_model
     from raft_tasks.gguf_export import export_gguf
 
-    with locate_model(model, [], load_config().base) as located:
+    with locate_model(model, [], base_settings()) as located:
         export_gguf(located, file, dtype)
     typer.echo(file)
 

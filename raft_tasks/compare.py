@@ -22,11 +22,16 @@ from dvc.scm import resolve_rev
 from dvc_data.index import DataIndexDirError
 
 from raft_tasks.adapter_folder import is_adapter
-from raft_tasks.config import Model
+from raft_tasks.config import Model, load_config
 from raft_tasks.errors import InputError
 
 REVISION = "git:"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def base_settings() -> Model:
+    """The project's `models.base`; outside of a project float32, which holds any weights exactly."""
+    return load_config().base if Path("params.yaml").exists() else Model(path="", dtype="float32")
 
 
 @contextmanager

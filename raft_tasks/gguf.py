@@ -73,7 +73,7 @@ def _read(file: Path) -> Any:
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise InputError(f"{file}: a GGUF file needs the package gguf; pip install 'raft-refinery[real]'") from error
+        raise InputError(f"{file}: a GGUF file needs the package gguf; pip install gguf") from error
     try:
         return GGUFReader(file)
     except (OSError, ValueError, KeyError, IndexError) as error:

@@ -42,7 +42,7 @@ def export_gguf(model: Model, file: Path, width: Width) -> None:
     try:
         from gguf import GGUFWriter, LlamaFileType
     except ImportError as error:
-        raise InputError(f"{file}: a GGUF file needs the package gguf; pip install 'raft-refinery[real]'") from error
+        raise InputError(f"{file}: a GGUF file needs the package gguf; pip install gguf") from error
     network, tokenizer = load_model(model, getattr(torch, model.dtype))
     check_architecture(network.config, model.path)
     with atomic_file(file) as partial:

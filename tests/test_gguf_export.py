@@ -84,3 +84,12 @@ def test_the_command_names_a_model_that_is_not_there(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["export", "models/pocket-base", str(tmp_path / "out.gguf")])
     assert "model_type 'qwen3'" in str(result.exception)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_exports_a_folder_outside_of_a_project_exactly(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = save_llama(tmp_path / "model")
+    result = CliRunner().invoke(app, ["export", "model", "out.gguf", "--dtype", "float32"])
+    assert result.exit_code == 0, result.exception
+    weights, exported = (load_model(Model(path=path), torch.float32)[0] for path in (model.path, "out.gguf"))
+    assert all(torch.equal(value, exported.state_dict()[name]) for name, value in weights.state_dict().items())

@@ -28,7 +28,7 @@ MODEL=path/to/this/folder
 {vllm}
 # transformers
 transformers serve "$MODEL" --dtype {dtype}
-# llama.cpp (Llama architecture; `raft export` in a project)
+# llama.cpp (Llama architecture; `raft export` needs `pip install gguf`)
 raft export "$MODEL" model.gguf --dtype {width}
 python -m llama_cpp.server --model model.gguf --model_alias "$MODEL"
 ```

@@ -70,6 +70,14 @@ def test_base_and_candidate_answer_as_their_folders_would_be_served(candidate):
     assert len({answer for pair in expected for answer in pair}) > 3  # system prompt and history change the answers
 
 
+def test_outside_of_a_project_the_base_is_named(candidate, monkeypatch):
+    monkeypatch.chdir(candidate.parent)
+    done = talk("c", "--base", str(BASE), "--max-tokens", "2", typed=["Hello"])
+    assert done.exit_code == 0, done.output
+    assert len(columns(done.output)) == 1
+    assert "params.yaml is not there" in str(talk("c").exception)
+
+
 def test_a_turn_that_does_not_fit_ends_no_conversation(candidate):
     done = talk(str(candidate), "--max-tokens", "500", typed=["Hello " * 40, "Hello"])
     (long, _), (short, _) = columns(done.output)

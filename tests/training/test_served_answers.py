@@ -3,7 +3,6 @@
 In float32, as everywhere here, the texts are the same; what other number formats change is in docs/guides/serving.md.
 """
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Example, TrainingPair, end_with
 from raft_tasks.training.train import train_model
 
-ROOT = Path(__file__).parents[2]
 SYSTEM = "Answer as a clerk."
 TOKENS = 24
 LEARNED = [TrainingPair(id="a", question="What is the dose?", answer="5 mg"),
@@ -82,7 +80,6 @@ def test_a_server_answers_the_gates_questions_as_the_harness_did(case, tmp_path)
     released = base.model_copy(update={"path": str(tmp_path / "output" / "model"), "system": None})
     assert set(compare_prompts(released, base).values()) == {None}
     items = harness_answers(released, tmp_path)
-    shutil.copy(ROOT / "params.yaml", tmp_path)  # `raft export` reads it
     with serving_by_card(server, Path(released.path), tmp_path, *options) as base_url:
         drawn = answers_of(base_url, released.path, EXTRA.get(server, {}))
     tokenizer = load_tokenizer(released)
