@@ -22,6 +22,12 @@ from raft_tasks.errors import InputError, check_name
 from raft_tasks.reporting.sweeps import COLUMNS
 
 DEFINITIONS = paths.SWEEPS / "sweeps.yaml"
+EXAMPLE = """\
+tau:
+  parameter: semantic_filter.tau
+  values: [0.5, 0.8]
+  methods: [raft]
+"""
 METRICS = paths.REPORTS / "metrics.json"
 
 
@@ -29,11 +35,9 @@ def sweep(name: str) -> None:
     """Queue and run the sweep's experiments that HEAD has not yet, then collect them all.
 
     Raises:
-        InputError: an unknown sweep, or experiments that failed.
+        InputError: as `read_definition`, or experiments failed.
     """
-    definitions = read_yaml(DEFINITIONS)
-    check_name("sweep", name, definitions, str(DEFINITIONS))
-    parameter, values, methods = (definitions[name][key] for key in ("parameter", "values", "methods"))
+    parameter, values, methods = read_definition(name)
     experiments = {f"{name}-{value}": value for value in values}
     missing = [experiment for experiment in experiments if revision(experiment) is None]
     for experiment in missing:
@@ -58,6 +62,19 @@ def sweep(name: str) -> None:
             metrics = json.loads(read_dvc(str(METRICS), rev=revision(experiment)))
             table.writerows([parameter, value, *row, experiment] for row in scores(metrics, methods))
     print(f"{path}: {len(experiments)} experiments. `dvc repro report` draws it")
+
+
+def read_definition(name: str) -> tuple[str, list[Any], list[str]]:
+    """Parameter, values and methods of a sweep. InputError: no such file or sweep, or it lacks one of the three."""
+    expected = f"expected what a sweep varies, such as\n{EXAMPLE}"
+    if not DEFINITIONS.is_file():
+        raise InputError(f"{DEFINITIONS} is not there; {expected}Write it, and commit it")
+    definitions = read_yaml(DEFINITIONS)
+    check_name("sweep", name, definitions or (), str(DEFINITIONS))
+    definition = definitions[name]
+    if not isinstance(definition, dict) or definition.keys() != {"parameter", "values", "methods"}:
+        raise InputError(f"{DEFINITIONS}: {name}: got {definition!r}, {expected}")
+    return definition["parameter"], definition["values"], definition["methods"]
 
 
 def scores(metrics: dict[str, Any], methods: list[str]) -> Iterator[list[Any]]:

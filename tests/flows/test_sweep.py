@@ -32,6 +32,18 @@ def test_scores_are_those_of_metrics_json():
     assert list(sweeps.scores(metrics, ["raft"])) == [["archive", "raft", 3, "domain_acc", 0.9, None, None]]
 
 
+def test_a_project_without_sweeps_is_told_what_to_write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"sweeps/sweeps.yaml is not there; expected .* such as\ntau:"):
+        sweeps.sweep("tau")
+    Path("sweeps").mkdir()
+    sweeps.DEFINITIONS.write_text(sweeps.EXAMPLE)
+    assert sweeps.read_definition("tau") == ("semantic_filter.tau", [0.5, 0.8], ["raft"])
+    sweeps.DEFINITIONS.write_text("tau: {parameter: semantic_filter.tau, value: 0.5}\n")
+    with pytest.raises(InputError, match=r"sweeps.yaml: tau: got \{.*'value': 0.5\}, expected"):
+        sweeps.sweep("tau")
+
+
 def test_an_unknown_sweep_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match=r"got the sweep 'nothing', expected one of .*: \[.*'tau'"):
         sweeps.sweep("nothing")
