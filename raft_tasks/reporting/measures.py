@@ -39,7 +39,7 @@ from raft_tasks.reporting.metrics import (
     Training,
 )  # fmt: skip
 from raft_tasks.reporting.refinement import measure_refinement
-from raft_tasks.reporting.study import BASE, Answered, DomainStudy, Study, Trained
+from raft_tasks.reporting.study import BASE, Answered, DomainStudy, Study, Trained, judged_alike
 from raft_tasks.reporting.sweeps import Sweep
 from raft_tasks.schemas import ItemResult, thinking_name
 
@@ -149,9 +149,10 @@ def _measure_overall(study: Study, chosen: Roles, bootstrap: Bootstrap) -> Overa
     Each domain has its own domain items. The general items are the same in every domain, answered by that domain's
     model: an item's outcome is its average over the domains, and its models stay together in the bootstrap.
     """
-    every = [measures_of(domain.base, study.config.benchmark.tasks) for domain in study.domains.values()]
+    domains = judged_alike(study.domains)
+    every = [measures_of(domain.base, study.config.benchmark.tasks) for domain in domains.values()]
     measures = {key: parts for key, parts in every[0].items() if all(key in other for other in every)}
-    by_domain = [_outcomes_by_method(name, domain, measures) for name, domain in study.domains.items()]
+    by_domain = [_outcomes_by_method(name, domain, measures) for name, domain in domains.items()]
     outcomes = {
         method: {
             key: [domain[method][parts[0]] for domain in by_domain]
@@ -278,12 +279,8 @@ def measures_of(base: Items, tasks: Sequence[str]) -> dict[str, list[Part]]:
     """
     metrics = dict.fromkeys(metric for row in base if row.task == DOMAIN_TASK for metric in row.metrics)
     checks = [metric for metric in metrics if metric not in OTHER_METRICS]
-    names = [
-        "acc",
-        "complete",
-        *checks[1:],
-        *(name for name in (METRIC, *THOUGHT_METRICS) if name in metrics),
-    ]  # acc is the first check
+    others = [name for name in (METRIC, *THOUGHT_METRICS) if name in metrics]
+    names = ["acc", "complete", *checks[1:], *others]  # acc is the first check
     measures: dict[str, list[Part]] = {f"{DOMAIN}{metric}": [(DOMAIN_TASK, metric)] for metric in names}
     general = [(task, _main_metric(base, task)) for task in tasks]
     if general:

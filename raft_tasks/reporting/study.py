@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,8 @@ from pydantic import BaseModel
 
 from raft_tasks.artifacts import read_json, read_rows
 from raft_tasks.config import Config
-from raft_tasks.evaluation.verdicts import add_verdicts
+from raft_tasks.evaluation.gate import DOMAIN_TASKS
+from raft_tasks.evaluation.verdicts import METRIC, add_verdicts
 from raft_tasks.reporting.sweeps import Sweep, read_sweeps
 from raft_tasks.schemas import Anchor, Example, Fused, ItemResult, Judged, Reject, RejectedAnchor
 
@@ -100,6 +101,29 @@ def collect(artifacts: Path, sweeps: Path, config: Config) -> Study:
     return Study(
         config, model, domains, {name: reader.anchors(name) for name in sets}, read_sweeps(sweeps), reader.files
     )
+
+
+def judged_alike(domains: Mapping[str, Answered]) -> dict[str, Answered]:
+    """The domains; a verdict on a general item is left out of all where one has none, so that they can be averaged."""
+    judged = [{(row.task, row.id) for row in domain.base if METRIC in row.metrics} for domain in domains.values()]
+    shared = set.intersection(*judged)
+
+    def keep(items: list[ItemResult]) -> list[ItemResult]:
+        return [
+            row
+            if row.task in DOMAIN_TASKS or (row.task, row.id) in shared
+            else row.model_copy(update={"metrics": {k: v for k, v in row.metrics.items() if k != METRIC}})
+            for row in items
+        ]
+
+    return {
+        name: replace(
+            domain,
+            base=keep(domain.base),
+            runs={m: [replace(run, items=keep(run.items)) for run in runs] for m, runs in domain.runs.items()},
+        )
+        for name, domain in domains.items()
+    }
 
 
 @dataclass(frozen=True)

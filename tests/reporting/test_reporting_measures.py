@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -253,6 +254,42 @@ def test_where_a_panel_judged_its_verdicts_are_measured(tmp_path):
     assert (tested["asked"], tested["won"], "7" in tested["won_items"]) == (ITEMS - 1, ITEMS - 1, False)
     listed = find_flips(collected(tmp_path, config).domains["archive"], [(TASKS[0], "judged")])
     assert {one.id for one in listed} == set(tested["won_items"])
+
+
+def test_domains_that_were_not_judged_alike_have_an_average(tmp_path):
+    """In any order: a verdict on a general item counts where every domain has one, else the task's own metric."""
+    config = synthetic_config(seeds=[4], methods=["sft"])
+    write_artifacts(tmp_path, config)
+    study = collected(tmp_path, config)
+    plain = study.domains["archive"]
+
+    def judge(items, undecided):
+        return [
+            item.model_copy(update={"metrics": {"judged": 1.0, **item.metrics}})
+            if item.task in ("domain", TASKS[0]) and item.id != undecided
+            else item
+            for item in items
+        ]
+
+    def judged(undecided=None):
+        runs = {"sft": [replace(run, items=judge(run.items, undecided)) for run in plain.runs["sft"]]}
+        return replace(plain, base=judge(plain.base, undecided), runs=runs)
+
+    def scores(**domains):
+        return measure(replace(study, domains=domains))["overall"]["methods"]["sft"]["scores"]
+
+    by_rule = scores(a=plain)[TASKS[0]]["estimate"]
+    assert by_rule < 1
+    for first, second, estimate, items in [
+        (judged(), judged(), 1, ITEMS),
+        (judged("7"), judged(), 1, ITEMS - 1),
+        (judged(), judged("7"), 1, ITEMS - 1),
+        (judged(), plain, by_rule, ITEMS),
+        (plain, judged(), by_rule, ITEMS),
+    ]:
+        found = scores(a=first, b=second)
+        assert (found[TASKS[0]]["estimate"], found[TASKS[0]]["n_items"]) == (estimate, items)
+        assert ("domain_judged" in found) == (plain not in (first, second))
 
 
 def test_every_check_but_the_first_is_a_measure():
