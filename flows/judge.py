@@ -42,7 +42,8 @@ def judge(domain: str) -> None:
     labels = read_rows(paths.labels(settings.calibration), Labelled) if settings.calibration else []
     on_labels = run.call(judge_labels, labels) if labels else []
     write_rows(paths.judged(domain) / "votes.jsonl", votes)
-    write_json(paths.judged(domain) / "summary.json", summary(votes, [*run.pool.models], labels, on_labels))
+    counted = summary(votes, [*run.pool.models], settings.quorum, labels, on_labels)
+    write_json(paths.judged(domain) / "summary.json", counted)
     undecided = sum(row.right is None for row in votes)
     print(f"{label}: {len(votes)} answers judged, {undecided} of them on items without a verdict", flush=True)
 

@@ -10,7 +10,7 @@ from raft_tasks import config
 from raft_tasks.artifacts import iter_rows
 from raft_tasks.control_tokens import CONTROL, break_up
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.agreement import compare_with_people, panel_agreement
+from raft_tasks.evaluation.agreement import compare_with_people, panel_agreement, panel_mean
 from raft_tasks.generation.cached_backend import CachedBackend, ModelPool
 from raft_tasks.generation.fusing import fuse
 from raft_tasks.generation.judges import SCALE, Judge, build_panel
@@ -53,10 +53,11 @@ def summarize_judging(
             for name, of_judge in scores.items():
                 of_judge.append(candidate.scores.get(name))
     by_judge: dict[str, list[float | None]] = {name: [row[name] for row in judged] for name in settings.panel}
+    beside = {**by_judge, "mean of the panel": panel_mean(by_judge)}
     people = [row.score / SCALE for row in labels]
     return {
         "agreement": panel_agreement(scores, settings.stop_at),
-        "calibration": compare_with_people(by_judge, people, settings.stop_at) if labels else None,
+        "calibration": compare_with_people(beside, people, settings.stop_at) if labels else None,
     }
 
 

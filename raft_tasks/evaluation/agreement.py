@@ -100,19 +100,21 @@ def panel_agreement(scores: Mapping[str, Scores], accept_at: float) -> dict[str,
     }
 
 
+def panel_mean(scores: Mapping[str, Scores]) -> list[float | None]:
+    """Per text the mean score of the judges that did not abstain; None where all did."""
+    given = [[score for score in row if score is not None] for row in zip(*scores.values(), strict=True)]
+    return [float(np.mean(row)) if row else None for row in given]
+
+
 def compare_with_people(scores: Mapping[str, Scores], people: Sequence[float], accept_at: float) -> dict[str, Any]:
-    """Each judge, and the mean of all, beside the scores that people gave to the same texts; JSON-ready.
+    """Each judge, and what its panel says, beside the scores that people gave to the same texts; JSON-ready.
 
     Returns:
         Per judge "n", "abstained", "correlation" (Pearson's), "bias" (mean of judge - people; positive is too kind),
         "mean_error" (mean absolute difference) and the kappas of `_kappas`.
     """
-    means: list[float | None] = []
-    for row in zip(*scores.values(), strict=True):
-        given = [score for score in row if score is not None]
-        means.append(float(np.mean(given)) if given else None)
     compared = {}
-    for name, all_scores in {**scores, "mean of the panel": means}.items():
+    for name, all_scores in scores.items():
         judge, human = _scored_by_both(all_scores, people)
         difference = judge - human
         varied = len(judge) > 1 and judge.std() > 0 and human.std() > 0

@@ -50,9 +50,13 @@ def add_verdicts(items: list[ItemResult], model: str, rows: Iterable[Judged]) ->
 
 
 def summary(
-    rows: list[Judged], judges: list[str], labels: list[Labelled], votes_on_labels: list[dict[str, bool]]
+    rows: list[Judged],
+    judges: list[str],
+    quorum: int,
+    labels: list[Labelled],
+    votes_on_labels: list[dict[str, bool]],
 ) -> dict[str, Any]:
-    """JSON-ready: scores by model and task, undecided items and agreement by task, each judge beside people.
+    """JSON-ready: scores by model and task, undecided items and agreement by task, judges and verdict beside people.
 
     Args:
         rows: as `drop_undecided` returns them.
@@ -70,12 +74,15 @@ def summary(
         all_rows = [row for of_model in by_model.values() for row in of_model]
         undecided[task] = len({row.id for row in all_rows if row.right is None})
         agreement[task] = panel_agreement(_scores([row.votes for row in all_rows], judges), YES)
+    verdicts = [majority(votes, quorum) for votes in votes_on_labels]
+    said = [None if verdict is None else float(verdict) for verdict in verdicts]
+    beside = {**_scores(votes_on_labels, judges), "verdict of the panel": said}
     people = [row.score / PEOPLE for row in labels]
     return {
         "scores": scores,
         "undecided": undecided,
         "agreement": agreement,
-        "calibration": compare_with_people(_scores(votes_on_labels, judges), people, YES) if labels else None,
+        "calibration": compare_with_people(beside, people, YES) if labels else None,
     }
 
 

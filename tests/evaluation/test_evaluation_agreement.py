@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from raft_tasks.evaluation.agreement import cohen_kappa, compare_with_people, fleiss_kappa, panel_agreement
+from raft_tasks.evaluation.agreement import cohen_kappa, compare_with_people, fleiss_kappa, panel_agreement, panel_mean
 
 # Fleiss 1971 by way of the textbooks: 14 raters, 10 items, 5 classes, kappa .210
 FLEISS = [
@@ -67,7 +67,8 @@ def test_a_panel_on_texts_that_not_all_scored():
 
 def test_judges_beside_people():
     people = [1.0, 0.8, 0.4, 0.0]
-    found = compare_with_people({"kind": [1.0, 1.0, 0.6, 0.2], "flat": [0.5, 0.5, None, 0.5]}, people, accept_at=0.8)
+    scores = {"kind": [1.0, 1.0, 0.6, 0.2], "flat": [0.5, 0.5, None, 0.5]}
+    found = compare_with_people({**scores, "mean": panel_mean(scores)}, people, accept_at=0.8)
     kind, flat, mean = found.values()
     assert (kind["n"], kind["bias"], kind["mean_error"]) == (4, pytest.approx(0.15), pytest.approx(0.15))
     assert kind["correlation"] == pytest.approx(np.corrcoef([1, 1, 0.6, 0.2], people)[0, 1])
@@ -75,4 +76,5 @@ def test_judges_beside_people():
     assert (flat["n"], flat["abstained"], flat["correlation"]) == (3, 1, None)
     assert mean["n"] == 4
     assert mean["bias"] == pytest.approx(np.mean([0.75, 0.75, 0.6, 0.35]) - 0.55)
+    assert panel_mean({"mute": [None], "kind": [None]}) == [None]
     assert compare_with_people({"mute": [None]}, [0.5], 0.8)["mute"]["bias"] is None

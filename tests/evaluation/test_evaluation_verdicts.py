@@ -37,7 +37,7 @@ def test_an_item_undecided_for_one_model_counts_for_none():
     found = drop_undecided(rows)
     assert [row.right for row in found] == [None, True, None, False]
     assert [row.votes for row in found] == [row.votes for row in rows]
-    counted = summary(found, ["a", "b"], [], [])
+    counted = summary(found, ["a", "b"], 2, [], [])
     assert counted["scores"] == {
         "base": {"domain": {"judged": 1.0, "n": 1}},
         "raft-0": {"domain": {"judged": 0.0, "n": 1}},
@@ -54,10 +54,14 @@ def test_votes_beside_people():
         Labelled(question="q", reference="r", candidate=c, score=s) for c, s in zip("abcd", (9, 8, 2, 1), strict=True)
     ]
     beside = [{"a": True, "b": True}, {"a": True, "b": False}, {"a": False, "b": True}, {"a": False}]
-    found = summary([], ["a", "b"], labels, beside)["calibration"]
+    found = summary([], ["a", "b"], 2, labels, beside)["calibration"]
     assert found["a"]["kappa"] == 1.0
     assert found["b"] | {"n": 3, "abstained": 1} == found["b"]
     assert found["b"]["kappa"] == pytest.approx(-0.5)  # agrees on 1 of 3; by chance 5/9
+    panel = found["verdict of the panel"]
+    assert (panel["n"], panel["abstained"]) == (3, 1)  # one vote is less than the quorum
+    assert panel["kappa"] == pytest.approx(0.4)  # ties are noes: agrees on 2 of 3; by chance 4/9
+    assert list(found) == ["a", "b", "verdict of the panel"]
 
 
 def test_verdicts_stand_first_among_an_items_metrics():
