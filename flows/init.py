@@ -8,7 +8,6 @@ the rows to data/mine/ and makes the first commit.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -24,7 +23,8 @@ from flows.pocket import copy_pocket_model
 from raft_tasks.artifacts import parse_yaml
 from raft_tasks.config import parse_config
 from raft_tasks.errors import InputError
-from raft_tasks.sources.columns import Recognised, read_head, recognise_columns
+from raft_tasks.sources.columns import Recognised, json_entries, read_head, recognise_columns
+from raft_tasks.sources.files import is_match
 
 PROJECT = Path(__file__).with_name("project")  # the files of a new project, and the presets
 POCKET_PATH = "models/pocket-base"  # in a project
@@ -66,17 +66,19 @@ def init(preset: str, domain: str, source: Source | None, model: str | None) -> 
         raise InputError(f"--domain: got {domain!r}, expected one of --preset {preset}: {', '.join(parsed.domains)}")
     path = parsed.base.path
     smollm2 = find_smollm2() if path == SMOLLM2_PATH else None
-    rows = Path("data", domain, re.sub(r"\.json$", ".jsonl", source.data.name)) if source else None
+    rows = copy_path(source.data, domain, parsed.domains[domain].files) if source else None
     targets = [*texts, *([str(rows)] if rows else []), *([path] if path in (POCKET_PATH, SMOLLM2_PATH) else [])]
     existing = [name for name in targets if Path(name).exists()]
     if existing:
         raise InputError(f"{Path.cwd()} has {', '.join(existing)} already; nothing is overwritten: use an empty folder")
+    # Reads the whole file, so that what is wrong with it is said before anything is written.
+    embedded = [row for row in read_head(source.data) if path == POCKET_PATH] if source else []
     yield from start_repositories()
     for name, text in texts.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text, encoding="utf-8")
     if path == POCKET_PATH:
-        words = copy_pocket_model(Path(path), read_head(source.data) if source else ())
+        words = copy_pocket_model(Path(path), embedded)
         yield f"{path}: the embedded model, with {words} words of your rows added to its vocabulary"
     if smollm2:
         Path(path).parent.mkdir(exist_ok=True)
@@ -165,13 +167,31 @@ def graph_text(text: str) -> str:
     return re.sub(r"(?m)^artifacts:.*\n(?: .*\n)*", "", text).rstrip() + "\n"
 
 
+def copy_path(data: Path, domain: str, patterns: list[str]) -> Path:
+    """Where the copy of `data` lies, with an ending that `ingest` reads: a .json list becomes JSON lines.
+
+    Raises:
+        InputError: none of the domain's `patterns` names it.
+    """
+    name = data.name.lstrip(".")
+    stem = re.sub(r"(?i)(\.[a-z]+)(\.gz|\.zst)?$", "", name)
+    path = Path("data", domain, stem + (".jsonl" if is_json_list(data) else name[len(stem) :].lower()))
+    if not any(is_match(path, pattern) for pattern in patterns):
+        raise InputError(f"--data: {path} is read by none of domains.{domain}.files: {patterns}; rename the file")
+    return path
+
+
+def is_json_list(data: Path) -> bool:
+    return re.search(r"\.json(\.gz|\.zst)?$", data.name.lower()) is not None
+
+
 def copy_rows(source: Path, target: Path) -> None:
-    """Copy the file; a .json list becomes JSON lines."""
-    if source.suffix != ".json":
+    """Copy the file; a .json list becomes JSON lines, one for each entry, so that `ingest` rejects what is no row."""
+    if not is_json_list(source):
         shutil.copyfile(source, target)
         return
     with target.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in read_head(source))
+        out.writelines(f"{entry}\n" for entry in json_entries(source))
 
 
 def start_repositories() -> Iterator[str]:

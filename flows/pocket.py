@@ -48,8 +48,10 @@ def copy_pocket_model(folder: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 def _texts(value: Any) -> Iterator[str]:
     """All texts in rows, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
+    values = [value]
+    while values:
+        value = values.pop()
+        if isinstance(value, str):
+            yield value.encode("utf-8", "replace").decode()  # half a character is none that a tokenizer takes
+        elif isinstance(value, dict | list):
+            values += [*(value.values() if isinstance(value, dict) else value)][::-1]

@@ -8,17 +8,19 @@ Of a file with the columns `instruction`, `input` (empty in every row) and `outp
 
 from __future__ import annotations
 
-import csv
 import json
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from raft_tasks.artifacts import unique_keys
 from raft_tasks.errors import InputError
-from raft_tasks.sources.files import open_bytes
+from raft_tasks.sources.files import csv_records, open_bytes
 from raft_tasks.sources.marks import plain_key
 from raft_tasks.sources.roles import INPUTS
 
@@ -100,35 +102,77 @@ def _named(names: list[str], usual: tuple[str, ...]) -> list[str]:
 
 
 def read_head(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a .jsonl, .csv (also .gz, .zst), .parquet or .json (a list of objects) file, without unreadable ones.
+    """The rows of a .jsonl, .csv, .json (a list of objects; all three also .gz, .zst) or .parquet file.
+
+    Rows that `ingest` will reject as unreadable are left out.
 
     Raises:
         InputError: another ending, or a file that cannot be read so.
     """
     kind = Path(path.name.lower().removesuffix(".gz").removesuffix(".zst")).suffix
-    try:
+    with _read_as(path, kind):
         if kind == ".parquet":
             import pyarrow.parquet
 
             with pyarrow.parquet.ParquetFile(path) as table:
                 for batch in table.iter_batches(batch_size=256):
                     yield from batch.to_pylist()
-            return
-        with open_bytes(path) as content, TextIOWrapper(content, encoding="utf-8-sig", newline="") as lines:
-            if kind == ".csv":
-                yield from ({name: value for name, value in row.items() if name} for row in csv.DictReader(lines))
-            elif kind == ".json":
-                yield from (row for row in json.load(lines) if isinstance(row, dict))
-            elif kind == ".jsonl":
+        elif kind == ".csv":
+            with open_bytes(path) as content:
+                for _, record, _ in csv_records(str(path), content, (), lambda place, header: None):
+                    if isinstance(record, dict):
+                        yield {name: value for name, value in record.items() if name}
+        elif kind == ".json":
+            yield from (row for entry in json_entries(path) if isinstance(row := _parsed(entry), dict))
+        elif kind == ".jsonl":
+            with open_bytes(path) as content, TextIOWrapper(content, encoding="utf-8-sig", newline="\n") as lines:
                 yield from (row for line in lines if isinstance(row := _parsed(line), dict))
-            else:
-                raise InputError(f"{path}: got the ending {kind!r}, expected .jsonl, .json, .csv or .parquet")
-    except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors or OSErrors
+        else:
+            raise InputError(f"{path}: got the ending {kind!r}, expected .jsonl, .json, .csv or .parquet")
+
+
+def json_entries(path: Path) -> Iterator[str]:
+    """The entries of a .json list as they are written there, each in one line: what is wrong with one stays so.
+
+    Raises:
+        InputError: the file is no list, or cannot be read.
+    """
+    with _read_as(path, ".json"):
+        with open_bytes(path) as content:
+            text = content.read().decode("utf-8-sig").strip()
+        if not (text.startswith("[") and text.endswith("]")):
+            raise ValueError("expected a list of objects; the ending of a file with an object in each line is .jsonl")
+        decoder, at, last = json.JSONDecoder(), 0, len(text) - 1
+        while at < last and (at := _blanks_end(text, at + 1)) < last:
+            _, end = decoder.raw_decode(text, at)
+            yield text[at:end].replace("\n", " ").replace("\r", " ")
+            at = _blanks_end(text, end)
+            if at < last and text[at] != ",":
+                raise ValueError(f"expected a comma at character {at + 1}")
+
+
+@contextmanager
+def _read_as(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        RecursionError,
+    ) as error:  # pyarrow's are ValueErrors or OSErrors
         raise InputError(f"{path} cannot be read as {kind[1:]}: {error}") from error
+
+
+def _blanks_end(text: str, at: int) -> int:
+    while text[at : at + 1].isspace():
+        at += 1
+    return at
 
 
 def _parsed(line: str) -> Any:
     try:
-        return json.loads(line)
-    except ValueError:
+        return json.loads(line, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError):
         return None

@@ -1,5 +1,6 @@
 """`raft init`: what it writes, what it refuses, and that the graph is the repository's own."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -12,8 +13,13 @@ from project_copies import ROOT
 from flows.init import Source, graph_text, init, params_text, presets
 from flows.pocket import copy_pocket_model
 from raft_tasks.artifacts import read_yaml
-from raft_tasks.config import load_config
+from raft_tasks.config import Ingest, load_config
 from raft_tasks.errors import InputError
+from raft_tasks.schemas import Reject
+from raft_tasks.sources.conversations import UnusableError
+from raft_tasks.sources.examples import examples_of
+from raft_tasks.sources.files import find_files, read_file
+from raft_tasks.sources.roles import roles_of
 
 ROWS = [{"prompt": f"What is {number}?", "completion": f"It is {number}."} for number in range(20)]
 
@@ -144,6 +150,50 @@ def test_a_json_list_becomes_json_lines(empty):
     Path("../rows.json").write_text(json.dumps(ROWS))
     list(init("pocket", "mine", Source(Path("../rows.json"), None, None), None))
     assert [json.loads(line) for line in Path("data/mine/rows.jsonl").read_text().splitlines()] == ROWS
+
+
+def test_what_is_no_row_in_a_json_list_is_rejected_with_its_line(empty):
+    entries = [
+        '{"prompt": "?",\n "completion": "!"}', '["?", "!"]', '"?"', '{"prompt": "?", "completion": "!", "prompt": ""}',
+        '{"prompt": "\\ud800", "completion": "!"}', '{"prompt": "ü?", "completion": "10 \\u20ac"}',
+    ]  # fmt: skip
+    Path("../rows.JSON.gz").write_bytes(gzip.compress(f"[{' , '.join(entries)}\n]".encode()))
+    list(init("pocket", "mine", Source(Path("../rows.JSON.gz"), None, None), None))
+    domain = load_config(Path("params.yaml")).domains["mine"]
+    [path] = find_files(domain.files, Path())
+    assert path == Path("data/mine/rows.jsonl")
+    rows = list(read_file(path, roles_of(domain)))
+    assert [row.reason if isinstance(row, Reject) else row.values["answer"] for row in rows] == [
+        "!", "got a JSON list, expected an object", "got a JSON str, expected an object",
+        "broken JSON: the key 'prompt' stands twice", "!", "10 €",
+    ]  # fmt: skip
+    with pytest.raises(UnusableError, match="question is not valid Unicode"):
+        list(examples_of(rows[4], "mine", domain, Ingest()))
+
+
+@pytest.mark.parametrize("name", ["UP.CSV", "rows.JSONL", "rows.JSON", "rows.json", ".rows.Csv", "a.b.jsonl"])
+def test_ingest_reads_the_copy_whatever_the_case_of_its_ending(empty, name):
+    ending = Path(name).suffix.lower()
+    content = {".csv": "prompt,completion\n?,!\n", ".json": json.dumps(ROWS)}.get(ending, json.dumps(ROWS[0]))
+    (empty.parent / name).write_text(content)
+    list(init("pocket", "mine", Source(empty.parent / name, None, None), None))
+    domain = load_config(Path("params.yaml")).domains["mine"]
+    [path] = find_files(domain.files, Path())
+    assert all(set(row.values) == {"question", "answer"} for row in read_file(path, roles_of(domain)))
+
+
+def test_a_fault_far_down_in_the_file_writes_nothing(empty):
+    lines = ["prompt,completion", *["?,!"] * 3000, '"?,!', ""]
+    Path("../pairs.csv").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"pairs\.csv:3002: broken CSV"):
+        list(init("pocket", "mine", Source(Path("../pairs.csv"), None, None), None))
+    settings = Path("../own.yaml")
+    settings.write_text(
+        params_text("pocket", "mine", None, None).replace("mine: {}", "mine: {files: [data/mine/a.csv]}")
+    )
+    with pytest.raises(InputError, match=r"data/mine/pairs\.jsonl is read by none of domains\.mine\.files: .*a\.csv"):
+        list(init(str(settings), "mine", Source(Path("../pairs.jsonl"), None, None), None))
+    assert os.listdir() == []
 
 
 @pytest.mark.parametrize("preset", presets())

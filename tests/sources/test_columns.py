@@ -9,6 +9,8 @@ import pytest
 
 from raft_tasks.errors import InputError
 from raft_tasks.sources.columns import recognise_columns
+from raft_tasks.sources.files import read_file
+from raft_tasks.sources.roles import Roles
 
 
 def written(folder: Path, *rows: dict[str, object]) -> Path:
@@ -86,13 +88,44 @@ def test_tables_and_lists_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "table",
+    [
+        "\nprompt,completion\n?,!\n",
+        "sep=,\r\nprompt,completion\r\n?,!\r\n",
+        f"prompt,completion,\n?,{'x' * 200_000},1\n?,!,\n",
+        " prompt ,completion\n?\n?,!\n",
+    ],
+    ids=["blank first line", "Excel's mark", "a long cell", "a row too short"],
+)
+def test_a_table_is_read_as_ingest_reads_it(tmp_path, table):
+    (tmp_path / "a.csv").write_text(table)
+    recognised = recognise_columns(tmp_path / "a.csv")
+    assert recognised.columns == {"question": "prompt", "answer": "completion"}
+    assert recognised.text == "took `prompt` as the question, `completion` as the answer"
+    assert [*read_file(tmp_path / "a.csv", Roles(recognised.columns))][-1].values == {"question": "?", "answer": "!"}
+
+
+def test_lines_that_no_reader_takes_are_passed_over(tmp_path):
+    nested = '{"a": ' * 100_000
+    (tmp_path / "a.jsonl").write_text(f'{nested}\n{{"q": 1, "q": 2}}\n[]\n{{"prompt": "?", "completion": "!"}}\n')
+    assert recognise_columns(tmp_path / "a.jsonl").columns == {"question": "prompt", "answer": "completion"}
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.txt", b"x", "got the ending '.txt', expected"),
         ("a.jsonl", b"", "got no rows"),
-        ("a.csv", b"prompt\n\xff\n", "cannot be read as csv"),
+        ("a.csv", b"prompt\n\xff\n", r"a\.csv:2: not UTF-8"),
+        ("a.csv", b'prompt,answer\n"?,!\n', r"a\.csv:2: broken CSV"),
+        ("a.csv.gz", b"x", "cannot be read as csv: Not a gzipped file"),
         ("a.parquet", b"x", "cannot be read as parquet"),
-        ("a.json", b"{", "cannot be read as json"),
+        ("a.json", b"{", "cannot be read as json: expected a list of objects; the ending of a file with an object in"),
+        ("a.json", b"[", "cannot be read as json: expected a list"),
+        ("a.json", b'[{"question": "?"} {"question": "?"}]', "expected a comma at character 20"),
+        ("a.json", b'[{"question": }]', "cannot be read as json: Expecting value"),
+        ("a.json", b"[" * 100_000 + b"]" * 100_000, "cannot be read as json: maximum recursion"),
+        ("a.json", b'[{"question": "a\nb"}]', "cannot be read as json: Invalid control character"),
     ],
 )
 def test_files_that_are_none_are_refused(tmp_path, name, content, message):
