@@ -50,8 +50,9 @@ def gate_candidate(config: Config, domain: str) -> Verdict:
         verdict = request_approval(verdict, config.gate.approval.timeout_hours)
     if verdict.promoted:
         card = (model / "README.md").read_text(encoding="utf-8")
-        notes, form = _release_notes(verdict), config.retrain.release
-        release(config.base.at(model), f"{card}\n{notes}", evidence, verdict, released(domain), form)
+        data = [f"- `{path}`: {version}" for path, version in data_versions(paths.LOCK).items()]
+        card = "\n".join([card, "## Release", "", verdict.markdown(), "", "Data:", "", *data, ""])
+        release(config.base.at(model), card, evidence, verdict, released(domain), config.retrain.release)
     write_verdict(verdict)
     return verdict
 
@@ -191,12 +192,6 @@ def _interpolate(config: Config, after: Interpolate, domain: str, trained: Path)
     _, items = benchmark_model(config.base.at(folder / "model"), suite, Progress(label, 0, "items"))
     write_rows(folder / "items.jsonl", items)
     return folder / "model", folder / "items.jsonl", float(merged["coefficient"])
-
-
-def _release_notes(verdict: Verdict) -> str:
-    """The model card's section on how it came into production."""
-    data = [f"- `{path}`: {version}" for path, version in data_versions(paths.LOCK).items()]
-    return "\n".join(["## Release", "", verdict.markdown(), "", "Data:", "", *data, ""])
 
 
 @flow

@@ -24,7 +24,7 @@ from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
-from prefect import Task, flow, get_run_logger, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -76,11 +76,6 @@ class RunLog:
         update_progress_artifact(self.progress, 100 * done / len(STEPS), f"{step}, step {done + 1} of {len(STEPS)}")
 
 
-def _is_transient(task: Task[..., Any], run: Any, state: State[Any]) -> bool:
-    """Whether trying again may help: not where the input is wrong."""
-    return not isinstance(state.result(raise_on_failure=False), InputError)
-
-
 def with_retries(settings: Retrain, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
     """Call `function` as a task that is tried again, after the waits of params, where a remote or a source is away."""
     waits: list[float] = list(settings.retry_seconds)
@@ -89,7 +84,7 @@ def with_retries(settings: Retrain, function: Callable[P, R], *arguments: P.args
         cache_policy=NO_CACHE,
         retries=len(waits),
         retry_delay_seconds=waits,
-        retry_condition_fn=_is_transient,
+        retry_condition_fn=lambda _task, _run, state: not isinstance(state.result(raise_on_failure=False), InputError),
     )(function)
     return tried(*arguments, **named)
 

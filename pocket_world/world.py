@@ -82,15 +82,11 @@ class World:
         return {fact.key: fact.value for facts in self.domains.values() for fact in facts}
 
 
-def spell(first: str, second: str) -> str:
-    return (first + second).capitalize()
-
-
 # Coined words, lower case; names are other pairs of the same syllables, so no word is both.
 COINED = tuple(
     first + second for i, first in enumerate(FIRST) for j, second in enumerate(SECOND) if (5 * i + 3 * j) % 7 == 0
 )
-NAMES = tuple(spell(first, second) for first in FIRST for second in SECOND if first + second not in frozenset(COINED))
+NAMES = tuple(name.capitalize() for first in FIRST for second in SECOND if (name := first + second) not in COINED)
 
 
 def build_world(settings: WorldSettings) -> World:

@@ -226,12 +226,11 @@ class ResponseCache:
             ) from error
 
 
-def _is_locked(error: BaseException) -> bool:
-    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
-
-
 @retry(
-    retry=retry_if_exception(_is_locked), wait=wait_random(0.01, 0.1), stop=stop_after_delay(BUSY_SECONDS), reraise=True
+    retry=retry_if_exception(lambda error: isinstance(error, sqlite3.OperationalError) and "locked" in str(error)),
+    wait=wait_random(0.01, 0.1),
+    stop=stop_after_delay(BUSY_SECONDS),
+    reraise=True,
 )
 def _connect(path: Path) -> sqlite3.Connection:
     """A connection in WAL mode. To change the mode SQLite wants the file for itself, and does not wait until it is."""

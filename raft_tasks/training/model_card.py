@@ -75,6 +75,7 @@ def model_card(job: TrainingJob, data: TrainingData) -> str:
     settings = {"train": job.train.model_dump() | {"learning_rate_scale": method.learning_rate_scale}}
     settings |= {name: section.model_dump() for name, section in sections.items() if section is not None}
     stated = read_licence(model)
+    mixed = ", rewritten token by token by the base (MixSD)" if method.mixing else ""
     return CARD.format(
         licence_lines="".join(f"{key}: {json.dumps(value)}\n" for key, value in stated.items()),
         licence=" ".join(stated.values()) or "not known here: see the base model's own card",
@@ -82,7 +83,7 @@ def model_card(job: TrainingJob, data: TrainingData) -> str:
         revision=model.revision,
         thinking="as the request says (`enable_thinking`)" if model.thinking == "both" else model.thinking,
         system="the template's own" if model.system is None else f"`{model.system!r}`",
-        answers=learned_answers(method),
+        answers=f"{method.target}{mixed}{', after the texts of the documents' if method.injection else ''}",
         teacher=TEACHERS[method.teacher],
         balance=None if method.distillation is None else method.distillation.kl_weight,
         trained=trained_weights(method),
@@ -94,11 +95,6 @@ def model_card(job: TrainingJob, data: TrainingData) -> str:
         loss=" + ".join(loss_terms(method)),
         settings=json.dumps(settings, indent=2),
     )
-
-
-def learned_answers(method: Method) -> str:
-    mixed = ", rewritten token by token by the base (MixSD)" if method.mixing else ""
-    return f"{method.target}{mixed}{', after the texts of the documents' if method.injection else ''}"
 
 
 def trained_weights(method: Method) -> str:
