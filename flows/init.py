@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
-
 from flows.pocket import copy_pocket_model
 from raft_tasks.artifacts import parse_yaml
 from raft_tasks.config import parse_config
+from raft_tasks.config.show import one_line
 from raft_tasks.errors import InputError
 from raft_tasks.sources.columns import Recognised, json_entries, read_head, recognise_columns
 from raft_tasks.sources.files import is_match
@@ -127,7 +126,7 @@ def params_text(preset: str, domain: str, recognised: Recognised | None, model: 
         if number is None:
             raise InputError(f"--model: {file} has no line `  base: {{path: ...}}` of models, in which it would stand")
         base = parse_yaml(lines[number], preset)["base"]
-        lines[number] = f"  base: {flow_style(base | {'path': name} | ({'revision': revision} if revision else {}))}"
+        lines[number] = f"  base: {one_line(base | {'path': name} | ({'revision': revision} if revision else {}))}"
     if "retrain" not in parse_yaml("\n".join(lines), preset):
         lines.append(f"retrain: {{fetch: {{{domain}: {{path: inbox/{domain}}}}}}}   # new files are dropped there")
     if "domains" in parse_yaml("\n".join(lines), preset):
@@ -137,11 +136,7 @@ def params_text(preset: str, domain: str, recognised: Recognised | None, model: 
         settings = {"chat": recognised.chat}
     elif recognised and recognised.columns != {"question": "question", "answer": "answer"}:
         settings = {"columns": recognised.columns}
-    return "\n".join([*lines, "domains:", f"  {domain}: {flow_style(settings)}", ""])
-
-
-def flow_style(value: object) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10_000).strip()
+    return "\n".join([*lines, "domains:", f"  {domain}: {one_line(settings)}", ""])
 
 
 def project_texts(domain: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ import pytest
 from raft_tasks.artifacts import parse_yaml
 from raft_tasks.config import Config, parse_config, read_document
 from raft_tasks.config.base import sections
-from raft_tasks.config.show import REFERENCE, reference, schema, show
+from raft_tasks.config.show import REFERENCE, one_line, reference, schema, show
 from raft_tasks.errors import InputError
 
 DOCUMENT = {
@@ -29,6 +29,17 @@ def test_all_that_holds_is_shown_and_makes_the_same_configuration():
     assert "abc" not in text
     shown["models"] = DOCUMENT["models"]
     assert parse_config(shown) == parse_config(DOCUMENT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a/b.c-d", "a b", "1e3", "True", "null", ".inf", "-", "off", "a: b", "[x", "#", "", "two\nlines", "caf\u00e9"],
+)
+def test_a_value_on_one_line_is_read_back(text):
+    value = {"key": [text, 1e-05, True, None, {text: {}}]}
+    assert parse_yaml(one_line(value), "shown") == value
+    assert "\n" not in one_line(value)
+    assert one_line("models/pocket-base") == "models/pocket-base"
 
 
 def test_what_params_yaml_sets_is_marked():

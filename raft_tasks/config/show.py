@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +18,7 @@ from raft_tasks.config.models import MAY_BE_SECRET
 from raft_tasks.errors import InputError
 
 MARK = "   # params.yaml"
+PLAIN = re.compile(r"(?!(true|false|null)$)[^\W\d_][\w./-]*", re.IGNORECASE)  # needs no quotes
 SETS = ("methods", "anchors")
 REFERENCE = Path("docs/reference/config.md")
 HEAD = """\
@@ -73,29 +75,20 @@ def _lines(values: Mapping[str, Any], given: Any, indent: str) -> Iterator[str]:
     for name, value in values.items():
         stands = isinstance(given, dict) and name in given
         if isinstance(value, dict) and value:
-            yield f"{indent}{name}:"
+            yield f"{indent}{one_line(name)}:"
             yield from _lines(value, given[name] if stands else None, indent + "  ")
         else:
-            text = "'***'" if name in MAY_BE_SECRET and value is not None else _flow(value)
-            yield f"{indent}{name}: {text}{MARK if stands else ''}"
+            text = "'***'" if name in MAY_BE_SECRET and value is not None else one_line(value)
+            yield f"{indent}{one_line(name)}: {text}{MARK if stands else ''}"
 
 
-def _flow(value: Any) -> str:
-    """A value as YAML on one line."""
-    if isinstance(value, str):
-        plain = value.replace("_", "").replace("-", "").replace(".", "").replace("/", "")
-        return (
-            value if plain.isalnum() and plain[0].isalpha() and plain not in ("true", "false", "null") else _json(value)
-        )
+def one_line(value: Any) -> str:
+    """A value as YAML 1.2 on one line."""
     if isinstance(value, list):
-        return f"[{', '.join(map(_flow, value))}]"
+        return f"[{', '.join(map(one_line, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{name}: {_flow(item)}' for name, item in value.items())}}}"
-    return _json(value)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+        return f"{{{', '.join(f'{one_line(name)}: {one_line(item)}' for name, item in value.items())}}}"
+    return value if isinstance(value, str) and PLAIN.fullmatch(value) else json.dumps(value, ensure_ascii=False)
 
 
 def schema() -> dict[str, Any]:
@@ -131,7 +124,7 @@ def _rows(section: type[Section], prefix: str, values: Any = None) -> Iterator[s
         if not (inner and isinstance(default, Section)):
             text = "required" if field.is_required() else "see meaning"
             if default is not PydanticUndefined:
-                text = f"`{_flow(to_jsonable_python(default))}`"
+                text = f"`{one_line(to_jsonable_python(default))}`"
             cells = (f"`{prefix}{name}`", _type(field.annotation), text, str(field.description))
             yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
         star = ".NAME" if "dict[" in str(field.annotation) else ".*" if "list[" in str(field.annotation) else ""
