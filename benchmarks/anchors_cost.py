@@ -23,7 +23,7 @@ from statistics import mean, median
 import torch
 from measuring import machine, table
 
-from raft_tasks.anchors import held_out_texts
+from flows.anchors import held_out_texts
 from raft_tasks.config import AnchorLoss, Config, load_config
 from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
 from raft_tasks.generation.anchors import generate_anchors

@@ -1,15 +1,96 @@
 """Stage `anchors`: general user turns that the base generates, with its own answers: one set for all domains."""
 
-from prefect import flow
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
 
 from flows import paths
 from flows.rows import RowRun
-from raft_tasks.anchors import answer_chunk, generate_chunk, held_out_texts, identity_of, measured_texts, write_set
-from raft_tasks.artifacts import atomic_folder, read_rows, write_json
-from raft_tasks.config import load_config
-from raft_tasks.generation.anchor_cleaning import Cleaning
+from raft_tasks.artifacts import atomic_folder, digest_path, read_rows, write_json, write_rows
+from raft_tasks.config import AnchorSet, Benchmark, Curve, Method, Model, load_config
+from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
+from raft_tasks.generation.anchors import answer_turns, generate_anchors
+from raft_tasks.generation.cached_backend import CachedBackend, ModelPool
 from raft_tasks.generation.encoding import shared_encoder
-from raft_tasks.schemas import GeneratedAnchor, UserTurn
+from raft_tasks.generation.served_base import ServedBase
+from raft_tasks.schemas import AnchorStatistics, GeneratedAnchor, HeldOut, UserTurn
+
+REJECTS, STATISTICS = "rejects.jsonl", "statistics.json"  # of a set's folder, beside what trainings read
+
+
+def generate_chunk(numbers: list[int], settings: AnchorSet, pool: ModelPool) -> list[GeneratedAnchor]:
+    """The anchors of these numbers, as drawn."""
+    return generate_anchors(numbers, _base(settings, pool), settings)
+
+
+def answer_chunk(turns: list[UserTurn], settings: AnchorSet, pool: ModelPool) -> list[GeneratedAnchor]:
+    """The user's own turns with the base's answers."""
+    return answer_turns(turns, _base(settings, pool), settings)
+
+
+def _base(settings: AnchorSet, pool: ModelPool) -> CachedBackend | ServedBase:
+    """The base, here or behind a server."""
+    base = pool.backend("anchors", "base")
+    if isinstance(pool.models[settings.model], Model):
+        return base
+    return ServedBase(pool.backend("anchors", settings.model), base)
+
+
+@task(cache_policy=NO_CACHE)  # its files are DVC's
+def write_set(rows: Sequence[GeneratedAnchor], cleaning: Cleaning, model: Model, folder: Path) -> AnchorStatistics:
+    """Clean the set and write it to `folder`, together with the base's top K at the positions of its answers."""
+    import torch
+
+    from raft_tasks.model_loading import load_model
+    from raft_tasks.training.anchor_logits import is_encodable, write_anchors
+    from raft_tasks.training.conversations import Encoder
+
+    settings = cleaning.settings
+    base, tokenizer = load_model(model, getattr(torch, model.dtype))
+    limit = base.config.get_text_config().max_position_embeddings
+    encoder = Encoder(tokenizer, limit, system=model.system, thinking=model.thinking)
+    encodable = partial(is_encodable, encoder=encoder)
+    kept, rejected, statistics = clean_anchors(rows, replace(cleaning, is_encodable=encodable))
+    folder.mkdir(parents=True)
+    if torch.cuda.is_available():
+        base = base.to(torch.device("cuda"))  # type: ignore[arg-type]  # it is so documented
+    write_anchors(folder, kept, base, encoder, settings.top_k, settings.batch_size)
+    write_rows(folder / REJECTS, rejected)
+    write_json(folder / STATISTICS, statistics.model_dump())
+    return statistics
+
+
+def held_out_texts(questions: Path, benchmark: Benchmark, tasks_folder: Path) -> list[str]:
+    """What no anchor may come near: the domains' validation and test questions, the items of the benchmarks."""
+    from raft_tasks.evaluation.harness import load_items
+
+    questions_of_domains = [
+        row.question for path in sorted(questions.glob("*.jsonl")) for row in read_rows(path, HeldOut)
+    ]
+    items = load_items(benchmark.tasks, tasks_folder, benchmark.data)
+    return [*questions_of_domains, *(question for _, question, _ in items)]
+
+
+def measured_texts(settings: AnchorSet, benchmark: Benchmark, tasks_folder: Path) -> list[str]:
+    """What the anchors of a set must not tell beyond that: questions and answers of the tasks of `without`."""
+    from raft_tasks.evaluation.harness import load_items
+
+    if settings.without is None:
+        return []
+    items = list(load_items(settings.without.tasks, tasks_folder, benchmark.data))
+    return [*(question for _, question, _ in items), *(answer for _, _, answer in items)]
+
+
+def identity_of(sets: Path, method: Method, curve: Curve | None) -> dict[str, str] | None:
+    """Which anchors a method's training depends on, by content: those of its loss, those of the forgetting curve."""
+    identity = {f"curve: {name}": digest_path(sets / name) for name in (curve.sets if curve else ())}
+    if method.anchors is not None:
+        identity |= {"set": method.anchors.set, "sha256": digest_path(sets / method.anchors.set)}
+    return identity or None
 
 
 @flow

@@ -161,7 +161,7 @@ def test_where_a_panel_is_named_it_votes_on_the_answers(inside, tmp_path, monkey
         return [{"base": said.get(candidate, Unusable("no answer", ""))} for _, _, _, candidate in cases]
 
     monkeypatch.setattr("flows.compare.evaluate", evaluate)
-    monkeypatch.setattr("raft_tasks.judge.vote", vote)
+    monkeypatch.setattr("flows.judge.vote", vote)
     command = [f"base={BASE}", f"sft={BASE}", f"other={BASE}", "--domain", "archive", "--tasks", "recall"]
     with pytest.raises(InputError, match=r"artifacts/models/base.json.*`raft resolve`"):
         compare(*command, "--output", str(tmp_path))
