@@ -88,7 +88,7 @@ def mix_answers(
         )
         for id, pair in learned.items()
     }
-    special = {*special_tokens(tokenizer).values()}
+    special, unknown = {*special_tokens(tokenizer).values()}, tokenizer.unk_token_id
     mixed: dict[str, str] = {}
     for attempt in range(settings.attempts):
         pending = [id for id in learned if id not in mixed]
@@ -99,7 +99,8 @@ def mix_answers(
             for id, tokens in zip(ids, answers, strict=True):
                 text = str(tokenizer.decode(tokens[:-1])).strip()
                 whole = tokens[-1] in ends and special.isdisjoint(tokens[:-1])
-                if text and whole and is_right(learned[id], text):
+                known = unknown not in tokenizer(text, add_special_tokens=False)["input_ids"]  # decoding joins pieces
+                if text and whole and known and is_right(learned[id], text):
                     mixed[id] = text
     if not mixed:
         raise InputError(

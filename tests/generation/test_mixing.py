@@ -96,6 +96,16 @@ def test_wrong_answers_are_drawn_again_and_dropped(base, monkeypatch):
         mix_answers(pairs[2:], base[0], Mixing(attempts=1), guide, 0)
 
 
+def test_a_text_that_the_tokenizer_does_not_know_is_no_target(base, monkeypatch):
+    """Decoding may join pieces to a word that is none of its own."""
+    _, _, tokenizer = base
+    ids = tokenizer("rope <|end|>", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(mixing, "mix_tokens", lambda model, prompts, *_: [ids] * len(prompts))
+    monkeypatch.setattr(type(tokenizer), "decode", lambda *_: "ropelamp rope")
+    with pytest.raises(InputError, match="none of 1 rows got a right answer"):
+        mix_answers(PAIRS[:1], base[0], Mixing(max_new_tokens=12), guide, 0)
+
+
 def test_equal_seeds_give_equal_targets(base):
     loose = [pair.model_copy(update={"answer": "it"}) for pair in PAIRS]
     first, again = (mix_answers(loose, base[0], Mixing(naive_share=0.5, max_new_tokens=60), guide, 3) for _ in range(2))
