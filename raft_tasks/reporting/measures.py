@@ -37,6 +37,7 @@ from raft_tasks.reporting.metrics import (
     Metrics,
     OverallMetrics,
     Training,
+    less_is_better,
 )  # fmt: skip
 from raft_tasks.reporting.refinement import measure_refinement
 from raft_tasks.reporting.study import BASE, Answered, DomainStudy, Study, Trained, judged_alike
@@ -186,7 +187,7 @@ def _compare(
 ) -> dict[str, MethodMetrics]:
     """Scores of every method, and its changes against the others; `outcomes` by method and measure."""
     base, reference, candidate = outcomes[BASE], chosen.reference, chosen.candidate
-    general = [key for key in base if not key.startswith(DOMAIN)]
+    general = [key for key in base if not key.startswith(DOMAIN) and not less_is_better(key)]
 
     def change(method: str, other: str) -> dict[str, Any]:
         estimates = {key: difference(outcomes[method][key], outcomes[other][key], bootstrap) for key in base}

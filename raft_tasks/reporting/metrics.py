@@ -9,9 +9,15 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
+from raft_tasks.evaluation.outcomes import THOUGHT_METRICS
 from raft_tasks.evaluation.statistics import Verdict
 
 PerSeed = dict[str, Any]  # {"seed": int or None, measure: score}
+
+
+def less_is_better(measure: str) -> bool:
+    """Whether a measure counts what should not be: thoughts that were cut."""
+    return THOUGHT_METRICS[1] in measure
 
 
 class Interval(TypedDict):
@@ -81,7 +87,7 @@ class MethodMetrics(TypedDict):
     share_of_reference: NotRequired[dict[str, Score | None]]  # this method / plain SFT
     candidate_against_it: NotRequired[dict[str, Change]]  # RAFT minus this method
     against_base: NotRequired[dict[str, Change]]
-    retention: NotRequired[dict[str, Score | None]]  # this method / base, of the general measures
+    retention: NotRequired[dict[str, Score | None]]  # this method / base, of the general measures, but for cut thoughts
     recovered_fraction: NotRequired[dict[str, Score | None]]  # of plain SFT's loss: 0 as much lost, 1 nothing lost
     degradation: NotRequired[dict[str, Degradation]]  # by task, as below
     flips_against_reference: NotRequired[dict[str, FlipTest]]

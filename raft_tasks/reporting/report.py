@@ -13,7 +13,7 @@ from raft_tasks.artifacts import atomic_file, digest_path
 from raft_tasks.reporting import wording
 from raft_tasks.reporting.figures.panel import Styles, prefix_ids, styles_of
 from raft_tasks.reporting.figures.training import AXIS_RANGE, SMOOTHING_STEPS
-from raft_tasks.reporting.metrics import Metrics
+from raft_tasks.reporting.metrics import Metrics, less_is_better
 from raft_tasks.reporting.origin import Origin
 from raft_tasks.reporting.paper import ablation_table, load_paper, main_table, our_measures
 from raft_tasks.reporting.refinement import OUTCOMES
@@ -117,6 +117,7 @@ def page_environment(styles: Styles | None = None) -> Environment:
         "prefix_ids": prefix_ids,
         "measure_name": wording.measure_name,
     }
+    environment.tests["less_is_better"] = less_is_better
     environment.globals |= {
         "base": BASE,
         "label": wording.label,
