@@ -6,7 +6,6 @@ The base reads its answers once a domain: the hidden states are kept in a file f
 from __future__ import annotations
 
 import fcntl
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from raft_tasks.artifacts import atomic_file, digest
 from raft_tasks.code_digest import code_digest
 from raft_tasks.evaluation import drift, leakage
 from raft_tasks.evaluation.harness import DOMAIN_TASK
+from raft_tasks.evaluation.outcomes import is_generated
 from raft_tasks.schemas import ItemResult, thinking_name
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 EXAMPLES = 5  # leaks that are quoted
 KL_ITEMS = 40  # of each task, evenly spaced: MMLU alone has 14,000
-CHOICE = re.compile(r"choice \d+")  # the harness's answer to an item of likelihoods
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def compare_weights(trained: config.Model, base: Base, batch_size: int) -> dict[
         if name != "total":
             groups[kind or "parameters"][member.removeprefix("layer ")] = distance
     chosen = sample_evenly([item for item in base.items if not repeats_thinking(item)])
-    turns = ["" if is_choice(item) else item.thought + item.answer for item in chosen]
+    turns = [item.thought + item.answer if is_generated(item.answer) else "" for item in chosen]
     rows = [encode_answer(item.prompt, turn, tokenizer) for item, turn in zip(chosen, turns, strict=True)]
     # what may change last digits: the KL of states from two such runs would not be 0 where it should be
     rounding = [torch.__version__, transformers.__version__, device, torch.get_num_threads()]
@@ -197,7 +196,7 @@ def text_answers(items: Sequence[ItemResult]) -> dict[str, list[str]]:
     """Answers in words, by task; of tasks that were measured in both modes those without thinking."""
     by_task: dict[str, list[str]] = defaultdict(list)
     for item in items:
-        if not is_choice(item) and not repeats_thinking(item):
+        if is_generated(item.answer) and not repeats_thinking(item):
             by_task[item.task].append(item.answer)
     return by_task
 
@@ -209,7 +208,3 @@ def general_answers(answers: dict[str, list[str]]) -> list[str]:
 def repeats_thinking(item: ItemResult) -> bool:
     """Whether the item's task was measured without thinking too."""
     return item.task.endswith(thinking_name(""))
-
-
-def is_choice(item: ItemResult) -> bool:
-    return CHOICE.fullmatch(item.answer) is not None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from numbers import Real
 from typing import Any
@@ -59,7 +60,7 @@ def item_results(
             question=str(definition.doc_to_text(first["doc"])),
             reference=target_of(definition, first["doc"]),
             prompt=str(first["arguments"][0][0]),
-            answer=_reply(first["resps"]),
+            answer=_reply(definition, first, metrics),
             thought=thought,
         )
 
@@ -79,13 +80,23 @@ def target_of(task: Any, doc: dict[str, Any]) -> str:
     return str(task.doc_to_choice(doc)[target]) if task.config.doc_to_choice else ""
 
 
-def _reply(responses: list[list[Any]]) -> str:
-    """The model's answer: its text, or the number of the choice with the highest likelihood."""
-    replies = [reply[0] for reply in responses]
+def _reply(definition: Any, sample: dict[str, Any], metrics: Mapping[str, float]) -> str:
+    """The model's answer: its text, or the likeliest choice, or (LAMBADA) whether greedy decoding gives the target."""
+    replies = [reply[0] for reply in sample["resps"]]
     if isinstance(replies[0], str):
         return str(replies[0])
     likelihoods = [float(reply[0]) for reply in replies]  # (log likelihood, greedy)
+    if len(replies) == 1:
+        return f"target is {'' if replies[0][1] else 'not '}greedy"
+    if "acc_norm" in metrics:  # then it decides
+        choices = definition.doc_to_choice(sample["doc"])
+        likelihoods = [value / max(len(choice), 1) for value, choice in zip(likelihoods, choices, strict=False)]
     return f"choice {likelihoods.index(max(likelihoods))}"
+
+
+def is_generated(answer: str) -> bool:
+    """Whether an item's answer is a text of the model, not what `_reply` says of likelihoods."""
+    return re.fullmatch(r"choice \d+|target is (not )?greedy", answer) is None
 
 
 def task_scores(results: dict[str, Any], name: str, rows: list[ItemResult]) -> TaskScores:

@@ -8,12 +8,12 @@ from itertools import zip_longest
 from typing import Literal
 
 from raft_tasks.evaluation.harness import DOMAIN_TASK
+from raft_tasks.evaluation.outcomes import is_generated
 from raft_tasks.reporting.study import BASE, Answered
 from raft_tasks.reporting.wording import shorten
 from raft_tasks.schemas import ItemResult
 
 Direction = Literal["lost", "won"]
-CHOICE = "choice "  # begins the answer to an item of multiple choice: nothing was generated
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def telling_questions(
         questions = []
         for name, row in answers[0].items():
             rows = [answer[name] for answer in answers]
-            if metric not in row.metrics or row.answer.startswith(CHOICE) or not _right(row, metric):
+            if metric not in row.metrics or not is_generated(row.answer) or not _right(row, metric):
                 continue
             right = [_right(other, metric) for other in rows]
             shown = [(m, shorten(r.answer), ok) for m, r, ok in zip([BASE, *methods], rows, right, strict=True)]

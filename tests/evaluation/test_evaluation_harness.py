@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from raft_tasks.evaluation.harness import (
     load_items,
     write_domain_task,
 )
-from raft_tasks.evaluation.outcomes import item_results, number_of
+from raft_tasks.evaluation.outcomes import is_generated, item_results, number_of
 from raft_tasks.evaluation.overlay import task_manager
 from raft_tasks.schemas import Example
 
@@ -236,6 +237,28 @@ def test_items_that_share_an_id_stay_apart_and_are_of_one_source(model, tmp_path
     write_task(tmp_path, "dup", rows, **multiple_choice(["rope", "corn"]))
     items = evaluate(as_params(model), Suite("crests", ROWS, asked(["dup"]), tmp_path))[1][len(ROWS) :]
     assert [(row.id, row.source) for row in items] == [("same/0", "same"), ("same/1", "same"), ("other", "other")]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "responses", "answer"),
+    [
+        ({"acc": 0.0}, [(-3.0, False), (-9.0, False)], "choice 0"),
+        ({"acc": 0.0, "acc_norm": 1.0}, [(-3.0, False), (-9.0, False)], "choice 1"),  # by length, as acc_norm decides
+        ({"acc": 0.0, "acc_norm": 1.0}, [(-3.0, False), (-9.0, False), (-1.0, False), (-1.0, False)], "choice 1"),
+        ({"acc": 1.0}, [(-3.0, True)], "target is greedy"),
+        ({"acc": 0.0}, [(-3.0, False)], "target is not greedy"),
+        ({"acc": 0.0}, ["choose"], "choose"),
+    ],
+)
+def test_an_answer_is_what_the_deciding_metric_scores(metrics, responses, answer):
+    task = SimpleNamespace(
+        doc_to_text=lambda _: "q", doc_to_target=lambda _: 1, config=SimpleNamespace(doc_to_choice=True),
+        doc_to_choice=lambda _: ["no", "a long right choice"],
+    )  # fmt: skip
+    sample = {"doc_id": 0, "filter": "none", "metrics": list(metrics), **metrics, "doc": {}, "arguments": [("p", "")]}
+    (row,) = item_results("t", "t", task, [{**sample, "resps": [[reply] for reply in responses]}], False)
+    assert row.answer == answer
+    assert is_generated(row.answer) == isinstance(responses[0], str)
 
 
 def test_a_limit_draws_its_items():
