@@ -19,11 +19,12 @@ from pathlib import Path
 
 from flows.pocket import copy_pocket_model
 from raft_tasks.artifacts import parse_yaml
-from raft_tasks.config import parse_config
+from raft_tasks.config import Domain, parse_config
 from raft_tasks.config.show import one_line
 from raft_tasks.errors import InputError
 from raft_tasks.sources.columns import Recognised, json_entries, read_head, recognise_columns
 from raft_tasks.sources.files import is_match
+from raft_tasks.sources.roles import Roles, roles_of
 
 PROJECT = Path(__file__).with_name("project")  # the files of a new project, and the presets
 POCKET_PATH = "models/pocket-base"  # in a project
@@ -63,6 +64,8 @@ def init(preset: str, domain: str, source: Source | None, model: str | None) -> 
     parsed = parse_config(parse_yaml(config, preset), f"--preset {preset}")
     if domain not in parsed.domains:
         raise InputError(f"--domain: got {domain!r}, expected one of --preset {preset}: {', '.join(parsed.domains)}")
+    if source and recognised:
+        check_columns(parsed.domains[domain], recognised, f"--data: {source.data}", f"--preset {preset}")
     path = parsed.base.path
     smollm2 = find_smollm2() if path == SMOLLM2_PATH else None
     rows = copy_path(source.data, domain, parsed.domains[domain].files) if source else None
@@ -137,6 +140,18 @@ def params_text(preset: str, domain: str, recognised: Recognised | None, model: 
     elif recognised and recognised.columns != {"question": "question", "answer": "answer"}:
         settings = {"columns": recognised.columns}
     return "\n".join([*lines, "domains:", f"  {domain}: {one_line(settings)}", ""])
+
+
+def check_columns(domain: Domain, recognised: Recognised, data: str, preset: str) -> None:
+    """Raises InputError where the preset's own domain reads question and answer from other columns than the file's."""
+    file = Roles({**recognised.columns, "chat": recognised.chat["column"] if recognised.chat else None}).columns
+    used = {column: role for column, role in roles_of(domain).columns.items() if role in ("question", "answer", "chat")}
+    if used != file:
+        raise InputError(
+            f"{data}: {recognised.text}; but the domain of {preset} takes "
+            f"{', '.join(f'`{column}` as {role}' for column, role in used.items())}; correct the preset, or name its "
+            "columns: --question COLUMN --answer COLUMN"
+        )
 
 
 def project_texts(domain: str) -> dict[str, str]:

@@ -21,8 +21,8 @@ from typing import Any
 from raft_tasks.artifacts import unique_keys
 from raft_tasks.errors import InputError
 from raft_tasks.sources.files import csv_records, open_bytes
-from raft_tasks.sources.marks import plain_key
-from raft_tasks.sources.roles import INPUTS
+from raft_tasks.sources.marks import MARKS, find_mark, plain_key
+from raft_tasks.sources.roles import GROUPS, INPUTS
 
 QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "input")  # `input` only where no other one is
 ANSWERS = ("answer", "response", "completion", "output", "target")
@@ -58,6 +58,7 @@ def recognise_columns(path: Path, question: str | None = None, answer: str | Non
     chats = _named(names, CHATS)
     if len(chats) == 1 and question is None and answer is None:
         text = f"took `{chats[0]}` as conversations, of each every answer, with what comes before it"
+        text += _others([name for name in names if name not in chats], rows, chats[0])
         return Recognised({}, {"column": chats[0], "conversation": "all"}, text)
     questions = _question_columns(names, rows) if question is None else [question.split(",")]
     answers = _named(names, ANSWERS) if answer is None else [answer]
@@ -82,7 +83,26 @@ def recognise_columns(path: Path, question: str | None = None, answer: str | Non
         raise InputError(f"{listed}: {inputs} may belong to the question; {NAME_THEM}, such as --question {whole}")
     columns: dict[str, str | list[str]] = {"question": questions[0] if len(questions[0]) > 1 else questions[0][0]}
     columns |= {"answer": answers[0]} | ({"unused": inputs} if inputs else {})
-    return Recognised(columns, None, f"{text}; not used: {', '.join(map(repr, unused))}" if unused else text)
+    return Recognised(columns, None, text + _others(unused, rows))
+
+
+def _others(names: list[str], rows: list[dict[str, Any]], chat: str | None = None) -> str:
+    """What the columns without a role do, as `Roles.take` reads them; `chat`: the column of the conversations."""
+    parts: dict[str, list[str]] = {"marks": [], "source": [], "input": [], "unused": []}
+    for name in names:
+        key = plain_key(name)
+        marks = key in MARKS and any(find_mark({name: row[name]}) for row in rows if row.get(name) is not None)
+        source = key in GROUPS and not chat and not parts["source"]
+        left = chat and key in INPUTS and any(row.get(name) for row in rows)
+        parts["marks" if marks else "source" if source else "input" if left else "unused"].append(name)
+    quoted = {what: ", ".join(map(repr, of_it)) for what, of_it in parts.items()}
+    texts = {
+        "marks": f"rows marked as not learned, or as cut, by {quoted['marks']} are rejected",
+        "source": f"rows of one {quoted['source']} share a split",
+        "input": f"`raft run` stops at {quoted['input']} until it stands in `{chat}`, or in columns.unused",
+        "unused": f"not used: {quoted['unused']}",
+    }
+    return "".join(f"; {texts[what]}" for what, of_it in parts.items() if of_it)
 
 
 def _question_columns(names: list[str], rows: list[dict[str, Any]]) -> list[list[str]]:

@@ -106,10 +106,11 @@ class Roles:
 
     def check_inputs(self) -> None:
         """Raises InputError if a column that belongs to the question has a value, and nothing reads it."""
+        target = "the messages" if "chat" in self._single else "columns.question (a list of columns, or a template)"
         for column, place in self._inputs.items():
             raise InputError(
                 f"{place}: column {column!r} has a value and nothing reads it, so other questions would be learned; "
-                "add it to columns.question (a list of columns, or a template), or to columns.unused in params.yaml"
+                f"add it to {target}, or to columns.unused in params.yaml"
             )
 
     def check(self, place: str, columns: list[str]) -> None:

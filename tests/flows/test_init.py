@@ -188,9 +188,8 @@ def test_a_fault_far_down_in_the_file_writes_nothing(empty):
     with pytest.raises(InputError, match=r"pairs\.csv:3002: broken CSV"):
         list(init("pocket", "mine", Source(Path("../pairs.csv"), None, None), None))
     settings = Path("../own.yaml")
-    settings.write_text(
-        params_text("pocket", "mine", None, None).replace("mine: {}", "mine: {files: [data/mine/a.csv]}")
-    )
+    own = "mine: {files: [data/mine/a.csv], columns: {question: prompt, answer: completion}}"
+    settings.write_text(params_text("pocket", "mine", None, None).replace("mine: {}", own))
     with pytest.raises(InputError, match=r"data/mine/pairs\.jsonl is read by none of domains\.mine\.files: .*a\.csv"):
         list(init(str(settings), "mine", Source(Path("../pairs.jsonl"), None, None), None))
     assert os.listdir() == []
@@ -230,3 +229,25 @@ def test_the_columns_of_a_known_domain_are_told(empty):
     assert "`explanation` as explanation" in told
     assert "`split` as split" in told
     assert "not used" not in told
+
+
+@pytest.mark.parametrize(
+    ("settings", "names", "message"),
+    [
+        ("{}", (None, None), r"took `prompt` as the question, .*; but the domain of --preset .* takes `question` as"),
+        ("{columns: {question: prompt, answer: completion}}", ("completion", "prompt"), "takes `prompt` as question"),
+        ("{columns: {question: '{{ prompt }}{{ id }}', answer: completion}}", (None, None), "`id` as question"),
+        ("{chat: {}}", (None, None), "takes `messages` as chat"),
+        ("{columns: {question: prompt, answer: completion, source: prompt}}", (None, None), None),
+    ],
+)
+def test_a_preset_s_own_domain_has_the_columns_of_the_file(empty, settings, names, message):
+    preset = Path("../own.yaml")
+    preset.write_text(params_text("pocket", "mine", None, None).replace("mine: {}", f"mine: {settings}"))
+    source = Source(Path("../pairs.jsonl"), *names)
+    if message is None:
+        list(init(str(preset), "mine", source, None))
+        return
+    with pytest.raises(InputError, match=message):
+        list(init(str(preset), "mine", source, None))
+    assert os.listdir() == []

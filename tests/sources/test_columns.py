@@ -7,10 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from raft_tasks.config import Domain
 from raft_tasks.errors import InputError
 from raft_tasks.sources.columns import recognise_columns
 from raft_tasks.sources.files import read_file
-from raft_tasks.sources.roles import Roles
+from raft_tasks.sources.roles import Roles, roles_of
 
 
 def written(folder: Path, *rows: dict[str, object]) -> Path:
@@ -36,6 +37,37 @@ def test_columns_are_taken_by_their_usual_names(tmp_path, row, columns, text):
     assert recognised.columns == dict(zip(("question", "answer"), columns, strict=True))
     assert text in recognised.text
     assert recognised.chat is None
+
+
+def test_columns_that_decide_on_rows_are_named(tmp_path):
+    rows = [
+        {"question": "?", "answer": "!", "weight": n, "label": bool(n), "thread_id": n, "chat_id": n, "n": n}
+        for n in range(2)
+    ]
+    assert recognise_columns(written(tmp_path, *rows)).text == (
+        "took `question` as the question, `answer` as the answer; rows marked as not learned, or as cut, by "
+        "'weight', 'label' are rejected; rows of one 'thread_id' share a split; not used: 'chat_id', 'n'"
+    )
+    rows = [{"question": "?", "answer": "!", "label": "rope", "weight": 2.5}]  # a class, and a mass
+    assert recognise_columns(written(tmp_path, *rows)).text.endswith("; not used: 'label', 'weight'")
+
+
+def test_columns_beside_conversations_are_named_and_can_be_left_out(tmp_path):
+    talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    row = {"messages": talk, "system": "Be brief.", "tools": None, "finish_reason": "length", "thread_id": 1}
+    path = written(tmp_path, row)
+    recognised = recognise_columns(path)
+    assert recognised.text.endswith(
+        "; rows marked as not learned, or as cut, by 'finish_reason' are rejected; `raft run` stops at 'system' until "
+        "it stands in `messages`, or in columns.unused; not used: 'tools', 'thread_id'"
+    )
+    domain = Domain.model_validate({"files": ["rows.jsonl"], "chat": recognised.chat})
+    with pytest.raises(InputError, match=r"'system' has a value .*add it to the messages, or to columns\.unused"):
+        list(read_file(path, roles_of(domain)))
+    domain = Domain.model_validate(
+        {"files": ["rows.jsonl"], "chat": recognised.chat, "columns": {"unused": ["system"]}}
+    )
+    assert len(list(read_file(path, roles_of(domain)))) == 1
 
 
 @pytest.mark.parametrize("column", ["messages", "conversations"])
