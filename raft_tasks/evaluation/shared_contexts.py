@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from raft_tasks.artifacts import batched
 from raft_tasks.decoding import new_cache
 from raft_tasks.sampling import left_pad
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 # (text of context and continuation, tokens of the context, tokens of the continuation), as lm-eval makes it
 Request = tuple[tuple[str, str], list[int], list[int]]

@@ -6,18 +6,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from raft_tasks.adapter_folder import CONFIG, check_untied, check_whole, find_adapter, without_peft_warnings, write_base
 from raft_tasks.artifacts import read_json, write_json
 from raft_tasks.config import Lora, Model, Osf
 from raft_tasks.errors import InputError
 from raft_tasks.gguf import model_folder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 MLP = ["gate_proj", "up_proj", "gate_up_proj", "down_proj"]  # as the Llama family and its relatives name them
 STUDENT, TEACHER = "default", "teacher"  # names of the adapters within one model

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedModel
 
 from raft_tasks.artifacts import atomic_file, read_rows, write_rows
 from raft_tasks.chat import text_beginning
@@ -25,9 +26,6 @@ from raft_tasks.training.batches import steps_of_epoch
 from raft_tasks.training.completion_forward import completion_states, output_head
 from raft_tasks.training.conversations import ConversationError, Encoded, Encoder
 from raft_tasks.training.losses import TopK, chunked_top_k
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 ROWS, LOGITS = "anchors.jsonl", "base.safetensors"  # of a set's folder
 

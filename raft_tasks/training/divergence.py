@@ -9,18 +9,16 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raft_tasks.artifacts import digest
 from raft_tasks.sampling import longest_first
 from raft_tasks.training.completion_forward import completion_states, output_head
 from raft_tasks.training.logits import Head, tiles
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class BaseAnswer(NamedTuple):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from raft_tasks.config import Generate, Method, Train, VllmServer
 from raft_tasks.errors import InputError
@@ -18,9 +19,6 @@ from raft_tasks.training.completion_forward import network_of
 from raft_tasks.training.conversations import Encoded
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.logits import TILE_ELEMENTS
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 WIDTH = {"float32": 4, "bfloat16": 2}  # bytes of a number
 SAMPLING_BYTES = 24  # per entry of [B, V] while a token is sampled: logits, log-probabilities, their sum in float64

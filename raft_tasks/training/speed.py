@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from transformers import PreTrainedModel
 
 PRODUCTS = 3  # timed; the fastest counts
 SIDE = {"cpu": 768, "cuda": 8192}  # of the square matrices

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
+from transformers import PreTrainedModel
 
 from raft_tasks.adapter_folder import merge_adapter
 from raft_tasks.config import Distillation
 from raft_tasks.errors import InputError
 from raft_tasks.training.adapters import teacher_mode
 from raft_tasks.training.completion_forward import CompletionForward, enable_completion_forward
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class Teacher(Protocol):

@@ -11,17 +11,13 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
 
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
 from raft_tasks.decoding import decode
 from raft_tasks.sampling import SeededDraw, longest_first, uniform_draws
 from raft_tasks.training.rollouts import Rollout, RolloutSampling
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 PAGE_TOKENS = 32  # of continuous batching's cache: what the end of a row can waste
 
