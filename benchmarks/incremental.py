@@ -8,7 +8,7 @@ Rewriting, filtering by rule and fusing (one round of two candidates) of 2,000 m
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from raft_tasks.generation.semantic_filter import semantic_filter
 from raft_tasks.schemas import Example
 
 
-def brevity_judge() -> Judge:
-    return lambda questions, references, candidates: [Judgement(1 / len(text)) for text in candidates]
+def brevity_judge(questions: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[Judgement]:
+    return [Judgement(1 / len(text)) for text in candidates]
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
         )  # fmt: skip
         calls = CallSession(Path(folder) / "responses.sqlite", "", "fuse", Budget(tokens=None, money=None))
 
-        def run(name: str, numbers: list[int], template: str, judge: Callable[[], Judge]) -> int:
+        def run(name: str, numbers: list[int], template: str, judge: Judge) -> int:
             pool = ModelPool(replace(calls, run=name), {"m": model}, {"m": {"base_url": base_url, "model": "m"}})
             writer = pool.backend("rewrite", "m")
             settings = config.fuse.model_copy(update={"template": template, "rounds": 1, "quorum": 1})
@@ -56,7 +56,7 @@ def main() -> None:
             for start in range(0, len(rows), chunk):
                 rewritten = rewrite(rows[start : start + chunk], writer, config.rewrite)
                 filtered = semantic_filter(rewritten, [0.9] * len(rewritten), config.semantic_filter.tau, False)
-                fuse(filtered, writer, {"judge": judge()}, settings)
+                fuse(filtered, writer, {"judge": judge}, settings)
             made = stats(base_url)["served"] - before
             print(f"{name:38s} {made:6d} calls")
             return made

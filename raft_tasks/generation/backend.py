@@ -50,8 +50,17 @@ def always() -> bool:
     return True
 
 
-class Backend(Protocol):
-    """Draws completions; what a prompt gets does not depend on the prompts beside it."""
+class Backend(ABC):
+    """Draws completions; what an input gets does not depend on the inputs beside it.
+
+    It continues raw text or tokens too, as far as its model allows.
+    """
+
+    identity: dict[str, Any]  # all that determines the outputs beside input, params and seed, JSON-like
+
+    @abstractmethod
+    def call(self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+        """One completion per input, in order, as `generate`."""
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
         """Draw one completion per prompt, in the prompts' order.
@@ -65,22 +74,10 @@ class Backend(Protocol):
             InputError: nothing can be drawn: a model that is not there, a key that is refused, a prompt that does not
                 fit into a local model's context.
         """
-
-
-class CallBackend(ABC):
-    """A backend that continues raw text or tokens too, as far as its model allows."""
-
-    identity: dict[str, Any]  # all that determines the outputs beside input, params and seed, JSON-like
-
-    @abstractmethod
-    def call(self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
-        """One completion per input, in order, as `Backend.generate`."""
-
-    def generate(self, prompts: Sequence[Prompt], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
         return self.call("chat", prompts, params, seeds)
 
 
-class StreamingBackend(CallBackend):
+class StreamingBackend(Backend):
     """... and hands every completion over as it comes, so that none is lost when the process dies."""
 
     @abstractmethod

@@ -12,7 +12,7 @@ from typing import Any
 from raft_tasks.artifacts import digest
 from raft_tasks.config import Budget, Endpoint, Model
 from raft_tasks.errors import InputError
-from raft_tasks.generation.backend import CallBackend, Completion, Failure, Kind, StreamingBackend
+from raft_tasks.generation.backend import Backend, Completion, Failure, Kind, StreamingBackend
 from raft_tasks.generation.encoding import SentenceEncoder, shared_encoder
 from raft_tasks.generation.endpoint_backend import EndpointBackend
 from raft_tasks.generation.response_cache import CachedCall, ResponseCache, Tally, open_session
@@ -102,7 +102,7 @@ def shared_backend(model: Model | Endpoint, identity: Mapping[str, Any]) -> Stre
         return _backends[key]
 
 
-class CachedBackend(CallBackend):
+class CachedBackend(Backend):
     """A backend behind the cache; `settings` and `tokenizer` are those of a local model.
 
     Args:
@@ -131,7 +131,7 @@ class CachedBackend(CallBackend):
         return self.backend
 
     def call(self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
-        """As `CallBackend.call`.
+        """As `Backend.call`.
 
         Raises:
             InputError: before all inputs had their completion; those that had are cached.

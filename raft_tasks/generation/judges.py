@@ -56,13 +56,9 @@ class Preference(BaseModel):
     better: Better
 
 
-def fidelity_judge() -> Judge:
+def fidelity_judge(questions: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[Judgement]:
     """By rule: the share of the reference's numbers, dates, names and negations that the candidate says."""
-
-    def judge(questions: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[Judgement]:
-        return [Judgement(round(fidelity_score(*pair), 4)) for pair in zip(references, candidates, strict=True)]
-
-    return judge
+    return [Judgement(round(fidelity_score(*pair), 4)) for pair in zip(references, candidates, strict=True)]
 
 
 def similarity_judge(encoder: TextEncoder, batch_size: int) -> Judge:
@@ -161,15 +157,15 @@ def build_panel(
         base: whose likelihood counts.
         backends: of the judges that are models, by the model's name.
     """
-    rules: dict[str, Callable[[], Judge]] = {
+    rules: dict[str, Judge] = {
         "fidelity": fidelity_judge,
-        "similarity": lambda: similarity_judge(encoder, settings.batch_size),
-        "likelihood": lambda: likelihood_judge(base, settings.batch_size),
+        "similarity": similarity_judge(encoder, settings.batch_size),
+        "likelihood": likelihood_judge(base, settings.batch_size),
     }
     panel: dict[str, Judge] = {}
     for judge in settings.judges:
         if isinstance(judge, str):
-            panel[judge] = rules[judge]()
+            panel[judge] = rules[judge]
         else:
             panel[judge.model] = model_judge(
                 backends[judge.model], judge, batch_size=settings.batch_size, seed=settings.seed

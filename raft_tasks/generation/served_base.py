@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raft_tasks.chat import end_of_turn, opening_of_thoughts, prompt_ids
 from raft_tasks.errors import InputError
-from raft_tasks.generation.backend import CallBackend, Completion, Kind
+from raft_tasks.generation.backend import Backend, Completion, Kind
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.thoughts import strip_thoughts
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from raft_tasks.generation.transformers_backend import TransformersBackend
 
 
-class ServedBase(CallBackend):
+class ServedBase(Backend):
     """Prompts are those of training and benchmark, whatever the server's own template.
 
     The server must serve the base's weights, tokenize its prompts as the base's tokenizer does by default, and end a
@@ -28,11 +28,11 @@ class ServedBase(CallBackend):
         base: only its tokenizer is used.
     """
 
-    def __init__(self, endpoint: CallBackend, base: TransformersBackend | CachedBackend) -> None:
+    def __init__(self, endpoint: Backend, base: TransformersBackend | CachedBackend) -> None:
         self.endpoint, self.settings, self.tokenizer = endpoint, base.settings, base.tokenizer
 
     def call(self, kind: Kind, inputs: Sequence[Any], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
-        """As `CallBackend.call` for all kinds but `text`; the ends of a turn are the server's own.
+        """As `Backend.call` for all kinds but `text`; the ends of a turn are the server's own.
 
         Raises:
             InputError: the server cannot continue a prompt, or serves none at all.
