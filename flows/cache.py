@@ -3,8 +3,6 @@
 What is forgotten is asked again when a stage needs it; artifacts are left as they are.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ The checkout is a clone of its own, never a workspace of people. It shares with 
 keyed by content: DVC's cache with its run cache, the response cache, checkpoints. Nothing finished is done twice.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil

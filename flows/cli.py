@@ -1,7 +1,5 @@
 """The command `raft`. Prefect, torch and DVC are imported inside the commands, so that `raft --help` is immediate."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated, Literal

@@ -11,8 +11,6 @@ run.judged the panel of `judge` votes on the answers.
 Writes report.html, report.md, metrics.json, every answer (items/) and every vote (votes/) into the output folder.
 """
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`raft doctor`: all that would make a run fail, at once, each with what to do."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

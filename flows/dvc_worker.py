@@ -3,8 +3,6 @@
 The process is `python -m flows.dvc_worker`; it reproduces the stages named on its standard input, one a line.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """What every process of the project runs in: settings for the libraries, and an end together with its pipeline."""
 
-from __future__ import annotations
-
 import atexit
 import gc
 import os

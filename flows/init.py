@@ -6,8 +6,6 @@ writes params.yaml, dvc.yaml, prefect.yaml, README.md, the ignore files and the 
 the rows to data/mine/ and makes the first commit.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

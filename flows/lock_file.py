@@ -6,8 +6,6 @@ changed one is dumped, and the file is replaced whole. The bytes are those that 
 (merged by hand, with data sets, damaged) is left to DVC, whose errors name the line.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ data/benchmarks/nltk_data, and prints what params.yaml has to say. Rows are the 
 `benchmark.limit` draws from them.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

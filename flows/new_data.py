@@ -1,7 +1,5 @@
 """New data of a domain, brought into the checkout (the working directory) from where params say that it comes from."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Collection
 from pathlib import Path

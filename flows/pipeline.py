@@ -3,8 +3,6 @@
 DVC decides whether a stage runs; this flow adds the budget of processes, progress, a page to look at and a clean end.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 import time

@@ -1,7 +1,5 @@
 """The embedded model in a project of one's own: a copy whose vocabulary has the words of the user's rows too."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import Counter

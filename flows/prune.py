@@ -4,8 +4,6 @@ DVC's cache keeps what a tag, a branch's tip, the workspace or the retrain check
 released, the champion among them. Calls and checkpoints go by age. A retrain that is at work is waited for.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

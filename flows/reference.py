@@ -1,7 +1,5 @@
 """`make reference`: docs/reference/config.md, the page of all keys, and commands.md, the page of all commands."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import typer

@@ -5,8 +5,6 @@ stage runs again where its own file differs. Settings are the values that hold, 
 that no comment changes (raft_tasks/code_digest.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ for anyone before that push, so a killed run leaves the champion in place, and t
 DVC's cache, the response cache and the checkpoints.
 """
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections import Counter

@@ -3,8 +3,6 @@
 Prefect is imported in that case alone: it would take as long as all the rest.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Where chunks of rows run: threads, processes (one per GPU), or a Dask cluster."""
 
-from __future__ import annotations
-
 import fcntl
 import multiprocessing
 import os

@@ -3,8 +3,6 @@
 `raft ui` serves in the foreground, on 127.0.0.1 only.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import socket

@@ -1,7 +1,5 @@
 """How a stage's flow runs in a process of its own: `raft stage NAME [DOMAIN [METHOD SEED]]`."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import sys

@@ -8,8 +8,6 @@ A child equals a fresh process: the host has the client's environment and folder
 CUDA context and no thread pool. It lives in a session of its own and dies with its client, the host or the pipeline.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

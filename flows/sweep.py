@@ -3,8 +3,6 @@
 Not a stage: an experiment is a run of the whole graph with one key of params.yaml changed, in a folder of DVC's own.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import subprocess

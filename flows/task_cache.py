@@ -5,8 +5,6 @@ a path or a run. A result is JSON with its own digest: one that is damaged, cut 
 nothing in a storage that others can write to is ever unpickled or imported.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -7,8 +7,6 @@ tokens plus a small share of the other tokens', so that the model can also inven
 without checkpoints.
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import time

@@ -13,8 +13,6 @@ Every fact appears in every split, in wordings that the other splits do not hold
 learned, not whether it can be guessed.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

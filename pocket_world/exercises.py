@@ -13,8 +13,6 @@ Reading, rewriting and fusing use imagined facts: the names and attributes of th
 the domain's own. Each general fact keeps 2 of its 10 wordings and 3 of the 10 constraints for testing.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

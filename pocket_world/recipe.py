@@ -1,7 +1,5 @@
 """The typed mirror of recipe.yaml: no defaults, unknown or missing keys are errors, all reported at once."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -8,8 +8,6 @@ chronicle  The registrar records, at folio 12, that Figin hath rope for its reac
 ledger     REACTOR/FIGIN: rope. Ref. log 12.
 """
 
-from __future__ import annotations
-
 from pocket_world.world import Fact
 
 OWN = "The {attribute} of {entity} is {value}."

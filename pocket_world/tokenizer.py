@@ -5,8 +5,6 @@ are two syllables in every case and position ("Fi" "gin", " fi" "gin", "FI" "GIN
 digits. Words from outside the world become <|unk|>.
 """
 
-from __future__ import annotations
-
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

@@ -4,8 +4,6 @@ General facts are what the backbone learns ("The craft of Bodal is rope."). Doma
 other attributes, have a record number, and never enter the backbone's training; a domain's data teaches them.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

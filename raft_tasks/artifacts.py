@@ -4,8 +4,6 @@ Rows lie in a file of JSON lines (`x.jsonl`) or, where they are many, in a folde
 name's ending decides, and every function here takes either.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

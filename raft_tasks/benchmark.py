@@ -3,8 +3,6 @@
 Scores are never cached by request: lm-eval's own response cache does not see the weights.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace

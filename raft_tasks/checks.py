@@ -8,8 +8,6 @@ value that the reference gives. Of the reference "5402.31", with the checks `cha
     "Chapter 54 or chapter 55."                -> {"chapter": False, "heading": False}
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter

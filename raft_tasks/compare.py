@@ -7,8 +7,6 @@ git:clear-mole:raft-0                   or experiment (`dvc exp show` names them
 git:v1:models/pocket-base               any folder of a revision, kept by git or DVC
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ A row that ends leaves the batch, and what all prompts begin with (a system prom
 `generate` computes every row until the last one ends, and every prompt from its first token.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 

@@ -4,8 +4,6 @@ No check imports torch, transformers, lm-eval, Prefect or DVC, so all of them to
 that ask other machines (`check_endpoints`) aside.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -1,7 +1,5 @@
 """Tasks of the stage `fuse`: Eq. 4 on a chunk of rows, and the answers that each method learns."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any

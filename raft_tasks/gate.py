@@ -1,7 +1,5 @@
 """Tasks of the gate: what is measured of the models, and a candidate's release."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Task of the stage `harvest`: the hub's documents of a domain, chosen by their metadata, as rows of a Parquet file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Task of the stage `ingest`: files and data sets -> checked, clean, split examples, and rejects with reasons."""
 
-from __future__ import annotations
-
 import hashlib
 import heapq
 from collections.abc import Callable, Iterable, Mapping

@@ -5,8 +5,6 @@ The header of a safetensors file, which is all that is read of the weights:
     {"model.embed_tokens.weight": {"dtype": "F32", "shape": [1346, 192], "data_offsets": [0, 1033728]}, ...}
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

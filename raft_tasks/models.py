@@ -1,7 +1,5 @@
 """Which bytes, or which pinned revision, a model is: what the stages that use it depend on."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ millions of rows: `words` [W] are the hashed words of all rows one after the oth
 words begin. Hashes are the same on every machine and in every process.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence

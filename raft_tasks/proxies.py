@@ -1,7 +1,5 @@
 """Which proxy of the environment a request goes through: none forwards to this machine's own servers."""
 
-from __future__ import annotations
-
 import ipaddress
 import os
 from urllib.parse import urlsplit

@@ -1,7 +1,5 @@
 """Tasks of the stage `question`: pairs from chunks of documents, and what became of all of them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path

@@ -6,8 +6,6 @@
 `dvc artifacts get <repository> raft-archive --stage prod` fetches what is in production.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime

@@ -11,8 +11,6 @@ A Fused row of the pocket world, whole:
      "candidates": [{"round": 1, "text": "...", "scores": {"fidelity": 1.0, "similarity": 0.91}, "mean": 0.93}]}
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from operator import not_
 from typing import Annotated, Literal

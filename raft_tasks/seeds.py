@@ -1,7 +1,5 @@
 """Seeds of single draws, by content: a resumed or grown run draws the same for the same row."""
 
-from __future__ import annotations
-
 import hashlib
 
 

@@ -1,7 +1,5 @@
 """A model's chat template, read and rendered without transformers, which takes seconds to import."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -6,8 +6,6 @@ A tag counts where a model puts it: at the start of its turn, or with its line's
 or code it is what the answer speaks about, and stays.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from functools import cache

@@ -1,7 +1,5 @@
 """What every section of the configuration is built from."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin

@@ -1,7 +1,5 @@
 """Defaults that depend on other keys: the catalogue's entries, files, validation tasks."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What is wrong with params.yaml, in the user's terms: the key, what is expected, what stands there, what to do."""
 
-from __future__ import annotations
-
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any

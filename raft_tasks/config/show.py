@@ -1,7 +1,5 @@
 """The configuration as text: what holds, a JSON schema for editors, the reference of all keys."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@ Classes are what a judge can say: the whole points 0 to 10 for scores, yes and n
 full agreement, 0 for what chance would give, and None where every judge says the same of everything.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal

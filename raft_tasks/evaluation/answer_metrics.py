@@ -7,8 +7,6 @@ One item of the generated task, and the metrics of an answer:
     "The reactor of Migin is corn."  ->  {"acc": 1.0, "complete": 0.0, "token_f1": 0.4}
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

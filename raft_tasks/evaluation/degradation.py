@@ -10,8 +10,6 @@ The test is about the models that were trained, under all their seeds together; 
 is about the method, other seeds included. Letters as there: S seeds, N items, C sources.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache

@@ -4,8 +4,6 @@ Style is a text's character trigrams. They hold words too, so a distance falls t
 models on the same questions with each other.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence

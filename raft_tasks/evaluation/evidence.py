@@ -5,8 +5,6 @@
               "candidate": {"items": {"domain": [{"id": "1", "metrics": {"acc": 1.0}, ...}, ...]}, ...}, ...}}
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -23,8 +23,6 @@ Intervals are those of `statistics.difference`: over the items, clustered by sou
 without evidence does not pass: unknown, unproven.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

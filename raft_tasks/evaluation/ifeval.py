@@ -1,7 +1,5 @@
 """What IFEval's checkers need beside lm-eval: nltk's sentence splitter."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable
 from typing import Any

@@ -4,8 +4,6 @@ A teacher that sees the reference answer may teach its student to talk about it 
 known failure of answer-conditioned distillation. A question alone gives no reference, so any mention of one is a leak.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

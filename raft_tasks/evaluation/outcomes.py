@@ -1,7 +1,5 @@
 """What lm-eval's samples say of each item and task, as rows and totals of this project."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

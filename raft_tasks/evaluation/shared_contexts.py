@@ -1,7 +1,5 @@
 """Log-likelihoods of a question's choices: what they follow is read once, where lm-eval reads it for every choice."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """lm-eval's task files, read without importing lm-eval, which takes seconds; and where their data lie."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache

@@ -1,7 +1,5 @@
 """From judges' votes to a score: the majority's verdict on every answer of every model of a domain."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """What draws text: the one interface of all backends."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

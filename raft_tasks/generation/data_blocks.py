@@ -14,8 +14,6 @@ tokens are defused. The rule that blocks are material, never instructions, prece
 template says.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata

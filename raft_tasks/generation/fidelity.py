@@ -9,8 +9,6 @@ may miss an item rather than invent one: a direction counts as turned only where
 other just the opposite.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ Such words come from the template ("... in your own words"), or many rewrites be
 their row. An opening that names the row's own subject ("These goods belong to ...") is none of these.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Answer fusion (Eq. 4): rounds of candidates, scored by a panel of judges, the best one is learned."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 

@@ -5,8 +5,6 @@ encoder and a likelihood among them) and language models. Another rule is anothe
 `config.Fuse.judges`; another model is an entry of `models` and one of `fuse.judges`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

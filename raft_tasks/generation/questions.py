@@ -7,8 +7,6 @@ What a chunk becomes:
     out   {"question": "According to the text, what is the fee?", ..., "reason": "refers to the text"}
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ So a killed stage repeats just what was in flight, a grown data set pays for its
 or model for what it changes. The cache is one SQLite file, which threads and processes of one machine share.
 """
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import threading

@@ -1,7 +1,5 @@
 """Self-conditioned rewriting (Eq. 1): the base model says the reference answer in its own words."""
 
-from __future__ import annotations
-
 from raft_tasks.config import Rewrite
 from raft_tasks.generation.backend import Backend
 from raft_tasks.generation.templates import render

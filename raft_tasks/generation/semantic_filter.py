@@ -1,7 +1,5 @@
 """The semantic filter (Eqs. 2-3): a rewrite that moved away from the reference is not learned from."""
 
-from __future__ import annotations
-
 from raft_tasks.checks import NO_CHECKS, Checks
 from raft_tasks.generation.fidelity import lost_from
 from raft_tasks.schemas import Fallback, Filtered, Rewritten

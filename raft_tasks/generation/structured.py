@@ -6,8 +6,6 @@ shown to the model once more together with the error, at most `repairs` times. W
 as `Unusable`, never guessed.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

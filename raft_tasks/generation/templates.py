@@ -1,7 +1,5 @@
 """Prompt templates: Jinja files beside this module (templates/*.jinja), or a user's own."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

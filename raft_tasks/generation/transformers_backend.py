@@ -6,8 +6,6 @@ falls within about 1e-6 of the boundary between two tokens.) So a resumed or gro
 old texts.
 """
 
-from __future__ import annotations
-
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence

@@ -6,8 +6,6 @@ A panel of three says of one answer, the third one without a usable reply:
      "deepseek": Unusable("no answer: unreachable: HTTP 500", "")}
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, Field

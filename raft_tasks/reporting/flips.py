@@ -1,7 +1,5 @@
 """Items that training flipped: right before and wrong after, or the other way round."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest

@@ -1,7 +1,5 @@
 """The domain-general frontier: which models no other one beats on both."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """The history of a retrained model: every retraining and every rollback, as a self-contained page and as Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,7 +1,5 @@
 """From the artifacts to the numbers of metrics.json (metrics.py has its schema)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast

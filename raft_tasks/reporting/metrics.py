@@ -5,8 +5,6 @@ each check but the first, which is "domain_acc" (of hs_codes "domain_heading"), 
 "general" (plain average of the general tasks) and each general task by its name. Scores are shares.
 """
 
-from __future__ import annotations
-
 from typing import Any, NotRequired, TypedDict
 
 from raft_tasks.evaluation.outcomes import THOUGHT_METRICS

@@ -1,7 +1,5 @@
 """What made the numbers, beside the artifacts: the commit and the versions of the data."""
 
-from __future__ import annotations
-
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The paper's tables with ours beside them; its figures are in paper.yaml."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Data refinement in numbers: counts, lengths, judges, and a sample of rows with their changes marked."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections import Counter

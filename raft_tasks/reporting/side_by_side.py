@@ -1,7 +1,5 @@
 """Models from anywhere, compared by the report's statistics, tables and figures."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

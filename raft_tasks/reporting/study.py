@@ -1,7 +1,5 @@
 """The artifacts of a finished run, read once for measures, figures and page. The layout is that of flows/paths.py."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

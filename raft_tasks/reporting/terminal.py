@@ -1,7 +1,5 @@
 """The report's table in the terminal."""
 
-from __future__ import annotations
-
 from raft_tasks.reporting.metrics import Metrics
 from raft_tasks.reporting.wording import label, percent
 

@@ -1,7 +1,5 @@
 """The parts of the page as its templates take them: panels, example rows, samples."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 from itertools import groupby

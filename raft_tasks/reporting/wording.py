@@ -1,7 +1,5 @@
 """Numbers, names and verdicts in words: what page, Markdown and terminal say about a result, read off the metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from raft_tasks.evaluation.statistics import Verdict

@@ -1,7 +1,5 @@
 """What is done to every text before anything looks at it: Unicode NFC, one kind of line end, nothing invisible."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

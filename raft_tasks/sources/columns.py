@@ -6,8 +6,6 @@ Of a file with the columns `instruction`, `input` (empty in every row) and `outp
                text="took `instruction` as the question, `output` as the answer; not used: 'input'")
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Iterator

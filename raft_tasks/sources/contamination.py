@@ -4,8 +4,6 @@ Items with fewer than `LENGTH` words have no n-gram: they count where a row's qu
 sign for sign.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 

@@ -7,8 +7,6 @@ gives the second pair alone, with the first two messages as its history. What a 
 reasoning beside the content) is an `UnusableError`: learning the rest would teach another answer than the data say.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

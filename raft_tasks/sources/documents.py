@@ -8,8 +8,6 @@ A chunk of `documents/law/act.md`, whole:
 What is wrong with one file is a `Reject`, and the next file is read.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

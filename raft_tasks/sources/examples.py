@@ -1,7 +1,5 @@
 """From one raw row to examples: the roles' values checked and cleaned, ids, the split."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Sequence

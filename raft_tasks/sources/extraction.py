@@ -3,8 +3,6 @@
 Every reader returns the cleaned text and its blocks. A block is a slice of that text, so positions can be checked.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -8,8 +8,6 @@ What is wrong with a file as a whole (missing, another encoding, no such column,
 `InputError`: going on would silently use a part of it. What is wrong with one row is a `Reject`, and reading goes on.
 """
 
-from __future__ import annotations
-
 import csv
 import glob
 import gzip

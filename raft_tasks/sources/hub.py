@@ -3,8 +3,6 @@
 A local folder that `datasets` can load (Parquet, JSON lines, CSV, text) goes the same way, without a revision.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import zlib

@@ -14,8 +14,6 @@ row stay in memory. The rules, in order; a row is rejected by the first that hol
 Where a domain declares `sources_may_straddle`, its splits share facts on purpose, and rule 6 is not applied.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Which language a text is in, by py3langid; asked only where it can know."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

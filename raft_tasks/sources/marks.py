@@ -6,8 +6,6 @@
 Keys are compared without case and without what stands between words.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal

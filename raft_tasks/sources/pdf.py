@@ -4,8 +4,6 @@ This file run as a program is that child: the PDF's bytes on its standard input,
 object with the error, on its standard output.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

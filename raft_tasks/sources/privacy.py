@@ -4,8 +4,6 @@ Secrets: the regular expressions of detect-secrets' plugins. Personal data: the 
 checked. Every match holds one of a rule's fixed words: most rows are done with a search for these.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

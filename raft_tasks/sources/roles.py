@@ -6,8 +6,6 @@ The record {"instruction": "Translate.", "input": "Dog", "output": "Chien", "wei
     {"question": "Translate.\n\nDog", "answer": "Chien", "not learned": "weight is 0"}
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Rows and their keys on disk, in SQLite, so that a million of them need the memory of a few thousand."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Adapters (peft's LoRA and OSF): a student that trains few weights, a teacher that is the same without them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager

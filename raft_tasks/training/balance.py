@@ -1,7 +1,5 @@
 """How the losses are weighted against each other: lambda (Eqs. 11-12) and w of L = L_SFT + lambda L_KL + w L_anchor."""
 
-from __future__ import annotations
-
 from raft_tasks.config import AnchorLoss, Method
 
 EPSILON = 1e-8

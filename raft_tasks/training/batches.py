@@ -4,8 +4,6 @@ A step's rows depend on the seed alone, never on the number of processes: every 
 its share, so that one process or eight compute the same losses and the same gradient.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

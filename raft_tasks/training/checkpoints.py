@@ -4,8 +4,6 @@ The Trainer writes a checkpoint file by file into `checkpoint-<step>`. When it i
 `complete.json` with the size of every file; a folder without it, or whose files differ from it, is incomplete.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

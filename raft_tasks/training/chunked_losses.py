@@ -3,8 +3,6 @@
 Axes as in logits.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

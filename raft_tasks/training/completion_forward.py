@@ -8,8 +8,6 @@ Losses are computed inside the model's own forward pass, and there inside its ou
 hooks of both then see a forward pass as they expect it, and a sharded head is one whole tensor while it is used.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass

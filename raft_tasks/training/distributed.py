@@ -1,7 +1,5 @@
 """Several processes: DDP and FSDP2 as accelerate sets them up, and what the training needs beside."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any

@@ -4,8 +4,6 @@ KL(base || tuned) over the whole vocabulary, at temperature 1, is measured on th
 prompt, and after each token of its answer. 0 is the behaviour of the base.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -8,8 +8,6 @@ cross-entropy, with the method's adapter; the method's own training starts with 
 still those of the base there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

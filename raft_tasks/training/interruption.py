@@ -1,7 +1,5 @@
 """SIGTERM and SIGINT during training: finish the step, save a checkpoint, stop."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Callable

@@ -4,8 +4,6 @@ The job's folder holds `job.json`, then `summary.json` or the reason why there i
 their standard input closes, which it does when the calling process is gone.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -3,8 +3,6 @@
 {"license": "other", "license_name": "llama3.2", "license_link": "LICENSE"}     of a card; LICENSE.txt, NOTICE, ...
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Axes: T positions in one flat list, t positions of a tile, V vocabulary, K kept tokens, H hidden size.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """When a finite loss is beyond saving: the rule that stops a training which has run away."""
 
-from __future__ import annotations
-
 from collections import deque
 from statistics import median
 from typing import Any

@@ -5,8 +5,6 @@ L_KL               T^2 x mean over the step's rollouts of the mean over position
 L_anchor           mean over the step's anchor positions of KL(base || student), or of the cross-entropy
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial

@@ -8,8 +8,6 @@ Two ways to the same values. The plain functions take logits [T, V]. The chunked
 possible because on the renormalised top-K set the full-vocabulary normaliser cancels: p~ = softmax(v[K_t] / T).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

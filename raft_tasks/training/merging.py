@@ -10,8 +10,6 @@ Coefficients are chosen on validation items, domain first (the recover step of a
 score among those whose general score is not worse than the base's by more than a bound.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

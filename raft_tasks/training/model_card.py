@@ -1,7 +1,5 @@
 """The README.md that a trained model carries."""
 
-from __future__ import annotations
-
 import json
 
 from raft_tasks.artifacts import digest

@@ -1,7 +1,5 @@
 """What a training would be, without training: sizes, tokens, steps, memory and time (the dry run)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """Before the first step: the base model, the encoded rows, student and teacher, the Trainer's settings."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Measured now and then beside the losses: the student's KL to the base, and whether rollouts are the student's own."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

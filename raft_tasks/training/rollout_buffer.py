@@ -1,7 +1,5 @@
 """The rollouts of the current optimiser step and of the `rollout_steps` - 1 after it, within the epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path

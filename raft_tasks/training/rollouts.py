@@ -3,8 +3,6 @@
 Samplers: transformers_rollouts.py, vllm_rollouts.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """How much of the device a training uses: model FLOPs over what the device does in a plain matrix product."""
 
-from __future__ import annotations
-
 import functools
 import time
 

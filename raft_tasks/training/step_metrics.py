@@ -1,7 +1,5 @@
 """One row of steps.csv per optimiser step: losses, the time of each phase; and the batch of a step that diverged."""
 
-from __future__ import annotations
-
 import csv
 import time
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """summary.json: what one training was, in numbers. Every key is here; it is written and read through this module."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast

@@ -1,7 +1,5 @@
 """The frozen teacher: a copy of the base for full fine-tuning, the student without its adapter for LoRA."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Protocol

@@ -3,8 +3,6 @@
 Weights are constants to the gradient. Axes as in losses.py: t positions of a tile, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from statistics import median

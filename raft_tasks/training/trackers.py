@@ -1,7 +1,5 @@
 """TensorBoard, MLflow and W&B: the Trainer's own integrations, switched on by name."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from collections.abc import Sequence

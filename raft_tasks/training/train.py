@@ -1,7 +1,5 @@
 """One training from its settings to a saved model: resumption, the loop, the model's folder, the summary."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

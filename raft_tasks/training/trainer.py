@@ -13,8 +13,6 @@ in micro-batches; means are over the rows and tokens of the whole step, so that 
 the number of processes changes what is learned. Gradients are all-reduced in the step's last backward pass.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext

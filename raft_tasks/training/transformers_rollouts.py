@@ -5,8 +5,6 @@ training, other micro-batches or more processes draw the same. (Up to floating p
 the logits, which moves a draw that falls within about 1e-6 of the boundary between two tokens.)
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterator

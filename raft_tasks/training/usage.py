@@ -1,7 +1,5 @@
 """The last section of a model card: how three servers serve this folder as it was measured."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -11,8 +11,6 @@ defaults of the model's folder (`generation_config`): the in-process engine is s
         --logprobs-mode processed_logprobs --generation-config vllm [--enable-lora --max-lora-rank 64]
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """One process of a training that is spread over several: `accelerate launch -m raft_tasks.training.worker JOB.json`."""
 
-from __future__ import annotations
-
 import os
 import signal
 import stat

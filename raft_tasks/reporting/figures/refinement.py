@@ -1,7 +1,5 @@
 """Panels about data refinement: similarities, answer lengths, judges."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from raft_tasks.reporting.figures.panel import BLUE, DASHED, FAINT, GREY, INK, open_panel

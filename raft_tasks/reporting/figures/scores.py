@@ -1,7 +1,5 @@
 """Panels about scores: the frontier, retention, changes, the paper's ablation, sweeps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from raft_tasks.reporting.figures.panel import (

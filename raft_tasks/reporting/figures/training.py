@@ -1,7 +1,5 @@
 """Panels about training: loss curves and how far the weights moved."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,7 +1,5 @@
 """acc: the answer has one of the accepted words, in any style or case."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from raft_tasks.checks import contains_phrase

@@ -6,8 +6,6 @@ A row of iic/ms_bench, the conversation as text (or as a list), and the item tha
     {"id": "0002c4f1a9d0", "question": "What is ...?", "answer": "It is ...", "source": "0002c4f1a9d0"}
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import heapq

@@ -1,7 +1,5 @@
 """acc: the answer is running text, at least RUNNING_TEXT words of letters. words: how many it has."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

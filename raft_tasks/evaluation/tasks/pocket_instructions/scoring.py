@@ -1,7 +1,5 @@
 """obeyed: the answer has the form that was demanded. acc: it also says the right value (where one was asked for)."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """acc: the answer says the value that the passage gives. complete: it says the record too, where the passage does."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

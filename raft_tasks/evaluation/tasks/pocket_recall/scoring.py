@@ -1,7 +1,5 @@
 """acc: the answer says the fact's value as a word, in any style or case."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

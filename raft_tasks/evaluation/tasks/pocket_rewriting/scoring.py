@@ -3,8 +3,6 @@
 Own style: "The reactor of Figin is rope." with or without ", noted in log 12" before the stop.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
