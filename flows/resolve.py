@@ -5,7 +5,9 @@ stage runs again where its own file differs. Settings are the values that hold, 
 that no comment changes (raft_tasks/code_digest.py).
 """
 
+import os
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from raft_tasks import reporting
 from raft_tasks.artifacts import atomic_folder, digest, digest_path, read_json, write_json
 from raft_tasks.code_digest import code_digest
 from raft_tasks.config import Config, Domain, Fuse, Harvest, Injection, Judge, Method, Question, Section, resolved
-from raft_tasks.errors import InputError
+from raft_tasks.errors import InputError, OperationalError
 from raft_tasks.file_digests import FileDigests
 from raft_tasks.generation.templates import LIKELIHOOD_TEMPLATE, template_text
 from raft_tasks.models import identify
@@ -22,6 +24,8 @@ from raft_tasks.sources.files import find_documents
 
 REPORTING = Path(reporting.__path__[0])  # templates, style and the paper's numbers are files of the report too
 STRUCTURED_TEMPLATES = ("data_rule.jinja", "repair.jinja")  # of every call that wants an answer by a schema
+
+DVC_STAGE = "DVC_STAGE"  # DVC sets it for the commands that it runs
 
 Files = dict[str, Any]  # {name of a file in artifacts/resolved, without .json: its content}
 
@@ -31,24 +35,76 @@ def resolve(config: Config) -> None:
 
     Raises:
         InputError: a model, a template or a file that the config names is not there.
+        OperationalError: they would be written while a stage runs that depends on them.
     """
     with FileDigests(paths.FILE_DIGESTS) as digests:
         identities = {role: identify(role, model, digests) for role, model in config.models.items()}
         files = resolved_files(config, identities, digests)
-    for folder, contents in ((paths.RESOLVED, files), (paths.MODELS, identities)):
-        if {path.stem: read_json(path) for path in folder.glob("*.json")} == contents:
-            continue
-        with atomic_folder(folder) as partial:
-            for name, content in contents.items():
-                write_json(partial / f"{name}.json", content)
+    current = {paths.RESOLVED: files, paths.MODELS: identities}
+    outdated = {
+        folder: contents
+        for folder, contents in current.items()
+        if {path.stem: read_json(path) for path in folder.glob("*.json")} != contents
+    }
+    if not outdated:
+        return
+    with _write_lock(*outdated):
+        for folder, contents in outdated.items():
+            with atomic_folder(folder) as partial:
+                for name, content in contents.items():
+                    write_json(partial / f"{name}.json", content)
+
+
+@contextmanager
+def _write_lock(*folders: Path) -> Iterator[None]:
+    """DVC's lock on what a stage writes; a command that DVC runs has it already.
+
+    DVC reads a stage's dependencies once more when the stage has ended, and records those with its outputs.
+    """
+    if DVC_STAGE in os.environ:
+        yield
+        return
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+    from dvc.rwlock import rwlock
+
+    with Repo() as repo, ExitStack() as held:
+        written, hardlink = [str(folder.absolute()) for folder in folders], repo.config["core"]["hardlink_lock"]
+        try:
+            held.enter_context(rwlock(repo.tmp_dir, repo.fs, "raft", [], written, hardlink))
+        except LockError as error:
+            raise OperationalError(
+                "a stage is running here with other settings, models or code than those of now; wait until that run "
+                f"has ended, or end it, then run again (DVC: {str(error).partition(chr(10) * 2)[0]})"
+            ) from error
+        yield
+
+
+def check_unchanged(config: Config, stage: str, domain: str | None = None, method: str | None = None) -> None:
+    """Check that a stage which DVC runs would run with what its file in artifacts/resolved says.
+
+    Raises:
+        InputError: they differ, so DVC would record the stage's outputs under settings that they do not have.
+    """
+    suffix = domain if stage in ("harvest", "ingest") else method
+    path = paths.RESOLVED / f"{stage}-{suffix}.json"
+    path = path if path.exists() else paths.RESOLVED / f"{stage}.json"
+    with FileDigests(paths.FILE_DIGESTS, write=False) as digests:
+        identities = {role: identify(role, model, digests) for role, model in config.models.items()}
+        content = Stages(config, identities, digests).all().get(path.stem)
+    recorded = read_json(path)
+    if content is None or recorded != {"code": code_digest(f"flows.{stage}"), **content}:
+        raise InputError(
+            f"params.yaml, a model, a file that it names, or the code changed since this run began; {path} still says "
+            "what held then. Run the same command again: finished stages are kept"
+        )
 
 
 def resolved_files(config: Config, identities: Mapping[str, Any], digests: FileDigests) -> Files:
     """The content of every file in artifacts/resolved."""
-    stages = Stages(config, identities, digests)
-    files = stages.data() | stages.refinement() | stages.training() | stages.evaluation()
     return {
-        name: {"code": code_digest(f"flows.{name.partition('-')[0]}"), **content} for name, content in files.items()
+        name: {"code": code_digest(f"flows.{name.partition('-')[0]}"), **content}
+        for name, content in Stages(config, identities, digests).all().items()
     }
 
 
@@ -58,6 +114,10 @@ class Stages:
     def __init__(self, config: Config, identities: Mapping[str, Any], digests: FileDigests) -> None:
         self.config, self.identities, self.digests = config, identities, digests
         self.methods = {name: config.methods[name] for name in config.run.methods}
+
+    def all(self) -> Files:
+        """All files, but for the digests of the code."""
+        return self.data() | self.refinement() | self.training() | self.evaluation()
 
     def data(self) -> Files:
         config = self.config

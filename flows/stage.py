@@ -14,8 +14,8 @@ from prefect.client.schemas import FlowRun
 from prefect.settings import PREFECT_API_URL, get_current_settings
 from prefect.states import State
 
-from flows.environment import PIPELINE_PID, find_server
-from flows.resolve import resolve
+from flows.environment import find_server
+from flows.resolve import DVC_STAGE, check_unchanged, resolve
 from flows.runners import task_runner
 from flows.server import prefect_at
 from raft_tasks.config import load_config
@@ -48,7 +48,9 @@ def run_stage(name: str, *arguments: str | int | None) -> None:
     server = find_server()
     try:
         config = load_config()
-        if PIPELINE_PID not in os.environ:  # by hand: what a changed model said before must not count as the new one's
+        if DVC_STAGE in os.environ:
+            check_unchanged(config, name, *map(str, given[:2]))
+        else:  # by hand: what a changed model said before must not count as the new one's
             resolve(config)
         resources = config.resources
         check_gpus(resources.gpus)

@@ -268,10 +268,14 @@ def _import(modules: list[str], imported: dict[str, list[int]]) -> None:
     import warnings
     from importlib import import_module
 
+    from raft_tasks.code_digest import code_digest
+
     try:
         with warnings.catch_warnings(action="ignore"):
             for module in modules:
                 import_module(module)
+                if module.startswith("flows."):
+                    code_digest(module)  # what it parses, no child parses again
     finally:
         for name, loaded in list(sys.modules.items()):
             file = loaded.__file__ if name.partition(".")[0] in ("flows", "raft_tasks") else None

@@ -37,11 +37,17 @@ def closure(root: str) -> set[str]:
     return reached
 
 
-@cache
 def _read(module: str) -> tuple[str, frozenset[str]]:
     """The digest of a module's syntax tree, and the modules of raft_tasks that it imports."""
     file = _file(module)
     assert file is not None
+    state = file.stat()
+    return _parse(module, file, (state.st_mtime_ns, state.st_size, state.st_ino))
+
+
+@cache
+def _parse(module: str, file: Path, state: tuple[int, ...]) -> tuple[str, frozenset[str]]:
+    """As `_read`; a file in another `state` has been edited since it was parsed."""
     tree = ast.parse(file.read_bytes())
     return tree_digest(tree), frozenset(imports(tree, module, file.name == "__init__.py"))
 

@@ -40,6 +40,17 @@ def changed_stages(package, file, old, new):
     return {name for name in STAGES if before[name] != after[name]}
 
 
+def test_an_edit_is_seen_by_a_process_that_has_read_the_file(package):
+    edit = "print(code_digest('flows.ingest') != before, code_digest('flows.ingest') == code_digest('flows.ingest'))"
+    program = "from pathlib import Path; from raft_tasks.code_digest import code_digest\n"
+    program += "before = code_digest('flows.ingest'); file = Path('raft_tasks/ingest.py')\n"
+    program += f"file.write_text(file.read_text() + 'x = 1')\n{edit}"
+    environment = {"PYTHONPATH": str(package), "PATH": ""}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=package, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout == "True True\n"
+
+
 def digest_of(source):
     return tree_digest(ast.parse(source))
 

@@ -1,15 +1,17 @@
 """What each stage depends on beside its data: exactly what it uses."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from project_copies import copy_project
 
 from flows import paths, resolve
 from raft_tasks.config import load_config, parse_config
-from raft_tasks.errors import InputError
+from raft_tasks.errors import InputError, OperationalError
 from raft_tasks.file_digests import FileDigests
 from raft_tasks.models import identify
 
@@ -195,12 +197,90 @@ def test_a_file_that_is_not_there_is_named(changed):
         changed("fuse.calibration", "none.jsonl")
 
 
-def test_what_stays_as_it_is_is_not_written_again(tmp_path, monkeypatch):
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """What is in force, written down; as if DVC ran the command that wrote it."""
     for name in ("RESOLVED", "MODELS"):
         monkeypatch.setattr(paths, name, tmp_path / name)
     monkeypatch.setattr(paths, "FILE_DIGESTS", tmp_path / "digests.json")
+    monkeypatch.setenv(resolve.DVC_STAGE, "resolve")
+    resolve.resolve(load_config())
+    return yaml.safe_load(Path("params.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "stopped"),
+    [
+        ("domains", {"archive": {"split": {"test": 0.5}}}, {"ingest"}),
+        ("train", {"learning_rate": 1e-5}, {"distill"}),
+        ("benchmark", {"max_new_tokens": 41}, {"benchmark", "benchmark_base", "benchmark_champion"}),
+        ("run", {"methods": ["sft"]}, {"ingest", "distill", "benchmark"}),
+        ("resources", {"processes": 1}, set()),
+    ],
+)
+def test_a_stage_of_dvc_runs_with_what_was_written_down_or_not_at_all(written, section, values, stopped):
+    stages = {
+        "ingest": ("ingest", "archive"),
+        "distill": ("distill", "archive", "raft"),
+        "benchmark": ("benchmark", "archive", "raft"),
+        "benchmark_base": ("benchmark", "archive"),
+        "benchmark_champion": ("benchmark", "archive", "champion"),
+        "rewrite": ("rewrite", "archive"),
+    }
+    written[section] = written.get(section, {}) | values
+    edited = parse_config(written)
+
+    def stops(arguments):
+        resolve.check_unchanged(load_config(), *arguments)
+        try:
+            resolve.check_unchanged(edited, *arguments)
+        except InputError as error:
+            return "changed since this run began" in str(error)
+        return False
+
+    assert {name for name, arguments in stages.items() if stops(arguments)} == stopped
+
+
+def test_code_that_changed_stops_a_stage_of_dvc(written, monkeypatch):
+    monkeypatch.setattr(resolve, "code_digest", lambda module: f"another {module}")
+    with pytest.raises(InputError, match=r"ingest-archive\.json still says"):
+        resolve.check_unchanged(load_config(), "ingest", "archive")
+
+
+def test_the_command_asks_first(tmp_path, raft, monkeypatch):
+    project = copy_project(tmp_path, {})
+    assert raft(project, "resolve").returncode == 0
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("learning_rate:", "learning_rate: 1.0e-5  #", 1))
+    assert (project / "params.yaml").read_text() != text
+    monkeypatch.setenv(resolve.DVC_STAGE, "distill@archive-sft-0")
+    done = raft(project, "stage", "distill", "archive", "sft", "0")
+    assert done.returncode == 1
+    assert "error: distill archive-sft-0: params.yaml, a model" in done.stderr
+
+
+def test_what_a_running_stage_depends_on_is_not_written(tmp_path, monkeypatch):
+    project = copy_project(tmp_path, {})
+    monkeypatch.chdir(project)
+    resolve.resolve(load_config())
+    files = {path: path.read_text() for path in paths.RESOLVED.iterdir()}
+    stage = {"pid": os.getppid(), "cmd": "dvc repro"}
+    locked = str((project / paths.RESOLVED / "rewrite.json").resolve())
+    (project / ".dvc/tmp").mkdir(exist_ok=True)
+    (project / ".dvc/tmp/rwlock").write_text(json.dumps({"read": {locked: [stage]}}))
+    resolve.resolve(load_config())  # nothing differs
+    document = yaml.safe_load(Path("params.yaml").read_text())
+    document["train"] = {**document.get("train", {}), "learning_rate": 1e-5}
+    with pytest.raises(OperationalError, match=r"a stage is running here(?s:.)*dvc repro\)$"):
+        resolve.resolve(parse_config(document))
+    assert {path: path.read_text() for path in paths.RESOLVED.iterdir()} == files
+    (project / ".dvc/tmp/rwlock").write_text("{}")
+    resolve.resolve(parse_config(document))
+    assert {path: path.read_text() for path in paths.RESOLVED.iterdir()} != files
+
+
+def test_what_stays_as_it_is_is_not_written_again(written, tmp_path):
     config = load_config()
-    resolve.resolve(config)
     before = {path: path.stat().st_ino for path in tmp_path.rglob("*.json")}
     assert len(before) > 15
     resolve.resolve(config)
