@@ -19,7 +19,7 @@ from uuid import UUID
 
 from flows.environment import find_server
 from flows.server import prefect_at
-from raft_tasks.errors import OperationalError
+from raft_tasks.errors import InputError, OperationalError
 
 if TYPE_CHECKING:
     from prefect.automations import Automation
@@ -117,10 +117,35 @@ def automations(retrain: UUID) -> list[Automation]:
     ]
 
 
+def check_no_other_project() -> None:
+    """Deployments have fixed names, so a server takes those of one project. InputError where it has another's."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with prefect_at(server()), get_client(sync_client=True) as client:
+        try:
+            steps = client.read_deployment_by_name("retrain/retrain").pull_steps or []
+        except ObjectNotFound:
+            return
+    for step in steps:
+        for settings in step.values():
+            folder = settings.get("directory")
+            if folder and Path(folder).is_dir() and Path(folder).resolve() != Path.cwd().resolve():
+                raise InputError(
+                    f"this Prefect server has the deployments of {folder}, which would be replaced; give each project "
+                    "a server (`raft ui --port PORT`, PREFECT_API_URL), or `prefect deployment delete retrain/retrain`"
+                )
+
+
 def record_deployments() -> None:
-    """Make the work pool, record the deployments of prefect.yaml and replace the automations: `raft deploy`."""
+    """Make the work pool, record the deployments of prefect.yaml and replace the automations: `raft deploy`.
+
+    Raises:
+        InputError: the server has another project's.
+    """
     from prefect.client.orchestration import get_client
 
+    check_no_other_project()
     run("work-pool", "create", POOL, "--type", "process", "--overwrite")
     run("deploy", "--all", "--prefect-file", "prefect.yaml")
     with prefect_at(server()), get_client(sync_client=True) as client:

@@ -65,8 +65,13 @@ def gpu_bytes() -> list[int]:
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    listing = subprocess.run(query, capture_output=True, text=True, timeout=10)
-    return [int(line) * 2**20 for line in listing.stdout.split()] if listing.returncode == 0 else []
+    try:
+        listing = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    except subprocess.TimeoutExpired:
+        return []
+    whole = psutil.virtual_memory().total  # of a GPU without a number, "[N/A]": it shares the machine's
+    lines = listing.stdout.splitlines() if listing.returncode == 0 else []
+    return [int(line) * 2**20 if line.strip().isdigit() else whole for line in lines]
 
 
 def check_space(config: Config) -> Iterator[Fault]:

@@ -35,6 +35,8 @@ def prepare() -> None:
     # they are imported, a fifth of the time, and twice more when the process ends: 0.3 to 1.5 s.
     gc.set_threshold(50_000)
     atexit.register(gc.freeze)
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"):
+        os.environ.pop(name, None)  # of the repository whose hook runs this: git is to find the folder's own
     project = Path.cwd()
     defaults = {
         "PREFECT_HOME": project / ".prefect",

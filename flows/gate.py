@@ -20,7 +20,7 @@ from flows.benchmark import CHAMPION, suite_of
 from flows.compare import domain_suite, run_folders
 from flows.judge import add_panel_verdicts
 from flows.stage import Progress
-from raft_tasks.artifacts import atomic_file, digest, iter_rows, read_rows, write_json, write_rows
+from raft_tasks.artifacts import atomic_file, digest, iter_rows, read_rows, read_yaml, write_json, write_rows
 from raft_tasks.benchmark import benchmark_model, merge_model
 from raft_tasks.compare import locate_model
 from raft_tasks.config import Config, Interpolate, Model, load_config
@@ -130,6 +130,12 @@ def _measure(config: Config, domain: str, trained: Path, items: Path, votes: lis
     names = {"candidate": paths.benchmark(domain, candidate.method, candidate.seed).name, "base": "base"}
     models = {"candidate": config.base.at(trained), "base": config.base}
     if production is not None:
+        held = (read_yaml(paths.CHAMPIONS / "domains.yaml").get("versions") or {}).get(domain)
+        if held != str(production):
+            raise InputError(
+                f"{production} is in production, and {paths.champion(domain)} holds {held or 'none'}; `raft retrain "
+                "--force` fetches and measures it"
+            )
         files["champion"] = paths.benchmark(domain, CHAMPION, None) / "items.jsonl"
         names["champion"] = str(production)
         models["champion"] = config.base.at(paths.champion(domain))

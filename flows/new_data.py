@@ -82,6 +82,7 @@ def _track(file: Path, folder: Path) -> None:
             with Repo() as repo:
                 repo.add(str(path))
             return
+    git("add", "--force", "--", str(file))  # also where a rule of .gitignore fits it
 
 
 def _newest_commit(domain: str, refused: Collection[str]) -> list[str]:

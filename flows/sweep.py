@@ -38,6 +38,10 @@ def sweep(name: str) -> None:
     parameter, values, methods = read_definition(name)
     experiments = {f"{name}-{value}": value for value in values}
     missing = [experiment for experiment in experiments if revision(experiment) is None]
+    if missing and (changed := git("status", "--porcelain", "--untracked-files=no")):
+        raise InputError(
+            f"DVC keeps experiments by commit, and this folder is not as HEAD; commit or stash:\n{changed}"
+        )
     for experiment in missing:
         changes = [f"++{parameter}={experiments[experiment]}", f"run.methods=[{','.join(methods)}]"]
         command = ["exp", "run", "--queue", "--name", experiment]

@@ -1,6 +1,7 @@
 """`raft doctor`: ten faults planted at once are named at once; a sound project has none."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -342,3 +343,16 @@ def test_the_disk_of_a_run_counts_adapters_small():
     assert checkpoint == processes * 3 * 4 * 16 * saved
     assert disk("sft", "sft_lora")[1:] == (disk("sft")[1] + lora, disk("sft")[2])
     assert disk_of_run(config, shapes, lambda *_: False) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"), [("echo '[N/A]'", "whole"), ("echo 81559", 81559 * 2**20), ("exit 9", None)]
+)
+def test_the_memory_of_a_gpu(tmp_path, monkeypatch, says, expected):
+    """A GPU that shares the machine's memory has no number of its own."""
+    command = tmp_path / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\n{says}\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    whole = doctor.psutil.virtual_memory().total
+    assert doctor.gpu_bytes() == ([] if expected is None else [whole if expected == "whole" else expected])

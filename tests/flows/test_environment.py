@@ -177,3 +177,13 @@ def test_other_hosts_that_the_user_excepts_stay_excepted(monkeypatch):
     monkeypatch.setenv("no_proxy", "")
     environment.prepare()
     assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "intranet.example.org,127.0.0.1,localhost,::1,0.0.0.0"
+
+
+def test_git_finds_the_folders_own_repository(monkeypatch):
+    """A hook's environment names the repository that it belongs to."""
+    monkeypatch.setenv("GIT_DIR", "/elsewhere/.git")
+    monkeypatch.setenv("GIT_INDEX_FILE", "/elsewhere/.git/index")
+    code = "import flows, os; print([name for name in os.environ if name.startswith('GIT_')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "GIT_DIR" not in done.stdout
+    assert "GIT_INDEX_FILE" not in done.stdout

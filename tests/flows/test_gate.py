@@ -349,6 +349,14 @@ def test_without_an_answer_nothing_is_promoted(waiting):
         waiting[0](2)
 
 
+def test_a_champion_that_is_not_the_one_in_production_is_no_measure(judged, project, monkeypatch):
+    monkeypatch.setattr("flows.gate.champion", lambda folder, domain: f"raft-{domain}@v2.0.0")
+    Path("champions").mkdir()
+    Path("champions/domains.yaml").write_text(f"champions: [{DOMAIN}]\nversions: {{{DOMAIN}: raft-{DOMAIN}@v1.0.0}}\n")
+    with pytest.raises(InputError, match=f"v2.0.0 is in production, and champions/{DOMAIN} holds raft-{DOMAIN}@v1.0.0"):
+        judged(9, 120)
+
+
 def test_without_a_pipeline_there_is_nothing_to_judge(project, prefect_api):
     with prefect_at(prefect_api), pytest.raises(InputError, match="run the pipeline first"):
         flow(gate_candidate, validate_parameters=False)(load_config(), DOMAIN)

@@ -48,6 +48,15 @@ def test_a_folder_drop_brings_what_is_finished_and_differs(repository, settings)
         assert len(new_data.fetch("archive", DROP, repository, changed)) == 1  # the deep one: the other was refused
 
 
+def test_a_dropped_file_is_committed_whatever_gitignore_says(repository, settings):
+    with chdir(prepared(repository, settings)):
+        Path(".gitignore").write_text("*.jsonl\n")
+        drop(repository, "new.jsonl", "{}\n")
+        assert len(new_data.fetch("archive", DROP, repository, [])) == 1
+        checkout.commit("news")
+        assert git("ls-files", "data/archive/new.jsonl")
+
+
 def test_a_folder_under_dvc_stays_there(repository, settings):
     with chdir(prepared(repository, settings)):
         git("rm", "-r", "-q", "--cached", "data/archive")
@@ -293,6 +302,10 @@ def test_a_schedule_creates_a_run_and_a_worker_executes_it(repository, prefect_a
     raft = [sys.executable, "-m", "flows.cli"]
     done = subprocess.run([*raft, "deploy"], cwd=repository, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    shutil.copytree(repository, tmp_path / "other")
+    refused = subprocess.run([*raft, "deploy"], cwd=tmp_path / "other", env=environment, capture_output=True, text=True)
+    assert refused.returncode
+    assert f"this Prefect server has the deployments of {repository}" in refused.stdout + refused.stderr
     worker = subprocess.Popen(
         [*raft, "worker"],
         cwd=repository,

@@ -47,3 +47,10 @@ def test_a_project_without_sweeps_is_told_what_to_write(tmp_path, monkeypatch):
 def test_an_unknown_sweep_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match=r"got the sweep 'nothing', expected one of .*: \[.*'tau'"):
         sweeps.sweep("nothing")
+
+
+def test_uncommitted_changes_are_no_part_of_an_experiment(monkeypatch):
+    monkeypatch.setattr(sweeps, "git", lambda *command: " M params.yaml" if command[0] == "status" else "")
+    monkeypatch.setattr(sweeps, "dvc", lambda *command: pytest.fail("nothing is to be queued"))
+    with pytest.raises(InputError, match=r"not as HEAD; commit or stash:\n M params.yaml"):
+        sweeps.sweep("tau")
