@@ -274,7 +274,7 @@ def _import(modules: list[str], imported: dict[str, list[int]]) -> None:
         with warnings.catch_warnings(action="ignore"):
             for module in modules:
                 import_module(module)
-                if module.startswith("flows."):
+                if module.startswith("flows.") and module not in IMPORTS:  # a stage
                     code_digest(module)  # what it parses, no child parses again
     finally:
         for name, loaded in list(sys.modules.items()):

@@ -113,5 +113,5 @@ def test_the_code_that_scores_answers_re_runs_the_benchmark(package):
 
 
 def test_what_only_the_report_uses_re_runs_only_the_report(package):
-    file, old = "raft_tasks/reporting/paper.py", "from __future__ import annotations"
+    file, old = "raft_tasks/reporting/paper.py", "from typing import Any"
     assert changed_stages(package, file, old, f"{old}\nVALUE = 1") == {"report"}
