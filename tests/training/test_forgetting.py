@@ -12,13 +12,13 @@ from trainer_runs import Stop, numbers, same_weights, stop_at
 from raft_tasks.chat import prompt_ids
 from raft_tasks.checks import score_answer
 from raft_tasks.config import Curve, Model
-from raft_tasks.errors import InputError
+from raft_tasks.errors import InputError, Interrupted
 from raft_tasks.model_loading import load_model, load_tokenizer
 from raft_tasks.schemas import Example
 from raft_tasks.training.anchor_logits import AnchorLogits, encode_anchors
 from raft_tasks.training.conversations import Encoder
 from raft_tasks.training.forgetting import best_point, load_curve_data, preference
-from raft_tasks.training.interruption import Interruption, TrainingInterrupted
+from raft_tasks.training.interruption import Interruption
 from raft_tasks.training.job import CurveInputs
 from raft_tasks.training.train import train_model
 
@@ -171,7 +171,7 @@ def test_a_signal_before_the_first_measurement_of_a_resumed_training(tiny_model,
     with pytest.raises(Stop):  # after the weights of step 4 were kept, before its checkpoint
         run(tiny_model, tmp_path, anchors, curve, progress=stop_at(4), checkpoint_steps=2)
     monkeypatch.setattr(Interruption, "received_anywhere", lambda self, args: "SIGTERM")
-    with pytest.raises(TrainingInterrupted):
+    with pytest.raises(Interrupted, match="SIGTERM"):
         run(tiny_model, tmp_path, anchors, curve, checkpoint_steps=2)
 
 
