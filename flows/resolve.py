@@ -57,11 +57,11 @@ def resolve(config: Config) -> None:
 
 @contextmanager
 def _write_lock(*folders: Path) -> Iterator[None]:
-    """DVC's lock on what a stage writes; a command that DVC runs has it already.
+    """DVC's lock on what a stage writes; a command that DVC runs has it already, and outside of DVC there is none.
 
     DVC reads a stage's dependencies once more when the stage has ended, and records those with its outputs.
     """
-    if DVC_STAGE in os.environ:
+    if DVC_STAGE in os.environ or not Path(".dvc").is_dir():
         yield
         return
     from dvc.lock import LockError
