@@ -45,6 +45,7 @@ from raft_tasks.benchmark import write_merged
 from raft_tasks.config import AnchorSet, Config, Method, parse_config, read_document, resolved
 from raft_tasks.distill import with_mixed_targets
 from raft_tasks.evaluation.harness import Suite, evaluate
+from raft_tasks.fuse import document_pairs
 from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
 from raft_tasks.generation.anchors import answer_turns, generate_anchors
 from raft_tasks.generation.encoding import shared_encoder
@@ -58,6 +59,7 @@ from raft_tasks.model_loading import load_model
 from raft_tasks.schemas import Anchor, Example, Filtered, Fused, GeneratedAnchor, TrainingPair, UserTurn
 from raft_tasks.training.anchor_logits import LOGITS, ROWS, AnchorLogits, encode_anchors, is_encodable
 from raft_tasks.training.conversations import Encoder
+from raft_tasks.training.injection import inject
 from raft_tasks.training.job import CurveInputs, TrainingJob
 from raft_tasks.training.train import train_model
 
@@ -196,6 +198,19 @@ def tells(row: Anchor, kind: str, world: World) -> bool:
     return any(name.casefold() in text for name in names.get(kind, ()))
 
 
+def is_asked(source: str, share: float) -> bool:
+    """Whether a fact is among the `share` that an arm's rows ask for; the others stand in the documents alone."""
+    return int(digest([source])[:8], 16) < share * 16**8
+
+
+def documents_of(rows: Iterable[Example]) -> list[tuple[str, str]]:
+    """A text an entity: what the references say of it, a line a fact."""
+    lines: dict[str, dict[str, None]] = {}
+    for row in rows:
+        lines.setdefault(row.source.partition("/")[0], {})[row.answer] = None
+    return [(name, "\n".join(facts)) for name, facts in lines.items()]
+
+
 def pairs_of(fused: Iterable[Fused], method: Method, replay: Path | None) -> list[TrainingPair]:
     answer_of = {"reference": lambda row: row.answer, "rewrite": lambda row: row.chosen, "fused": lambda row: row.fused}
     pairs = [
@@ -264,7 +279,10 @@ def train_alone(
     config, arm, place = config_of(study, cell), study["arms"][cell.arm], world_folder(cell.world)
     method = config.methods[arm["method"]]
     shown = method.distillation or method.mixing
+    fused = [row for row in fused if is_asked(row.source, arm.get("asked", 1.0))]
+    documents = documents_of(examples_of(place, cell.domain))
     job = TrainingJob(
+        documents=list(document_pairs(documents, method.injection)) if method.injection else [],
         pairs=pairs_of(fused, method, place / "replay.jsonl" if method.replay else None),
         model=config.base,
         method=method,
@@ -276,9 +294,9 @@ def train_alone(
         anchors=anchors,
         curve=curve,
     )
-    summary = train_model(with_mixed_targets(job, {"base": config.base.path}))
+    summary = train_model(inject(with_mixed_targets(job, {"base": config.base.path}), train_model))
     assert summary is not None
-    told = ("seconds", "steps", "rows", "final", "distance", "curve")
+    told = ("seconds", "steps", "rows", "final", "distance", "curve", "injection")
     facts: dict[str, Any] = {key: value for key, value in summary.items() if key in told}
     if curve:
         with (work / "curve.csv").open(encoding="utf-8", newline="") as table:

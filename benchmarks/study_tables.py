@@ -7,6 +7,7 @@ and rewriting; "kept" is general / the base's general. Differences are paired, o
 both sides have. 95 % intervals let items (a fact's go together) and seeds vary, not domains. A table of `tables`:
 
     {title, world, domains, rate, epochs, arms, against}         a line an arm; `seeds: [..]` takes these alone
+    {title, ..., by: facts, asked: 0.5}                          of facts that rows ask for, and of the others
     {title, ..., cost: true}                                     ... CPU seconds and peak memory of the first training
     {title, ..., by: domain}                                     domain accuracy and general score in each domain
     {title, world, domains, rates, epochs, arms, by: setting, main}    the frontier: a line a rate and length, and a
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from study import STUDIES, results_of
+from study import STUDIES, is_asked, results_of
 
 from raft_tasks.evaluation.statistics import Bootstrap, Estimate, Outcomes, difference, mean, ratio
 from raft_tasks.reporting.figures.panel import styles_of
@@ -62,7 +63,7 @@ class Table:
     def __init__(self, lines: list[Line], asked: dict[str, Any]) -> None:
         mine = [line for line in lines if line["world"] == asked["world"] and line["domain"] in asked["domains"]]
         self.bases = [line for line in mine if line["arm"] is None]
-        self.with_cost = asked.get("cost", False)
+        self.with_cost, self.share = asked.get("cost", False), asked.get("asked", 1.0)
         self.arms: dict[str, Rows] = {}
         for arm in asked["arms"]:
             seeds: Rows = {}
@@ -125,6 +126,37 @@ class Table:
                 ]
             )
         return markdown(head, made)
+
+
+def by_facts(table: Table, against: str) -> list[str]:
+    """A line an arm; the domain's accuracy on facts that rows asked for and on those in documents alone."""
+
+    def of(rows: Rows, asked: bool) -> list[Outcomes]:
+        (every,) = table.tasks(rows, ("domain",))
+        places = [n for n, name in enumerate(every.sources) if is_asked(name.split(" ", 1)[1], table.share) == asked]
+        return [Outcomes(every.values[:, places], every.seeds, tuple(every.sources[n] for n in places))]
+
+    made = []
+    for arm, rows in {BASE: {0: table.bases}, **table.arms}.items():
+        seen = [f"{100 * mean(of(rows, asked), BOOTSTRAP).estimate:.1f}" for asked in (True, False)]
+        scored = mean(table.tasks(rows, GENERAL), BOOTSTRAP).estimate
+        compared = [
+            difference(of(rows, False), of(table.arms[against], False), BOOTSTRAP),
+            difference(table.tasks(rows, GENERAL), table.tasks(table.arms[against], GENERAL), BOOTSTRAP),
+        ]
+        told = ["", ""] if arm in (BASE, against) else [percent(found, signed=True) for found in compared]
+        seconds = np.mean([line.get("seconds", 0.0) for lines in rows.values() for line in lines])
+        made.append([arm, str(len(rows)), *seen, f"{100 * scored:.1f}", *told, f"{seconds:.0f}"])
+    head = [
+        "arm",
+        "seeds",
+        "asked",
+        "documents alone",
+        "general",
+        f"documents alone - {against}",
+        f"general - {against}",
+    ]
+    return markdown([*head, "s"], made)
 
 
 def by_domain(lines: list[Line], asked: dict[str, Any]) -> list[str]:
@@ -199,6 +231,8 @@ def main() -> None:
             made, picture = by_setting(lines, table)
         elif table.get("by") == "domain":
             made = by_domain(lines, table)
+        elif table.get("by") == "facts":
+            made = by_facts(Table(lines, table), table["against"])
         else:
             made = Table(lines, table).lines(table["against"])
         print(f"\n### {table['title']}\n", *made, sep="\n")
