@@ -45,14 +45,13 @@ def write_set(rows: Sequence[GeneratedAnchor], cleaning: Cleaning, model: Model,
     """Clean the set and write it to `folder`, together with the base's top K at the positions of its answers."""
     import torch
 
-    from raft_tasks.model_loading import load_model
+    from raft_tasks.model_loading import load_context_length, load_model
     from raft_tasks.training.anchor_logits import is_encodable, write_anchors
     from raft_tasks.training.conversations import Encoder
 
     settings = cleaning.settings
     base, tokenizer = load_model(model, getattr(torch, model.dtype))
-    limit = base.config.get_text_config().max_position_embeddings
-    encoder = Encoder(tokenizer, limit, system=model.system, thinking=model.thinking)
+    encoder = Encoder(tokenizer, load_context_length(model), system=model.system, thinking=model.thinking)
     encodable = partial(is_encodable, encoder=encoder)
     kept, rejected, statistics = clean_anchors(rows, replace(cleaning, is_encodable=encodable))
     folder.mkdir(parents=True)

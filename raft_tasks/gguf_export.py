@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from raft_tasks import chat
 from raft_tasks.artifacts import atomic_file
 from raft_tasks.config import Model
-from raft_tasks.control_tokens import control_tokens
 from raft_tasks.errors import InputError
 from raft_tasks.model_loading import load_model
 
@@ -102,7 +101,7 @@ def _add_tokenizer(writer: Any, tokenizer: Any, rows: int, path: str) -> None:
             f"{path}: got a {state['model']['type']} tokenizer whose splitting is none of GPT-2's and SmolLM's; "
             "expected byte-level BPE. llama.cpp's convert_hf_to_gguf.py knows more tokenizers"
         )
-    control = set(control_tokens(tokenizer).values())
+    control = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
     texts = {number: text for text, number in tokenizer.get_vocab().items()}
     kinds = [
         TokenType.UNUSED if n not in texts

@@ -131,12 +131,10 @@ def count_thoughts(texts: Iterable[str]) -> tuple[int, int]:
 
 def opening(prompt: str) -> str:
     """The end of a rendered prompt from where it opens a thought, to which what is written next belongs."""
-    starts = [_last(start, prompt) for start, end in TAGS if _last(start, prompt) > _last(end, prompt)]
-    return prompt[max(starts) :] if starts else ""
-
-
-def _last(tag: str, text: str) -> int:
-    return max((match.start() for match in _pattern(tag).finditer(text)), default=-1)
+    ends = (
+        re.search(rf"(?i:{re.escape(start)})\s*\Z", prompt) for start, _ in TAGS
+    )  # before it a text may mention one
+    return next((prompt[match.start() :] for match in ends if match), "")
 
 
 @cache

@@ -122,3 +122,8 @@ def test_where_a_prompt_opens_a_thought():
 def test_a_text_without_tags_stays_as_it_is(text):
     if not any(tag.strip() in text for pair in TAGS for tag in pair) and "<|" not in text:
         assert strip_thoughts(text) == (text, False)
+
+
+def test_a_text_that_mentions_a_tag_opens_no_thought():
+    assert opening("user\nWhat does <thinking> do?\nassistant\n") == ""
+    assert opening("user\nWhat does <thinking> do?\nassistant\n<think>\n") == "<think>\n"

@@ -12,7 +12,7 @@ from raft_tasks.adapter_folder import without_peft_warnings
 from raft_tasks.artifacts import digest, digest_path
 from raft_tasks.config import Distillation, resolved
 from raft_tasks.errors import InputError
-from raft_tasks.model_loading import load_model
+from raft_tasks.model_loading import load_context_length, load_model
 from raft_tasks.training.adapters import with_adapter
 from raft_tasks.training.anchor_logits import AnchorBatches, TargetLogits, load_anchors
 from raft_tasks.training.completion_forward import output_head
@@ -61,7 +61,7 @@ def prepare(job: TrainingJob) -> tuple[PreTrainedModel, TrainingData]:
     distillation = method.distillation
     if distillation:
         check_top_k(distillation, len(output_head(network).weight))
-    limit = min(settings.max_length, network.config.get_text_config().max_position_embeddings)
+    limit = min(settings.max_length, load_context_length(job.model))
     replayed = [pair for pair in job.pairs if pair.replay]
     from_production = method.replay is not None and method.replay.files == "production"  # at first there is none
     if (method.replay is None) != (not replayed) and not from_production:
