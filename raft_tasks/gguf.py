@@ -47,7 +47,7 @@ def model_folder(path: str) -> Path:
     if file.suffix != SUFFIX:
         return file
     about = describe(file)
-    folder = FOLDERS / f"{file.stem}-{about['sha256'][:16]}"
+    folder = FOLDERS / f"{file.stem}-{about['sha256'][:16]}-2"  # 2: of how it is converted
     if not folder.is_dir():
         FOLDERS.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):  # stages start side by side
@@ -100,6 +100,41 @@ def _describe(file: Path, size: int, modified: int) -> dict[str, str]:
     }
 
 
+def check_positions(file: Path) -> None:
+    """InputError where rotary positions are scaled: transformers drops that of most architectures without a word."""
+    content = _read(file)
+    lost = [
+        tensor.name for tensor in content.tensors if tensor.name.startswith("rope_f")
+    ]  # rope_freqs, rope_factors_long
+    lost += [key for key in content.fields if ".rope.scaling." in key]
+    if lost:
+        raise InputError(
+            f"{file}: transformers does not read its scaled rotary positions ({', '.join(lost[:3])}) and would make "
+            "another model of it. Use the model's safetensors folder instead"
+        )
+
+
+def set_split(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Split text as SmolLM2 does, for which transformers takes GPT-2's rule; InputError for another unknown rule."""
+    from tokenizers import pre_tokenizers
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    fields = _read(file).fields
+    named = (fields.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+    kind, rule = (None if field is None else field.contents() for field in named)
+    if kind != "gpt2" or rule in (None, "default", "gpt-2", *GGUF_PRE_TOKENIZER_SPLITS):
+        return
+    if rule != "smollm":
+        raise InputError(
+            f"{file}: its tokenizer splits text as {rule!r}, which transformers does not know. Use the model's "
+            "safetensors folder instead"
+        )
+    backend: Any = tokenizer
+    backend.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
 def convert(file: Path, folder: Path, about: dict[str, str]) -> None:
     """Write the model of `file` as float32 safetensors with tokenizer, chat template and model card to `folder`."""
     import torch
@@ -119,6 +154,8 @@ def convert(file: Path, folder: Path, about: dict[str, str]) -> None:
     missing = sorted(map(str, [*both[1]["missing_keys"], *both[1]["mismatched_keys"]]))
     if missing:  # transformers has drawn them at random
         raise InputError(f"{file} lacks {len(missing)} weights of its model ({missing[0]}, ...); download it again")
+    check_positions(file)
+    set_split(tokenizer, file)
     if tokenizer.chat_template is None:
         raise InputError(f"{file} has no chat template; expected an instruction-tuned model")
     plain = loaded.config.to_dict()

@@ -26,11 +26,13 @@ TEMPLATE = (
 )
 
 
-def write_gguf(path: Path, template: str | None = TEMPLATE, without: str = "none") -> dict[str, np.ndarray]:
+def write_gguf(
+    path: Path, template: str | None = TEMPLATE, without: str = "none", split: str = "smollm", scaled: bool = False
+) -> dict[str, np.ndarray]:
     """Returns the embedding and one projection, as they went into the file (Q8_0)."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    tokens = [*SPECIAL, *sorted(bytes_to_unicode().values()), "th", "the"]
+    tokens = [*SPECIAL, *sorted(bytes_to_unicode().values()), "th", "the", "ĊĊ"]
     out = writer.GGUFWriter(path, "llama")
     out.add_name("Tiny llama")
     out.add_organization("A maker")
@@ -46,10 +48,10 @@ def write_gguf(path: Path, template: str | None = TEMPLATE, without: str = "none
     out.add_rope_freq_base(10000.0)
     out.add_vocab_size(len(tokens))
     out.add_tokenizer_model("gpt2")
-    out.add_tokenizer_pre("smollm")
+    out.add_tokenizer_pre(split)
     out.add_token_list(tokens)
     out.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
-    out.add_token_merges(["t h", "th e"])
+    out.add_token_merges(["t h", "th e", "Ċ Ċ"])
     out.add_bos_token_id(1)
     out.add_eos_token_id(2)
     out.add_pad_token_id(2)
@@ -63,6 +65,8 @@ def write_gguf(path: Path, template: str | None = TEMPLATE, without: str = "none
         out.add_tensor(name, quantised, raw_dtype=q8)
         return writer.quants.dequantize(quantised, q8)
 
+    if scaled:
+        out.add_tensor("rope_freqs.weight", np.ones(4, dtype=np.float32))
     kept = {"embedding": add("token_embd.weight", len(tokens), HIDDEN)}
     for name in {"attn_q", "attn_k", "attn_v", "attn_output"} - {without}:
         add(f"blk.0.{name}.weight", HIDDEN, HIDDEN)
@@ -146,3 +150,19 @@ def test_what_is_no_model_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="lacks 1 weights of its model"):
         gguf.model_folder("lacking.gguf")
     assert not [path for path in gguf.FOLDERS.iterdir() if path.suffix != ".lock"]
+
+
+def test_text_is_split_as_the_model_was_made_with(file):
+    _, tokenizer = load_model(Model(path=str(file)), torch.float32)
+    assert tokenizer.tokenize("a\n\n1") == ["a", "ĊĊ", "1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [({"split": "starcoder"}, "splits text as 'starcoder'"), ({"scaled": True}, "scaled rotary positions .rope_freqs")],
+)
+def test_what_transformers_would_make_another_model_of_is_refused(tmp_path, monkeypatch, settings, fault):
+    monkeypatch.chdir(tmp_path)
+    write_gguf(tmp_path / "odd.gguf", **settings)
+    with pytest.raises(InputError, match=fault):
+        load_model(Model(path="odd.gguf"), torch.float32)
