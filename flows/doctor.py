@@ -69,9 +69,9 @@ def gpu_bytes() -> list[int]:
         listing = subprocess.run(query, capture_output=True, text=True, timeout=30)
     except subprocess.TimeoutExpired:
         return []
-    whole = psutil.virtual_memory().total  # of a GPU without a number, "[N/A]": it shares the machine's
-    lines = listing.stdout.splitlines() if listing.returncode == 0 else []
-    return [int(line) * 2**20 if line.strip().isdigit() else whole for line in lines]
+    lines = [line.strip() for line in listing.stdout.splitlines()] if listing.returncode == 0 else []
+    whole = psutil.virtual_memory().total  # of a GPU without a number: it shares the machine's
+    return [int(line) * 2**20 if line.isdigit() else whole for line in lines if line.isdigit() or "N/A" in line]
 
 
 def check_space(config: Config) -> Iterator[Fault]:

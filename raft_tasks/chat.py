@@ -59,8 +59,12 @@ HEAD = re.compile(r"\{#- raft-refinery: [^\n]*\n(?:\{%- set enable_thinking = (?
 SYSTEM_PREAMBLE = """\
 {{%- set trained_system = {system} -%}}
 {{%- if messages and messages[0]['role'] == 'system' -%}}
-  {{%- set merged_turn = {{'role': 'system', 'content': trained_system + '\\n\\n' + messages[0]['content']}} -%}}
-  {{%- set messages = [merged_turn] + messages[1:] -%}}
+  {{%- if messages[0]['content'] is string -%}}
+    {{%- set merged = trained_system + '\\n\\n' + messages[0]['content'] -%}}
+  {{%- else -%}}
+    {{%- set merged = [{{'type': 'text', 'text': trained_system + '\\n\\n'}}] + messages[0]['content'] -%}}
+  {{%- endif -%}}
+  {{%- set messages = [{{'role': 'system', 'content': merged}}] + messages[1:] -%}}
 {{%- else -%}}
   {{%- set messages = [{{'role': 'system', 'content': trained_system}}] + messages -%}}
 {{%- endif -%}}

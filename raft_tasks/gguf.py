@@ -100,17 +100,19 @@ def _describe(file: Path, size: int, modified: int) -> dict[str, str]:
     }
 
 
-def check_positions(file: Path) -> None:
-    """InputError where rotary positions are scaled: transformers drops that of most architectures without a word."""
+def check_positions(file: Path, network: PreTrainedModel) -> None:
+    """InputError where rotary positions are scaled or partial, which transformers often drops without a word."""
     content = _read(file)
-    lost = [
-        tensor.name for tensor in content.tensors if tensor.name.startswith("rope_f")
-    ]  # rope_freqs, rope_factors_long
+    lost = [tensor.name for tensor in content.tensors if tensor.name.startswith("rope_f")]  # rope_freqs, rope_factors_*
     lost += [key for key in content.fields if ".rope.scaling." in key]
+    frequencies = getattr(getattr(network.base_model, "rotary_emb", None), "inv_freq", None)
+    for key, field in content.fields.items():
+        if key.endswith(".rope.dimension_count") and frequencies is not None:
+            lost += [f"{key} {field.contents()}"] if field.contents() != 2 * len(frequencies) else []
     if lost:
         raise InputError(
-            f"{file}: transformers does not read its scaled rotary positions ({', '.join(lost[:3])}) and would make "
-            "another model of it. Use the model's safetensors folder instead"
+            f"{file}: transformers does not read its scaled or partial rotary positions ({', '.join(lost[:3])}) and "
+            "would make another model of it. Use the model's safetensors folder instead"
         )
 
 
@@ -154,7 +156,7 @@ def convert(file: Path, folder: Path, about: dict[str, str]) -> None:
     missing = sorted(map(str, [*both[1]["missing_keys"], *both[1]["mismatched_keys"]]))
     if missing:  # transformers has drawn them at random
         raise InputError(f"{file} lacks {len(missing)} weights of its model ({missing[0]}, ...); download it again")
-    check_positions(file)
+    check_positions(file, loaded)
     set_split(tokenizer, file)
     if tokenizer.chat_template is None:
         raise InputError(f"{file} has no chat template; expected an instruction-tuned model")

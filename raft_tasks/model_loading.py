@@ -104,6 +104,7 @@ def load_network(model: Model, dtype: torch.dtype, tokenizer: PreTrainedTokenize
     network = loaded[0]
     if getattr(network.config, "quantization_config", None) is None:  # others have keys of their method's own
         check_keys(model, loaded[1])
+        check_head(model, network)
     check_vocabulary(model, network, tokenizer)
     return network
 
@@ -151,6 +152,17 @@ def check_keys(model: Model, info: dict[str, Any]) -> None:
             f"{place(model)}: its weights are not those of its config.json: {'; '.join(faults)}; expected every weight "
             "once, in its shape. An untied output head must be in the file (or tie_word_embeddings be true); copy or "
             "download the folder again"
+        )
+
+
+def check_head(model: Model, network: PreTrainedModel) -> None:
+    """InputError for an output head of its own that the config calls tied: transformers takes it, others do not."""
+    head, embedding = network.get_output_embeddings(), network.get_input_embeddings()
+    tied = getattr(network.config.get_text_config(), "tie_word_embeddings", False)
+    if tied and head is not None and head.weight is not embedding.weight:
+        raise InputError(
+            f"{place(model)}: its file has an output head of its own, and config.json says that it is the embedding "
+            "(tie_word_embeddings), so programs would take either. Set it to false, or take the head out of the file"
         )
 
 

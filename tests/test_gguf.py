@@ -46,6 +46,7 @@ def write_gguf(
     out.add_head_count_kv(HEADS)
     out.add_layer_norm_rms_eps(1e-5)
     out.add_rope_freq_base(10000.0)
+    out.add_rope_dimension_count(HIDDEN // HEADS)
     out.add_vocab_size(len(tokens))
     out.add_tokenizer_model("gpt2")
     out.add_tokenizer_pre(split)
@@ -159,10 +160,22 @@ def test_text_is_split_as_the_model_was_made_with(file):
 
 @pytest.mark.parametrize(
     ("settings", "fault"),
-    [({"split": "starcoder"}, "splits text as 'starcoder'"), ({"scaled": True}, "scaled rotary positions .rope_freqs")],
+    [
+        ({"split": "starcoder"}, "splits text as 'starcoder'"),
+        ({"scaled": True}, "partial rotary positions .rope_freqs"),
+    ],
 )
 def test_what_transformers_would_make_another_model_of_is_refused(tmp_path, monkeypatch, settings, fault):
     monkeypatch.chdir(tmp_path)
     write_gguf(tmp_path / "odd.gguf", **settings)
     with pytest.raises(InputError, match=fault):
         load_model(Model(path="odd.gguf"), torch.float32)
+
+
+def test_partial_rotary_positions_are_seen(file):
+    """Of Phi, whose rotary width transformers does not read, another network comes."""
+    network, _ = load_model(Model(path=str(file)), torch.float32)
+    gguf.check_positions(Path(file), network)
+    network.model.rotary_emb.inv_freq = network.model.rotary_emb.inv_freq[1:]
+    with pytest.raises(InputError, match=rf"partial rotary positions .llama.rope.dimension_count {HIDDEN // HEADS}\)"):
+        gguf.check_positions(Path(file), network)

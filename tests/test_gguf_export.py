@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_gguf import SPECIAL, TEMPLATE
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -17,13 +17,14 @@ from raft_tasks.gguf_export import check_architecture, export_gguf
 from raft_tasks.model_loading import load_model
 
 pytest.importorskip("gguf")
-TEXT = "<|im_start|>user\nthe 4217 things, it's über<|im_end|>\n"
+TEXT = "<|im_start|>user\nthe 4217 things, it's über:\n\n1. a  5<|im_end|>\n"
 
 
-def save_llama(folder, digits=True, **changes):
+def save_llama(folder, digits=True, spare=0, **changes):
     """Grouped attention, so that queries and keys have different head counts."""
-    vocabulary = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "th", "the"]
-    core = Tokenizer(models.BPE({token: n for n, token in enumerate(vocabulary)}, [("t", "h"), ("th", "e")]))
+    vocabulary = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "th", "the", "ĊĊ", "ĠĠ"]
+    merges = [("t", "h"), ("th", "e"), ("Ċ", "Ċ"), ("Ġ", "Ġ")]
+    core = Tokenizer(models.BPE({token: n for n, token in enumerate(vocabulary)}, merges))
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), split]) if digits else split
     core.decoder = decoders.ByteLevel()
@@ -33,7 +34,7 @@ def save_llama(folder, digits=True, **changes):
     )
     tokenizer.chat_template = TEMPLATE
     settings = {
-        "vocab_size": len(vocabulary), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "vocab_size": len(vocabulary) + spare, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": True,
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "initializer_range": 0.2, "rope_theta": 5000.0,
     }  # fmt: skip
@@ -93,3 +94,17 @@ def test_the_command_exports_a_folder_outside_of_a_project_exactly(tmp_path, mon
     assert result.exit_code == 0, result.exception
     weights, exported = (load_model(Model(path=path), torch.float32)[0] for path in (model.path, "out.gguf"))
     assert all(torch.equal(value, exported.state_dict()[name]) for name, value in weights.state_dict().items())
+
+
+def test_an_ordinary_added_token_is_no_control_token(tmp_path):
+    """llama.cpp's server leaves control tokens out of what it prints: a thought would run into the answer."""
+    from gguf import GGUFReader, TokenType
+
+    model = save_llama(tmp_path / "model", spare=1)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.add_tokens([AddedToken("<think>", special=False)])
+    tokenizer.save_pretrained(tmp_path / "model")
+    export_gguf(model, tmp_path / "out.gguf", "float32")
+    kinds = GGUFReader(tmp_path / "out.gguf").fields["tokenizer.ggml.token_type"].contents()
+    assert kinds[tokenizer.convert_tokens_to_ids("<think>")] == TokenType.USER_DEFINED
+    assert kinds[1] == TokenType.CONTROL

@@ -58,6 +58,12 @@ def test_an_untied_head_that_is_not_in_the_file(folder, user):
         USERS[user](settings(folder))
 
 
+def test_an_output_head_that_the_config_calls_tied(folder):
+    change_weights(folder, lambda weights: weights.update({"lm_head.weight": weights["model.embed_tokens.weight"] + 1}))
+    with pytest.raises(InputError, match=r"an output head of its own, and config\.json says that it is the embedding"):
+        load_model(settings(folder), torch.float32)
+
+
 @pytest.mark.parametrize("user", USERS)
 def test_a_missing_an_unexpected_and_a_misshapen_weight_are_named_together(folder, user):
     def change(weights):

@@ -222,3 +222,13 @@ def template_table(work):
 
 def test_the_documented_table_is_what_is_rendered(tmp_path):
     assert template_table(tmp_path) in PAGE.read_text(encoding="utf-8")
+
+
+def test_a_system_turn_given_as_parts():
+    template = SMOLLM2.replace("message['content']", "(message['content'] if message['content'] is string else "
+                               "message['content'] | map(attribute='text') | join)")  # fmt: skip
+    tokenizer = chat_tokenizer("qwen3")
+    tokenizer.chat_template = served_template(template, "Be brief.")
+    turns = [{"role": "system", "content": [{"type": "text", "text": "Be polite."}]}, QUESTION]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert text.startswith("<|im_start|>system\nBe brief.\n\nBe polite.<|im_end|>")

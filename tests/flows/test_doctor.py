@@ -346,7 +346,8 @@ def test_the_disk_of_a_run_counts_adapters_small():
 
 
 @pytest.mark.parametrize(
-    ("says", "expected"), [("echo '[N/A]'", "whole"), ("echo 81559", 81559 * 2**20), ("exit 9", None)]
+    ("says", "expected"),
+    [("echo '[N/A]'", "whole"), ("echo 81559", 81559 * 2**20), ("exit 9", None), ("echo No devices were found", None)],
 )
 def test_the_memory_of_a_gpu(tmp_path, monkeypatch, says, expected):
     """A GPU that shares the machine's memory has no number of its own."""
