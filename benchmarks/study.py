@@ -294,7 +294,8 @@ def train_alone(
         anchors=anchors,
         curve=curve,
     )
-    summary = train_model(inject(with_mixed_targets(job, {"base": config.base.path}), train_model))
+    job = with_mixed_targets(job, {"base": config.base.path}, lambda *_: None)
+    summary = train_model(inject(job, train_model))
     assert summary is not None
     told = ("seconds", "steps", "rows", "final", "distance", "curve", "injection")
     facts: dict[str, Any] = {key: value for key, value in summary.items() if key in told}

@@ -21,8 +21,9 @@ from raft_tasks.training.job import CurveInputs, TrainingJob
 @flow
 def distill(domain: str, method: str, seed: int) -> None:
     job = training_job(domain, method, seed)
-    progress = Progress(f"distill@{domain}-{method}-{seed}", 0, "steps")
-    write_json(job.output / "summary.json", train(job, read_json(paths.model_identity("base")), progress))
+    label = f"distill@{domain}-{method}-{seed}"
+    progress = Progress(label, 0, "steps"), Progress(label, 0, "mixed answers at most")
+    write_json(job.output / "summary.json", train(job, read_json(paths.model_identity("base")), *progress))
 
 
 def training_job(domain: str, method: str, seed: int) -> TrainingJob:

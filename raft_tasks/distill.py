@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from raft_tasks.training.summary import TrainingSummary
 
 
-def with_mixed_targets(job: TrainingJob, identity: dict[str, str | None]) -> TrainingJob:
+def with_mixed_targets(job: TrainingJob, identity: dict[str, str | None], progress: Progress) -> TrainingJob:
     """The job with the targets that the method's `mixing` makes; they are kept beside the checkpoints."""
     from raft_tasks.generation.mixing import mix_answers
     from raft_tasks.training.conversations import teacher_message
@@ -35,7 +35,7 @@ def with_mixed_targets(job: TrainingJob, identity: dict[str, str | None]) -> Tra
     if not file.exists():
         guide = teacher_message(job.template_text)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(file, mix_answers(job.pairs, job.model, settings, guide, job.seed))
+        write_rows(file, mix_answers(job.pairs, job.model, settings, guide, job.seed, progress))
     return replace(job, pairs=read_rows(file, TrainingPair), mixed=True)
 
 
@@ -52,17 +52,17 @@ def run_training(job: TrainingJob, progress: Progress) -> TrainingSummary:
 
 
 @task(cache_policy=NO_CACHE)  # its files are DVC's; what an interrupted training has done is in its checkpoints
-def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress) -> TrainingSummary:
+def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress, drawn: Progress) -> TrainingSummary:
     """Train one model into `job.output` (model/, steps.csv, curve.csv); returns the summary.
 
     A run that was killed continues from its last checkpoint under `job.checkpoints`/<digest of what determines the
-    result>; `identity` is the base model's.
+    result>; `identity` is the base model's. `progress` hears of the training's steps, `drawn` of `mixing`'s answers.
     """
     from raft_tasks.training.injection import inject
 
     job = replace(job, method=job.method.model_copy(update={"merge": None}))  # merging does not change the training
     asked = len(job.pairs)
-    job = with_mixed_targets(job, identity)
+    job = with_mixed_targets(job, identity, drawn)
     left_out = asked - len(job.pairs)
     if left_out:
         print(f"mixing left out {left_out} of {asked} rows: no drawn answer said what their reference says", flush=True)

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from raft_tasks.artifacts import atomic_folder, digest_path
 from raft_tasks.errors import InputError
+from raft_tasks.model_files import save_network
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -169,6 +170,6 @@ def convert(file: Path, folder: Path, about: dict[str, str]) -> None:
     model.generation_config = loaded.generation_config
     tokenizer.model_max_length = config.max_position_embeddings
     with atomic_folder(folder) as partial, redirect_stderr(StringIO()):
-        model.save_pretrained(partial)
+        save_network(model, partial)
         tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(CARD.format(file=file.name, **about), encoding="utf-8")

@@ -10,6 +10,7 @@ from raft_tasks.adapter_folder import FILES, add_adapter, base_of, is_adapter
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
 from raft_tasks.gguf import model_folder
+from raft_tasks.model_files import save_network
 from raft_tasks.model_loading import load_model, load_network, load_tokenizer, quiet
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def write_whole(model: Model, folder: Path) -> None:
     if left_out:
         network = load_model(model, getattr(torch, model.dtype))[0]
         with quiet():
-            network.save_pretrained(folder)
+            save_network(network, folder)
         del network
         check_merged(model, folder)
 

@@ -1,4 +1,5 @@
-"""What a model folder's files say before anything is loaded: cut or missing weights, a foreign tokenizer, quantisation.
+"""A model folder's files: how they are written, and what they say before anything is loaded (cut or missing weights, a
+foreign tokenizer, quantisation).
 
 The header of a safetensors file, which is all that is read of the weights:
 
@@ -28,6 +29,23 @@ UNQUANTISED, FROM_THE_ORIGINAL = "weights in float32 or bfloat16", "use the mode
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what `read_header` raises for a damaged file
 
 FileFault = tuple[str, str, str]  # what is there, what is expected, what to do
+
+
+def save_network(network: Any, folder: Path) -> None:
+    """`network.save_pretrained`, its rotary positions also under the keys of transformers 4.
+
+    Programs with that version know no `rope_parameters` and would take their own default. Positions that differ between
+    layers (Gemma 3) have no such keys.
+    """
+    network.save_pretrained(folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    rotary = config.get("rope_parameters") or {}
+    if "rope_theta" in rotary:
+        older = {key: rotary.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rotary}
+        scaling = None if rotary["rope_type"] == "default" else rotary
+        config |= older | {"rope_scaling": scaling, "rope_parameters": {**older, **rotary}}
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def is_pointer(file: Path) -> bool:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import MambaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, Phi3Config
 
 from raft_tasks.config import Model
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.chat_model import ChatModel
 from raft_tasks.generation.transformers_backend import TransformersBackend
-from raft_tasks.model_files import find_faults
+from raft_tasks.model_files import find_faults, save_network
 from raft_tasks.model_loading import load_context_length, load_model, load_tokenizer
 
 BASE = Path(__file__).resolve().parents[1] / "models" / "pocket-base"
@@ -170,3 +170,35 @@ def test_named_chat_templates(folder):
         load_tokenizer(settings(folder))
     edit(folder / "tokenizer_config.json", chat_template=[*named, {"name": "default", "template": template}])
     assert load_tokenizer(settings(folder)).chat_template == template
+
+
+SHAPE = {
+    "vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "older"),
+    [
+        (LlamaConfig(**SHAPE, rope_theta=5000.0), {"rope_theta": 5000.0, "rope_scaling": None}),
+        (LlamaConfig(**SHAPE, rope_theta=5e5, rope_scaling=dict(LLAMA3)), {"rope_theta": 5e5, "rope_scaling": LLAMA3}),
+        (
+            Phi3Config(**SHAPE, partial_rotary_factor=0.5),
+            {"rope_theta": 10000.0, "rope_scaling": None, "partial_rotary_factor": 0.5},
+        ),
+    ],
+)
+def test_rotary_positions_are_written_for_older_programs_too(tmp_path, config, older):
+    network = AutoModelForCausalLM.from_config(config)
+    expected = network.config.to_dict()["rope_parameters"]
+    save_network(network, tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert {key: value for key, value in written.items() if key in ("rope_theta", "rope_scaling", *older)} == older
+    assert written["rope_parameters"] == expected
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.to_dict()["rope_parameters"] == expected
+    tokens = torch.arange(1, 31).unsqueeze(0)
+    assert torch.equal(loaded(tokens).logits, network(tokens).logits)

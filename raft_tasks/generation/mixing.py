@@ -66,11 +66,13 @@ def mix_answers(
     settings: Mixing,
     guide: Callable[[TrainingPair], str],
     seed: int,
+    progress: Callable[[int, int, str], None] = lambda done, total, shown: None,
 ) -> list[TrainingPair]:
     """The pairs with mixed answers, without those that got no right one; pairs to replay stay as they are.
 
     Args:
         guide: the user turn that shows a pair's reference.
+        progress: gets answers drawn, how many there are at most, and a status.
 
     Raises:
         InputError: no pair got a right answer.
@@ -90,8 +92,10 @@ def mix_answers(
     }
     special, unknown = {*special_tokens(tokenizer).values()}, tokenizer.unk_token_id
     mixed: dict[str, str] = {}
+    drawn = 0
     for attempt in range(settings.attempts):
         pending = [id for id in learned if id not in mixed]
+        total = drawn + len(pending) * (settings.attempts - attempt)
         for batch in longest_first([len(prompts[id][1]) for id in pending], settings.batch_size):
             ids = [pending[i] for i in batch]
             seeds = [derive_seed(seed, "mixing", id, attempt) for id in ids]
@@ -102,6 +106,8 @@ def mix_answers(
                 known = unknown not in tokenizer(text, add_special_tokens=False)["input_ids"]  # decoding joins pieces
                 if text and whole and known and is_right(learned[id], text):
                     mixed[id] = text
+            drawn += len(batch)
+            progress(drawn, total, f"{len(mixed)} of {len(learned)} rows have a right one")
     if not mixed:
         raise InputError(
             f"mixing: none of {len(learned)} rows got a right answer in {settings.attempts} attempts, with "

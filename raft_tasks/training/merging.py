@@ -22,6 +22,7 @@ from torch import Tensor
 
 from raft_tasks.chat import save_tokenizer
 from raft_tasks.config import Merge, Model
+from raft_tasks.model_files import save_network
 from raft_tasks.model_loading import load_model, quiet
 from raft_tasks.training.divergence import relative_distance
 
@@ -146,7 +147,7 @@ class Merger:
                 parameter.copy_(self.original[name] + coefficient * self.kept[name])
         distance = relative_distance(self.network, self.base)
         with quiet():
-            self.network.to(getattr(torch, self.settings.dtype)).save_pretrained(folder)
+            save_network(self.network.to(getattr(torch, self.settings.dtype)), folder)
             self.network.to(torch.float32)
         save_tokenizer(self.tokenizer, self.settings.system, folder, self.settings.thinking)
         return distance

@@ -7,6 +7,7 @@ import torch
 
 from raft_tasks.chat import save_tokenizer, stop_ids
 from raft_tasks.errors import Interrupted
+from raft_tasks.model_files import save_network
 from raft_tasks.model_loading import load_model, quiet
 from raft_tasks.thoughts import count_thoughts
 from raft_tasks.training.adapters import STUDENT, save_adapter
@@ -119,7 +120,7 @@ def save_model(student: Any, job: TrainingJob, data: TrainingData) -> tuple[Any,
         if job.method.lora is not None:
             generation.save_pretrained(folder)
         else:
-            student.to(getattr(torch, job.model.dtype)).save_pretrained(folder)
+            save_network(student.to(getattr(torch, job.model.dtype)), folder)
     save_tokenizer(data.tokenizer, job.model.system, folder, job.model.thinking)
     copy_licence(job.model, folder)
     card = with_usage(model_card(job, data), folder, job.model)

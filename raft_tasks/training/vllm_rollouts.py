@@ -25,6 +25,7 @@ from torch import Tensor
 
 from raft_tasks.config import VllmServer
 from raft_tasks.errors import InputError
+from raft_tasks.model_files import save_network
 from raft_tasks.training.adapters import STUDENT
 from raft_tasks.training.completion_forward import network_of
 from raft_tasks.training.rollouts import Rollout, RolloutSampling
@@ -45,7 +46,10 @@ class CurrentStudent:
 
     def save(self, folder: Path) -> None:
         """Write the adapter (not the teacher's, where it has one), or the whole model."""
-        self.student.save_pretrained(folder, **({"selected_adapters": [STUDENT]} if self.adapted else {}))
+        if self.adapted:
+            self.student.save_pretrained(folder, selected_adapters=[STUDENT])
+        else:
+            save_network(self.student, folder)
 
     @property
     def rank(self) -> int:

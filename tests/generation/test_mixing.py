@@ -89,8 +89,16 @@ def test_wrong_answers_are_drawn_again_and_dropped(base, monkeypatch):
     wanted = [{"answer": "rope", "expected": [word]} for word in ("rope", "corn", "log")]
     pairs = [pair.model_copy(update=update) for pair, update in zip(PAIRS, wanted, strict=True)]
     general = PAIRS[0].model_copy(update={"id": "general", "replay": True})
-    mixed = mix_answers([*pairs, general], base[0], Mixing(attempts=3), guide, 0)
+    shown = []
+    mixed = mix_answers(
+        [*pairs, general], base[0], Mixing(attempts=3), guide, 0, lambda *progress: shown.append(progress)
+    )
     assert [(pair.id, pair.answer) for pair in mixed] == [("row-0", "rope"), ("row-1", "corn"), ("general", "rope")]
+    assert shown == [
+        (3, 9, "1 of 3 rows have a right one"),
+        (5, 7, "1 of 3 rows have a right one"),
+        (7, 7, "2 of 3 rows have a right one"),
+    ]
     attempts[2] = iter(["lamp <|end|>"])
     with pytest.raises(InputError, match=r"none of 1 rows got a right answer in 1 attempts"):
         mix_answers(pairs[2:], base[0], Mixing(attempts=1), guide, 0)

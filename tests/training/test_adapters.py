@@ -227,7 +227,7 @@ def test_another_teacher_in_the_same_folder_is_another_training(tiny_model, tmp_
     for change in (1.0, 1.0, 2.0):
         weights = {name: change * value for name, value in load_file(folder / "adapter_model.safetensors").items()}
         save_file(weights, folder / "adapter_model.safetensors")
-        distill.train.fn(job(tiny_model, tmp_path, row), {}, None)
+        distill.train.fn(job(tiny_model, tmp_path, row), {}, None, None)
     assert keys[0] == keys[1]
     assert keys[0][0] != keys[2][0]
     assert keys[0][1] != keys[2][1]

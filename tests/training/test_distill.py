@@ -14,6 +14,11 @@ from raft_tasks.schemas import Fused, TrainingPair
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.preparation import prepare
 
+
+def quiet(done, total, shown):
+    """No progress."""
+
+
 METHOD = Method(mixing=Mixing(naive_share=0.5, max_new_tokens=30))
 
 
@@ -27,22 +32,22 @@ def job(tmp_path):
 
 
 def test_the_targets_are_mixed_once_and_learned(job, monkeypatch):
-    mixed = with_mixed_targets(job, {})
+    mixed = with_mixed_targets(job, {}, quiet)
     assert mixed.mixed
     assert {pair.id for pair in mixed.pairs} <= {pair.id for pair in job.pairs}
     assert [pair.answer for pair in mixed.pairs] != [pair.answer for pair in job.pairs]
     monkeypatch.setattr("raft_tasks.generation.mixing.mix_answers", None)  # from here on they are read
-    assert with_mixed_targets(job, {}).pairs == mixed.pairs
+    assert with_mixed_targets(job, {}, quiet).pairs == mixed.pairs
     (file,) = job.checkpoints.glob("targets-*.jsonl")
     assert read_rows(file, TrainingPair) == mixed.pairs
-    summary = train.fn(job, {}, lambda *_: None)
+    summary = train.fn(job, {}, quiet, quiet)
     assert summary["rows"] == len(mixed.pairs)
     assert "reference, rewritten token by token by the base (MixSD)" in (job.output / "model/README.md").read_text()
 
 
 def test_rows_without_a_right_answer_are_counted(job, monkeypatch, capsys):
     monkeypatch.setattr("raft_tasks.generation.mixing.mix_answers", lambda pairs, *_: pairs[:-2])
-    summary = train.fn(job, {}, lambda *_: None)
+    summary = train.fn(job, {}, quiet, quiet)
     assert (summary["rows"], summary["rows_left_out"]) == (4, 2)
     assert "mixing left out 2 of 6 rows" in capsys.readouterr().out
 
