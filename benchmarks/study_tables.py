@@ -9,6 +9,7 @@ both sides have. 95 % intervals let items (a fact's go together) and seeds vary,
     {title, world, domains, rate, epochs, arms, against}         a line an arm; `seeds: [..]` takes these alone
     {title, ..., by: facts, asked: 0.5}                          of facts that rows ask for, and of the others
     {title, ..., cost: true}                                     ... CPU seconds and peak memory of the first training
+    {title, ..., by: pair, pairs: [[arm, other], ...]}           arm - other, a line a pair
     {title, ..., by: domain}                                     domain accuracy and general score in each domain
     {title, world, domains, rates, epochs, arms, by: setting, main}    the frontier: a line a rate and length, and a
                                                                  picture, in which `main` [rate, epochs] is solid
@@ -159,6 +160,16 @@ def by_facts(table: Table, against: str) -> list[str]:
     return markdown([*head, "s"], made)
 
 
+def by_pair(lines: list[Line], asked: dict[str, Any]) -> list[str]:
+    """A line a pair, paired over the seeds that both have."""
+    table = Table(lines, {**asked, "arms": sorted({arm for pair in asked["pairs"] for arm in pair})})
+    made = []
+    for arm, other in asked["pairs"]:
+        found = [table.compared(arm, other, names) for names in (("domain",), GENERAL)]
+        made.append([f"{arm} - {other}", *(percent(change, signed=True) for change in found)])
+    return markdown(["", "domain", "general"], made)
+
+
 def by_domain(lines: list[Line], asked: dict[str, Any]) -> list[str]:
     """A line an arm; for each domain its accuracy and the general score that its training leaves."""
     tables = {domain: Table(lines, {**asked, "domains": [domain]}) for domain in asked["domains"]}
@@ -231,6 +242,8 @@ def main() -> None:
             made, picture = by_setting(lines, table)
         elif table.get("by") == "domain":
             made = by_domain(lines, table)
+        elif table.get("by") == "pair":
+            made = by_pair(lines, table)
         elif table.get("by") == "facts":
             made = by_facts(Table(lines, table), table["against"])
         else:
