@@ -3,8 +3,9 @@
     python benchmarks/real_tables.py [FILE]       (default: benchmarks/studies/real-model.jsonl)
 
 Percent right, by seed; in parentheses the 95 % interval of the paired difference to the base, item by item
-(bootstrap, 10,000 resamples of the items; seeds of a method are averaged per item first). Then RAFT against the other
-methods over the seeds that both have, with intervals over items and seeds (raft_tasks.evaluation.statistics).
+(bootstrap, 10,000 resamples of the items; seeds of a method are averaged per item first). Then the two scores, and
+methods against each other over the seeds that both have, with intervals over items and seeds
+(raft_tasks.evaluation.statistics). "general" is the mean over all benchmarks but the domain's.
 """
 
 from __future__ import annotations
@@ -18,10 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raft_tasks.evaluation import statistics
+from raft_tasks.reporting.frontier import undominated
 
 OUTCOMES = Path(sys.argv[1] if sys.argv[1:] else Path(__file__).parent / "studies" / "real-model.jsonl")
 GENERATED = ("domain", "general_questions", "open_prompts")
-ORDER = ["base", "sft", "fused_sft", "raft", "fused_sft_anchored", "raft_anchored"]
+ORDER = ["base", "sft", "fused_sft", "raft", "fused_sft_anchored", "raft_anchored", "mixsd_refined_anchored"]
+PAIRS = [
+    ("raft", "fused_sft"),
+    ("raft", "fused_sft_anchored"),
+    ("fused_sft_anchored", "fused_sft"),
+    ("raft_anchored", "raft"),
+    ("raft_anchored", "fused_sft_anchored"),
+    ("mixsd_refined_anchored", "fused_sft_anchored"),
+]
+BOOTSTRAP = statistics.Bootstrap(confidence=0.95, samples=4000, seed=0)
 
 Outcomes = dict[str, dict[str, list[NDArray[np.float64]]]]  # method -> task -> outcomes per seed
 
@@ -43,22 +54,54 @@ def difference(ours: NDArray[np.float64], base: NDArray[np.float64]) -> str:
     return f"{100 * deltas.mean():+.0f}, {100 * low:+.0f} to {100 * high:+.0f}"
 
 
-def against_raft(methods: Outcomes, other: str) -> str:
-    """RAFT - other in percent for each task whose answers are generated."""
-    bootstrap = statistics.Bootstrap(confidence=0.95, samples=4000, seed=0)
+def paired(methods: Outcomes, one: str, other: str) -> str:
+    """one - other in percent for each task whose answers are generated, and for the general score."""
+    count = min(len(methods[one]["domain"]), len(methods[other]["domain"]))
     cells = []
-    for task in GENERATED:
-        count = min(len(methods["raft"][task]), len(methods[other][task]))
-        names = tuple(map(str, range(len(methods["raft"][task][0]))))
-        raft, rival = (
-            statistics.Outcomes(np.array(methods[method][task][:count]), tuple(range(count)), names)
-            for method in ("raft", other)
+    for name, tasks in {**{task: [task] for task in GENERATED}, "general": general(methods)}.items():
+        change = statistics.difference(
+            chosen(methods, one, tasks, count), chosen(methods, other, tasks, count), BOOTSTRAP
         )
-        change = statistics.difference([raft], [rival], bootstrap)
-        assert change.low is not None
-        assert change.high is not None
-        cells.append(f"{task} {100 * change.estimate:+.0f} ({100 * change.low:+.0f} to {100 * change.high:+.0f})")
-    return f"raft - {other}: {', '.join(cells)}"
+        cells.append(f"{name} {percent(change, '+.1f')}")
+    return f"{one} - {other}: {', '.join(cells)}"
+
+
+def general(methods: Outcomes) -> list[str]:
+    return [task for task in methods["base"] if task != "domain"]
+
+
+def chosen(methods: Outcomes, method: str, tasks: list[str], count: int | None = None) -> list[statistics.Outcomes]:
+    """A method's outcomes in some tasks with its first `count` seeds."""
+    made = []
+    for task in tasks:
+        values = np.array(methods[method][task][:count])
+        seeds = (None,) if method == "base" else tuple(range(len(values)))
+        made.append(statistics.Outcomes(values, seeds, tuple(map(str, range(values.shape[1])))))
+    return made
+
+
+def percent(found: statistics.Estimate | None, form: str = ".1f") -> str:
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    estimate, low, high = (format(100 * value, form) for value in (found.estimate, found.low, found.high))
+    return f"{estimate} ({low} to {high})"
+
+
+def frontier(methods: Outcomes, names: list[str], seconds: dict[str, list[float]]) -> list[str]:
+    """Domain and general score of each method, the share of the base's that is kept, seconds of a training."""
+    tasks = general(methods)
+    scores = {
+        name: [statistics.mean(chosen(methods, name, of), BOOTSTRAP) for of in (["domain"], tasks)] for name in names
+    }
+    best = undominated([(domain.estimate, rest.estimate) for domain, rest in scores.values()])
+    lines = ["| | domain | general | kept | s |", "|---|---:|---:|---:|---:|"]
+    for place, (name, (domain, rest)) in enumerate(scores.items()):
+        kept = statistics.ratio(chosen(methods, name, tasks), chosen(methods, "base", tasks), BOOTSTRAP)
+        cells = [percent(domain), percent(rest), "100" if name == "base" else percent(kept)]
+        shown = f"**`{name}`**" if place in best else f"`{name}`"
+        lines.append(f"| {shown} | {' | '.join(cells)} | {'/'.join(f'{value:.0f}' for value in seconds[name])} |")
+    return lines
 
 
 def main() -> None:
@@ -69,7 +112,12 @@ def main() -> None:
         print(f"\n## {domain}\n\n| | seeds | {' | '.join(tasks)} |\n|---|---:|{'---:|' * len(tasks)}")
         items = " | ".join(str(len(methods["base"][task][0])) for task in tasks)
         print(f"| items | | {items} |")
-        for method in sorted(methods, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
+        ordered = sorted(methods, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+        seconds: dict[str, list[float]] = defaultdict(list)
+        for row in map(json.loads, OUTCOMES.read_text(encoding="utf-8").splitlines()):
+            if row["domain"] == domain and "seconds" in row:
+                seconds[row["model"].rpartition("-")[0]].append(row["seconds"])
+        for method in ordered:
             cells = []
             for task in tasks:
                 mean = np.mean(methods[method][task], axis=0)
@@ -77,10 +125,12 @@ def main() -> None:
                 seeds = "/".join(f"{100 * seed.mean():.0f}" for seed in methods[method][task])
                 cells.append(seeds + ("" if method == "base" else f" ({difference(mean, base)})"))
             print(f"| `{method}` | {len(methods[method][tasks[0]])} | {' | '.join(cells)} |")
+        print("\nBold: no other row is better in both scores. s: seconds of a training.\n")
+        print(*frontier(methods, ordered, seconds), sep="\n")
         print()
-        for other in ("fused_sft", "fused_sft_anchored"):
-            if "raft" in methods and other in methods:
-                print(against_raft(methods, other))
+        for one, other in PAIRS:
+            if one in methods and other in methods:
+                print(paired(methods, one, other))
     print("\nLAMBADA's perplexity, domain answers with a number of two digits; refinement:\n")
     for row in map(json.loads, OUTCOMES.read_text(encoding="utf-8").splitlines()):
         figures = row.get("refinement") or [row["lambada_perplexity"], row["domain_answers_with_two_digits"]]
