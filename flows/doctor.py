@@ -139,7 +139,7 @@ def check_identity() -> Iterator[Fault]:
 def _git(*arguments: str) -> str | None:
     command = ["git", "-c", "user.useConfigOnly=true", *arguments]  # no address guessed from the machine's name
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         return None
     return done.stdout if done.returncode == 0 else None

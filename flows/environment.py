@@ -19,6 +19,10 @@ PREFECT_PORT = 4200  # Prefect's own default
 REFUSALS = ("status 401", "status 403", "status 5")  # a server with a password, or behind a gateway: Prefect says more
 SERVER_SECONDS = 120.0  # for a server to come back while a pipeline runs
 HEALTHY = "true"  # what Prefect answers under /health
+GIT_OF_A_HOOK = (
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX"),
+    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_QUARANTINE_PATH"),
+)
 IMPORTED = time.time(), time.monotonic()  # the second is of a clock that nobody sets
 
 
@@ -35,7 +39,7 @@ def prepare() -> None:
     # they are imported, a fifth of the time, and twice more when the process ends: 0.3 to 1.5 s.
     gc.set_threshold(50_000)
     atexit.register(gc.freeze)
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"):
+    for name in GIT_OF_A_HOOK:
         os.environ.pop(name, None)  # of the repository whose hook runs this: git is to find the folder's own
     project = Path.cwd()
     defaults = {
