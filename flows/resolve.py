@@ -217,7 +217,8 @@ class Stages:
         tasks |= {*config.benchmark.tasks} if sets else set()
         return {
             "sets": {name: resolved(row) for name, row in sets.items()},
-            "methods": {name: method.anchors.set for name, method in self.methods.items() if method.anchors},
+            # all of them: the stage writes a file for each, which its training depends on
+            "methods": {name: method.anchors.set if method.anchors else None for name, method in self.methods.items()},
             **({"curve": curve.sets} if curve else {}),
             "encoder": _only(config.semantic_filter, "encoder", "revision") if sets else None,
             **self.local(config.semantic_filter.encoder if sets else None),

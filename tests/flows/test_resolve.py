@@ -93,6 +93,15 @@ def test_the_teachers_template_concerns_no_fusion_without_a_judge_of_likelihood(
     assert "teacher.jinja" not in resolve.template_digests(settings.model_copy(update={"judges": ["fidelity"]}))
 
 
+def test_one_more_method_concerns_the_stages_that_write_a_file_for_it(changed):
+    """Also where it has no anchors: `distill` reads which ones it has."""
+    own = {f"{stage}-on_policy" for stage in ("analyse", "benchmark", "distill")}
+    assert changed("run.methods", [*METHODS, "on_policy"]) == {
+        *("anchors", "fuse", "ingest-archive", "judge", "report"),
+        *own,
+    }
+
+
 def test_a_benchmark_task_concerns_the_stages_that_read_it(changed, monkeypatch, tmp_path):
     tasks = shutil.copytree(paths.BENCHMARK_TASKS, tmp_path / "tasks")
     monkeypatch.setattr(paths, "BENCHMARK_TASKS", tasks)
@@ -163,7 +172,7 @@ def test_documents_concern_methods_that_inject_and_no_other(tmp_path, monkeypatc
     folder.mkdir(parents=True)
     (folder / "a.md").write_text("one")
     before = files_of(config, tmp_path)
-    assert {name for name in plain if before[name] != plain[name]} == {"fuse", "judge", "report"}
+    assert {name for name in plain if before[name] != plain[name]} == {"anchors", "fuse", "judge", "report"}
     assert before["distill-raft_injected"]["method"]["injection"]["epochs"] == 3
     (folder / "a.md").write_text("two")
     after = files_of(config, tmp_path)
