@@ -1,6 +1,6 @@
 """What becomes of terse references: templates and explanations by the share of rows that a model rewrites faithfully.
 
-    cd real && python ../benchmarks/terse_rewrites.py 128 > ../benchmarks/studies/terse_rewrites.json
+    cd real && python ../benchmarks/terse_rewrites.py 128 > ../benchmarks/studies/terse-rewrites.json
 
 Reads the project's training rows of hs_codes and its base; rewrites are greedy, of at most 48 tokens, and cached like
 the pipeline's. A rewrite is faithful if the domain's own check finds the reference's chapter in it, and no other one.
