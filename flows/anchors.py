@@ -1,5 +1,7 @@
 """Stage `anchors`: general user turns that the base generates, with its own answers: one set for all domains."""
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,8 +12,8 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import paths
 from flows.rows import RowRun
-from raft_tasks.artifacts import atomic_folder, digest_path, read_rows, write_json, write_rows
-from raft_tasks.config import AnchorSet, Benchmark, Curve, Method, Model, load_config
+from raft_tasks.artifacts import atomic_folder, digest, digest_path, read_json, read_rows, write_json, write_rows
+from raft_tasks.config import AnchorSet, Benchmark, Config, Curve, Method, Model, load_config
 from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
 from raft_tasks.generation.anchors import answer_turns, generate_anchors
 from raft_tasks.generation.cached_backend import CachedBackend, ModelPool
@@ -20,6 +22,7 @@ from raft_tasks.generation.served_base import ServedBase
 from raft_tasks.schemas import AnchorStatistics, GeneratedAnchor, HeldOut, UserTurn
 
 REJECTS, STATISTICS = "rejects.jsonl", "statistics.json"  # of a set's folder, beside what trainings read
+MADE = "made.json"  # the sets' key and content
 
 
 def generate_chunk(numbers: list[int], settings: AnchorSet, pool: ModelPool) -> list[GeneratedAnchor]:
@@ -92,30 +95,53 @@ def identity_of(sets: Path, method: Method, curve: Curve | None) -> dict[str, st
     return identity or None
 
 
+def make_sets(config: Config, folder: Path) -> None:
+    """Write every set that the run needs to `folder`/<its name>."""
+    encoder = shared_encoder(config.semantic_filter.encoder, config.semantic_filter.revision)
+    held_out = held_out_texts(paths.HELD_OUT, config.benchmark, paths.BENCHMARK_TASKS) if config.anchor_sets else []
+    for name in config.anchor_sets:
+        settings = config.anchors[name]
+        run = RowRun("anchors", settings, config, {"base", settings.model})
+        turns = read_rows(paths.user_turns(settings.prompts), UserTurn) if settings.prompts else []
+        rows: list[GeneratedAnchor] = []
+        for work, inputs, kind in (
+            (generate_chunk, range(settings.count), "generated"),
+            (answer_chunk, turns, "given"),
+        ):
+            with run.map(work, inputs, len(inputs), f"{kind} turns of {name}") as anchors_of:
+                rows += anchors_of
+        measured = measured_texts(settings, config.benchmark, paths.BENCHMARK_TASKS)
+        cleaning = Cleaning(settings, held_out, measured, encoder=encoder)
+        statistics = write_set(rows, cleaning, config.base, folder / name)
+        print(f"anchors: {statistics.kept} of {statistics.generated} turns of {name} kept", flush=True)
+        if statistics.warning:
+            print(f"anchors: WARNING, {name}: {statistics.warning}", flush=True)
+
+
+def key_of_sets() -> str | None:
+    """What the sets depend on: all that the stage does, but for which method names which set.
+
+    None where DVC does not run the stage: artifacts/resolved may be of older settings then.
+    """
+    if "DVC_STAGE" not in os.environ:
+        return None
+    depends = read_json(paths.RESOLVED / "anchors.json")
+    return digest([digest_path(paths.HELD_OUT), {key: depends[key] for key in depends if key != "methods"}])
+
+
 @flow
 def anchors() -> None:
     config = load_config()
-    methods = {name: config.methods[name] for name in config.run.methods}
-    sets, curve = config.anchor_sets, config.train.curve
-    encoder = shared_encoder(config.semantic_filter.encoder, config.semantic_filter.revision)
-    held_out = held_out_texts(paths.HELD_OUT, config.benchmark, paths.BENCHMARK_TASKS) if sets else []
+    before, key = paths.ANCHORS, key_of_sets()
     with atomic_folder(paths.ANCHORS) as folder:
-        for name in sets:
-            settings = config.anchors[name]
-            run = RowRun("anchors", settings, config, {"base", settings.model})
-            turns = read_rows(paths.user_turns(settings.prompts), UserTurn) if settings.prompts else []
-            rows: list[GeneratedAnchor] = []
-            for work, inputs, kind in (
-                (generate_chunk, range(settings.count), "generated"),
-                (answer_chunk, turns, "given"),
-            ):
-                with run.map(work, inputs, len(inputs), f"{kind} turns of {name}") as anchors_of:
-                    rows += anchors_of
-            measured = measured_texts(settings, config.benchmark, paths.BENCHMARK_TASKS)
-            cleaning = Cleaning(settings, held_out, measured, encoder=encoder)
-            statistics = write_set(rows, cleaning, config.base, folder / "sets" / name)
-            print(f"anchors: {statistics.kept} of {statistics.generated} turns of {name} kept", flush=True)
-            if statistics.warning:
-                print(f"anchors: WARNING, {name}: {statistics.warning}", flush=True)
-        for name, method in methods.items():
-            write_json(folder / "methods" / f"{name}.json", identity_of(folder / "sets", method, curve))
+        sets = folder / "sets"
+        sets.mkdir()
+        made = before / MADE
+        if key and made.exists() and read_json(made) == {"key": key, "sets": digest_path(before / "sets")}:
+            shutil.copytree(before / "sets", sets, dirs_exist_ok=True)
+            print("anchors: the sets stay, just the methods changed", flush=True)
+        else:
+            make_sets(config, sets)
+        write_json(folder / MADE, {"key": key, "sets": digest_path(sets)})
+        for name in config.run.methods:
+            write_json(folder / "methods" / f"{name}.json", identity_of(sets, config.methods[name], config.train.curve))

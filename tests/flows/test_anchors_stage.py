@@ -9,7 +9,7 @@ from raft_tasks.artifacts import read_rows
 from raft_tasks.schemas import Anchor, HeldOut, RejectedAnchor
 
 
-def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, raft):
+def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, raft, monkeypatch):
     project = copy_project(tmp_path, {"run": {"methods": ["sft", "fused_sft_anchored"]}})
     config = yaml.safe_load((project / "params.yaml").read_text())
     (project / "data/anchors/own.jsonl").write_text('{"id": "mine", "prompt": "What is the craft of Bodal?"}\n')
@@ -40,3 +40,14 @@ def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, raft):
     held = json.loads((folder / "methods" / "fused_sft_anchored.json").read_text())
     assert held["set"] == "generated"
     assert len(held["sha256"]) == 64
+    # a method more: DVC runs the stage again, and the sets stay
+    monkeypatch.setenv("DVC_STAGE", "anchors")
+    for more, said in (("raft", "24/24 generated turns"), ("on_policy", "the sets stay")):
+        config["run"]["methods"].append(more)
+        (project / "params.yaml").write_text(yaml.safe_dump(config))
+        for command in (["resolve"], ["stage", "anchors"]):
+            done = raft(project, *command)
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert said in done.stdout
+        assert json.loads((folder / "methods" / f"{more}.json").read_text()) is None
+        assert json.loads((folder / "methods" / "fused_sft_anchored.json").read_text()) == held
