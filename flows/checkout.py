@@ -24,7 +24,7 @@ from raft_tasks.errors import InputError, OperationalError
 
 ORPHAN_SECONDS = 60.0  # for the processes of a killed run to end
 SERVICE = {"user.name": "RAFT Refinery", "user.email": "retrain@localhost", "merge.ours.driver": "true"}
-TAGS = "+refs/tags/*:refs/tags/*"
+TAGS = "+refs/tags/raft-*:refs/tags/raft-*"  # the registry's; all others are people's own
 
 
 class GitFailed(OperationalError):

@@ -1,12 +1,13 @@
 """Put the version before the present one into production again.
 
-Works on the tags of the repository that keeps them (`retrain.remote` in params.yaml, else this one): they are fetched,
-one is added, and it is pushed. Nothing is retrained; whoever fetches the stage `prod` gets the earlier model.
+Works on the registry's tags (raft-...) in the repository that keeps them (`retrain.remote` in params.yaml, else this
+one): they are fetched, those that were never pushed go, one is added, and it is pushed. Nothing is retrained; whoever
+fetches the stage `prod` gets the earlier model.
 """
 
 from pathlib import Path
 
-from flows.checkout import GitFailed, git, origin
+from flows.checkout import TAGS, GitFailed, git, origin
 from raft_tasks.config import load_config
 from raft_tasks.registry import champion, roll_back
 
@@ -22,7 +23,7 @@ def roll_back_domain(domain: str, reason: str) -> str:
     address = origin(repository, load_config().retrain)
     elsewhere = address != str(repository.resolve())
     if elsewhere:
-        git("fetch", "--quiet", "--prune", address, "+refs/tags/*:refs/tags/*")
+        git("fetch", "--quiet", "--prune", address, TAGS)
     before = champion(repository, domain)
     back, tag = roll_back(repository, domain, reason)
     if elsewhere:
