@@ -1,7 +1,8 @@
 """Old caches and checkpoints go, by the policy of params.yaml (section `prune`).
 
-DVC's cache keeps what a tag, a branch's tip, the workspace or the retrain checkout names: every version that was ever
-released, the champion among them. Calls and checkpoints go by age. A retrain that is at work is waited for.
+DVC's cache keeps what a tag, a branch's tip, an experiment (of a sweep), the workspace or the retrain checkout names:
+every version that was ever released, the champion among them. Calls and checkpoints go by age. A retrain that is at
+work is waited for.
 """
 
 import shutil
@@ -28,7 +29,7 @@ def prune_cache(repository: Path, address: str, checkout: Path, now: bool) -> No
     """
     if address != str(repository.resolve()):
         git("fetch", "--quiet", address, TAGS, folder=repository)
-    command = [sys.executable, "-m", "dvc", "gc", "--workspace", "--all-branches", "--all-tags"]
+    command = [sys.executable, "-m", "dvc", "gc", "--workspace", "--all-branches", "--all-tags", "--all-experiments"]
     if checkout.exists():
         command += ["--projects", str(checkout)]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Pruning: what a tag, a branch or the workspace names stays; what is old goes; first it is only said."""
+"""Pruning: what a tag, branch, experiment or the workspace names stays; what is old goes; first it is only said."""
 
 import os
 import shutil
@@ -12,6 +12,7 @@ import yaml
 from dvc.repo import Repo
 
 from flows import paths
+from flows.checkout import git
 from flows.prune import prune
 from raft_tasks.generation.response_cache import CachedCall, ResponseCache, Tally
 
@@ -100,6 +101,14 @@ def test_what_the_retrain_checkout_holds_stays(repository):
     checkout = repository / ".raft/checkout"
     run(repository, "git", "clone", "-q", str(repository), str(checkout))
     run(checkout, "git", "checkout", "-q", "--detach", "HEAD~1")  # the refused model's commit, on no branch
+    prune(repository, now=True)
+    assert cached(repository) == ["present", "refused", "released"]
+
+
+def test_what_an_experiment_names_stays(repository):
+    refused = git("rev-parse", "HEAD~1", folder=repository)
+    head = git("rev-parse", "HEAD", folder=repository)
+    git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/tau-0.5", refused, folder=repository)
     prune(repository, now=True)
     assert cached(repository) == ["present", "refused", "released"]
 

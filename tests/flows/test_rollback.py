@@ -54,7 +54,7 @@ def test_the_registrys_tags_become_the_remotes_and_ones_own_stay(repository):
     assert_own_tags_are_as_before(repository)
     assert "raft-law@v9.0.0" not in tags(repository)
     assert "raft-law#prod#3" in tags(repository.parent / "origin.git")
-    with pytest.raises(InputError, match="nothing was before raft-law@v1.0.0"):
+    with pytest.raises(InputError, match="nothing was before raft-law@v1"):
         roll_back_domain("law", "one, too")
 
 
