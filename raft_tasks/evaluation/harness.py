@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from raft_tasks.config import Benchmark, BenchmarkData, Model
 from raft_tasks.errors import InputError
 from raft_tasks.evaluation.answer_metrics import process_results
 from raft_tasks.evaluation.ifeval import check_ifeval
-from raft_tasks.evaluation.outcomes import item_results, target_of, task_scores
+from raft_tasks.evaluation.outcomes import item_results, question_of, target_of, task_scores
 from raft_tasks.evaluation.overlay import task_manager
 from raft_tasks.evaluation.verdicts import main_metric
 from raft_tasks.model_loading import quiet
@@ -54,6 +55,8 @@ metric_list:
   - {{metric: token_f1, aggregation: mean, higher_is_better: true}}
 {checks}metadata: {{version: 1.0}}
 """
+QUESTION, ANSWER = re.compile(r"^\s*(?:Question|Q):\s*", re.MULTILINE), re.compile(r"\n\s*(?:Answer|A):\s*\Z")
+CHOICES = re.compile(r"\n\s*(?:(?:Options|Choices):\s*)?\(?A[.):]\s[^\n]*\n\s*\(?B[.):]\s.*\Z", re.DOTALL)
 CHECK_YAML = "  - {{metric: {name}, aggregation: mean, higher_is_better: true}}\n"
 
 
@@ -239,6 +242,8 @@ def load_items(
 ) -> Iterator[tuple[str, str, str]]:
     """(task and number, question, right answer) of every item of lm-eval tasks; of a choice the answer is its text.
 
+    An item whose question stands behind a passage or before its choices comes a second time, as the question alone.
+
     Raises:
         InputError: an unknown task, or one whose items cannot be loaded.
     """
@@ -247,7 +252,17 @@ def load_items(
         for name in tasks:
             for task_name, task in _load(manager, name)["tasks"].items():
                 for number, doc in enumerate(task.eval_docs, start=1):
-                    yield f"{task_name} item {number}", str(task.doc_to_text(doc)), target_of(task, doc)
+                    target = target_of(task, doc)
+                    for question in _questions(question_of(task, doc)):
+                        yield f"{task_name} item {number}", question, target
+
+
+def _questions(prompt: str) -> list[str]:
+    """An item's prompt without lm-eval's "Question: ... Answer:", and without what stands around the question."""
+    whole = ANSWER.sub("", prompt)
+    if begin := QUESTION.match(whole):
+        whole = whole[begin.end() :]
+    return list(dict.fromkeys([whole, QUESTION.split(CHOICES.sub("", whole))[-1]]))
 
 
 def _load(manager: TaskManager, name: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def item_results(
             id=label if counts[ids[number]] == 1 else f"{label}/{number}",
             source=str(first["doc"].get("source") or label),
             metrics=metrics,
-            question=str(definition.doc_to_text(first["doc"])),
+            question=question_of(definition, first["doc"]),
             reference=target_of(definition, first["doc"]),
             prompt=str(first["arguments"][0][0]),
             answer=_reply(definition, first, metrics),
@@ -68,6 +68,12 @@ def number_of(value: Any) -> float | None:
     if hasattr(value, "item") and np.ndim(value) == 0:
         value = value.item()
     return float(value) if isinstance(value, Real | Decimal) else None
+
+
+def question_of(task: Any, doc: dict[str, Any]) -> str:
+    """What the task shows of an item; where choices stand before the target (WinoGrande), the right one."""
+    text = task.doc_to_text(doc)
+    return str(task.doc_to_choice(doc)[text] if isinstance(text, int) and task.config.doc_to_choice else text)
 
 
 def target_of(task: Any, doc: dict[str, Any]) -> str:

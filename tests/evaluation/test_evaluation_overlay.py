@@ -11,7 +11,7 @@ from saying import save_saying
 
 from raft_tasks.config import Benchmark, BenchmarkData
 from raft_tasks.errors import InputError
-from raft_tasks.evaluation.harness import Suite, draw_items, evaluate
+from raft_tasks.evaluation.harness import Suite, draw_items, evaluate, load_items
 from raft_tasks.evaluation.ifeval import PUNKT_NEEDED
 from raft_tasks.evaluation.overlay import task_manager
 from raft_tasks.evaluation.task_files import missing_data
@@ -165,6 +165,32 @@ def test_few_shot_and_limit_are_per_task_and_agree_with_lm_eval_by_hand(model, m
         )  # fmt: skip
         assert scores["tasks"][task]["metrics"]["acc"] == found["results"][task]["acc,none"]
         assert prompts[task] == [sample["arguments"][0][0] for sample in found["samples"][task]]
+
+
+def test_questions_come_without_what_lm_eval_puts_around_them(mmlu, tmp_path):
+    """A row that repeats a question need not repeat "Question:", "Answer:", the choices or the passage."""
+    sentence = {"sentence": "Ann taught Eve , so _ learned .", "option1": "Ann", "option2": "Eve", "answer": "2"}
+    rows = {
+        "winogrande": ("allenai/winogrande", "winogrande_xl", sentence),
+        "piqa": ("baber/piqa", "", {"goal": "Dry a boot .", "sol1": "Heat it .", "sol2": "Wet it .", "label": 0}),
+        "boolq": ("aps/super_glue", "boolq", {"passage": "Ice floats .", "question": "does ice sink", "label": 0}),
+    }
+    data = dict(mmlu)
+    for name, (hub, part, row) in rows.items():
+        (tmp_path / name / part).mkdir(parents=True)
+        (tmp_path / name / part / "validation.jsonl").write_text(json.dumps(row) + "\n")
+        data[hub] = mirror(tmp_path / name)
+    items = [(name, text) for name, text, _ in load_items(["mmlu_anatomy", *rows], NO_TASKS, data)]
+    assert items[:2] == [
+        ("mmlu_anatomy item 1", "anatomy test 0 ?\nA. a\nB. b\nC. c\nD. d"),
+        ("mmlu_anatomy item 1", "anatomy test 0 ?"),
+    ]
+    assert items[12:] == [
+        ("winogrande item 1", "Ann taught Eve , so Eve"),
+        ("piqa item 1", "Dry a boot ."),
+        ("boolq item 1", "Ice floats .\nQuestion: does ice sink?"),
+        ("boolq item 1", "does ice sink?"),
+    ]
 
 
 def test_a_task_s_answers_can_be_bounded(model, tmp_path):
