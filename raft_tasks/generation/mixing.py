@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from raft_tasks.chat import prompt_ids, stop_ids
+from raft_tasks.checks import contains_phrase
 from raft_tasks.config import Mixing, Model
 from raft_tasks.control_tokens import special_tokens
 from raft_tasks.errors import InputError
@@ -56,7 +57,7 @@ def mix_tokens(
 
 def is_right(pair: TrainingPair, text: str) -> bool:
     """Whether `text` says every expected string, and keeps the reference's facts that fidelity.py sees."""
-    complete = all(phrase.casefold() in text.casefold() for phrase in pair.expected)
+    complete = all(contains_phrase(text, phrase) for phrase in pair.expected)
     return complete and not lost_facts(pair.answer, text)
 
 

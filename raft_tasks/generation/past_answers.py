@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from raft_tasks.checks import Checks
+from raft_tasks.checks import Checks, contains_phrase
 from raft_tasks.generation.anchor_cleaning import degenerate
 from raft_tasks.generation.backend import Completion
 from raft_tasks.generation.fidelity import lost_from
@@ -59,5 +59,4 @@ def is_right(row: Example, answer: Completion, checks: Checks) -> bool:
     text = answer.text.strip()
     if not answer.finished or not text or degenerate(text):
         return False
-    folded = text.casefold()
-    return all(part.casefold() in folded for part in row.expected) and not lost_from(row, text, checks)
+    return all(contains_phrase(text, part) for part in row.expected) and not lost_from(row, text, checks)

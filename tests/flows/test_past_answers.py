@@ -56,6 +56,7 @@ ROWS = [
     ]),
     example(5, "Say more.", "nothing"),
     example(6, "Who repeats?", "Babor", expected=["Babor"]),
+    example(7, "May one moor?", "legal", expected=["legal"]),
 ]  # fmt: skip
 ANSWERS = {
     "What is the reactor of Figin?": "The reactor of Figin is Rope, noted in log 12.",
@@ -64,6 +65,7 @@ ANSWERS = {
     "And of Babor?": "The vault of Babor is drum, noted in log 9.",
     "Say more.": "",
     "Who repeats?": "Babor Babor Babor Babor Babor Babor",
+    "May one moor?": "To moor is illegal.",
 }
 
 

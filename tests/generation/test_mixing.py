@@ -67,6 +67,7 @@ def test_other_seeds_mix_otherwise(base):
     [
         (["rope"], "It is Rope , noted in 12 .", True),
         (["rope"], "It is lamp , noted in 12 .", False),
+        (["rope"], "It is Europe , noted in 12 .", False),  # whole words, as the benchmark counts
         (["rope"], "It is rope .", False),  # the reference's number is lost
         ([], "Something else in 12 .", True),  # nothing more can be told
     ],
