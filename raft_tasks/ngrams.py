@@ -132,6 +132,32 @@ def hashed_jaccard(first: Hashes, second: Hashes) -> float:
     return shared / (len(first) + len(second) - shared)
 
 
+class JaccardIndex:
+    """Rows by their distinct n-grams, to find the one that is most similar to another row.
+
+    Args:
+        rows: (number, distinct n-grams) of each; at least one.
+    """
+
+    def __init__(self, rows: Sequence[tuple[int, Hashes]]) -> None:
+        self._numbers = [number for number, _ in rows]
+        self._sizes = np.array([len(hashes) for _, hashes in rows])
+        flat = np.concatenate([hashes for _, hashes in rows])
+        order = np.argsort(flat, kind="stable")
+        self._hashes, self._owners = flat[order], np.repeat(np.arange(len(rows)), self._sizes)[order]
+
+    def nearest(self, hashes: Hashes) -> tuple[float, int]:
+        """(Jaccard similarity, number) of the most similar row; the first of equals."""
+        low, high = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
+        shared_by_all = high - low == len(self._numbers)  # a template's, which are counted at once
+        ranges = zip(low[~shared_by_all], high[~shared_by_all], strict=True)
+        owners = np.concatenate([self._owners[:0], *(self._owners[begin:end] for begin, end in ranges)])
+        shared = shared_by_all.sum() + np.bincount(owners, minlength=len(self._numbers))
+        shares = shared / (len(hashes) + self._sizes - shared)
+        place = int(shares.argmax())
+        return float(shares[place]), self._numbers[place]
+
+
 def _mix(hashes: Hashes) -> Hashes:
     """Every bit of the result depends on every bit of the input (the finaliser of splitmix64)."""
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -47,6 +47,17 @@ def test_hashes_are_the_same_everywhere() -> None:
     assert minhash_bands(found, row, 1)[0, :2].tolist() == [7932207229757094266, 614422063335039816]
 
 
+def test_the_most_similar_row_is_that_of_all_pairs() -> None:
+    """Rows that share some words, all of them, or none with the others."""
+    rng = random.Random(0)
+    texts = [" ".join(["all rows say this", *rng.choices("abcdef", k=8)]) for _ in range(20)]
+    rows = [np.unique(hashed(text)[0]) for text in texts]
+    index = ngrams.JaccardIndex([*enumerate(rows[:10])])
+    for row in (*rows, np.unique(hashed("nothing of that")[0])):
+        shares = [hashed_jaccard(row, other) for other in rows[:10]]
+        assert index.nearest(row) == (max(shares), shares.index(max(shares)))
+
+
 @pytest.mark.parametrize(("changed", "least"), [(0, 1.0), (2, 0.99), (12, 0.0)])
 def test_near_rows_meet_in_a_band_and_far_ones_do_not(changed: int, least: float) -> None:
     rng = random.Random(changed)

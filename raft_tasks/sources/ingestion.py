@@ -40,7 +40,7 @@ from raft_tasks.sources.spool import Spool
 
 BATCH = 1024  # rows that are fingerprinted together
 CONTENT_KEPT = 1000  # characters of a row as its file has it that wait with it, for the case that it is rejected
-COMPARED = 4  # rows of a MinHash bucket that each further row is compared with
+COMPARED = 4  # rows of a MinHash bucket that each further one of their split is compared with
 REJECT, KEPT, DUPLICATE, SAME_ID, SAME_QUESTION, NEAR_HELD_OUT, NEAR = range(7)  # what becomes of a row
 RULES = {
     DUPLICATE: "duplicate",
@@ -226,25 +226,27 @@ class Ingested:
         self.state[rows], self._other[rows], self._share[rows] = state, other, share
 
     def _drop_near(self, group: NDArray[np.int64]) -> None:
-        """Of the rows of a bucket: test before validation before training rows, then as they came, drop repetitions."""
+        """Of the rows of a bucket, drop what repeats a row before it: test, validation, training, each as they came.
+
+        All rows of the splits before are compared, and COMPARED ones of the same split.
+        """
         assert self._near is not None
-        order = group[np.lexsort([group, -self._splits_of[group].astype(np.int64)])]
-        compared: list[tuple[int, NDArray[np.uint64]]] = []
-        for row in order.tolist():
-            shingles = self._spool.shingles(row)
-            for other, others in compared:
-                same_split = self._splits_of[row] == self._splits_of[other]
-                if not same_split and self._straddle:
-                    continue
-                share = ngrams.hashed_jaccard(shingles, others)
+        held: list[tuple[int, NDArray[np.uint64]]] = []
+        for split in reversed(range(len(SPLITS))):
+            index = ngrams.JaccardIndex(held) if held and not self._straddle else None
+            kept: list[tuple[int, NDArray[np.uint64]]] = []
+            for row in group[self._splits_of[group] == split].tolist():
+                shingles = self._spool.shingles(row)
+                share, other = index.nearest(shingles) if index else (0.0, -1)
+                if share < self._near:
+                    shares = [(ngrams.hashed_jaccard(shingles, others), other) for other, others in kept[:COMPARED]]
+                    share, other = max(shares, default=(0.0, -1))
                 if share >= self._near:
-                    training = self._splits_of[row] == 0
-                    state = NEAR_HELD_OUT if training and not same_split else NEAR
-                    self._drop(np.array([row]), state, other, share)
-                    break
-            else:
-                if len(compared) < COMPARED:
-                    compared.append((row, shingles))
+                    training = split == 0 and self._splits_of[other] > 0
+                    self._drop(np.array([row]), NEAR_HELD_OUT if training else NEAR, other, share)
+                elif split or len(kept) < COMPARED:
+                    kept.append((row, shingles))
+            held += kept
 
     def lines(self) -> Iterator[Line]:
         """Every row as text, in order, and the flags of the kept ones."""

@@ -39,6 +39,20 @@ def test_a_training_row_near_a_held_out_one_is_contamination_whichever_comes_fir
     assert reasons(tmp_path, *rows, near_duplicates=0.6, split=STRADDLE) == []
 
 
+def test_no_row_near_a_held_out_one_is_kept_where_all_share_a_template(tmp_path: Path) -> None:
+    """All rows of a bucket are more alike than chance, and each training row is near one held-out row alone."""
+    template = " ".join(f"frame{n}" for n in range(50))
+    rows = [
+        {"q": f"{template} {' '.join(f'own{row}x{n}' for n in range(6))}", "a": "Yes.", "split": "test"}
+        for row in range(50)
+    ]
+    near = [row | {"q": " ".join([*row["q"].split()[:-3], "a", "few", f"others{n}"]), "split": "train"}
+            for n, row in enumerate(rows)]  # fmt: skip
+    _, rejects = ingest(tmp_path, [*near, *rows], near_duplicates=0.8, contamination=0.5)
+    assert [row.line for row in rejects] == list(range(3, 53))
+    assert f"near the held-out row {rejects[7].file}:60 (" in rejects[7].reason
+
+
 def test_a_held_out_question_in_training_is_contamination(tmp_path: Path) -> None:
     rows = [row("Who made IT, then?", "Ada.", source="a"), row("who made it then", "Ada herself.", "test", source="b")]
     options = {"columns": {"source": "source"}}
