@@ -8,7 +8,7 @@ from raft_tasks.config import Fuse
 from raft_tasks.errors import InputError
 from raft_tasks.generation.backend import Backend, Completion
 from raft_tasks.generation.fidelity import lost_from
-from raft_tasks.generation.judges import Judge, Judgement, Pair, Preference, compare
+from raft_tasks.generation.judges import Judge, Judgement, Preference, compare
 from raft_tasks.generation.templates import render
 from raft_tasks.sampling import SamplingParams
 from raft_tasks.schemas import Candidate, Comparison, Exclusion, Filtered, Fused, Unfused, end_with
@@ -170,7 +170,7 @@ def _break_ties(
         if other is not None:
             ties.append((row, top[0], other))
     pairs = [
-        Pair(row.in_context, row.statement, candidates[row.id][first].text, candidates[row.id][second].text)
+        (row.in_context, row.statement, candidates[row.id][first].text, candidates[row.id][second].text)
         for row, first, second in ties
     ]
     comparisons: dict[str, list[Comparison]] = {row.id: [] for row, _, _ in ties}

@@ -22,6 +22,7 @@ from raft_tasks.schemas import Better
 from raft_tasks.seeds import derive_seed
 
 SCALE = 10.0  # of a model's scores
+Pair = tuple[str, str, str, str]  # question, reference, and two candidate answers to be compared
 
 
 @dataclass(frozen=True)
@@ -108,16 +109,6 @@ def model_judge(backend: Backend, settings: PromptedCall, *, batch_size: int, se
     return judge
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two candidate answers to be compared."""
-
-    question: str
-    reference: str
-    first: str
-    second: str
-
-
 def compare(
     backend: Backend, settings: PromptedCall, pairs: Sequence[Pair], *, batch_size: int, seed: int
 ) -> list[tuple[Preference | Unusable, Preference | Unusable]]:
@@ -127,9 +118,9 @@ def compare(
         Per pair both preferences. The second one is turned back, so that "first" names the same answer in both.
     """
     shown = [
-        (pair.question, pair.reference, *order)
-        for pair in pairs
-        for order in ((pair.first, pair.second), (pair.second, pair.first))
+        (question, reference, *order)
+        for question, reference, first, second in pairs
+        for order in ((first, second), (second, first))
     ]
     seeds = [derive_seed(seed, "compare", settings.model, *case) for case in shown]
     prompts = [

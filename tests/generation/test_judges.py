@@ -9,7 +9,7 @@ from scripted import Scripted
 
 from raft_tasks.config import PromptedCall, load_config
 from raft_tasks.generation.encoding import SentenceEncoder
-from raft_tasks.generation.judges import Judge, Judgement, Pair, Preference, Verdict, build_panel, compare
+from raft_tasks.generation.judges import Judge, Judgement, Preference, Verdict, build_panel, compare
 from raft_tasks.generation.structured import NotTheSchema, Unusable, parse
 from raft_tasks.generation.transformers_backend import TransformersBackend
 
@@ -154,7 +154,7 @@ def test_pairs_are_compared_in_both_orders() -> None:
 
     settings = ASKING.model_copy(update={"template": "pairwise.jinja"})
     texts = [("a", "bbb"), ("aaa", "b"), ("a", "b"), ("a", "?")]
-    pairs = [Pair("q", "r", *both) for both in texts]
+    pairs = [("q", "r", *both) for both in texts]
     found = compare(Scripted(shorter), settings, pairs, batch_size=4, seed=0)
     assert [[one.better for one in both if isinstance(one, Preference)] for both in found] == [
         ["first", "first"], ["second", "second"], ["equal", "equal"], [],
