@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from raft_tasks.artifacts import read_json, write_json
 from raft_tasks.errors import InputError
 from raft_tasks.training.distributed import gather_objects
-from raft_tasks.training.step_metrics import start_table
+from raft_tasks.training.step_metrics import COLUMNS, write_table
 
 MARK = "complete.json"
 MEGABYTE = 10**6
@@ -30,7 +30,7 @@ class CheckpointCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.saved = time.monotonic()
         if args.should_save:
-            start_table(self.trainer.steps_csv, self.trainer.steps())
+            write_table(self.trainer.steps_csv, COLUMNS, self.trainer.steps())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         waited = gather_objects([time.monotonic() - self.saved], args.world_size)[0]  # all processes save, or none

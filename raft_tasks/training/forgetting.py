@@ -12,13 +12,11 @@ No weight and no random number changes, so a training with the curve takes the s
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +34,7 @@ from raft_tasks.training.completion_forward import network_of
 from raft_tasks.training.conversations import Encoded, Encoder
 from raft_tasks.training.distributed import gather_objects
 from raft_tasks.training.loss_terms import base_kl
+from raft_tasks.training.step_metrics import write_table
 from raft_tasks.training.transformers_rollouts import evaluation_mode
 
 if TYPE_CHECKING:
@@ -120,14 +119,6 @@ def best_point(points: Sequence[Point], kl_max: float | None) -> Point:
     return max(trained, key=partial(preference, kl_max=math.inf if kl_max is None else kl_max))
 
 
-def write_curve(path: Path, points: Sequence[Point]) -> None:
-    """curve.csv; without a curve it has a header alone."""
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as table:
-        writer = csv.DictWriter(table, list(points[0]) if points else ["step"])
-        writer.writeheader()
-        writer.writerows(points)
-
-
 class ForgettingCurve(TrainerCallback):
     """Measures the curve, writes curve.csv, keeps the weights of the best checkpoint, and may end the training.
 
@@ -151,7 +142,7 @@ class ForgettingCurve(TrainerCallback):
         if not self.points:
             self.measure(0)
         elif args.should_save:
-            write_curve(self.path, self.points)
+            write_table(self.path, list(self.points[0]), self.points)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
@@ -189,7 +180,7 @@ class ForgettingCurve(TrainerCallback):
             raise InputError(f"train.curve: {', '.join(wrong)} at step {step} is not a finite number: {point}")
         self.points.append(point)
         if trainer.args.should_save:
-            write_curve(self.path, self.points)
+            write_table(self.path, list(self.points[0]), self.points)
             if self.settings.checkpoint == "best" and step and self.best is point:
                 self.save_weights(step)
         return time.perf_counter() - started

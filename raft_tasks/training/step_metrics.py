@@ -3,14 +3,14 @@
 import csv
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from raft_tasks.artifacts import write_json
+from raft_tasks.artifacts import atomic_file, write_json
 from raft_tasks.errors import InputError
 from raft_tasks.training.conversations import Encoded
 from raft_tasks.training.rollouts import Rollout
@@ -136,12 +136,12 @@ class StepMetrics:
         )
 
 
-def start_table(path: Path, steps: list[dict[str, Any]]) -> None:
-    """steps.csv with the rows of a resumed training."""
-    with path.open("w", encoding="utf-8", newline="") as table:
-        writer = csv.DictWriter(table, COLUMNS)
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """A CSV file with a header; of no rows a header alone."""
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as table:
+        writer = csv.DictWriter(table, columns)
         writer.writeheader()
-        writer.writerows(steps)
+        writer.writerows(rows)
 
 
 def add_to_table(path: Path, step: dict[str, Any]) -> None:

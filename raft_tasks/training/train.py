@@ -13,7 +13,6 @@ from raft_tasks.thoughts import count_thoughts
 from raft_tasks.training.adapters import STUDENT, save_adapter
 from raft_tasks.training.checkpoints import last_complete
 from raft_tasks.training.divergence import relative_distance
-from raft_tasks.training.forgetting import write_curve
 from raft_tasks.training.injection import injection_summary
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.licence import copy_licence
@@ -26,7 +25,7 @@ from raft_tasks.training.preparation import (
     training_arguments,
     with_target_logits,
 )
-from raft_tasks.training.step_metrics import Progress
+from raft_tasks.training.step_metrics import Progress, write_table
 from raft_tasks.training.summary import TrainingSummary, summarise
 from raft_tasks.training.trackers import report_to
 from raft_tasks.training.trainer import RaftTrainer
@@ -72,7 +71,7 @@ def train_model(job: TrainingJob, progress: Progress | None = None) -> TrainingS
     if job.model.thinking != "off":
         summary["thoughts"], summary["unfinished_thoughts"] = count_thoughts(pair.thought for pair in job.pairs)
     if trainer.curve is None:
-        write_curve(job.output / "curve.csv", [])
+        write_table(job.output / "curve.csv", ["step"], [])
     else:
         summary["curve"] = trainer.curve.summary(summary["seconds"])
     if job.injected is not None:
