@@ -15,8 +15,6 @@ class EmaBalance:
     """
 
     def __init__(self, beta: float, bound: float) -> None:
-        if not 0 <= beta < 1 or bound <= 0:
-            raise ValueError(f"got beta {beta} and bound {bound}; expected beta in [0, 1) and a positive bound")
         self.beta, self.bound = beta, bound
         self.sft, self.kl, self.steps = 0.0, 0.0, 0
 
