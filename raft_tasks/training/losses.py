@@ -9,14 +9,13 @@ possible because on the renormalised top-K set the full-vocabulary normaliser ca
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from raft_tasks.training.chunked_losses import chunked_logits_at, chunked_mean_cross_entropy, chunked_top_k
 from raft_tasks.training.logits import Head, TopK, accumulation_dtype, head_logits, log_mass_outside, top_k
 
 __all__ = [
-    "Head", "TopK", "chunked_logits_at", "chunked_mean_cross_entropy", "chunked_top_k", "cross_entropy", "head_logits",
+    "Head", "TopK", "chunked_logits_at", "chunked_mean_cross_entropy", "chunked_top_k", "head_logits",
     "log_mass_outside", "masked_mean", "top_k", "top_k_forward_kl", "trajectory_loss",
 ]  # fmt: skip
 
@@ -48,11 +47,6 @@ def trajectory_loss(per_token: Tensor, mask: Tensor, temperature: float, samples
     """
     per_sample = masked_mean(per_token, mask, dim=-1)
     return temperature**2 * masked_mean(per_sample, torch.ones_like(per_sample, dtype=torch.bool), count=samples)
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log p(label): logits [T, V], labels [T] -> [T], in at least float32."""
-    return F.cross_entropy(logits.to(accumulation_dtype(logits.dtype)), labels, reduction="none")
 
 
 def top_k_forward_kl(
