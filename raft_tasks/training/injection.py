@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from raft_tasks.adapter_folder import WEIGHTS, check_whole
-from raft_tasks.artifacts import atomic_folder, write_json
+from raft_tasks.artifacts import atomic_folder, read_json, write_json
 from raft_tasks.config import Method
 from raft_tasks.errors import InputError
 from raft_tasks.model_loading import load_model
 from raft_tasks.training.adapters import STUDENT
 from raft_tasks.training.job import TrainingJob
-from raft_tasks.training.summary import InjectionSummary, TrainingSummary, read_summary
+from raft_tasks.training.summary import InjectionSummary, TrainingSummary
 
 FOLDER, SUMMARY = "injected", "summary.json"  # beside the checkpoints; in it also model/, steps.csv
 
@@ -92,7 +92,7 @@ def load_injected(student: Any, job: TrainingJob) -> None:
 
 def injection_summary(folder: Path) -> InjectionSummary:
     """Of the injection in `folder`."""
-    summary = read_summary(folder / SUMMARY)
+    summary = read_json(folder / SUMMARY)
     return {
         "rows": summary["rows"],
         "steps": summary["steps"],

@@ -20,7 +20,7 @@ from raft_tasks.errors import InputError, Interrupted
 from raft_tasks.training.interruption import SignalWatch
 from raft_tasks.training.job import TrainingJob
 from raft_tasks.training.step_metrics import Progress
-from raft_tasks.training.summary import TrainingSummary, read_summary
+from raft_tasks.training.summary import TrainingSummary
 
 JOB, SUMMARY, ERRORS, STOPPED = "job.json", "summary.json", "error-*.json", "stopped-*.json"  # *: a process's number
 PROGRESS_LINE = "raft training: "  # <steps done> <steps in all> <status>, from the first process
@@ -48,7 +48,7 @@ def train_in_processes(job: TrainingJob, folder: Path, progress: Progress | None
         raise Interrupted(read_json(stop)["message"])
     if code or not (folder / SUMMARY).exists():
         raise RuntimeError(f"the training's processes ended with code {code}:\n" + "\n".join(tail))
-    return read_summary(folder / SUMMARY)
+    return read_json(folder / SUMMARY)
 
 
 def run_workers(command: list[str], tail: deque[str], progress: Progress | None) -> int:

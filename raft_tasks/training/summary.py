@@ -1,10 +1,8 @@
-"""summary.json: what one training was, in numbers. Every key is here; it is written and read through this module."""
+"""summary.json: what one training was, in numbers. Every key is here."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict
 
-from raft_tasks.artifacts import read_json
 from raft_tasks.training.conversations import Encoded, unknown_share
 
 FINAL = (
@@ -91,7 +89,3 @@ def summarise(
         } if lambdas else None,
         "distance": distance,
     }  # fmt: skip
-
-
-def read_summary(path: Path) -> TrainingSummary:
-    return cast("TrainingSummary", read_json(path))
