@@ -98,9 +98,8 @@ def _newest_commit(domain: str, refused: Collection[str]) -> list[str]:
         newest = HfApi().dataset_info(hub.id).sha
     except (OSError, HTTPError, OfflineModeIsEnabled) as error:
         raise OperationalError(f"the hub does not say what the newest commit of {hub.id} is: {error}") from error
-    commit = f"{hub.id} revision:{newest}"
-    line = f"domains.{domain}.hub {commit}"
-    if newest in (None, pinned) or not {line, commit}.isdisjoint(refused):  # earlier versions noted the commit alone
+    line = f"domains.{domain}.hub {hub.id} revision:{newest}"
+    if newest in (None, pinned) or line in refused:
         return []
     _pin(domain, str(newest))
     return [line]

@@ -94,9 +94,9 @@ def test_the_hubs_newest_commit_is_pinned(repository, settings, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name: SimpleNamespace(sha=new))
     with chdir(prepared(repository, settings)):
         start = git("rev-parse", "HEAD")
-        refused = [[f"o/n revision:{new}"], [f"domains.archive.hub o/n revision:{new}"]]
-        assert [new_data.fetch("archive", source, repository, lines) for lines in refused] == [[], []]
-        assert new_data.fetch("archive", source, repository, []) == [f"domains.archive.hub o/n revision:{new}"]
+        line = f"domains.archive.hub o/n revision:{new}"
+        assert new_data.fetch("archive", source, repository, [line]) == []
+        assert new_data.fetch("archive", source, repository, []) == [line]
         assert load_config().domains["archive"].hub.revision == new
         assert Path("params.yaml").read_text().startswith("# a comment\n")
         assert new_data.fetch("archive", source, repository, []) == []
