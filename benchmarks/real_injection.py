@@ -147,7 +147,7 @@ def table(path: Path) -> None:
         for model, row in models.items()
         for column in columns
     }
-    print("| | " + " | ".join(f"`{model}`" for model in models))
+    print("| | " + " | ".join(f"`{model}`" for model in models) + " |")
     print(f"|---|{'---:|' * len(models)}")
     for column in columns:
         cells = []
