@@ -63,7 +63,7 @@ def prune(repository: Path, now: bool) -> None:
             print(f"checkpoint: {checkpoint}")
             if now and checkpoint.is_dir():
                 shutil.rmtree(checkpoint)
-            elif now:  # the mixed targets of a training
+            elif now:  # a training's mixed targets, or the lock of a killed one
                 checkpoint.unlink()
         if (repository / paths.RESPONSES).exists():
             store = ResponseCache(repository / paths.RESPONSES)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -21,6 +25,24 @@ if TYPE_CHECKING:
     from raft_tasks.training.summary import TrainingSummary
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock of `path`, which a repository and its retrain checkout share; wait, and say so, if it is held."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = Path(f"{path}.lock")
+    lock = FileLock(file)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"another process is making {path}; waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # still held: FileLock takes no lock whose file is gone
+        lock.release()
+
+
 def with_mixed_targets(job: TrainingJob, identity: dict[str, str | None], progress: Progress) -> TrainingJob:
     """The job with the targets that the method's `mixing` makes; they are kept beside the checkpoints."""
     from raft_tasks.generation.mixing import mix_answers
@@ -32,10 +54,10 @@ def with_mixed_targets(job: TrainingJob, identity: dict[str, str | None], progre
     code = code_digest("raft_tasks.generation.mixing")
     key = digest([job.pairs, identity, settings, resolved(job.model), job.template_text, job.seed, code])
     file = job.checkpoints / f"targets-{key[:16]}.jsonl"
-    if not file.exists():
-        guide = teacher_message(job.template_text)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(file, mix_answers(job.pairs, job.model, settings, guide, job.seed, progress))
+    with alone(file):
+        if not file.exists():
+            guide = teacher_message(job.template_text)
+            write_rows(file, mix_answers(job.pairs, job.model, settings, guide, job.seed, progress))
     return replace(job, pairs=read_rows(file, TrainingPair), mixed=True)
 
 
@@ -56,7 +78,8 @@ def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress,
     """Train one model into `job.output` (model/, steps.csv, curve.csv); returns the summary.
 
     A run that was killed continues from its last checkpoint under `job.checkpoints`/<digest of what determines the
-    result>; `identity` is the base model's. `progress` hears of the training's steps, `drawn` of `mixing`'s answers.
+    result, and of `job.output`>; a run of the same training waits for the first. `identity` is the base model's.
+    `progress` hears of the training's steps, `drawn` of `mixing`'s answers.
     """
     from raft_tasks.training.injection import inject
 
@@ -69,12 +92,14 @@ def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress,
     anchors = None if job.anchors is None else digest_path(job.anchors)
     parts = [job.pairs, identity, job.method, job.train, job.template_text, job.seed, code_digest(__name__), anchors]
     parts += [job.documents] if job.documents else []
+    parts += [str(job.output)]  # methods that differ in `merge` alone train side by side
     key = digest([*parts, *job.input_digests])
     folder = job.checkpoints / key[:16]
     run = partial(run_training, progress=progress)
-    job = inject(replace(job, checkpoints=folder), run)
-    with atomic_folder(job.output) as unfinished:
-        summary = run(replace(job, output=unfinished))
-    shutil.rmtree(folder, ignore_errors=True)
+    with alone(folder):
+        job = inject(replace(job, checkpoints=folder), run)
+        with atomic_folder(job.output) as unfinished:
+            summary = run(replace(job, output=unfinished))
+        shutil.rmtree(folder, ignore_errors=True)
     summary["rows_left_out"] = left_out
     return summary

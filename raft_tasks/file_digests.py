@@ -7,6 +7,8 @@ import os
 import time
 from pathlib import Path
 
+from filelock import FileLock
+
 from raft_tasks.artifacts import atomic_file, digest_file, digest_path
 
 RECENT_SECONDS = 2.0  # a file that was written just now may be written once more within the clock's resolution
@@ -33,7 +35,8 @@ class FileDigests:
 
     def __exit__(self, *_: object) -> None:
         if self.write and self.entries != self.stored:
-            with atomic_file(self.store) as partial:
+            # a repository and its retrain checkout share it
+            with FileLock(f"{self.store}.lock"), atomic_file(self.store) as partial:
                 partial.write_text(json.dumps(self.entries), encoding="utf-8")
 
     def of(self, path: Path) -> str:

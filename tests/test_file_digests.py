@@ -1,5 +1,8 @@
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Barrier, BrokenBarrierError
 
 import pytest
 
@@ -64,6 +67,20 @@ def test_a_damaged_store_only_costs_time(tmp_path, model):
     digests_of(tmp_path, model)
     (tmp_path / "cache" / "digests.json").write_text("{half")
     assert digests_of(tmp_path, model) == digest_path(model)
+
+
+def test_two_write_one_store(tmp_path, model, monkeypatch):
+    both, rename = Barrier(2, timeout=1), os.replace
+
+    def replace(*paths):
+        with suppress(BrokenBarrierError):
+            both.wait()
+        rename(*paths)
+
+    monkeypatch.setattr(os, "replace", replace)
+    files = [model / "config.json", model / "shards/one.bin"]
+    with ThreadPoolExecutor() as pool:
+        assert [*pool.map(lambda path: digests_of(tmp_path, path), files)] == [*map(digest_path, files)]
 
 
 def test_what_is_not_there_is_an_error(tmp_path):

@@ -1,12 +1,16 @@
 """The task of the stage `distill`, where it does more than train: targets that the base writes itself."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from threading import Event
 
 import pytest
 from tiny import TEACHER, pairs, save_tiny
 
 from raft_tasks.artifacts import read_rows
-from raft_tasks.config import Method, Mixing, Model, Train
+from raft_tasks.config import Interpolate, Method, Mixing, Model, Train
 from raft_tasks.distill import train, with_mixed_targets
 from raft_tasks.errors import InputError
 from raft_tasks.fuse import training_pairs
@@ -50,6 +54,66 @@ def test_rows_without_a_right_answer_are_counted(job, monkeypatch, capsys):
     summary = train.fn(job, {}, quiet, quiet)
     assert (summary["rows"], summary["rows_left_out"]) == (4, 2)
     assert "mixing left out 2 of 6 rows" in capsys.readouterr().out
+
+
+def test_targets_are_mixed_once_by_two_at_a_time(job, monkeypatch):
+    calls = []
+
+    def mix(pairs, *_):
+        calls.append(pairs)
+        time.sleep(0.5)
+        return pairs
+
+    monkeypatch.setattr("raft_tasks.generation.mixing.mix_answers", mix)
+    with ThreadPoolExecutor() as pool:
+        one, two = pool.map(lambda job: with_mixed_targets(job, {}, quiet), [job, job])
+    assert one.pairs == two.pairs == job.pairs
+    assert len(calls) == 1
+
+
+class Work:
+    """In the place of a training: leaves a checkpoint, and goes on when it may."""
+
+    def __init__(self, monkeypatch):
+        self.begun, self.may_end, self.folders = Event(), Event(), []
+        monkeypatch.setattr("raft_tasks.distill.run_training", self.run)
+
+    def run(self, job, progress):
+        (job.checkpoints / "checkpoint-1").mkdir(parents=True)  # an error where another one's lies
+        self.folders.append(job.checkpoints)
+        self.begun.set()
+        assert self.may_end.wait(60)
+        return {}
+
+
+def test_methods_that_differ_in_merge_alone_train_side_by_side(job, monkeypatch):
+    work = Work(monkeypatch)
+    work.may_end.set()
+    for merge in (None, Interpolate()):
+        train.fn(
+            replace(job, method=Method(merge=merge), output=job.output / str(merge and merge.kind)), {}, quiet, quiet
+        )
+    assert len(set(work.folders)) == 2
+
+
+def test_the_same_training_waits_for_the_one_at_work(job, monkeypatch, capsys):
+    """A `raft run` and a `raft retrain` of the same data: the checkout shares .cache."""
+    work, said = Work(monkeypatch), ""
+    job = replace(job, method=Method())
+    with ThreadPoolExecutor() as pool:
+        try:
+            first = pool.submit(train.fn, job, {}, quiet, quiet)
+            assert work.begun.wait(60)
+            second = pool.submit(train.fn, job, {}, quiet, quiet)
+            while not second.done() and "waiting for it" not in said:
+                said += capsys.readouterr().out
+            assert not second.done()
+            assert len(work.folders) == 1
+        finally:
+            work.may_end.set()
+        assert first.result() == second.result() == {"rows_left_out": 0}
+    assert len(work.folders) == 2
+    assert not list(job.checkpoints.iterdir())
 
 
 def test_unmixed_targets_are_not_trained_on(job):

@@ -120,7 +120,7 @@ def test_the_student_starts_with_the_injected_weights_and_the_teacher_as_the_bas
 
 
 def test_the_first_step_is_already_away_from_the_base(tiny_model, tmp_path):
-    summary = distill.fn(injecting(tiny_model, tmp_path, "raft"), {}, lambda *_: None)
+    summary = distill.fn(injecting(tiny_model, tmp_path, "raft"), {}, lambda *_: None, print)
     windows = len([*text_windows(8)])
     injected = summary["injection"]
     assert (injected["rows"], injected["steps"]) == (windows, 2 * -(-windows // 4))
@@ -139,15 +139,15 @@ def test_the_first_step_is_already_away_from_the_base(tiny_model, tmp_path):
 def test_interrupted_equals_uninterrupted(tiny_model, tmp_path, row):
     """Stopped in the injection, at the border, and after it; the injection is not made again."""
     done = []
-    distill.fn(injecting(tiny_model, tmp_path / "whole", row), {}, lambda step, *_: done.append(step))
+    distill.fn(injecting(tiny_model, tmp_path / "whole", row), {}, lambda step, *_: done.append(step), print)
     border = len(done) - 6
     assert done == [*range(1, border + 1), *range(1, 7)]
     parts = tmp_path / "parts"
     for progress in (stop_at(3), stop_before_the_answers(parts), stop_at(border), stop_at(5)):
         with pytest.raises(Stop):
-            distill.fn(injecting(tiny_model, parts, row), {}, progress)
+            distill.fn(injecting(tiny_model, parts, row), {}, progress, print)
     calls = []
-    distill.fn(injecting(tiny_model, tmp_path / "parts", row), {}, lambda step, *_: calls.append(step))
+    distill.fn(injecting(tiny_model, tmp_path / "parts", row), {}, lambda step, *_: calls.append(step), print)
     assert calls[-1] == 6
     assert len(calls) < 6  # it went on behind a checkpoint of the answers' own
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
