@@ -18,7 +18,7 @@ A single seed leaves only the items to vary; the interval says so. Letters: R re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -71,14 +71,12 @@ class Bootstrap:
 def mean(tasks: Sequence[Outcomes], bootstrap: Bootstrap) -> Estimate:
     """The mean over items and seeds; of several tasks, the plain average of the tasks' means.
 
-    Where every outcome is 0, or every outcome 1, no resample differs: there the interval is the exact binomial one
-    (Clopper-Pearson) with the sources as trials.
+    Where every outcome is 0, or every outcome 1, no resample differs: there the interval is exact.
     """
     values = np.concatenate([task.values.ravel() for task in tasks])
-    n_sources = sum(len(set(task.sources)) for task in tasks)
     if (values == values[0]).all() and values[0] in (0.0, 1.0):
-        margin = ((1 - bootstrap.confidence) / 2) ** (1 / n_sources)
-        low, high = (margin, 1.0) if values[0] else (0.0, 1.0 - margin)
+        least = _least_share(tasks, bootstrap)
+        low, high = (least, 1.0) if values[0] else (0.0, 1.0 - least)
         return _estimate(float(values[0]), low, high, tasks)
     within = (0.0, 1.0) if _are_shares(tasks) else (-np.inf, np.inf)
     return _interval(_average(tasks, _Weights(tasks, bootstrap)), within, tasks, bootstrap)
@@ -87,21 +85,33 @@ def mean(tasks: Sequence[Outcomes], bootstrap: Bootstrap) -> Estimate:
 def difference(tasks: Sequence[Outcomes], others: Sequence[Outcomes], bootstrap: Bootstrap) -> Estimate:
     """mean(tasks) - mean(others), paired: the same items, and the same seeds where both were trained.
 
+    Where every item flips the same way, no resample differs: there the inner end is exact.
+
     Raises:
         ValueError: if the two do not have the same items in the same order, or were trained under other seeds.
     """
     tasks, others = align(tasks, others)
     weights = _Weights(tasks, bootstrap)
     within = (-1.0, 1.0) if _are_shares([*tasks, *others]) else (-np.inf, np.inf)
-    return _interval(_average(tasks, weights) - _average(others, weights), within, tasks, bootstrap)
+    change = _interval(_average(tasks, weights) - _average(others, weights), within, tasks, bootstrap)
+    if change.low is None or change.estimate not in within:
+        return change
+    inner = change.estimate * (2 * _least_share(tasks, bootstrap) - 1)  # the other items may flip the other way
+    return replace(change, low=min(change.estimate, inner), high=max(change.estimate, inner))
 
 
 def ratio(tasks: Sequence[Outcomes], others: Sequence[Outcomes], bootstrap: Bootstrap) -> Estimate | None:
     """mean(tasks) / mean(others), paired as in `difference`; None where mean(others) is 0 (or is so in a resample)."""
     tasks, others = align(tasks, others)
     weights = _Weights(tasks, bootstrap)
-    quotient = _average(tasks, weights).over(_average(others, weights))
-    return None if quotient is None else _interval(quotient, (0.0, np.inf), tasks, bootstrap)
+    divisor = _average(others, weights)
+    quotient = _average(tasks, weights).over(divisor)
+    if quotient is None:
+        return None
+    share = _interval(quotient, (0.0, np.inf), tasks, bootstrap)
+    if share.high != 0:
+        return share
+    return replace(share, high=(1 - _least_share(tasks, bootstrap)) / divisor.value)  # no outcome but 0: as in `mean`
 
 
 def recovered_fraction(
@@ -172,6 +182,15 @@ def _by_source(task: Outcomes) -> tuple[Floats, Floats]:
     member = np.zeros((len(codes), len(sizes)))
     member[np.arange(len(codes)), codes] = 1.0
     return task.values @ member, sizes
+
+
+def _least_share(tasks: Sequence[Outcomes], bootstrap: Bootstrap) -> float:
+    """The share that items which all agree have at least: Clopper-Pearson's lower end, with the sources as trials.
+
+    In an average every task counts with the sources of the smallest one, where all the other items may be.
+    """
+    n_sources = len(tasks) * min(len(set(task.sources)) for task in tasks)
+    return ((1 - bootstrap.confidence) / 2) ** (1 / n_sources)
 
 
 def _are_shares(tasks: Sequence[Outcomes]) -> bool:

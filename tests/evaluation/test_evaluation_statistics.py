@@ -165,6 +165,23 @@ def test_all_right_is_bounded_by_the_number_of_sources():
     assert (nothing.low, nothing.high) == pytest.approx((0.0, 1 - exact.low))
 
 
+def test_the_smallest_task_bounds_an_average_that_is_all_right():
+    few, many = outcomes(np.ones(5)), outcomes(np.ones(1000))
+    assert mean([few, many], SETTINGS).low == pytest.approx(0.025 ** (1 / 10))
+
+
+@pytest.mark.parametrize(("n", "expected"), [(2, "no clear difference"), (5, "no clear difference"), (6, "lower")])
+def test_items_that_all_flip_are_bounded_by_their_number(n, expected):
+    zeros, ones = outcomes(np.zeros(n)), outcomes(np.ones(n))
+    lost, won = difference([zeros], [ones], SETTINGS), difference([ones], [zeros], SETTINGS)
+    assert verdict(lost) == expected
+    assert (lost.estimate, lost.low, lost.high) == (-1.0, -1.0, pytest.approx(1 - 2 * 0.025 ** (1 / n)))
+    assert (won.low, won.high) == (-lost.high, 1.0)
+    assert difference([zeros, zeros], [ones, ones], SETTINGS).high == pytest.approx(1 - 2 * 0.025 ** (1 / (2 * n)))
+    kept = ratio([zeros], [ones], SETTINGS)
+    assert (kept.estimate, kept.low, kept.high) == (0.0, 0.0, pytest.approx(1 - 0.025 ** (1 / n)))
+
+
 def test_one_item_gives_no_interval_but_its_exact_bound():
     assert mean([outcomes([1.0])], SETTINGS).low == pytest.approx(0.025)
     half = mean([outcomes([0.5])], SETTINGS)
