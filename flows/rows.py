@@ -127,7 +127,7 @@ def enforce_failure_rate(
         reason = failure(row)
         if reason is not None:
             reasons.append(reason)
-            if len(reasons) > max_failed * total:
+            if len(reasons) / total > max_failed:
                 shown = "".join(f"\n  {text}" for text in reasons[:REASONS_SHOWN])
                 raise InputError(
                     f"{label}: the model gave no answer for {len(reasons)} of {total} rows, more than max_failed "

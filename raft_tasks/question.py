@@ -58,7 +58,7 @@ def require_readers(counts: dict[str, dict[str, int]], settings: config.Question
     fooled = [
         f"{name} approved {count['approved']} of {count['votes']}"
         for name, count in counts.items()
-        if count["votes"] >= LEAST_VOTES and count["approved"] > settings.max_false_approvals * count["votes"]
+        if count["votes"] >= LEAST_VOTES and count["approved"] / count["votes"] > settings.max_false_approvals
     ]
     if fooled:
         raise InputError(

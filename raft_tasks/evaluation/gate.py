@@ -211,7 +211,7 @@ class _Comparison:
             return _unknown(rule, limit, change)
         result: Result = "pass"
         if change.high < -max(margin, change.floor):
-            result = "near miss" if change.estimate >= -margin - self.rules.near_miss else "fail"
+            result = "fail" if _exceeds(-change.estimate, margin + self.rules.near_miss) else "near miss"
         elif change.floor > margin:
             return _below_noise(rule, limit, margin, change.floor)
         evidence = self.flips(tasks[0], self.base) if len(tasks) == 1 else f"{len(tasks)} tasks"
@@ -241,8 +241,8 @@ class _Comparison:
         if leaks is None or of_base is None or repeated is None:
             return _unknown("leaks", limit, "no answers were given")
         floor = abs(repeated - leaks)
-        beyond = leaks - of_base > max(margin, floor)
-        if floor > margin and not beyond:
+        beyond = _exceeds(leaks - of_base, max(margin, floor))
+        if _exceeds(floor, margin) and not beyond:
             return _below_noise("leaks", limit, margin, floor)
         evidence = f"domain answers that mention a reference; {self.base.name} {of_base:.1%}{self.noise(floor)}"
         return Check("leaks", f"{leaks:.1%}", limit, evidence, "fail" if beyond else "pass")
@@ -306,6 +306,11 @@ class _Comparison:
 
     def noise(self, floor: float) -> str:
         return "" if self.repeat is None else f"; noise {100 * floor:.1f} points"
+
+
+def _exceeds(value: float, limit: float) -> bool:
+    """Whether it does by more than floats are off: as floats .07 - .06 > .01."""
+    return value - limit > 1e-9
 
 
 def _unknown(rule: str, limit: str, evidence: str) -> Check:

@@ -121,6 +121,30 @@ def test_every_limit_is_kept_and_missing_evidence_is_no_evidence(facts, fidelity
     assert verdict.harmful != missing
 
 
+@pytest.mark.parametrize("count", range(99))
+def test_leaks_at_exactly_the_limit_are_within_it(count):
+    rules = RULES.model_copy(update={"max_leaks": 0.01, "bootstrap_samples": 10})
+    base = replace(BASE, leaks=count / 100)
+    leaks = [
+        check(check_candidate(rules, "archive", model("raft-0", leaks=share), base, CHAMPION, 0.99, repeat), "leaks")
+        for share, repeat in (
+            ((count + 1) / 100, None),
+            (count / 100, replace(REPEAT, leaks=(count + 1) / 100)),
+            ((count + 1) / 100 + 1e-6, None),
+        )
+    ]
+    assert [one.result for one in leaks] == ["pass", "pass", "fail"]
+
+
+@pytest.mark.parametrize("right", range(60, 200, 10))
+def test_a_loss_of_exactly_what_recovery_may_give_back_is_a_near_miss(right):
+    rules = RULES.model_copy(update={"near_miss": 0.15})  # and a margin of 5 points: 40 of 200 items
+    base = replace(BASE, items={**BASE.items, "recall": outcomes("recall", right)})
+    for lost, result in ((40, "near miss"), (41, "fail")):
+        verdict = check_candidate(rules, "archive", model("raft-0", recall=right - lost), base, CHAMPION, 0.99)
+        assert check(verdict, "general: recall").result == result
+
+
 def from_sources(model, task, sources):
     """The model with the task's items of so many sources."""
     rows = [row.model_copy(update={"source": f"page {n % sources}"}) for n, row in enumerate(model.items[task])]
