@@ -3,7 +3,8 @@
     domain            no worse than the model in production by more than a margin: the interval of the paired difference
                       lies above -margin. Without one in production: better than the base, the interval lies above 0.
                       An interval that reaches 0 from below -margin shows neither harm nor its absence: unproven.
-                      So do fewer sources than the sign test needs: all alike, they would not be significant
+                      So do fewer sources than the sign test needs: all alike, they would not be significant.
+                      And unless a gain is shown, so do sources that may miss a loss of the margin even if all agree
     general           no task worse than the base beyond a margin: its interval does not lie below -margin as a whole.
                       The tasks share the error rate (Bonferroni; some task fails exactly if Holm's method finds one)
     general average   the same of the plain average of the tasks
@@ -189,7 +190,8 @@ class _Comparison:
         rules, other = self.rules, champion or self.base
         gains = champion is None and task == DOMAIN_TASK  # there is nothing yet that knows the domain
         margin = 0.0 if gains else -rules.domain_margin
-        limit = f"at least {_points(margin)} against {other.name}, with {rules.confidence:.0%} confidence"
+        above = "more than 0 points" if gains else f"at least {_points(margin)}"
+        limit = f"{above} against {other.name}, with {rules.confidence:.0%} confidence"
         change = self.change([task], other, rules.confidence)
         if isinstance(change, str):
             return _unknown(task, limit, change)
@@ -201,7 +203,12 @@ class _Comparison:
         result: Result = "unproven" if change.high >= -change.floor else "fail"
         if change.low > change.floor if gains else change.low >= margin:
             result = "pass"
-        return Check(task, change.text, limit, self.flips(task, other) + self.noise(change.floor), result)
+        evidence = self.flips(task, other) + self.noise(change.floor)
+        missed = 1 - (1 - rules.confidence) ** (1 / change.sources)  # where few items flip, the interval is too narrow
+        if result == "pass" and change.low <= 0 and missed > rules.domain_margin:
+            result = "unproven"
+            evidence += f"; {change.sources} sources may miss a loss of {100 * missed:.2f} points even if all agree"
+        return Check(task, change.text, limit, evidence, result)
 
     def general(self, tasks: list[str], confidence: float) -> Check:
         rule, margin = f"general: {tasks[0]}" if len(tasks) == 1 else "general average", self.rules.general_margin
@@ -366,4 +373,4 @@ def _ratio(rule: str, unit: str, candidate: float | None, base: float | None, li
 
 
 def _points(share: float) -> str:
-    return f"{100 * share:+g} points" if share else "more than 0 points"
+    return f"{100 * share + 0.0:+g} points"  # no -0

@@ -30,7 +30,7 @@ def measured(name, right):
             answer="It is rope.",
         )
 
-    items = {task: [item(task, number) for number in range(50)] for task in ("domain", "recall")}
+    items = {task: [item(task, number) for number in range(60)] for task in ("domain", "recall")}
     return Measured(name, items, bytes=10, seconds=0.5, leaks=0.0, prompting={"one turn": None})
 
 

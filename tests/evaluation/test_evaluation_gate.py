@@ -83,7 +83,15 @@ def test_the_first_candidate_must_be_better_than_the_base():
     assert check_candidate(RULES, "archive", model("raft-0", domain=50), BASE, None, fidelity=0.99).promoted
     same = check_candidate(RULES, "archive", model("raft-0", domain=4), BASE, None, fidelity=0.99)
     assert check(same, "domain").result == "unproven"
-    assert "more than 0 points against base" in check(same, "domain").limit
+    assert check(same, "domain").limit == "more than 0 points against base, with 95% confidence"
+
+
+def test_a_margin_of_nothing_is_shown_as_0_points():
+    rules = RULES.model_copy(update={"domain_margin": 0.0, "general_margin": 0.0, "max_leaks": 0.0})
+    limits = [one.limit for one in check_candidate(rules, "archive", model("raft-0"), BASE, CHAMPION, 0.99).checks]
+    assert limits[0] == "at least +0 points against raft-archive@v3, with 95% confidence"
+    assert limits[1].startswith("not significantly below +0 points against base")
+    assert "at most +0 points above base" in limits
 
 
 @pytest.mark.parametrize(
@@ -181,6 +189,19 @@ def test_of_fewer_sources_than_a_sign_test_needs_the_domain_shows_nothing(right)
     assert few.evidence.startswith("the items have 5 source(s), expected at least 6")
     assert (verdict.promoted, verdict.undecidable) == (False, True)
     assert judged(6)[1].result == judged(5, 0.9)[1].result == ("pass" if right else "fail")
+
+
+@pytest.mark.parametrize(("sources", "result"), [(8, "unproven"), (20, "unproven"), (58, "unproven"), (59, "pass")])
+def test_few_sources_that_all_agree_do_not_show_that_nothing_was_lost(sources, result):
+    same = replace(CHAMPION, items={"domain": outcomes("domain", sources, 2 * sources)})
+    found = check(check_candidate(RULES, "archive", same, same, same, 0.99), "domain")
+    assert (found.candidate, found.result) == ("+0.0 points (+0.0 to +0.0)", result)
+    assert ("sources may miss a loss of" in found.evidence) == (result == "unproven")
+
+
+def test_a_gain_that_is_shown_needs_no_more_sources():
+    better, champion = (replace(CHAMPION, items={"domain": outcomes("domain", right, 40)}) for right in (36, 8))
+    assert check(check_candidate(RULES, "archive", better, champion, champion, 0.99), "domain").result == "pass"
 
 
 def test_different_prompts_are_shown():
