@@ -340,7 +340,8 @@ def _below_noise(rule: str, limit: str, margin: float, floor: float) -> Check:
 
 
 def _mean(model: Measured, tasks: list[str], metric: str) -> float:
-    return float(np.mean([row.metrics[metric] for task in tasks for row in model.items[task]]))
+    """The plain average of the tasks' means."""
+    return float(np.mean([np.mean([row.metrics[metric] for row in model.items[task]]) for task in tasks]))
 
 
 def _fidelity(least: float, fidelity: float | None) -> Check:

@@ -148,6 +148,18 @@ def test_what_is_lost_in_the_thinking_mode_alone_is_refused(lost, rule):
     assert rules["domain"].result == rules["general: recall"].result == "pass"
 
 
+def test_the_thoughts_of_a_small_task_weigh_as_much_as_a_large_ones():
+    of = {GENERAL_ON: (500, {"base": 430, "sft-0": 450}), ON: (20, {"base": 18, "sft-0": 10})}
+    candidate, base = (
+        Measured(name, {task: outcomes(task, 0, thoughts[name], count=count) for task, (count, thoughts) in of.items()})
+        for name in ("sft-0", "base")
+    )
+    found = check_candidate(RULES, "archive", candidate, base, None, fidelity=0.99)
+    (thoughts,) = (check for check in found.checks if check.rule == "thoughts")
+    assert thoughts.candidate.startswith("-18.0 points")
+    assert "sft-0 70.0%, unfinished 0.0%; base 88.0%" in thoughts.evidence
+
+
 def test_the_thinking_mode_may_not_know_less_of_the_domain_and_need_not_know_more():
     """... than the base, where nothing is in production."""
     assert checks(model("sft-0", domain=180, domain_on=20))[0].promoted
