@@ -14,8 +14,9 @@ from flows import paths
 from flows.rows import RowRun
 from raft_tasks.artifacts import atomic_folder, digest, digest_path, read_json, read_rows, write_json, write_rows
 from raft_tasks.config import AnchorSet, Benchmark, Config, Curve, Method, Model, load_config
+from raft_tasks.errors import InputError
 from raft_tasks.generation.anchor_cleaning import Cleaning, clean_anchors
-from raft_tasks.generation.anchors import answer_turns, generate_anchors
+from raft_tasks.generation.anchors import anchor_id, answer_turns, generate_anchors
 from raft_tasks.generation.cached_backend import CachedBackend, ModelPool
 from raft_tasks.generation.encoding import shared_encoder
 from raft_tasks.generation.served_base import ServedBase
@@ -66,6 +67,26 @@ def write_set(rows: Sequence[GeneratedAnchor], cleaning: Cleaning, model: Model,
     return statistics
 
 
+def read_turns(settings: AnchorSet) -> list[UserTurn]:
+    """The user's own turns of a set.
+
+    Raises:
+        InputError: two of them have one id, or one has a generated anchor's.
+    """
+    if settings.prompts is None:
+        return []
+    path = paths.user_turns(settings.prompts)
+    turns = read_rows(path, UserTurn)
+    taken = {anchor_id(number) for number in range(settings.count)}
+    for number, turn in enumerate(turns, start=1):
+        if turn.id in taken:
+            raise InputError(
+                f"{path}:{number}: id {turn.id!r} belongs to an earlier row or a generated anchor; expected another one"
+            )
+        taken.add(turn.id)
+    return turns
+
+
 def held_out_texts(questions: Path, benchmark: Benchmark, tasks_folder: Path) -> list[str]:
     """What no anchor may come near: the domains' validation and test questions, the items of the benchmarks."""
     from raft_tasks.evaluation.harness import load_items
@@ -97,16 +118,16 @@ def identity_of(sets: Path, method: Method, curve: Curve | None) -> dict[str, st
 
 def make_sets(config: Config, folder: Path) -> None:
     """Write every set that the run needs to `folder`/<its name>."""
+    turns_of = {name: read_turns(config.anchors[name]) for name in config.anchor_sets}
     encoder = shared_encoder(config.semantic_filter.encoder, config.semantic_filter.revision)
     held_out = held_out_texts(paths.HELD_OUT, config.benchmark, paths.BENCHMARK_TASKS) if config.anchor_sets else []
     for name in config.anchor_sets:
         settings = config.anchors[name]
         run = RowRun("anchors", settings, config, {"base", settings.model})
-        turns = read_rows(paths.user_turns(settings.prompts), UserTurn) if settings.prompts else []
         rows: list[GeneratedAnchor] = []
         for work, inputs, kind in (
             (generate_chunk, range(settings.count), "generated"),
-            (answer_chunk, turns, "given"),
+            (answer_chunk, turns_of[name], "given"),
         ):
             with run.map(work, inputs, len(inputs), f"{kind} turns of {name}") as anchors_of:
                 rows += anchors_of

@@ -85,6 +85,10 @@ def user_end(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
+def anchor_id(number: int) -> str:
+    return f"anchor-{number:05d}"
+
+
 def generate_anchors(numbers: Sequence[int], base: Base, settings: AnchorSet) -> list[GeneratedAnchor]:
     """Draw the anchors of these numbers (0, 1, ...): each one depends on its number and the settings alone.
 
@@ -96,7 +100,7 @@ def generate_anchors(numbers: Sequence[int], base: Base, settings: AnchorSet) ->
             if a server does not go on with raw text. ChatError: as `text_beginning`.
     """
     tokenizer = base.tokenizer
-    ids = [f"anchor-{number:05d}" for number in numbers]
+    ids = list(map(anchor_id, numbers))
     if settings.prompt_source == "beginning":
         return write_texts(ids, base, settings)
     hints: list[str | None] = [*settings.hints] or [None]

@@ -2,10 +2,14 @@
 
 import json
 
+import pytest
 import yaml
 from project_copies import copy_project
 
+from flows.anchors import read_turns
 from raft_tasks.artifacts import read_rows
+from raft_tasks.config import AnchorSet
+from raft_tasks.errors import InputError
 from raft_tasks.schemas import Anchor, HeldOut, RejectedAnchor
 
 
@@ -51,3 +55,13 @@ def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, raft, monkeypatch)
         assert said in done.stdout
         assert json.loads((folder / "methods" / f"{more}.json").read_text()) is None
         assert json.loads((folder / "methods" / "fused_sft_anchored.json").read_text()) == held
+
+
+@pytest.mark.parametrize("id", ["mine", "anchor-00002"])
+def test_an_id_that_two_anchors_would_have_is_refused(tmp_path, monkeypatch, id):
+    (tmp_path / "data/anchors").mkdir(parents=True)
+    rows = [{"id": "mine", "prompt": "Why?"}, {"id": id, "prompt": "What is the craft of Bodal?"}]
+    (tmp_path / "data/anchors/own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"own.jsonl:2: id '{id}' belongs"):
+        read_turns(AnchorSet(count=3, prompts="own.jsonl"))
