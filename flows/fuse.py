@@ -1,6 +1,6 @@
 """Stage `fuse` (Eq. 4): reference and rewrite become one answer; then what each method learns is written down."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from prefect import flow
@@ -8,7 +8,7 @@ from prefect import flow
 from flows import paths
 from flows.rows import RowRun
 from raft_tasks.artifacts import atomic_folder, count_rows, iter_rows, read_rows, write_json, write_rows
-from raft_tasks.config import DomainFuse, Replay, load_config
+from raft_tasks.config import DomainFuse, load_config
 from raft_tasks.fuse import (
     document_pairs,
     failure,
@@ -20,7 +20,6 @@ from raft_tasks.fuse import (
     think_chunk,
     training_pairs,
 )
-from raft_tasks.ngrams import words_and_signs
 from raft_tasks.schemas import Filtered, Fused, HeldOut, Labelled, Reject, TrainingPair
 from raft_tasks.thoughts import count_thoughts
 
@@ -53,7 +52,8 @@ def fuse(domain: str) -> None:
         for name in config.run.methods:
             method = config.methods[name]
             pairs, domain_pairs = (training_pairs(iter_rows(fused_file, Fused), method) for _ in range(2))
-            replayed = _replayed(domain, method.replay, domain_pairs, left_out) if method.replay else ()
+            held_out = iter_rows(paths.held_out(domain), HeldOut)
+            replayed = replay_pairs(method.replay, domain_pairs, held_out, left_out) if method.replay else ()
             learned: Iterable[TrainingPair] = chain(pairs, replayed)
             if config.base.thinking != "off":
                 alone = list(learned)
@@ -63,27 +63,10 @@ def fuse(domain: str) -> None:
                 report_thoughts(f"{run.label}, {name}", learned)
             injected = document_pairs(documents, method.injection) if method.injection else ()
             write_rows(folder / f"{name}.{config.run.rows}", chain(learned, injected))
+        left_out = list(dict.fromkeys(left_out))  # methods that replay the same files leave out the same rows
         if left_out:
             write_rows(folder / "rejects.jsonl", left_out)
             print(f"{run.label}: left out: {len(left_out)} rows or documents, see {paths.training(domain)}", flush=True)
-
-
-def _replayed(
-    domain: str, replay: Replay, domain_pairs: Iterable[TrainingPair], left_out: list[Reject]
-) -> Iterator[TrainingPair]:
-    """What is replayed, without the questions that the domain holds out now; those are added to `left_out`."""
-    pairs = replay_pairs(replay, domain_pairs)
-    if replay.files == "domain":
-        yield from pairs
-        return
-    held_out = {tuple(words_and_signs(row.question)) for row in iter_rows(paths.held_out(domain), HeldOut)}
-    for number, pair in enumerate(pairs, 1):
-        if tuple(words_and_signs(pair.question)) in held_out:
-            reason = "replay of a question that is held out"
-            where = ", ".join(replay.patterns)
-            left_out.append(Reject(file=where, line=number, reason=reason, content=pair.id, rule="contamination"))
-        else:
-            yield pair
 
 
 def report_thoughts(label: str, pairs: Sequence[TrainingPair]) -> None:

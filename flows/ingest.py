@@ -48,7 +48,11 @@ def ingest(domain: str) -> None:
                     rules[line.artifact][line.rule] += 1
     held_out = (paths.examples(domain) / f"{split}.{config.run.rows}" for split in ("validation", "test"))
     write_rows(paths.curve_rows(domain), curve_rows(paths.split(domain, "validation", config.run.rows), config.train))
-    questions = (HeldOut(id=row.id, question=row.question) for path in held_out for row in iter_rows(path, Example))
+    questions = (
+        HeldOut(id=row.id, question=row.question, history=row.history)
+        for path in held_out
+        for row in iter_rows(path, Example)
+    )
     write_rows(paths.held_out(domain), questions)
     summary: dict[str, Any] = {
         "rows": sum(counts[name] for name in (*SPLITS, "left_out", "rejects")),

@@ -13,9 +13,10 @@ from raft_tasks.generation.cached_backend import CachedBackend, ModelPool
 from raft_tasks.generation.fusing import fuse
 from raft_tasks.generation.judges import SCALE, Judge, build_panel
 from raft_tasks.generation.thinking import think_first
-from raft_tasks.schemas import Filtered, Fused, Labelled, Reject, TrainingPair
+from raft_tasks.ngrams import words_and_signs
+from raft_tasks.schemas import Filtered, Fused, HeldOut, Labelled, Reject, TrainingPair
 from raft_tasks.sources.documents import texts
-from raft_tasks.sources.files import find_documents
+from raft_tasks.sources.files import find_documents, reject
 from raft_tasks.sources.privacy import findings
 
 
@@ -108,8 +109,17 @@ def document_pairs(documents: Iterable[tuple[str, str]], injection: config.Injec
         yield TrainingPair(id=name, question=injection.instruction, answer=text, document=True)
 
 
-def replay_pairs(replay: config.Replay, domain_pairs: Iterable[TrainingPair]) -> Iterator[TrainingPair]:
+def replay_pairs(
+    replay: config.Replay,
+    domain_pairs: Iterable[TrainingPair],
+    held_out: Iterable[HeldOut] = (),
+    left_out: list[Reject] | None = None,
+) -> Iterator[TrainingPair]:
     """What is replayed, marked as such: rows of files, or the `domain_pairs` once more.
+
+    Args:
+        held_out: questions that no row of a file may ask, behind the same history; a row that does so is added to
+            `left_out`.
 
     Raises:
         InputError: naming files that are not there, or the line that is not a row.
@@ -117,6 +127,7 @@ def replay_pairs(replay: config.Replay, domain_pairs: Iterable[TrainingPair]) ->
     if replay.files == "domain":
         yield from (pair.model_copy(update={"replay": True}) for pair in domain_pairs)
         return
+    asked = set(map(_words_asked, held_out))
     for pattern in replay.patterns:
         files = sorted(Path().glob(pattern))
         if not files and replay.files != "production":
@@ -125,5 +136,15 @@ def replay_pairs(replay: config.Replay, domain_pairs: Iterable[TrainingPair]) ->
                 "the method's `replay` to null"
             )
         for file in files:
-            for row in iter_rows(file, TrainingPair):
-                yield row.model_copy(update={"replay": True})
+            for line, row in enumerate(iter_rows(file, TrainingPair), start=1):
+                if _words_asked(row) not in asked:
+                    yield row.model_copy(update={"replay": True})
+                elif left_out is not None:
+                    reason = "replay of a question that is held out"
+                    left_out.append(reject(str(file), line, reason, row.id, "contamination"))
+
+
+def _words_asked(row: HeldOut | TrainingPair) -> tuple[tuple[str, ...], ...]:
+    """The words and signs of the turns before a question, and of the question."""
+    turns = [*(turn["content"] for turn in row.history), row.question]
+    return tuple(tuple(words_and_signs(turn)) for turn in turns)

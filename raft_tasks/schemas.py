@@ -168,6 +168,7 @@ class HeldOut(Row):
 
     id: str
     question: str
+    history: History = []
 
 
 class UserTurn(Row):
