@@ -87,13 +87,15 @@ def ingest_domain(name: str, config: config.Config, tasks_folder: Path, work: Pa
     ingested = ingest_rows(name, domain, ingest, Path(), work, index, learning_check(config))
     total = len(ingested.state)
     rejected = total - sum(ingested.sizes().values())
-    if rejected > ingest.max_rejected * total:
+    shares = {"rows": (rejected, total), "rows of the files": (ingested.refused, ingested.read)}
+    beyond = [f"{lost} of {read} {rows}" for rows, (lost, read) in shares.items() if lost > ingest.max_rejected * read]
+    if beyond:
         rejects = (row for row in ingested if isinstance(row, Reject))
         shown = "".join(f"\n  {row.file}:{row.line}: {row.reason}" for row in islice(rejects, SHOWN))
         ingested.close()
         more = f"\n  ... and {rejected - SHOWN} more" if rejected > SHOWN else ""
         raise InputError(
-            f"{rejected} of {total} rows cannot be used, more than ingest.max_rejected = {ingest.max_rejected:g} "
+            f"{beyond[0]} cannot be used, more than ingest.max_rejected = {ingest.max_rejected:g} "
             f"allows; mend them, or raise it to go on without them:{shown}{more}"
         )
     return ingested

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raft_tasks.artifacts import write_rows
-from raft_tasks.config import Config, Curve, Train, load_config
+from raft_tasks.config import Chat, Config, Curve, Domain, Hygiene, SplitBySource, Train, load_config
 from raft_tasks.errors import InputError
 from raft_tasks.ingest import ingest_domain, learning_check
 from raft_tasks.schemas import Example, Reject
@@ -87,6 +87,32 @@ def test_such_rows_are_rejects_and_held_out_ones_stay(tmp_path: Path, monkeypatc
     (reject,) = (row for row in decisions if isinstance(row, Reject))
     assert (reject.rule, reject.line) == ("not learnable", 2)
     assert "special token" in reject.reason
+
+
+def talk(name: int, *answers: str) -> list[dict[str, str]]:
+    turns = [text for number, answer in enumerate(answers) for text in (f"What is log {name} {number}?", answer)]
+    return [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(turns)]
+
+
+def of_talks(folder: Path, talks: list[list[dict[str, str]]], max_rejected: float) -> list[Example | Reject]:
+    """What becomes of conversations, each answer a row."""
+    whole, split = config(["sft"]), SplitBySource(by="source", validation=0.0, test=0.5)
+    hygiene = Hygiene(near_duplicates=None, contamination=None)
+    domain = Domain(files=["rows.jsonl"], chat=Chat(conversation="all"), split=split, hygiene=hygiene)
+    ingest = whole.ingest.model_copy(update={"max_rejected": max_rejected})
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in talks))
+    (folder / "work").mkdir()
+    settings = whole.model_copy(update={"domains": {"archive": domain}, "ingest": ingest})
+    with closing(ingest_domain.fn("archive", settings, ROOT, folder / "work")) as work:
+        return list(work)
+
+
+def test_a_lost_conversation_is_one_of_the_files_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its turns are not counted, while those of the others are: 5 of 305 rows, but 5 of 35 conversations."""
+    monkeypatch.chdir(tmp_path)
+    talks = [talk(n, *["rope"] * 10) for n in range(30)] + [talk(n, "<think>rope</think> rope") for n in range(30, 35)]
+    with pytest.raises(InputError, match=r"^5 of 35 rows of the files cannot be used, .*0.02(?s:.*):31: the answer"):
+        of_talks(tmp_path, talks, max_rejected=0.02)
 
 
 def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ class Ingested:
         names = ["content", "id", "source", "question", *self._bands]
         self._spool = Spool(work / "rows.sqlite", names)
         self._straddle = straddle
+        self.read = self.refused = 0  # rows of the files, and those without any example: a conversation has several
         self._states, self._splits = bytearray(), bytearray()  # of every row: its decision, its split's place in SPLITS
         self.state: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)
         self._splits_of = self.state
@@ -111,14 +112,13 @@ class Ingested:
         waiting: list[_Waiting] = []
         records: list[bytes] = []
         for row in rows:
+            self.read += 1
             if isinstance(row, Reject):
                 records.append(_rejected(row))
                 continue
             try:
-                checked = [
-                    (example, self._check(example, row))
-                    for example in examples_of(row, self.name, self.domain, self.ingest)
-                ]
+                examples = examples_of(row, self.name, self.domain, self.ingest)
+                checked = [(example, self._check(example, row)) for example in examples]
             except UnusableError as why:
                 records.append(_rejected(_reject(row, str(why), why.rule)))
                 continue
@@ -127,6 +127,7 @@ class Ingested:
                 words = hash_row(example) if self._needs_words else ([], [], [])
                 waiting.append(_Waiting(len(records), example, short, flags, *words))
                 records.append(b"")
+        self.refused += len(records) - len(waiting)
         waiting = self._without_benchmark_items(waiting, records)
         states, splits = bytearray(len(records)), bytearray(len(records))
         for entry in waiting:
