@@ -318,7 +318,8 @@ def check_generation_prompt(
     """The rendering of a prompt must be the beginning of the whole conversation's, with the answer right behind it.
 
     The prompt may end with an empty think block that the template leaves out of finished conversations. With thinking
-    a think block may stand before the answer. All turns of a history must be in it.
+    a think block may stand before the answer. All turns of a history must be in it, and its system turn may not switch
+    thinking, as words in it do in SmolLM3's template.
 
     Raises:
         ChatError: it is not: answers would be learned at another place than the one where the model writes them.
@@ -333,6 +334,14 @@ def check_generation_prompt(
             f"the chat template of {tokenizer.name_or_path!r} does not show all turns of a conversation: {hidden} are "
             "missing; use a template that shows them, or domains.NAME.chat.conversation: first"
         )
+    told = [turn if turn["role"] == "system" else plain for turn, plain in zip(history, before, strict=True)]
+    if told != before:
+        shown = render(tokenizer, system, [*told, turns[-2]], add_generation_prompt=True, thinking=thinking)
+        if shown.rpartition("question")[2] != prompt.rpartition("question")[2]:
+            raise ChatError(
+                "the row's system turn switches thinking on or off (/think, /no_think, within a word too): take that "
+                "out of it; models.base.thinking says whether the model thinks"
+            )
     whole = render(tokenizer, system, turns, add_generation_prompt=False, thinking=thinking)
     begins = [prompt, EMPTY_THOUGHT.sub("", prompt)]
     if thinking:

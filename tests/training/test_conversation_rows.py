@@ -163,6 +163,23 @@ def test_a_conversation_that_a_template_cannot_show_is_a_refused_row(template, r
         Encoder(tokenizer, 60)([*tiny.pairs()[1:3], row])
 
 
+def test_a_system_turn_that_switches_thinking_is_refused():
+    """SmolLM3's template reads /think in a system turn, and as a part of other words too."""
+    tokenizer, told = chat_tokenizer("smollm3"), "See https://x.org/law/thinking.html"
+    rows = {
+        text: PAIRS[0].model_copy(update={"history": [{"role": "system", "content": text}]})
+        for text in (told, "/no_think", "The question is this.")
+    }
+    for thinking, wrong in (("off", [told]), ("on", ["/no_think"])):
+        encoder = Encoder(tokenizer, 400, thinking=thinking)
+        problems = {text: encoder.encode(row, 0)[1] for text, row in rows.items()}
+        assert [text for text, found in problems.items() if found] == wrong
+        assert "the row's system turn switches thinking" in problems[wrong[0]][0]
+    with pytest.raises(ConversationError, match="switches thinking on or off"):
+        Encoder(tokenizer, 400)([rows[told]])
+    assert Encoder(chat_tokenizer("qwen3"), 400)([rows[told]])  # whose template does not read it
+
+
 def test_students_learn_what_only_the_history_tells(tmp_path):
     """Trained with distillation, asked as users ask, and benchmarked: each answer in its conversation."""
     folder = save_chat_model("qwen3", tmp_path / "base")
