@@ -133,7 +133,7 @@ class Stages:
         return {"harvest": [resolved(source) for source in sources], **folders}
 
     def ingest(self, domain: Domain) -> dict[str, Any]:
-        """What decides on a row: also what the base can learn, and the benchmarks where rows may not repeat them."""
+        """What decides on a row: also what the base can learn and be asked, and benchmarks that rows may not repeat."""
         config = self.config
         return {
             "ingest": resolved(config.ingest),
@@ -142,6 +142,7 @@ class Stages:
             "models": self.models({"base"}),
             "train": _only(config.train, "max_length", "too_long", "curve"),
             "teachers": self.teachers(),
+            "benchmark": _only(config.benchmark, "max_new_tokens"),
             "rows": config.run.rows,
             **(self.items(config.benchmark.tasks) if domain.hygiene.contamination is not None else {}),
         }

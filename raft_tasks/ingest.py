@@ -1,22 +1,27 @@
 """Task of the stage `ingest`: files and data sets -> checked, clean, split examples, and rejects with reasons."""
 
+from __future__ import annotations
+
 import hashlib
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from raft_tasks import config
-from raft_tasks.chat import check_chat, end_of_turn
+from raft_tasks.chat import ChatError, check_chat, check_generation_prompt, end_of_turn, prompt_ids
 from raft_tasks.errors import InputError
 from raft_tasks.generation.templates import template_text
-from raft_tasks.schemas import Example, Reject, Split, TrainingPair
+from raft_tasks.schemas import Example, Reject, Split, TrainingPair, end_with
 from raft_tasks.sources.contamination import BenchmarkIndex
-from raft_tasks.sources.ingestion import Ingested, ingest_rows
+from raft_tasks.sources.ingestion import Ingested, RowCheck, ingest_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SHOWN = 10  # rejects in the error
 
@@ -34,8 +39,8 @@ def draw_ids(rows: Iterable[Example], limit: Mapping[Split, int]) -> dict[Split,
     return {split: {name for _, name in rows} for split, rows in kept.items()}
 
 
-def learning_check(config: config.Config) -> Callable[[Example], str | None]:
-    """Why a training row could not be learned by a method of `run.methods`, if so: what `distill` would refuse.
+def learning_check(config: config.Config) -> RowCheck:
+    """Why `distill` would refuse a training row for a method of `run.methods`, or `benchmark` a held-out one, if so.
 
     Raises:
         InputError: the base's tokenizer is missing or broken, its chat template cannot be trained on, or its weights
@@ -58,10 +63,41 @@ def learning_check(config: config.Config) -> Callable[[Example], str | None]:
         turn = teacher_turn(method, template_text(kind[1]) if seen else "")
         encoders.setdefault(kind, Encoder(tokenizer, limit, turn, kind[2], config.base.system, train.too_long))
 
+    asking = asking_check(config, tokenizer)
+
     def check(example: Example) -> str | None:
+        if example.split != "train":
+            return asking(example)
         pair = TrainingPair(id=example.id, question=example.question, answer=example.answer, history=example.history)
         problems = (problem for encoder in encoders.values() for problem in encoder.encode(pair, end)[1])
         return next(problems, None)
+
+    return check
+
+
+def asking_check(config: config.Config, tokenizer: PreTrainedTokenizerBase) -> RowCheck:
+    """Why the base could not be asked a held-out question: the chat template refuses it, or it is too long."""
+    from raft_tasks.model_loading import load_context_length
+
+    base, context = config.base, load_context_length(config.base)
+    modes = sorted({base.thinking == "on", base.thinking != "off"})  # both: with and without thinking
+
+    def check(example: Example) -> str | None:
+        try:
+            for thinking in modes:
+                if example.history:
+                    check_generation_prompt(tokenizer, base.system, example.history, thinking)
+                room = context - config.benchmark.max_new_tokens - thinking * base.thought_tokens
+                asked = end_with(example.history, example.question)
+                length = len(prompt_ids(tokenizer, base.system, asked, thinking))
+                if length > room:
+                    return (
+                        f"the held-out prompt has {length} tokens, but of the {context} that the base reads {room} are "
+                        "left beside benchmark.max_new_tokens and, where it thinks, models.base.thought_tokens"
+                    )
+        except ChatError as error:
+            return str(error)
+        return None
 
     return check
 

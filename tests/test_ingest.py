@@ -1,15 +1,17 @@
 """A row that `distill` would refuse is a reject of `ingest`, with its reason: before any call is paid."""
 
 import json
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from chat_models import chat_tokenizer
 
 from raft_tasks.artifacts import write_rows
 from raft_tasks.config import Chat, Config, Curve, Domain, Hygiene, SplitBySource, Train, load_config
 from raft_tasks.errors import InputError
-from raft_tasks.ingest import ingest_domain, learning_check
+from raft_tasks.ingest import asking_check, ingest_domain, learning_check
 from raft_tasks.schemas import Example, Reject
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,6 +115,39 @@ def test_a_lost_conversation_is_one_of_the_files_rows(tmp_path: Path, monkeypatc
     talks = [talk(n, *["rope"] * 10) for n in range(30)] + [talk(n, "<think>rope</think> rope") for n in range(30, 35)]
     with pytest.raises(InputError, match=r"^5 of 35 rows of the files cannot be used, .*0.02(?s:.*):31: the answer"):
         of_talks(tmp_path, talks, max_rejected=0.02)
+
+
+def test_a_held_out_row_that_the_benchmark_could_not_ask_is_a_reject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    talks = [talk(n, "rope") for n in range(20)] + [talk(n, "rope " * 600, "rope") for n in range(20, 40)]
+    decisions = of_talks(tmp_path, talks, max_rejected=1.0)
+    reasons = {row.rule: row.reason for row in decisions if isinstance(row, Reject)}
+    assert set(reasons) == {"not askable", "not learnable"}
+    assert "of the 512 that the base reads 472 are left beside benchmark.max_new_tokens" in reasons["not askable"]
+    assert {len(row.history) for row in decisions if isinstance(row, Example)} == {0}
+
+
+def test_a_held_out_prompt_leaves_room_for_thought_and_answer() -> None:
+    whole, tokenizer = config(["sft"]), chat_tokenizer("smollm3")
+
+    def problem(model: dict[str, object], max_new_tokens: int, history: Sequence[dict[str, str]] = ()) -> str | None:
+        settings = whole.model_copy(
+            update={
+                "models": {"base": whole.base.model_copy(update=model)},
+                "benchmark": whole.benchmark.model_copy(update={"max_new_tokens": max_new_tokens}),
+            }
+        )
+        return asking_check(settings, tokenizer)(example().model_copy(update={"history": list(history)}))
+
+    both = {"thinking": "both", "thought_tokens": 200}
+    assert problem({}, 300) is None
+    assert problem({"thinking": "off", "thought_tokens": 200}, 300) is None
+    assert "the held-out prompt has" in str(problem(both, 300))
+    assert problem(both, 100) is None
+    for told in ("/think", "/no_think"):
+        assert "switches thinking" in str(problem(both, 100, [{"role": "system", "content": told}]))
 
 
 def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ row stay in memory. The rules, in order; a row is rejected by the first that hol
 
 1. unreadable, unusable, missing, too long, too short, several turns: the row itself (`files`, `examples`)
 2. language: question and answer are surely in another one than `hygiene.language`
-3. privacy: a secret or personal datum, where `hygiene.privacy` says reject; not learnable: see `ingest_rows`
+3. privacy: a secret or personal datum, where `hygiene.privacy` says reject; not learnable, not askable: `ingest_rows`
 4. contamination: a benchmark's item (`contamination.py`)
 5. duplicate: question and answer of an earlier row; id: an earlier row's with other content
 6. contamination: the same question as a held-out row, or (with `hygiene.near_duplicates`) nearly the same row
@@ -157,9 +157,8 @@ class Ingested:
         if private and hygiene.privacy == "reject":
             named = ", ".join(mask(text, finding) for finding in private)
             raise UnusableError(f"private: {named}", "privacy")
-        problem = self.check(example) if example.split == "train" else None
-        if problem is not None:
-            raise UnusableError(problem, "not learnable")
+        if (problem := self.check(example)) is not None:
+            raise UnusableError(problem, "not learnable" if example.split == "train" else "not askable")
         return b"".join(b"\n" + _flag(example.id, row, text, finding) for finding in private)
 
     def _without_benchmark_items(self, waiting: list[_Waiting], records: list[bytes]) -> list[_Waiting]:
@@ -362,7 +361,7 @@ def ingest_rows(
         workspace: the folder that no file may lie outside of.
         work: an empty folder for what waits on disk.
         index: the items of the benchmarks in use; None where contamination with them is not asked for.
-        check: why a training row cannot be learned, or None.
+        check: why a training row cannot be learned, or a held-out question not be asked, or None.
 
     Raises:
         InputError: a file as a whole is wrong, a source stands in two splits, or train or test came out empty.

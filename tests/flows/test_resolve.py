@@ -52,7 +52,11 @@ METHODS = ("sft", "fused_sft", "raft", "fused_sft_anchored")
         ("train.max_length", 200, {"ingest-archive", *(f"distill-{method}" for method in METHODS)}),
         ("methods.raft.target", "rewrite", {"distill-raft", "fuse"}),
         ("methods.raft.merge", {"kind": "prune", "keep": 0.1}, {"benchmark-raft"}),
-        ("benchmark.max_new_tokens", 41, {"benchmark", *(f"benchmark-{method}" for method in METHODS)}),
+        (
+            "benchmark.max_new_tokens",
+            41,
+            {"ingest-archive", "benchmark", *(f"benchmark-{method}" for method in METHODS)},
+        ),
         ("anchors.generated.count", 300, {"anchors"}),
         ("report.flips", 10, {"report"}),
         (
@@ -222,7 +226,7 @@ def written(tmp_path, monkeypatch):
     [
         ("domains", {"archive": {"split": {"test": 0.5}}}, {"ingest"}),
         ("train", {"learning_rate": 1e-5}, {"distill"}),
-        ("benchmark", {"max_new_tokens": 41}, {"benchmark", "benchmark_base", "benchmark_champion"}),
+        ("benchmark", {"max_new_tokens": 41}, {"ingest", "benchmark", "benchmark_base", "benchmark_champion"}),
         ("run", {"methods": ["sft"]}, {"ingest", "distill", "benchmark"}),
         ("resources", {"processes": 1}, set()),
     ],
