@@ -55,9 +55,7 @@ def prepare(job: TrainingJob) -> tuple[PreTrainedModel, TrainingData]:
             f"got injection {method.injection!r} with the injected weights {job.injected}; expected some exactly where "
             "the method injects: training.injection.inject makes them"
         )
-    # AdamW's steps vanish in bfloat16 weights, so what is trained is float32; train.precision says how it computes
-    dtype = torch.float32 if method.lora is None else getattr(torch, job.model.dtype)
-    network, tokenizer = load_model(job.model, dtype)
+    network, tokenizer = load_model(job.model, base_dtype(job))
     distillation = method.distillation
     if distillation:
         check_top_k(distillation, len(output_head(network).weight))
@@ -83,6 +81,14 @@ def prepare(job: TrainingJob) -> tuple[PreTrainedModel, TrainingData]:
     return network, TrainingData(
         tokenizer, rows, replay, anchors, None, curve, fingerprint(job, base_digest), base_digest
     )
+
+
+def base_dtype(job: TrainingJob) -> torch.dtype:
+    """Of the base's weights in training: AdamW's steps vanish in bfloat16, so what is trained is float32.
+
+    `train.precision` says how it computes.
+    """
+    return torch.float32 if job.method.lora is None else getattr(torch, job.model.dtype)
 
 
 def with_target_logits(network: Any, data: TrainingData, job: TrainingJob, device: Any) -> TrainingData:

@@ -20,6 +20,7 @@ from raft_tasks.training.memory import Shape, explain, is_out_of_memory
 from raft_tasks.training.model_card import model_card
 from raft_tasks.training.preparation import (
     TrainingData,
+    base_dtype,
     make_pair,
     prepare,
     training_arguments,
@@ -107,7 +108,7 @@ def run_loop(
 def save_model(student: Any, job: TrainingJob, data: TrainingData) -> tuple[Any, dict[str, float]]:
     """Write `output`/model, of LoRA the adapter; returns the whole model and its weights' distance to the base."""
     folder = job.output / "model"
-    base = load_model(job.model, torch.float32)[0]
+    base = load_model(job.model, base_dtype(job))[0]
     with quiet():
         if job.method.lora is not None:  # OSF's factors are as large as the model
             save_adapter(student, job.model, folder)

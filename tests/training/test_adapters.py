@@ -152,6 +152,12 @@ def test_a_bfloat16_base_keeps_its_type_and_the_adapter_is_float32(tiny_model, t
     assert lora == pytest.approx(full, rel=0.3)
 
 
+def test_the_distance_of_an_adapter_leaves_out_that_the_base_was_rounded(tiny_model, tmp_path):
+    """The file of the base is float32."""
+    distance = run(tiny_model.model_copy(update={"dtype": "bfloat16"}), tmp_path, "sft_lora")["distance"]
+    assert distance["embed_tokens"] == 0 < distance["total"]
+
+
 @pytest.mark.parametrize(
     ("targets", "says"),
     [
