@@ -152,7 +152,10 @@ class ForgettingCurve(TrainerCallback):
         self.trainer.metrics.started += seconds  # steps.csv tells the step's own time
         if self.settings.patience is not None:
             waited = sum(point["step"] > self.best["step"] for point in self.points)
-            control.should_training_stop |= waited >= self.settings.patience
+            if waited >= self.settings.patience:
+                # a run that resumed from a checkpoint of this step would train on
+                control.should_training_stop, control.should_save = True, False
+                state.max_steps = step  # this step is the last: a signal in it changes nothing
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A resumed training needs no weights but those of the best step until here."""

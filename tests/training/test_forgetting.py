@@ -1,6 +1,9 @@
 """The forgetting curve: its numbers against plain ones, the checkpoint that it chooses, resumption, the early stop."""
 
 import csv
+import os
+import signal
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from raft_tasks.config import Curve, Model
 from raft_tasks.errors import InputError, Interrupted
 from raft_tasks.model_loading import load_model, load_tokenizer
 from raft_tasks.schemas import Example
+from raft_tasks.training import train as train_module
 from raft_tasks.training.anchor_logits import AnchorLogits, encode_anchors
 from raft_tasks.training.conversations import Encoder
 from raft_tasks.training.forgetting import best_point, load_curve_data, preference
@@ -182,6 +186,29 @@ def test_an_early_stop(tiny_model, tmp_path, anchors):
     assert len(curve_of(tmp_path)) == summary["steps"] + 1
     answers = [len(pair.answer.split()) + 1 for pair in pairs()]
     assert summary["answer_tokens_trained"] == round(summary["steps"] / 3 * sum(answers))
+
+
+@pytest.mark.parametrize("disturbed", ["after", "within"])
+def test_a_disturbed_early_stop_comes_again_at_its_step(tiny_model, tmp_path, anchors, monkeypatch, disturbed):
+    """One step more would have been better: a run that resumed from the last one would release another model."""
+    curve = BEST.model_copy(update={"patience": 1, "kl_max": None})
+    settings = {"learning_rate": 5e-3, "checkpoint_steps": 1}
+    whole = run(tiny_model, tmp_path / "whole", anchors, curve, **settings)
+    last = whole["steps"]
+    assert whole["curve"]["step"] < last < 6
+
+    def interrupt(done, total, shown):
+        if disturbed == "within" and done == last - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if disturbed == "after":
+        monkeypatch.setattr(train_module, "save_model", Mock(side_effect=OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            run(tiny_model, tmp_path / "parts", anchors, curve, **settings)
+        monkeypatch.undo()
+    parts = run(tiny_model, tmp_path / "parts", anchors, curve, progress=interrupt, **settings)
+    assert (parts["steps"], parts["curve"]["step"]) == (last, whole["curve"]["step"])
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 def point(step, accuracy, kl, other=0.0):
