@@ -62,7 +62,8 @@ def plan(job: TrainingJob, folder: Path) -> dict[str, Any]:
             result["memory"]["measured_peak"] = torch.cuda.max_memory_allocated(device)
     else:
         flops = ModelFlops(student, device, torch.bfloat16 if train.precision == "bfloat16" else torch.float32)
-        epoch = flops.training(sum(result["tokens_per_epoch"].values()), result["tokens_per_epoch"]["answers"])
+        whole = sum(result["tokens_per_epoch"].values())
+        epoch = flops.training(whole, whole - result["tokens_per_epoch"]["prompts"])
         seconds = 1 / flops.utilisation(UTILISATION / (epoch / steps_per_epoch), 1.0, 1)
     result["seconds_per_step"] = seconds / train.launch.processes
     result["hours"] = result["seconds_per_step"] * result["steps"] / 3600
@@ -98,10 +99,10 @@ def lengths(rows: Sequence[Encoded]) -> dict[str, dict[str, float]]:
 
 
 def tokens(rows: Sequence[Encoded], method: Method) -> dict[str, int]:
-    """Tokens of one epoch; of the rollouts, the most that there can be."""
+    """Tokens of one epoch that the student learns from; of the rollouts, the most that there can be."""
     return {
         "prompts": sum(len(row.prompt_ids) for row in rows),
-        "answers": sum(len(row.completion_ids) for row in rows),
+        "answers": sum(len(row.completion_ids) for row in rows) if method.sft else 0,
         "rollouts_at_most": method.distillation.rollout_max_new_tokens * len(rows) if method.distillation else 0,
     }
 

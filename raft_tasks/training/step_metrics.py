@@ -96,7 +96,7 @@ class StepMetrics:
     def row(self, flops: ModelFlops, processes: int) -> dict[str, Any]:
         """The columns that the step itself knows; `flops` counts what the student needs on each of the processes."""
         seconds = time.perf_counter() - self.started
-        learned = [*self.rows, *self.replayed, *self.anchored]
+        learned = [*(self.rows if "l_sft" in self.sums else ()), *self.replayed, *self.anchored]
         tokens = sum(row.length for row in learned)
         work = flops.training(tokens, sum(len(row.completion_ids) for row in learned))
         row: dict[str, Any] = {"loss": self.loss, **{name: self.sums.get(name) for name in SUMS}}

@@ -46,7 +46,7 @@ TrainingSummary = TypedDict(
         "trainable_parameters": int,
         "rows": int,
         "rows_left_out": int,  # whose targets `mixing` could not write
-        "answer_tokens_trained": int,  # over all epochs
+        "answer_tokens_trained": int,  # over all epochs; 0 with `sft: false`
         "replay_rows": int,  # general rows to draw from
         "rows_truncated": int,  # answers that train.too_long shortened
         "answer_tokens_truncated": int,  # of one epoch
@@ -78,7 +78,9 @@ def summarise(
         "trainable_parameters": parameters[1],
         "rows": len(rows),
         "rows_left_out": 0,
-        "answer_tokens_trained": round(steps[-1]["epoch"] * sum(len(row.completion_ids) for row in rows)),
+        "answer_tokens_trained": 0 if steps[-1]["l_sft"] is None else round(
+            steps[-1]["epoch"] * sum(len(row.completion_ids) for row in rows)
+        ),
         "replay_rows": len(replay),
         "rows_truncated": sum(row.truncated_tokens > 0 for row in rows),
         "answer_tokens_truncated": sum(row.truncated_tokens for row in rows),

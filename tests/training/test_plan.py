@@ -36,6 +36,9 @@ def test_a_training_that_does_not_fit_is_not_tried(tiny_model, tmp_path, monkeyp
     assert not result["measured"]
     assert result["would_fit"][0] == "train.micro_batch_size: 2"
     assert "TOO MUCH; change in params.yaml: train.micro_batch_size: 2" in report(result)
+    alone = plan(job(tiny_model, tmp_path, "on_policy_sdft"), tmp_path)  # its answers go through no student
+    assert alone["tokens_per_epoch"]["answers"] == 0
+    assert 0 < alone["seconds_per_step"] < result["seconds_per_step"]
     longer = METHODS["raft"].model_copy(update={"distillation": distillation(rollout_max_new_tokens=60)})
     more = plan(job(tiny_model, tmp_path, longer, train=train(max_length=200)), tmp_path)
     assert more["seconds_per_step"] > 1.5 * result["seconds_per_step"]

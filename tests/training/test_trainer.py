@@ -100,6 +100,9 @@ def test_one_step_without_a_cross_entropy_is_the_teachers_alone(tiny_model, tmp_
         both[weight] = one_step(other, rows)[1]
     for name, gradient in gradients.items():
         assert torch.allclose(gradient, both[3.5][name] - both[1.0][name], atol=2e-5), name
+    row = trainer.metrics.row(trainer.flops, 1)  # the references never go through the student, the rollouts do
+    passed = sum(len(row.prompt_ids) for row in rows) + sum(len(rollout.tokens) for rollout in ROLLOUTS)
+    assert row["tokens_per_second"] * row["seconds"] == pytest.approx(passed)
 
 
 def test_the_teacher_is_frozen_and_in_evaluation_mode(tiny_model, tmp_path):
@@ -146,7 +149,8 @@ def test_every_method_trains_and_leaves_a_model_that_loads(tiny_model, tmp_path,
         assert row["loss_spike_streak"] == "0"
         assert float(row["tokens_per_second"]) > 0
     assert result["steps"] == 6
-    assert result["answer_tokens_trained"] == 2 * sum(len(pair.answer.split()) + 1 for pair in pairs())
+    answers = sum(len(pair.answer.split()) + 1 for pair in pairs())
+    assert result["answer_tokens_trained"] == (2 * answers if learns else 0)
     assert result["distance"]["total"] > 0
     assert json.loads(json.dumps(result)) == result
     assert (result["lambda"] is not None) == distils
