@@ -123,6 +123,7 @@ class JudgeScores(TypedDict):
 class Refinement(TypedDict):
     rows_in: int
     rows_rejected: int
+    rows_left_out: int  # by the domain's limit
     rejects: dict[str, int]  # by rule
     flags: dict[str, int]
     questions: dict[str, Any] | None  # pairs made from documents; None where there are none

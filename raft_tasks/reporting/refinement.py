@@ -44,8 +44,9 @@ def measure_refinement(domain: DomainStudy, config: Config) -> Refinement:
     edges = np.round(np.arange(min(0.0, lowest), 1 + BIN, BIN), 2)
     outcomes = Counter(row_outcome(row) for row in rows)
     return {
-        "rows_in": sum(domain.splits.get(split, 0) for split in ("train", "validation", "test")) + len(domain.rejects),
+        "rows_in": domain.splits["rows"],
         "rows_rejected": len(domain.rejects),
+        "rows_left_out": domain.splits["left_out"],
         "rejects": domain.splits["rejected_by_rule"],
         "flags": domain.splits["flagged_by_rule"],
         "questions": domain.questions,

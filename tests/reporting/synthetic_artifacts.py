@@ -95,7 +95,8 @@ def _write_anchors(folder: Path) -> None:
 def _write_domain(folder: Path, config: Config, levels: dict[str, tuple[float, ...]]) -> None:
     train, test = _examples("train", 3), _examples("test", 2)
     rules = {"rejected_by_rule": {"empty answer": 2}, "flagged_by_rule": {"email": 1}}
-    write_json(folder / "ingest.json", {"rows": 202, "rejected": 2, "train": len(train), "test": len(test)} | rules)
+    counts = {"rows": 208, "left_out": 6, "rejected": 2, "train": len(train), "test": len(test)}
+    write_json(folder / "ingest.json", counts | rules)
     write_rows(folder / "examples" / "test.jsonl", test)
     reject = Reject(file="data/archive/pairs.jsonl", line=7, reason="answer is empty", content="{}")
     write_rows(folder / "examples" / "rejects.jsonl", [reject, reject.model_copy(update={"line": 9})])

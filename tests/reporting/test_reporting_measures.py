@@ -139,8 +139,9 @@ def test_the_recovered_fraction_of_the_references_loss(metrics):
 
 def test_refinement_adds_up(metrics):
     refined = metrics["domains"]["archive"]["refinement"]
-    assert refined["rows_in"] == 202
-    assert refined["rows_rejected"] == 2
+    counts = [refined[f"rows_{name}"] for name in ("in", "rejected", "left_out", "train", "test")]
+    assert counts == [208, 2, 6, 120, 80]
+    assert counts[0] == sum(counts[1:])
     assert refined["rows_train"] == 120 == sum(refined["similarity_counts"])
     assert refined["rewrites_passed"] == 90
     assert refined["share_passed"] == 0.75

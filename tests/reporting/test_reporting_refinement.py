@@ -75,6 +75,7 @@ def test_the_page_shows_what_became_of_rows_and_documents(study, tmp_path):
     write_report(study, measure(study), Origin(None, {}), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for words in (
+        "Of 208 rows, ingest rejected 2 and the domain’s limit left out 6; 120 are trained on",
         "row rejected: empty answer", "row flagged, and kept: email", "pair rejected: not grounded",
         "made from 3 documents in 9 chunks",
         "reference answer: the rewrite was cut off", "Fleiss", "people: correlation", "qwen 0.86 (“&lt;all&gt; there”)",
