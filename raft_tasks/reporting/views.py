@@ -170,7 +170,7 @@ def _example_rows(domain: DomainStudy, config: Config) -> list[Fused]:
     rows = [row for row in domain.fused if row.source in tested] or list(domain.fused)
     random.Random(config.report.seed).shuffle(rows)
     kinds = (
-        lambda row: row.passed and row.fused != row.rewritten,
+        lambda row: row_outcome(row) == "fused",
         lambda row: not row.passed,
         lambda row: row.passed and bool(row.lost),
         lambda row: True,

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,8 +7,16 @@ from synthetic_artifacts import collected, synthetic_config, write_artifacts
 
 from raft_tasks.reporting.measures import measure
 from raft_tasks.reporting.origin import Origin
-from raft_tasks.reporting.refinement import OUTCOMES, SHOWN_CHARACTERS, mark_changes, row_outcome, sample_rows
+from raft_tasks.reporting.refinement import (
+    OUTCOMES,
+    SHOWN_CHARACTERS,
+    mark_changes,
+    measure_refinement,
+    row_outcome,
+    sample_rows,
+)
 from raft_tasks.reporting.report import write_report
+from raft_tasks.reporting.views import _example_rows
 from raft_tasks.schemas import Comparison
 
 TEXT = st.text(st.sampled_from("ab .|\n") | st.characters(codec="utf-8"), max_size=60)
@@ -51,6 +61,18 @@ def test_every_outcome_is_counted_once_and_sampled(study):
     vetoed = rows[1].model_copy(update={"fallback": "fidelity", "unfused": "filter"})
     assert [row_outcome(row) for row in (last, vetoed)] == ["fidelity of all candidates", "fidelity"]
     assert {row_outcome(last), row_outcome(vetoed)} < set(OUTCOMES)
+
+
+def test_a_row_that_no_judge_scored_was_not_changed_by_fusion(study):
+    rows = study.domains["archive"].fused
+    first = next(row for row in rows if row_outcome(row) == "fused")
+    kept = {"fused": first.answer, "unfused": "quorum"}
+    unscored = [row.model_copy(update=kept) if row.passed and row is not first else row for row in rows]
+    domain = replace(study.domains["archive"], fused=unscored)
+    found = measure_refinement(domain, study.config)
+    assert found["fused_changed"] == found["outcomes"]["fused"] == 1
+    assert found["share_fused_changed"] == pytest.approx(1 / found["rewrites_passed"])
+    assert row_outcome(_example_rows(domain, study.config)[0]) == "fused"
 
 
 def test_judges_lengths_and_comparisons(study):
