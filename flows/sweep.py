@@ -38,7 +38,8 @@ def sweep(name: str) -> None:
     parameter, values, methods = read_definition(name)
     experiments = {f"{name}-{value}": value for value in values}
     missing = [experiment for experiment in experiments if revision(experiment) is None]
-    if missing and (changed := git("status", "--porcelain", "--untracked-files=no")):
+    where = ["--untracked-files=no"] if missing else ["--", str(DEFINITIONS)]  # which says whose scores are collected
+    if changed := git("status", "--porcelain", *where):
         raise InputError(
             f"DVC keeps experiments by commit, and this folder is not as HEAD; commit or stash:\n{changed}"
         )

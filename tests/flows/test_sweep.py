@@ -54,3 +54,15 @@ def test_uncommitted_changes_are_no_part_of_an_experiment(monkeypatch):
     monkeypatch.setattr(sweeps, "dvc", lambda *command: pytest.fail("nothing is to be queued"))
     with pytest.raises(InputError, match=r"not as HEAD; commit or stash:\n M params.yaml"):
         sweeps.sweep("tau")
+
+
+def test_an_edited_definition_does_not_rename_experiments_that_are_there(monkeypatch):
+    def git(*command):
+        if command[0] != "status":
+            return "all are there"
+        return " M sweeps/sweeps.yaml" if str(sweeps.DEFINITIONS) in command else ""
+
+    monkeypatch.setattr(sweeps, "git", git)
+    monkeypatch.setattr(sweeps, "read_dvc", lambda *_, **__: pytest.fail("nothing is to be collected"))
+    with pytest.raises(InputError, match=r"commit or stash:\n M sweeps/sweeps.yaml"):
+        sweeps.sweep("tau")
