@@ -43,6 +43,7 @@ FRONTIER_CAPTION = (
 def write_report(study: Study, metrics: Metrics, origin: Origin, output: Path) -> None:
     """Write the page of what `collect` read and `measure` made of it."""
     config, paper, overall = study.config, load_paper(), metrics["overall"]
+    ours = our_measures(paper, overall["measures"])
     styles = styles_of(config.run.methods)
     environment = page_environment(styles)
     view = {
@@ -52,8 +53,8 @@ def write_report(study: Study, metrics: Metrics, origin: Origin, output: Path) -
         "questions": question_views(study, metrics),
         "paper": paper,
         "paper_rows": main_table(paper, overall),
-        "paper_measures": our_measures(paper, overall["measures"]),
-        "ablation_rows": ablation_table(paper, metrics["domains"]),
+        "paper_measures": ours,
+        "ablation_rows": ablation_table(paper, metrics["domains"], ours),
         "paper_figures": paper_panels(paper, metrics, styles),
         "sweeps": sweep_views(study.sweeps, paper),
         "anchors": [anchors_view(name, anchors, config) for name, anchors in study.anchors.items()],

@@ -86,13 +86,14 @@ def question_views(study: Study, metrics: Metrics) -> list[AnsweredQuestion]:
 
 def paper_panels(paper: Mapping[str, Any], metrics: Metrics, styles: Styles) -> dict[str, list[str]]:
     """Retention, and the ablation by measure."""
-    overall, rows = metrics["overall"], ablation_table(paper, metrics["domains"])
+    overall, measures = metrics["overall"], our_measures(paper, metrics["overall"]["measures"])
+    rows = ablation_table(paper, metrics["domains"], measures)
     retained = "general" in overall["measures"]
     return {
         "retention": [scores.retention(overall["methods"], styles, paper["retention"])] if retained else [],
         "ablation": [
             scores.ablation(rows, measure, ABLATION, f"{measure}, our {measure_name(ours)}")
-            for measure, ours in our_measures(paper, overall["measures"]).items()
+            for measure, ours in measures.items()
             if ours
         ],
     }

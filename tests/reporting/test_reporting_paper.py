@@ -83,8 +83,10 @@ def test_the_papers_own_benchmarks_come_first():
 
 
 def test_the_ablation_goes_from_raw_to_fused_to_raft():
-    ours, *printed = ablation_table(PAPER, {"archive": OVERALL})
+    ours, *printed = ablation_table(PAPER, {"archive": OVERALL}, our_measures(PAPER, OVERALL["measures"]))
     assert [score and score["estimate"] for score in ours.cells["MS-Bench"]] == [None, None, 0.85]
+    judged = {**OVERALL, "measures": [*OVERALL["measures"], "domain_judged"]}  # one domain of several
+    assert ablation_table(PAPER, {"archive": judged}, our_measures(PAPER, OVERALL["measures"]))[0].cells == ours.cells
     assert [row.domain for row in printed] == ["Law", "Science", "Culture"]
     assert printed[1].cells == {
         "D-Acc": [8.3, 10.0, 13.3],
