@@ -349,14 +349,14 @@ def _outcomes(name: str, seeds: tuple[int | None, ...], models: Sequence[Items],
 def _training(runs: Sequence[Trained], method: Method) -> Training:
     distances = [run.summary["distance"]["total"] for run in runs]
     training: Training = {
-        "steps": runs[0].summary["steps"],
+        "steps": float(np.mean([run.summary["steps"] for run in runs])),
         "seconds": float(np.mean([run.summary["seconds"] for run in runs])),
         "relative_l2": float(np.mean(distances)),
         "relative_l2_per_seed": distances,
     }
     if "thoughts" in runs[0].summary:
-        training["thoughts"] = runs[0].summary["thoughts"]
-        training["unfinished_thoughts"] = runs[0].summary["unfinished_thoughts"]
+        training["thoughts"] = float(np.mean([run.summary["thoughts"] for run in runs]))
+        training["unfinished_thoughts"] = float(np.mean([run.summary["unfinished_thoughts"] for run in runs]))
     weights = [weight for run in runs for weight in run.steps.get("lambda", []) if weight is not None]
     if method.distillation and method.distillation.kl_weight == "ema" and weights:
         bound = method.distillation.kl_weight_max * (1 - 1e-6)  # the steps' weights are rounded

@@ -56,13 +56,15 @@ class Degradation(FlipTest):
 
 
 class Training(TypedDict):
-    steps: int
-    seconds: float  # mean over seeds, as below
-    relative_l2: float
+    """Means over seeds."""
+
+    steps: float
+    seconds: float
+    relative_l2: float  # before a merge
     relative_l2_per_seed: list[float]
     kl_weight_at_max: NotRequired[float]  # share of the steps at which the KL weight is at its bound
-    thoughts: NotRequired[int]  # of the base, behind which rows were learned, where it thinks
-    unfinished_thoughts: NotRequired[int]  # of them, those that were cut
+    thoughts: NotRequired[float]  # of the base, behind which rows were learned, where it thinks
+    unfinished_thoughts: NotRequired[float]  # of them, those that were cut
 
 
 class Merge(TypedDict):

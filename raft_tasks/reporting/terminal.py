@@ -17,7 +17,7 @@ def print_table(metrics: Metrics) -> None:
     reference = metrics["reference"]
     for domain, scored in metrics["domains"].items():
         intervals = f"{100 * metrics['confidence']:g} % intervals"
-        title = f"{domain}: percent, with {intervals}; l2: distance of the weights to the base; s: of training"
+        title = f"{domain}: percent, with {intervals}; l2: distance to the base before a merge; s: of training"
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
         table.add_column("method", no_wrap=True)
         measures = [name for name in ("domain_acc", "general") if name in scored["measures"]]

@@ -115,9 +115,8 @@ def _write_domain(folder: Path, config: Config, levels: dict[str, tuple[float, .
         for seed in config.run.seeds:
             run = folder / "runs" / f"{method}-{seed}"
             distance = 0.02 + 0.004 * place + 0.0007 * seed
-            write_json(
-                run / "summary.json", {"steps": 45, "seconds": 12.0 + 9 * place, "distance": {"total": distance}}
-            )
+            summary = {"steps": 45 + seed, "seconds": 12.0 + 9 * place, "distance": {"total": distance}}
+            write_json(run / "summary.json", summary)
             write_json(folder / "analysis" / f"{method}-{seed}.json", _analysis(distance, method == "raft"))
             write_json(run / "merged" / "merge.json", RECOVERED if method == "raft" else {"kind": None})
             if config.train.curve:

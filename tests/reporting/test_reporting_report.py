@@ -380,13 +380,14 @@ def test_general_questions_are_answered_side_by_side(report):
 
 
 def test_thoughts_that_were_cut_in_training_are_said(tmp_path):
-    config = synthetic_config(seeds=[0], methods=["sft", "raft"])
+    config = synthetic_config(seeds=[0, 1], methods=["sft", "raft"])
     write_artifacts(tmp_path, config)
     assert "behind a thought" not in page_of(tmp_path, config)
-    summary = tmp_path / "archive/runs/raft-0/summary.json"
-    write_json(summary, {**read_json(summary), "thoughts": 31, "unfinished_thoughts": 4})
+    for seed, unfinished in ((0, 4), (1, 6)):
+        summary = tmp_path / f"archive/runs/raft-{seed}/summary.json"
+        write_json(summary, {**read_json(summary), "thoughts": 31, "unfinished_thoughts": unfinished})
     page = page_of(tmp_path, config)
-    assert "RAFT learned 31 answers behind a thought of the base; 4 of these thoughts met" in page
+    assert "RAFT learned 31 answers behind a thought of the base; 5 of these thoughts met" in page
     assert "SFT learned" not in page.replace("RAFT learned", "")
 
 
