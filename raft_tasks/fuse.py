@@ -145,6 +145,6 @@ def replay_pairs(
 
 
 def _words_asked(row: HeldOut | TrainingPair) -> tuple[tuple[str, ...], ...]:
-    """The words and signs of the turns before a question, and of the question."""
-    turns = [*(turn["content"] for turn in row.history), row.question]
+    """The words and signs of the turns before a question, and of the question; as in `ingest` without system turns."""
+    turns = [*(turn["content"] for turn in row.history if turn["role"] != "system"), row.question]
     return tuple(tuple(words_and_signs(turn)) for turn in turns)

@@ -71,11 +71,13 @@ def hash_row(example: Example) -> tuple[list[int], list[int], list[int]]:
     """Hashed words and signs of the question, words of question and answer, and words of the history.
 
     A history is one word more before a question's: the rows of one conversation share most of their histories, and are
-    no near duplicates for that; the same words in other conversations are no duplicates either.
+    no near duplicates for that; the same words in other conversations are no duplicates either. A system message (a
+    date, a role) makes no other question.
     """
     before = hash_words("\n".join(turn["content"] for turn in example.history))
     told = [crc32(repr(before).encode())] if before else []
-    asked = [*told, *hash_question(example.question)]
+    talked = hash_words("\n".join(turn["content"] for turn in example.history if turn["role"] != "system"))
+    asked = [crc32(repr(talked).encode()), *hash_question(example.question)]
     return asked, [*told, *hash_words(example.question), *hash_words(example.answer)], before
 
 

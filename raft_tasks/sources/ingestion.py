@@ -69,8 +69,8 @@ class _Waiting:
     example: Example
     row: RawRow
     flags: bytes
-    asked: list[int]  # the question's words and signs; none where no rule needs them; a history is one word before them
-    words: list[int]  # the question's and the answer's, after that word
+    asked: list[int]  # a word for the turns before, the question's words and signs; none where no rule needs them
+    words: list[int]  # the question's and the answer's, after a word for the history, if there is one
     before: list[int]  # the history's
 
 
@@ -169,7 +169,7 @@ class Ingested:
         matches = self.index.matches(*ngrams.concatenate(texts, LENGTH))
         clean = []
         for number, entry in enumerate(waiting):
-            whole = self.index.item_of(entry.asked[bool(entry.before) :])
+            whole = self.index.item_of(entry.asked[1:])
             if number in matches:
                 name, share = matches[number]
                 reason = f"contamination: repeats {name} ({share:.0%} of its word {LENGTH}-grams)"

@@ -6,6 +6,7 @@ from raft_tasks.fuse import replay_pairs
 from raft_tasks.schemas import HeldOut, TrainingPair
 
 BEFORE = [{"role": "user", "content": "May I moor here?"}, {"role": "assistant", "content": "Only the owner may."}]
+SYSTEM = [{"role": "system", "content": "Today is 2026-12-01."}]
 PAIRS = [
     TrainingPair(id="a", question="What is the reactor of Figin?", answer="rope"),
     TrainingPair(id="b", question="What is the gauge of Tasin?", answer="lamp"),
@@ -20,7 +21,7 @@ def test_a_question_that_is_held_out_now_is_not_replayed(tmp_path, monkeypatch):
     write_rows(tmp_path / "data/replay/production/archive.jsonl", PAIRS)
     write_rows(tmp_path / "data/replay/production/law.jsonl", PAIRS[1:2])
     held_out = [
-        HeldOut(id="x", question="what is the GAUGE of Tasin"),
+        HeldOut(id="x", question="what is the GAUGE of Tasin", history=SYSTEM),
         HeldOut(id="y", question="And why?", history=BEFORE),
     ]
     replays = {files: Replay(files=files, share=0.1) for files in ("production", "domain")}

@@ -73,6 +73,23 @@ def test_a_question_under_several_system_messages_stays_in_one_split(tmp_path: P
     assert all(len(of_one) == 1 for of_one in splits.values())
 
 
+def test_a_held_out_question_is_not_learned_under_another_system_message(tmp_path: Path) -> None:
+    rows = [
+        {
+            "m": [turn("system", f"Today is 2026-11-0{day}."), *talk(f"Dose of X{n}?", f"{n * day} mg")],
+            "ticket": f"{day}-{n}",
+        }
+        for day in (1, 2)
+        for n in range(40)
+    ]
+    columns, chat = {"split": None, "source": "ticket"}, Chat(column="m", conversation="all")
+    examples, rejects = ingest(tmp_path, rows, chat=chat, split=SPLIT, columns=columns, **STRICT)
+    tested = {row.question for row in examples if row.split == "test"}
+    assert tested
+    assert not tested & {row.question for row in examples if row.split == "train"}
+    assert {reject.rule for reject in rejects} == {"contamination"}
+
+
 def test_a_row_without_a_history_is_written_as_before(tmp_path: Path) -> None:
     plain = with_histories(tmp_path, "all", talk("One?", "1"))["r0"]
     assert json.loads(plain.model_dump_json()) == {
