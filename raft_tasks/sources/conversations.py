@@ -92,12 +92,15 @@ def learned_pairs(messages: Any, chat: Chat) -> list[Pair]:
     messages_before = [*before, *(Turn(role=turn.role, content=turn.content) for turn in turns)]
     pairs = [
         Pair(at // 2 + 1, turns[at].content, turns[at + 1].content, messages_before[: len(before) + at])
-        for at in range(0, len(turns), 2)
+        for at in range(len(turns) - 2 if chat.conversation == "last" else 0, len(turns), 2)
         if turns[at + 1].learned
     ]
     if not pairs:
-        raise UnusableError(f"{column}: every answer is marked as not learned (weight 0 or the like)", "not learned")
-    return pairs[-1:] if chat.conversation == "last" else pairs
+        raise UnusableError(
+            f"{column}: no answer that chat.conversation asks for is to be learned (weight 0 or the like)",
+            "not learned",
+        )
+    return pairs
 
 
 def _as_list(messages: Any, column: str) -> list[Any]:

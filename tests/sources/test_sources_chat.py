@@ -160,7 +160,15 @@ def test_turns_out_of_the_loss_are_not_learned(tmp_path: Path, marked: dict[str,
     assert read(tmp_path, "all", messages)[0] == [("r0#2-" + mark("r0", 2), "Two?", "2")]
     examples, reasons = read(tmp_path, "first", messages)
     assert examples == []
-    assert reasons == ["m: every answer is marked as not learned (weight 0 or the like)"]
+    assert reasons == ["m: no answer that chat.conversation asks for is to be learned (weight 0 or the like)"]
+
+
+def test_an_earlier_answer_does_not_take_the_place_of_a_last_one_that_is_not_learned(tmp_path: Path) -> None:
+    messages = talk("One?", "1", "Two?", "wrong")
+    messages[3] |= {"weight": 0}
+    reason = "m: no answer that chat.conversation asks for is to be learned (weight 0 or the like)"
+    assert read(tmp_path, "last", messages) == ([], [reason])
+    assert [question for _, question, _ in read(tmp_path, "all", messages)[0]] == ["One?"]
 
 
 def test_share_gpt_other_names_and_columns_of_messages(tmp_path: Path) -> None:
@@ -245,7 +253,10 @@ def test_the_second_turns_id_is_no_other_rows(tmp_path: Path) -> None:
             [turn("user", "One?"), turn("assistant", "1") | {"train_detail": [[0, 1]]}],
             "m: a message of the assistant marks parts",
         ),
-        ([turn("user", "One?"), turn("assistant", "1") | {"weight": 0}], "m: every answer is marked as not learned"),
+        (
+            [turn("user", "One?"), turn("assistant", "1") | {"weight": 0}],
+            "m: no answer that chat.conversation asks for is to",
+        ),
         ({"role": ["user"], "content": ["One?", "1"]}, "m: columns of different lengths"),
         *(
             ([turn("user", "One?"), turn("assistant", "1") | more], f"m: a message of the assistant {reason}")
