@@ -53,7 +53,7 @@ def recognise_columns(path: Path, question: str | None = None, answer: str | Non
         raise InputError(f"{path}: got no rows, expected question-answer pairs")
     names = list(dict.fromkeys(name for row in rows for name in row))
     listed = f"{path} has the columns {', '.join(map(repr, names))}"
-    chats = _named(names, CHATS)
+    chats = [name for name in _named(names, CHATS) if any(_may_be_turns(row.get(name)) for row in rows)]
     if len(chats) == 1 and question is None and answer is None:
         text = f"took `{chats[0]}` as conversations, of each every answer, with what comes before it"
         text += _others([name for name in names if name not in chats], rows, chats[0])
@@ -82,6 +82,11 @@ def recognise_columns(path: Path, question: str | None = None, answer: str | Non
     columns: dict[str, str | list[str]] = {"question": questions[0] if len(questions[0]) > 1 else questions[0][0]}
     columns |= {"answer": answers[0]} | ({"unused": inputs} if inputs else {})
     return Recognised(columns, None, text + _others(unused, rows))
+
+
+def _may_be_turns(value: Any) -> bool:
+    """Not an id or a number: a list, messages by columns, or JSON of one."""
+    return isinstance(value, list | dict) or (isinstance(value, str) and value.lstrip().startswith(("[", "{")))
 
 
 def _others(names: list[str], rows: list[dict[str, Any]], chat: str | None = None) -> str:

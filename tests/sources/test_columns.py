@@ -77,6 +77,17 @@ def test_conversations_are_taken_as_such(tmp_path, column):
     assert recognised.text == f"took `{column}` as conversations, of each every answer, with what comes before it"
 
 
+def test_a_column_of_that_name_without_turns_is_no_conversation(tmp_path):
+    pair = {"question": "?", "answer": "!"}
+    for name in ("c-17", 17, None):
+        recognised = recognise_columns(written(tmp_path, pair | {"conversation": name}))
+        assert (recognised.chat, recognised.columns) == (None, {"question": "question", "answer": "answer"})
+    turns = [{"role": "user", "content": "?"}]
+    for talk in (json.dumps(turns), {"role": ["user"], "content": ["?"]}):
+        rows = [pair | {"conversation": talk}, pair | {"conversation": None}]
+        assert recognise_columns(written(tmp_path, *rows)).chat == {"column": "conversation", "conversation": "all"}
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
