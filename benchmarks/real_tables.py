@@ -1,11 +1,12 @@
 """The tables of docs/studies/real-model.md, from what benchmarks/real_outcomes.py kept.
 
-    python benchmarks/real_tables.py [FILE]       (default: benchmarks/studies/real-model.jsonl)
+    python benchmarks/real_tables.py [FILE [PICTURE]]       (default: benchmarks/studies/real-model.jsonl)
 
 Percent right, by seed; in parentheses the 95 % interval of the paired difference to the base, item by item
 (bootstrap, 10,000 resamples of the items; seeds of a method are averaged per item first). Then the two scores, and
 methods against each other over the seeds that both have, with intervals over items and seeds
 (raft_tasks.evaluation.statistics). "general" is the mean over all benchmarks but the domain's.
+PICTURE: an SVG file for the frontier.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raft_tasks.evaluation import statistics
+from raft_tasks.reporting.figures.panel import styles_of
+from raft_tasks.reporting.figures.scores import frontier
 from raft_tasks.reporting.frontier import undominated
 
 OUTCOMES = Path(sys.argv[1] if sys.argv[1:] else Path(__file__).parent / "studies" / "real-model.jsonl")
@@ -88,8 +92,8 @@ def percent(found: statistics.Estimate | None, form: str = ".1f") -> str:
     return f"{estimate} ({low} to {high})"
 
 
-def frontier(methods: Outcomes, names: list[str], seconds: dict[str, list[float]]) -> list[str]:
-    """Domain and general score of each method, the share of the base's that is kept, seconds of a training."""
+def two_scores(methods: Outcomes, names: list[str], seconds: dict[str, list[float]]) -> tuple[list[str], str]:
+    """Domain and general score of each method, the share of the base's that is kept, seconds; and a picture."""
     tasks = general(methods)
     scores = {
         name: [statistics.mean(chosen(methods, name, of), BOOTSTRAP) for of in (["domain"], tasks)] for name in names
@@ -101,7 +105,18 @@ def frontier(methods: Outcomes, names: list[str], seconds: dict[str, list[float]
         cells = [percent(domain), percent(rest), "100" if name == "base" else percent(kept)]
         shown = f"**`{name}`**" if place in best else f"`{name}`"
         lines.append(f"| {shown} | {' | '.join(cells)} | {'/'.join(f'{value:.0f}' for value in seconds[name])} |")
-    return lines
+    points: Any = [
+        {
+            "method": name,
+            "setting": None,
+            "line": None,
+            "best": n in best,
+            "domain_acc": vars(domain),
+            "general": vars(rest),
+        }
+        for n, (name, (domain, rest)) in enumerate(scores.items())
+    ]
+    return lines, frontier(points, {}, styles_of(names[1:]))
 
 
 def main() -> None:
@@ -126,7 +141,10 @@ def main() -> None:
                 cells.append(seeds + ("" if method == "base" else f" ({difference(mean, base)})"))
             print(f"| `{method}` | {len(methods[method][tasks[0]])} | {' | '.join(cells)} |")
         print("\nBold: no other row is better in both scores. s: seconds of a training.\n")
-        print(*frontier(methods, ordered, seconds), sep="\n")
+        lines, picture = two_scores(methods, ordered, seconds)
+        print(*lines, sep="\n")
+        if sys.argv[2:]:
+            Path(sys.argv[2]).write_text(picture, encoding="utf-8")
         print()
         for one, other in PAIRS:
             if one in methods and other in methods:

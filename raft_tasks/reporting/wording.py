@@ -7,7 +7,6 @@ from raft_tasks.reporting.metrics import Change, DomainMetrics, Interval, Metric
 
 ACRONYMS = {
     "sft", "sdft", "raft", "fapm", "dft", "eaft", "kl", "ce", "ema", "lora", "talr", "asft", "mlp", "dg", "osf",
-    "mixsd",
 }  # fmt: skip
 MEASURE_NAMES = {
     "domain_acc": "domain",
@@ -25,7 +24,8 @@ OPPOSITE: dict[Verdict, Verdict] = {
 
 def label(method: str) -> str:
     """A method's name for readers: fused_sft -> fused SFT."""
-    return " ".join(word.upper() if word in ACRONYMS else word for word in method.split("_"))
+    words = (word.upper() if word in ACRONYMS else word for word in method.split("_"))
+    return " ".join(words).replace("mixsd", "MixSD")
 
 
 def measure_name(measure: str) -> str:

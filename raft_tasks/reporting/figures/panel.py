@@ -33,7 +33,7 @@ MARKERS = "os^DvPX"
 BASE_STYLE = ("#444b57", "*")
 DASHED = (0, (4, 3))
 SIZE = (4.6, 3.3)  # inches; scaled to a phone's width the smallest text stays above 7 points
-LEGEND_COLUMNS = 3
+LEGEND_CHARACTERS = 18  # of a name where the legend has three columns
 LINE_HEIGHT = 0.2  # inches
 NAME_WIDTH = 11  # characters of a line of a method's name left of the axis
 
@@ -128,8 +128,13 @@ def _legend_below(axes: Axes) -> None:
     if entries:
         axes.legend(
             entries.values(), entries, loc="upper center", bbox_to_anchor=(0.46, -0.19), frameon=False,
-            ncols=min(LEGEND_COLUMNS, len(entries)), columnspacing=1.2, handletextpad=0.5,
+            ncols=_columns(list(entries)), columnspacing=1.2, handletextpad=0.5,
         )  # fmt: skip
+
+
+def _columns(names: Sequence[str]) -> int:
+    """Three of the legend's, two where a name is long."""
+    return min(3 if max(map(len, names)) <= LEGEND_CHARACTERS else 2, len(names))
 
 
 def _make_room(axes: Axes, names: bool) -> None:
@@ -139,7 +144,8 @@ def _make_room(axes: Axes, names: bool) -> None:
         raise ValueError("got axes without a figure")
     width, height = figure.get_size_inches()
     box = axes.get_position()
-    lines = -(-len(legend.get_texts()) // LEGEND_COLUMNS) if legend else 0
+    entries = [text.get_text() for text in legend.get_texts()] if legend else []
+    lines = -(-len(entries) // _columns(entries)) if entries else 0
     below = LINE_HEIGHT * max(0, lines - 2)
     above = 2 * LINE_HEIGHT * max(0, len(axes.get_yticks()) - 6) if names else 0.0
     total, plot = height + below + above, box.height * height + above
