@@ -197,7 +197,7 @@ def test_variants_of_conversations(tmp_path: Path) -> None:
     for line, reason in {
         3: "calls a tool",
         4: "calls a tool",
-        7: "not learned",
+        7: "is to be learned",
         8: "think block",
         9: "reasoning",
     }.items():
