@@ -92,6 +92,7 @@ class LossTerms:
             result: ResultT = model(completion_forward=CompletionForward(prompts, completions, head_fn, self.dtype))
         return result
 
+    @torch.no_grad()
     def forward_teacher(
         self, model: Any, prompts: list[list[int]], completions: list[list[int]], head_fn: Callable[..., TopK]
     ) -> TopK:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from raft_tasks.training.divergence import weights_digest
 from raft_tasks.training.forgetting import CurveData, load_curve_data
 from raft_tasks.training.injection import load_injected
 from raft_tasks.training.job import TrainingJob
-from raft_tasks.training.teacher import Teacher, WithoutAdapter, frozen_copy
+from raft_tasks.training.teacher import Teacher, frozen_copy, without_adapter
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def make_pair(network: PreTrainedModel, job: TrainingJob, device: torch.device) 
         teacher_adapter = distillation.teacher_adapter if distillation else None
         torch.manual_seed(job.seed)  # of the adapter's first weights
         student = with_adapter(network, job.method.adapter, teacher_adapter)
-        teacher = WithoutAdapter(teacher_adapter is not None) if distillation else None
+        teacher = partial(without_adapter, with_adapter=teacher_adapter is not None) if distillation else None
     elif distillation is not None:
         teacher = frozen_copy(network, distillation, job.model.dtype, device)
     if job.injected is not None:  # after the teacher, which is the base

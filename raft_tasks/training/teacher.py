@@ -1,8 +1,9 @@
 """The frozen teacher: a copy of the base for full fine-tuning, the student without its adapter for LoRA."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -13,40 +14,24 @@ from raft_tasks.errors import InputError
 from raft_tasks.training.adapters import teacher_mode
 from raft_tasks.training.completion_forward import CompletionForward, enable_completion_forward
 
-
-class Teacher(Protocol):
-    """The reference of L_KL."""
-
-    def __call__(self, student: Any, completion_forward: CompletionForward) -> Any:
-        """One forward pass without gradient; `student` is the model as it is wrapped for training."""
-        ...
+# (student as it is wrapped for training, CompletionForward) -> what its `head_fn` returns: the reference of L_KL
+Teacher = Callable[[Any, CompletionForward], Any]
 
 
-class FrozenCopy:
+def frozen(network: PreTrainedModel) -> Teacher:
     """A model of its own, whole in every process."""
-
-    def __init__(self, network: PreTrainedModel) -> None:
-        self.network = network.eval().requires_grad_(False)
-        enable_completion_forward(self.network)
-
-    @torch.no_grad()
-    def __call__(self, student: Any, completion_forward: CompletionForward) -> Any:
-        return self.network(completion_forward=completion_forward)
+    network.eval().requires_grad_(False)
+    enable_completion_forward(network)
+    return lambda student, completion_forward: network(completion_forward=completion_forward)
 
 
-class WithoutAdapter:
+def without_adapter(student: Any, completion_forward: CompletionForward, with_adapter: bool) -> Any:
     """The student's own weights with its adapter off, or with the teacher's adapter instead."""
-
-    def __init__(self, with_adapter: bool) -> None:
-        self.with_adapter = with_adapter
-
-    @torch.no_grad()
-    def __call__(self, student: Any, completion_forward: CompletionForward) -> Any:
-        with teacher_mode(student, self.with_adapter):
-            return student(completion_forward=completion_forward)
+    with teacher_mode(student, with_adapter):
+        return student(completion_forward=completion_forward)
 
 
-def frozen_copy(network: PreTrainedModel, distillation: Distillation, dtype: str, device: torch.device) -> FrozenCopy:
+def frozen_copy(network: PreTrainedModel, distillation: Distillation, dtype: str, device: torch.device) -> Teacher:
     """The teacher of full fine-tuning: `network` before its first step.
 
     `dtype` and `device` hold where the settings of `distill` are null.
@@ -62,7 +47,7 @@ def frozen_copy(network: PreTrainedModel, distillation: Distillation, dtype: str
             parameter
         ) in copy.parameters():  # not the buffers: a model loaded in bfloat16 has float32 rotary frequencies
             parameter.data = parameter.data.to(getattr(torch, distillation.teacher_dtype or dtype))
-        return FrozenCopy(copy.to(distillation.teacher_device or device))
+        return frozen(copy.to(distillation.teacher_device or device))
     except (RuntimeError, AssertionError) as error:
         if distillation.teacher_device is None or isinstance(error, torch.OutOfMemoryError):
             raise

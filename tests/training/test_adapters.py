@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import LORA, METHODS, TEACHER, distillation, job, method, pairs, save_tiny, train
-from trainer_runs import ROLLOUTS, Stop, numbers, plain_step, run, same_weights, stop_at
+from trainer_runs import ROLLOUTS, Stop, numbers, plain_step, run, same_weights, stop_at, teacher_network
 
 from raft_tasks import distill
 from raft_tasks.adapter_folder import merge_adapter, without_peft_warnings
@@ -19,7 +19,7 @@ from raft_tasks.training.adapters import teacher_mode, with_adapter
 from raft_tasks.training.completion_forward import CompletionForward
 from raft_tasks.training.conversations import Encoder
 from raft_tasks.training.preparation import TrainingData, fingerprint, make_pair, teacher_turn, training_arguments
-from raft_tasks.training.teacher import WithoutAdapter
+from raft_tasks.training.teacher import without_adapter
 from raft_tasks.training.trainer import RaftTrainer
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -241,11 +241,11 @@ def test_another_teacher_in_the_same_folder_is_another_training(tiny_model, tmp_
 
 def test_the_frozen_copys_type_and_device(tiny_model, tmp_path):
     row = method(target="fused", distillation=distillation(teacher_dtype="bfloat16", teacher_device="cpu"))
-    trainer = lora_trainer(tiny_model, tmp_path, row)
-    assert {parameter.dtype for parameter in trainer.teacher.network.parameters()} == {torch.bfloat16}
+    copy = teacher_network(lora_trainer(tiny_model, tmp_path, row).teacher)
+    assert {parameter.dtype for parameter in copy.parameters()} == {torch.bfloat16}
     loaded = load_model(tiny_model, torch.bfloat16)[0]
     for name, tensor in loaded.named_buffers():
-        assert torch.equal(trainer.teacher.network.get_buffer(name), tensor), name
+        assert torch.equal(copy.get_buffer(name), tensor), name
     exact, rounded = (run(tiny_model, tmp_path / str(n), m)["final"]["l_kl"] for n, m in enumerate(["raft", row]))
     assert rounded == pytest.approx(exact, rel=0.2)
     assert rounded != exact
@@ -257,7 +257,7 @@ def test_the_frozen_copys_type_and_device(tiny_model, tmp_path):
 
 
 def test_without_an_adapter_of_its_own_no_second_copy_is_made(tiny_model, tmp_path):
-    assert isinstance(lora_trainer(tiny_model, tmp_path, METHODS["raft_lora"]).teacher, WithoutAdapter)
+    assert lora_trainer(tiny_model, tmp_path, METHODS["raft_lora"]).teacher.func is without_adapter
 
 
 @pytest.mark.parametrize("name", ["sft", "raft", "raft_lora"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import METHODS, job, method, pairs, train
-from trainer_runs import Stop, numbers, one_step, same_weights, steps, stop_at
+from trainer_runs import Stop, numbers, one_step, same_weights, steps, stop_at, teacher_network
 
 from flows.distill import _plan
 from raft_tasks.adapter_folder import WEIGHTS
@@ -111,7 +111,7 @@ def test_the_student_starts_with_the_injected_weights_and_the_teacher_as_the_bas
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert not torch.allclose(ours, before, atol=1e-2)
     if row == "raft":
-        assert all(torch.equal(tensor, base[name]) for name, tensor in teacher.network.state_dict().items())
+        assert all(torch.equal(tensor, base[name]) for name, tensor in teacher_network(teacher).state_dict().items())
     if row == "raft_lora":
         stored = load_file(left.injected / "model" / WEIGHTS)
         assert any(tensor.abs().max() > 0 for name, tensor in stored.items() if "lora_B" in name)

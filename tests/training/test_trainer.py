@@ -20,6 +20,7 @@ from trainer_runs import (
     run,
     same_weights,
     steps,
+    teacher_network,
     weights,
 )
 from transformers.utils import logging as transformers_logging
@@ -45,7 +46,7 @@ def test_one_step_is_equations_6_to_12(tiny_model, tmp_path, micro, tail):
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     plain = load_model(tiny_model, torch.float32)[0]
     plain.load_state_dict(trainer.student.state_dict())
-    l_sft, l_kl, weight = plain_step(plain, trainer.teacher.network, rows, ROLLOUTS, 8, 1.5, 3.0, tail)
+    l_sft, l_kl, weight = plain_step(plain, teacher_network(trainer.teacher), rows, ROLLOUTS, 8, 1.5, 3.0, tail)
 
     loss, gradients = one_step(trainer, rows)
     assert trainer.metrics.sums["l_sft"] == pytest.approx(l_sft, abs=1e-5)
@@ -107,12 +108,14 @@ def test_one_step_without_a_cross_entropy_is_the_teachers_alone(tiny_model, tmp_
 
 def test_the_teacher_is_frozen_and_in_evaluation_mode(tiny_model, tmp_path):
     trainer = make_trainer(tiny_model, tmp_path, METHODS["raft"], train(), ROLLOUTS)
-    before = {name: value.clone() for name, value in trainer.teacher.network.state_dict().items()}
+    before = {name: value.clone() for name, value in teacher_network(trainer.teacher).state_dict().items()}
     one_step(trainer, trainer.train_dataset[:4])
-    assert not trainer.teacher.network.training
+    assert not teacher_network(trainer.teacher).training
     assert trainer.student.training
-    assert all(parameter.grad is None for parameter in trainer.teacher.network.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in trainer.teacher.network.state_dict().items())
+    assert all(parameter.grad is None for parameter in teacher_network(trainer.teacher).parameters())
+    assert all(
+        torch.equal(value, before[name]) for name, value in teacher_network(trainer.teacher).state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)

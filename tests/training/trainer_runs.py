@@ -1,6 +1,7 @@
 """Small trainings, and what a test reads of them."""
 
 import csv
+from inspect import getclosurevars
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from raft_tasks.training.conversations import Encoder
 from raft_tasks.training.preparation import TrainingData, teacher_turn, training_arguments
 from raft_tasks.training.rollouts import Rollout
 from raft_tasks.training.step_metrics import COLUMNS
-from raft_tasks.training.teacher import FrozenCopy
+from raft_tasks.training.teacher import frozen
 from raft_tasks.training.train import train_model
 from raft_tasks.training.trainer import RaftTrainer
 
@@ -47,7 +48,7 @@ def numbers(folder):
 
 def make_trainer(model, folder, method, settings, rollouts):
     student, tokenizer = load_model(model, torch.float32)
-    teacher = FrozenCopy(load_model(model, torch.float32)[0]) if method.distillation else None
+    teacher = frozen(load_model(model, torch.float32)[0]) if method.distillation else None
     limit = method.distillation.rollout_max_new_tokens if method.distillation else 0
     if method.distillation:  # these rollouts were never sampled
         method = method.model_copy(
@@ -59,6 +60,11 @@ def make_trainer(model, folder, method, settings, rollouts):
     if method.distillation:
         trainer.rollout_buffer.sampler = lambda prompts, seeds: rollouts[: len(prompts)]
     return trainer
+
+
+def teacher_network(teacher):
+    """The model that a `frozen` teacher asks."""
+    return getclosurevars(teacher).nonlocals["network"]
 
 
 def one_step(trainer, rows):
