@@ -29,7 +29,7 @@ from raft_tasks.evaluation import statistics
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS, TRAIN, VALIDATION, OTHERS = 80, 128, 40, 40
-KNOWN_BY = ("rows and documents", "documents alone", "neither")
+KNOWN_BY = ("rows and documents", "documents alone", "no document")
 CHECKS = ("panel", "class", "regulation")
 GENERAL = {"lambada_openai": 100, "general_questions": 60, "open_prompts": 20}
 PAIRS = (("fused_sft_anchored", "fused_sft_anchored_injected"), ("fused_sft", "fused_sft_injected"))

@@ -84,12 +84,12 @@ def chosen(methods: Outcomes, method: str, tasks: list[str], count: int | None =
     return made
 
 
-def percent(found: statistics.Estimate | None, form: str = ".1f") -> str:
-    assert found is not None
-    assert found.low is not None
-    assert found.high is not None
-    estimate, low, high = (format(100 * value, form) for value in (found.estimate, found.low, found.high))
-    return f"{estimate} ({low} to {high})"
+def percent(estimate: statistics.Estimate | None, form: str = ".1f") -> str:
+    assert estimate is not None
+    assert estimate.low is not None
+    assert estimate.high is not None
+    middle, low, high = (format(100 * value, form) for value in (estimate.estimate, estimate.low, estimate.high))
+    return f"{middle} ({low} to {high})"
 
 
 def two_scores(methods: Outcomes, names: list[str], seconds: dict[str, list[float]]) -> tuple[list[str], str]:
@@ -100,10 +100,10 @@ def two_scores(methods: Outcomes, names: list[str], seconds: dict[str, list[floa
     }
     best = undominated([(domain.estimate, rest.estimate) for domain, rest in scores.values()])
     lines = ["| | domain | general | kept | s |", "|---|---:|---:|---:|---:|"]
-    for place, (name, (domain, rest)) in enumerate(scores.items()):
+    for index, (name, (domain, rest)) in enumerate(scores.items()):
         kept = statistics.ratio(chosen(methods, name, tasks), chosen(methods, "base", tasks), BOOTSTRAP)
         cells = [percent(domain), percent(rest), "100" if name == "base" else percent(kept)]
-        shown = f"**`{name}`**" if place in best else f"`{name}`"
+        shown = f"**`{name}`**" if index in best else f"`{name}`"
         lines.append(f"| {shown} | {' | '.join(cells)} | {'/'.join(f'{value:.0f}' for value in seconds[name])} |")
     points: Any = [
         {

@@ -165,8 +165,8 @@ def by_pair(lines: list[Line], asked: dict[str, Any]) -> list[str]:
     table = Table(lines, {**asked, "arms": sorted({arm for pair in asked["pairs"] for arm in pair})})
     made = []
     for arm, other in asked["pairs"]:
-        found = [table.compared(arm, other, names) for names in (("domain",), GENERAL)]
-        made.append([f"{arm} - {other}", *(percent(change, signed=True) for change in found)])
+        changes = [table.compared(arm, other, names) for names in (("domain",), GENERAL)]
+        made.append([f"{arm} - {other}", *(percent(change, signed=True) for change in changes)])
     return markdown(["", "domain", "general"], made)
 
 

@@ -334,9 +334,9 @@ def check_generation_prompt(
             f"the chat template of {tokenizer.name_or_path!r} does not show all turns of a conversation: {hidden} are "
             "missing; use a template that shows them, or domains.NAME.chat.conversation: first"
         )
-    told = [turn if turn["role"] == "system" else plain for turn, plain in zip(history, before, strict=True)]
-    if told != before:
-        shown = render(tokenizer, system, [*told, turns[-2]], add_generation_prompt=True, thinking=thinking)
+    as_in_the_row = [turn if turn["role"] == "system" else plain for turn, plain in zip(history, before, strict=True)]
+    if as_in_the_row != before:
+        shown = render(tokenizer, system, [*as_in_the_row, turns[-2]], add_generation_prompt=True, thinking=thinking)
         if shown.rpartition("question")[2] != prompt.rpartition("question")[2]:
             raise ChatError(
                 "the row's system turn switches thinking on or off (/think, /no_think, within a word too): take that "

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
     """Hold the lock of `path`, which a repository and its retrain checkout share; wait, and say so, if it is held."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = Path(f"{path}.lock")
@@ -54,7 +54,7 @@ def with_mixed_targets(job: TrainingJob, identity: dict[str, str | None], progre
     code = code_digest("raft_tasks.generation.mixing")
     key = digest([job.pairs, identity, settings, resolved(job.model), job.template_text, job.seed, code])
     file = job.checkpoints / f"targets-{key[:16]}.jsonl"
-    with alone(file):
+    with exclusive(file):
         if not file.exists():
             guide = teacher_message(job.template_text)
             write_rows(file, mix_answers(job.pairs, job.model, settings, guide, job.seed, progress))
@@ -96,7 +96,7 @@ def train(job: TrainingJob, identity: dict[str, str | None], progress: Progress,
     key = digest([*parts, *job.input_digests])
     folder = job.checkpoints / key[:16]
     run = partial(run_training, progress=progress)
-    with alone(folder):
+    with exclusive(folder):
         job = inject(replace(job, checkpoints=folder), run)
         with atomic_folder(job.output) as unfinished:
             summary = run(replace(job, output=unfinished))

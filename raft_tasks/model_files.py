@@ -43,7 +43,7 @@ def save_network(network: Any, folder: Path) -> None:
     rotary = config.get("rope_parameters") or {}
     if "rope_theta" in rotary:
         older = {key: rotary.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rotary}
-        scaling = None if rotary["rope_type"] == "default" else rotary
+        scaling = None if rotary.get("rope_type", "default") == "default" else rotary
         config |= older | {"rope_scaling": scaling, "rope_parameters": {**older, **rotary}}
         file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

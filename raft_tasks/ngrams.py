@@ -154,8 +154,8 @@ class JaccardIndex:
         owners = np.concatenate([self._owners[:0], *(self._owners[begin:end] for begin, end in ranges)])
         shared = shared_by_all.sum() + np.bincount(owners, minlength=len(self._numbers))
         shares = shared / (len(hashes) + self._sizes - shared)
-        place = int(shares.argmax())
-        return float(shares[place]), self._numbers[place]
+        nearest = int(shares.argmax())
+        return float(shares[nearest]), self._numbers[nearest]
 
 
 def _mix(hashes: Hashes) -> Hashes:

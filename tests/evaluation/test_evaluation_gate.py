@@ -194,9 +194,9 @@ def test_of_fewer_sources_than_a_sign_test_needs_the_domain_shows_nothing(right)
 @pytest.mark.parametrize(("sources", "result"), [(8, "unproven"), (20, "unproven"), (58, "unproven"), (59, "pass")])
 def test_few_sources_that_all_agree_do_not_show_that_nothing_was_lost(sources, result):
     same = replace(CHAMPION, items={"domain": outcomes("domain", sources, 2 * sources)})
-    found = check(check_candidate(RULES, "archive", same, same, same, 0.99), "domain")
-    assert (found.candidate, found.result) == ("+0.0 points (+0.0 to +0.0)", result)
-    assert ("sources may miss a loss of" in found.evidence) == (result == "unproven")
+    rule = check(check_candidate(RULES, "archive", same, same, same, 0.99), "domain")
+    assert (rule.candidate, rule.result) == ("+0.0 points (+0.0 to +0.0)", result)
+    assert ("sources may miss a loss of" in rule.evidence) == (result == "unproven")
 
 
 def test_a_gain_that_is_shown_needs_no_more_sources():

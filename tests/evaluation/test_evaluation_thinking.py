@@ -154,8 +154,8 @@ def test_the_thoughts_of_a_small_task_weigh_as_much_as_a_large_ones():
         Measured(name, {task: outcomes(task, 0, thoughts[name], count=count) for task, (count, thoughts) in of.items()})
         for name in ("sft-0", "base")
     )
-    found = check_candidate(RULES, "archive", candidate, base, None, fidelity=0.99)
-    (thoughts,) = (check for check in found.checks if check.rule == "thoughts")
+    verdict = check_candidate(RULES, "archive", candidate, base, None, fidelity=0.99)
+    (thoughts,) = (check for check in verdict.checks if check.rule == "thoughts")
     assert thoughts.candidate.startswith("-18.0 points")
     assert "sft-0 70.0%, unfinished 0.0%; base 88.0%" in thoughts.evidence
 

@@ -46,13 +46,13 @@ def test_a_set_is_made_for_the_methods_that_name_it(tmp_path, raft, monkeypatch)
     assert len(held["sha256"]) == 64
     # a method more: DVC runs the stage again, and the sets stay
     monkeypatch.setenv("DVC_STAGE", "anchors")
-    for more, said in (("raft", "24/24 generated turns"), ("on_policy", "the sets stay")):
+    for more, shown in (("raft", "24/24 generated turns"), ("on_policy", "the sets stay")):
         config["run"]["methods"].append(more)
         (project / "params.yaml").write_text(yaml.safe_dump(config))
         for command in (["resolve"], ["stage", "anchors"]):
             done = raft(project, *command)
             assert done.returncode == 0, done.stdout + done.stderr
-        assert said in done.stdout
+        assert shown in done.stdout
         assert json.loads((folder / "methods" / f"{more}.json").read_text()) is None
         assert json.loads((folder / "methods" / "fused_sft_anchored.json").read_text()) == held
 

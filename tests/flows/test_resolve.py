@@ -99,10 +99,10 @@ def test_the_teachers_template_concerns_no_fusion_without_a_judge_of_likelihood(
 
 def test_one_more_method_concerns_the_stages_that_write_a_file_for_it(changed):
     """Also where it has no anchors: `distill` reads which ones it has."""
-    own = {f"{stage}-on_policy" for stage in ("analyse", "benchmark", "distill")}
+    of_the_method = {f"{stage}-on_policy" for stage in ("analyse", "benchmark", "distill")}
     assert changed("run.methods", [*METHODS, "on_policy"]) == {
         *("anchors", "fuse", "ingest-archive", "judge", "report"),
-        *own,
+        *of_the_method,
     }
 
 

@@ -107,3 +107,16 @@ def test_smoothing_keeps_a_constant_a_short_run_and_gaps():
     assert training._smoothed(np.array([0, 0, 0, 5.0, 0, 0, 0])) == pytest.approx([0, 5 / 4, 1, 1, 1, 5 / 4, 0])
     assert training._smoothed(np.array([np.nan, 3.0, 3.0])) == pytest.approx([3.0, 3.0, 3.0])
     assert np.isnan(training._smoothed(np.full(3, np.nan))).all()
+
+
+def test_a_legend_of_long_names_lies_within_the_figure():
+    names = ["sft", "fused_sft", "raft", "fused_sft_anchored", "raft_anchored", "mixsd_refined_anchored"]
+    score = {"estimate": 0.5, "low": 0.4, "high": 0.6}
+    points = [
+        {"method": name, "setting": None, "line": None, "best": False, "domain_acc": score, "general": score}
+        for name in names
+    ]
+    svg = scores.frontier(points, {}, styles_of(names))
+    width = float(re.search(r'viewBox="0 0 (\S+)', svg)[1])
+    left = float(re.search(r'x="(\S+)" y="\S+">MixSD refined anchored<', svg)[1])
+    assert left + 5.2 * len("MixSD refined anchored") < width  # 5.2: of a character of 10 pixels, at least

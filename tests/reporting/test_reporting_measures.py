@@ -228,6 +228,7 @@ def test_labels():
     assert label("fused_sft") == "fused SFT"
     assert label("on_policy") == "on policy"
     assert label("base") == "base"
+    assert label("mixsd_anchored") == "MixSD anchored"
 
 
 def test_where_a_panel_judged_its_verdicts_are_measured(tmp_path):

@@ -69,9 +69,9 @@ def test_a_row_that_no_judge_scored_was_not_changed_by_fusion(study):
     kept = {"fused": first.answer, "unfused": "quorum"}
     unscored = [row.model_copy(update=kept) if row.passed and row is not first else row for row in rows]
     domain = replace(study.domains["archive"], fused=unscored)
-    found = measure_refinement(domain, study.config)
-    assert found["fused_changed"] == found["outcomes"]["fused"] == 1
-    assert found["share_fused_changed"] == pytest.approx(1 / found["rewrites_passed"])
+    refinement = measure_refinement(domain, study.config)
+    assert refinement["fused_changed"] == refinement["outcomes"]["fused"] == 1
+    assert refinement["share_fused_changed"] == pytest.approx(1 / refinement["rewrites_passed"])
     assert row_outcome(_example_rows(domain, study.config)[0]) == "fused"
 
 

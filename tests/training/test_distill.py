@@ -98,15 +98,15 @@ def test_methods_that_differ_in_merge_alone_train_side_by_side(job, monkeypatch)
 
 def test_the_same_training_waits_for_the_one_at_work(job, monkeypatch, capsys):
     """A `raft run` and a `raft retrain` of the same data: the checkout shares .cache."""
-    work, said = Work(monkeypatch), ""
+    work, printed = Work(monkeypatch), ""
     job = replace(job, method=Method())
     with ThreadPoolExecutor() as pool:
         try:
             first = pool.submit(train.fn, job, {}, quiet, quiet)
             assert work.begun.wait(60)
             second = pool.submit(train.fn, job, {}, quiet, quiet)
-            while not second.done() and "waiting for it" not in said:
-                said += capsys.readouterr().out
+            while not second.done() and "waiting for it" not in printed:
+                printed += capsys.readouterr().out
             assert not second.done()
             assert len(work.folders) == 1
         finally:
