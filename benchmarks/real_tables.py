@@ -27,12 +27,15 @@ from raft_tasks.reporting.frontier import undominated
 
 OUTCOMES = Path(sys.argv[1] if sys.argv[1:] else Path(__file__).parent / "studies" / "real-model.jsonl")
 GENERATED = ("domain", "general_questions", "open_prompts")
-ORDER = ["base", "sft", "fused_sft", "raft", "fused_sft_anchored", "raft_anchored", "mixsd_refined_anchored"]
+ORDER = ["base", "sft", "fused_sft", "raft", "fused_sft_anchored", "fused_sft_anchored_4_epochs",
+         "raft_anchored", "mixsd_refined_anchored"]  # fmt: skip
 PAIRS = [
     ("raft", "fused_sft"),
     ("raft", "fused_sft_anchored"),
     ("fused_sft_anchored", "fused_sft"),
+    ("raft", "fused_sft_anchored_4_epochs"),
     ("raft_anchored", "raft"),
+    ("raft_anchored", "fused_sft_anchored_4_epochs"),
     ("raft_anchored", "fused_sft_anchored"),
     ("mixsd_refined_anchored", "fused_sft_anchored"),
 ]
